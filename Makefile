@@ -1,0 +1,46 @@
+.PHONY: all setup demo test test-all format lint types imports reference wheel
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+all: lint types imports test
+
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable . --group dev
+	touch $@
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/bitfront demo
+
+test: $(STAMP)
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-all: $(STAMP)
+	$(BIN)/pytest
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+reference: $(STAMP)
+	$(BIN)/python -m bitfront.reference.train
+
+wheel: $(STAMP)
+	rm -rf build dist
+	$(BIN)/python -m build --wheel

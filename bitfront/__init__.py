@@ -1,0 +1,1 @@
+"""The shared vocabulary of bitfront: precisions, plans, configurations, job specs, errors."""

@@ -1,0 +1,151 @@
+"""Every error that bitfront raises on purpose; each one crosses processes unharmed."""
+
+
+class BitfrontError(Exception):
+    """The root of bitfront's own errors: the message is one sentence for the person."""
+
+
+class SpecError(BitfrontError):
+    """A job specification, a precision or a command has a value that cannot be used."""
+
+
+class MissingModel(BitfrontError):
+    """The model's name, checkpoint or weights cannot be found."""
+
+
+class MissingData(BitfrontError):
+    """The data set cannot be found, or one of its splits is empty."""
+
+
+class InvalidSample(BitfrontError):
+    """A sample of the data set cannot be used: no image, no caption, an unknown label."""
+
+
+class InvalidModel(BitfrontError):
+    """The model cannot be quantized as it is: a NaN weight, an unknown layer, a wrong shape."""
+
+
+class InvalidMetric(BitfrontError):
+    """A trial yielded a value that is missing or not finite."""
+
+    def __init__(self, objective: str, value: str) -> None:
+        # Ray pickles errors back to the driver, and unpickling calls cls(*args).
+        super().__init__(objective, value)
+        self.objective = objective
+        self.value = value
+
+    def __str__(self) -> str:
+        return f"the objective {self.objective} came out as {self.value}, not as a finite number"
+
+
+class InfeasibleBudget(BitfrontError):
+    """No plan fits the budget: even the smallest one is larger."""
+
+    def __init__(self, budget: float, floor: float, unit: str = "bytes") -> None:
+        super().__init__(budget, floor, unit)
+        self.budget = budget
+        self.floor = floor
+        self.unit = unit
+
+    def __str__(self) -> str:
+        return (
+            f"the budget is {self.budget:,.0f} {self.unit}, "
+            f"but the smallest plan needs {self.floor:,.0f}"
+        )
+
+
+class UnavailableDevice(BitfrontError):
+    """A measurement asks for a device or a kernel that this machine does not have."""
+
+
+class DatabaseError(BitfrontError):
+    """The database cannot be opened, is foreign, or has another schema version."""
+
+
+class UnknownStudy(BitfrontError):
+    """No study of that name is in the database."""
+
+    def __init__(self, study: str, known: tuple[str, ...] = ()) -> None:
+        super().__init__(study, known)
+        self.study = study
+        self.known = known
+
+    def __str__(self) -> str:
+        if not self.known:
+            return f"there is no study {self.study!r}: the database holds no studies yet"
+        return f"there is no study {self.study!r}; the database holds {', '.join(self.known)}"
+
+
+class DuplicateStudy(BitfrontError):
+    """A study of that name exists already."""
+
+    def __init__(self, study: str) -> None:
+        super().__init__(study)
+        self.study = study
+
+    def __str__(self) -> str:
+        return (
+            f"a study named {self.study!r} exists already: continue it with "
+            f"'bitfront resume {self.study}', or choose another name with --study"
+        )
+
+
+class ChangedJob(BitfrontError):
+    """A resumed study has another spec, model or data than the one it was started with."""
+
+    def __init__(self, study: str, differences: tuple[str, ...]) -> None:
+        super().__init__(study, differences)
+        self.study = study
+        self.differences = differences
+
+    def __str__(self) -> str:
+        return (
+            f"study {self.study!r} was started with something else "
+            f"({'; '.join(self.differences)}): submit it under another name, "
+            "or accept the change with --accept-changes"
+        )
+
+
+class LeaseHeld(BitfrontError):
+    """Another driver runs the study and its heartbeat is fresh."""
+
+    def __init__(self, study: str, owner: str, age_s: float) -> None:
+        super().__init__(study, owner, age_s)
+        self.study = study
+        self.owner = owner
+        self.age_s = age_s
+
+    def __str__(self) -> str:
+        return (
+            f"study {self.study!r} is being run by {self.owner} "
+            f"(last heartbeat {self.age_s:.0f} s ago): wait for it, or stop it first"
+        )
+
+
+class LeaseLost(BitfrontError):
+    """Another driver took the study over: this one must not write any more."""
+
+    def __init__(self, study: str, epoch: int) -> None:
+        super().__init__(study, epoch)
+        self.study = study
+        self.epoch = epoch
+
+    def __str__(self) -> str:
+        return f"another driver took over study {self.study!r} (our epoch was {self.epoch})"
+
+
+class TooManyFailures(BitfrontError):
+    """More than half of the trials failed, so the study stops."""
+
+    def __init__(self, study: str, failed: int, finished: int, cause: str) -> None:
+        super().__init__(study, failed, finished, cause)
+        self.study = study
+        self.failed = failed
+        self.finished = finished
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return (
+            f"study {self.study!r} stopped: {self.failed} of {self.finished} trials failed, "
+            f"the last one with: {self.cause}"
+        )

@@ -1,0 +1,63 @@
+"""Layers, the weight matrices that can be quantized, and the blocks they are searched in."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Tower(StrEnum):
+    """The part of a vision-language model that a layer belongs to."""
+
+    VISION = "vision"
+    TEXT = "text"
+    PROJECTOR = "projector"
+    LANGUAGE = "language"
+
+
+class LayerKind(StrEnum):
+    """What the weight does with its input."""
+
+    LINEAR = "linear"
+    CONVOLUTION = "convolution"
+    EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One weight matrix that can be quantized.
+
+    Attributes:
+        name: The parameter's name in the model as its library has it, such as
+            `visual.transformer.resblocks.0.attn.in_proj_weight`.
+        tower: The tower it belongs to.
+        kind: What the weight does with its input.
+        rows: Output channels (for an embedding, the vocabulary).
+        columns: Inputs to one output (for a convolution, channels times kernel).
+        positions: How often the matrix is applied for one sample (tokens or patches);
+            0 for an embedding, which multiplies nothing.
+        source: Layers with the same source share one input tensor (q, k and v; gate and up).
+        scope: The transformer block that holds it, such as `visual.transformer.resblocks.0`;
+            the tower's name for what lies outside of one.
+    """
+
+    name: str
+    tower: Tower
+    kind: LayerKind
+    rows: int
+    columns: int
+    positions: int
+    source: str
+    scope: str
+
+    @property
+    def weights(self) -> int:
+        """The number of weights."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Neighbouring layers of one tower that are searched together."""
+
+    name: str
+    tower: Tower
+    layers: tuple[str, ...]

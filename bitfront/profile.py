@@ -1,0 +1,88 @@
+"""What profiling a model yields: entropies, dependencies, cells, and the keys they live under."""
+
+from dataclasses import dataclass
+
+from bitfront.layers import Block, Layer
+from bitfront.plan import Option, digest
+
+
+@dataclass(frozen=True, slots=True)
+class LayerEntropy:
+    """Entropies of one layer's quantized input over the calibration split.
+
+    Attributes:
+        layer: The layer's name.
+        entropy: Soft-assignment entropy over the quantizer's levels, divided by the log of
+            their number, in [0, 1] (Q-VLM, Eq 5).
+        dependency: Conditional entropy of the next layer's input given this one's, in
+            [0, 1] (Q-VLM, Eq 4); None at the end of a tower.
+    """
+
+    layer: str
+    entropy: float
+    dependency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CellKey:
+    """What a cell's error depends on: two cells with the same key have the same error.
+
+    Attributes:
+        model: Hash of the weights and the architecture.
+        data: Hash of the calibration samples.
+        quantizer: Hash of the quantizer's settings and of the error measure.
+        option: Hash of the block's layers and their precisions.
+    """
+
+    model: str
+    data: str
+    quantizer: str
+    option: str
+
+    @classmethod
+    def of(cls, model: str, data: str, quantizer: str, block: Block, option: Option) -> "CellKey":
+        """The key of one option of a block."""
+        names = [[layer, str(p)] for layer, p in zip(block.layers, option.precisions, strict=True)]
+        return cls(model, data, quantizer, digest(names))
+
+    @property
+    def digest(self) -> str:
+        """One hash for the whole key."""
+        return digest([self.model, self.data, self.quantizer, self.option])
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The measured cost and error of one option of a block.
+
+    Attributes:
+        block: Name of the block.
+        option: The joint assignment.
+        nbytes: Bytes of the block's packed layers under the option.
+        bit_operations: Multiply-accumulates times weight bits times activation bits, a sample.
+        error: Effect on the model's output with all other blocks in full precision (nats for
+            an output KL); never negative.
+    """
+
+    block: str
+    option: Option
+    nbytes: int
+    bit_operations: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A model's layers, blocks and cells.
+
+    Attributes:
+        layers: In order of execution, tower by tower.
+        blocks: The partition, in order of execution.
+        cells: Every measured cell, block by block.
+        fixed_nbytes: Bytes that no option changes (norms, biases, positions, kept layers).
+    """
+
+    layers: tuple[Layer, ...]
+    blocks: tuple[Block, ...]
+    cells: tuple[Cell, ...]
+    fixed_nbytes: int

@@ -1,0 +1,296 @@
+"""The job specification: what a person writes in JOB.yaml, valid once built."""
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from bitfront.plan import digest
+from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
+
+STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+
+def parse_nbytes(size: object) -> object:
+    """The bytes that `40MB`, `1.5 GiB` or `4096` stand for; anything else comes back as it is.
+
+    Raises:
+        ValueError: The text has no number or no known unit.
+    """
+    if not isinstance(size, str):
+        return size
+    match = _SIZE.fullmatch(size.strip())
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f"{size!r} is no size: write it like 4096, 40MB or 1.5GiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _weight_bits(bits: int) -> int:
+    if bits not in WEIGHT_BITS:
+        raise ValueError(f"weight bits must be among {', '.join(map(str, WEIGHT_BITS))}")
+    return bits
+
+
+def _activation_bits(bits: int) -> int:
+    if bits not in ACTIVATION_BITS:
+        raise ValueError(f"activation bits must be among {', '.join(map(str, ACTIVATION_BITS))}")
+    return bits
+
+
+Nbytes = Annotated[int, BeforeValidator(parse_nbytes), Field(gt=0)]
+WeightBits = Annotated[int, BeforeValidator(_weight_bits)]
+ActivationBits = Annotated[int, BeforeValidator(_activation_bits)]
+Share = Annotated[float, Field(gt=0.5, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the specification: unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class ModelSource(StrEnum):
+    """Which library the model comes from."""
+
+    REFERENCE = "reference"
+    OPEN_CLIP = "open_clip"
+    TRANSFORMERS = "transformers"
+
+
+class ModelSpec(Section):
+    """The model: `name` is an open_clip model name, or a hub name or folder of transformers.
+
+    `weights` is a checkpoint file or an open_clip pretrained tag.
+    """
+
+    source: ModelSource
+    name: str = "digit-clip"
+    weights: str | None = None
+    device: str = "auto"
+
+
+class DataSource(StrEnum):
+    """Where the samples come from."""
+
+    REFERENCE = "reference"
+    IMAGE_FOLDER = "image_folder"
+    DATASETS = "datasets"
+
+
+class Samples(Section):
+    """How many samples each split takes."""
+
+    calibration: int = Field(128, ge=1)
+    tuning: int = Field(512, ge=1)
+    selection: int = Field(512, ge=1)
+    test: int = Field(1024, ge=1)
+
+
+class DataSpec(Section):
+    """The task: images with one class each; captions are made from `templates`.
+
+    `path` is a folder with one sub-folder a class, or a `datasets` dataset saved to disk.
+    """
+
+    source: DataSource
+    path: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    samples: Samples = Samples()
+    seed: int = Field(0, ge=0)
+    batch_size: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _has_a_path(self) -> Self:
+        if self.source is not DataSource.REFERENCE and not self.path:
+            raise ValueError(f"data of source {self.source} needs a path")
+        if any("{}" not in template for template in self.templates):
+            raise ValueError("every template needs {} where the class name goes")
+        return self
+
+
+class QuantizerSpec(Section):
+    """How weights and inputs are mapped to codes, for all layers alike."""
+
+    scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
+    scale_search: bool = True
+    activations: Literal["static", "dynamic"] = "static"
+
+
+class RecoverySpace(Section):
+    """The P4Q settings that the sampler may choose from."""
+
+    context_length: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0, 4, 8)
+    reduction: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0, 2, 4)
+    adapter_bits: tuple[Literal[4, 6, 8, 16], ...] = (8,)
+    blend: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.2, 0.5)
+    distillation: tuple[Annotated[float, Field(ge=0)], ...] = (1.0,)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = (60,)
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        for name in type(self).model_fields:
+            if not getattr(self, name):
+                raise ValueError(f"recovery.{name} has no value to choose from")
+        if not any(self.context_length) and not any(self.reduction):
+            raise ValueError("a recovery needs a context_length or a reduction above 0")
+        return self
+
+
+class SpaceSpec(Section):
+    """What the search may choose: the precisions of every layer, and the recovery.
+
+    `keep` maps patterns of layer names (shell wildcards) to a fixed weight width: those
+    layers are no variable.
+    """
+
+    weight_bits: tuple[WeightBits, ...] = (2, 3, 4, 6, 8)
+    activation_bits: tuple[ActivationBits, ...] = (8,)
+    groups: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    clips: tuple[Share, ...] = (1.0,)
+    keep: dict[str, WeightBits] = {}
+    recovery: RecoverySpace | None = None
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        for name in ("weight_bits", "activation_bits", "groups", "clips"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"space.{name} is empty: there is nothing to search")
+            if len(set(values)) != len(values):
+                raise ValueError(f"space.{name} names a value twice: {list(values)}")
+        return self
+
+
+class Grain(StrEnum):
+    """How layers are grouped into blocks."""
+
+    ENTROPY = "entropy"
+    LAYER = "layer"
+    TRANSFORMER_BLOCK = "transformer_block"
+
+
+class PartitionSpec(Section):
+    """The blocks: at most `depth` layers whose mean dependency exceeds `threshold`.
+
+    `threshold` is h0 of Q-VLM, Eq 7; None takes the mean over the model.
+    """
+
+    grain: Grain = Grain.ENTROPY
+    depth: int = Field(3, ge=1, le=3)
+    threshold: float | None = None
+
+
+class ErrorMeasure(StrEnum):
+    """What a cell's error measures."""
+
+    OUTPUT_KL = "output_kl"
+    GRADIENT = "gradient"
+    FISHER = "fisher"
+    ENTROPY = "entropy"
+
+
+class ProfileSpec(Section):
+    """How cells are measured.
+
+    `slack`: a joint option is measured only if no other one is at most as large with less
+    than `1 / slack` of its error, both predicted by the sum of single-layer errors; 0
+    measures every joint option.
+    """
+
+    measure: ErrorMeasure = ErrorMeasure.OUTPUT_KL
+    slack: float = Field(1.5, ge=0)
+
+
+class Objective(StrEnum):
+    """What is minimised."""
+
+    ERROR = "error"
+    NBYTES = "nbytes"
+    BIT_OPERATIONS = "bit_operations"
+    LATENCY_S = "latency_s"
+
+
+class ConstraintSpec(Section):
+    """Upper limits that every configuration on the front must hold."""
+
+    max_nbytes: Nbytes | None = None
+    max_error: float | None = Field(None, gt=0, le=1)
+    max_bits: float | None = Field(None, gt=0, le=16)
+    max_bit_operations: float | None = Field(None, gt=0)
+    max_latency_s: float | None = Field(None, gt=0)
+
+
+class Sampler(StrEnum):
+    """Which Optuna sampler proposes configurations."""
+
+    TPE = "tpe"
+    NSGA2 = "nsga2"
+    RANDOM = "random"
+
+
+class SearchSpec(Section):
+    """The sampler, its seed, and the pruning of its space.
+
+    `epsilon`: an option stays in the space if some plan that uses it is within this share
+    of the optimal proxy error at some budget; None does not prune.
+    `from_bits` and `to_bits`: the budget axis, in mean bits per searched weight.
+    """
+
+    sampler: Sampler = Sampler.TPE
+    seed: int = Field(0, ge=0)
+    workers: int = Field(2, ge=1, le=4096)
+    gpus_per_worker: float = Field(0, ge=0)
+    prune: bool = True
+    epsilon: float = Field(0.5, ge=0)
+    budgets: int = Field(12, ge=2)
+    from_bits: float | None = Field(None, gt=0, le=16)
+    to_bits: float | None = Field(None, gt=0, le=16)
+    min_correlation: float = Field(0.5, ge=-1, le=1)
+    max_attempts: int = Field(3, ge=1)
+
+
+class StopSpec(Section):
+    """When the study ends: whichever limit is reached first.
+
+    `patience` counts trials without growth of the hypervolume.
+    """
+
+    trials: int = Field(100, ge=1)
+    time_s: float | None = Field(None, gt=0)
+    patience: int | None = Field(None, ge=1)
+
+
+class JobSpec(Section):
+    """A whole search job."""
+
+    study: str = Field(pattern=STUDY_NAME)
+    model: ModelSpec
+    data: DataSpec
+    quantizer: QuantizerSpec = QuantizerSpec()
+    space: SpaceSpec = SpaceSpec()
+    partition: PartitionSpec = PartitionSpec()
+    profile: ProfileSpec = ProfileSpec()
+    objectives: tuple[Objective, ...] = (Objective.ERROR, Objective.NBYTES)
+    constraints: ConstraintSpec = ConstraintSpec()
+    search: SearchSpec = SearchSpec()
+    stop: StopSpec = StopSpec()
+
+    @model_validator(mode="after")
+    def _has_objectives(self) -> Self:
+        if len(self.objectives) < 2 or self.objectives[0] is not Objective.ERROR:
+            raise ValueError("objectives must start with error and name at least one more")
+        if len(set(self.objectives)) != len(self.objectives):
+            raise ValueError("objectives name one twice")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The hash of the whole specification."""
+        return digest(self.model_dump(mode="json"))

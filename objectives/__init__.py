@@ -1,0 +1,1 @@
+"""Measuring: data, calibration, entropies, cells, evaluation, recovery and cost of a model."""

@@ -1,0 +1,1 @@
+"""The person's side: pipeline, command line, progress and plots."""

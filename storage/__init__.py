@@ -1,0 +1,1 @@
+"""Keeping: the SQL schema, its migrations and the repository; the only package that knows SQL."""
