@@ -1,1 +1,1 @@
-"""Deciding: partition, integer program, pruning, samplers and the Pareto front; no torch, no SQL."""
+"""Deciding: partition, integer program, pruning, samplers and the front; no torch, no SQL."""
