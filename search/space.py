@@ -1,0 +1,163 @@
+"""The space that the sampler searches: a surviving option for each block, and the recovery."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bitfront.layers import Block
+from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.precision import Precision
+from bitfront.spec import RecoverySpace
+
+Params = Mapping[str, int | float | str]
+
+_RECOVERY_FIELDS = (
+    "context_length",
+    "reduction",
+    "adapter_bits",
+    "blend",
+    "distillation",
+    "steps",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """An ordered choice: the sampler picks an index from 0 to `size - 1`."""
+
+    name: str
+    size: int
+
+
+class SearchSpace:
+    """Maps the sampler's indices to configurations and back.
+
+    The options of a block are ordered by size, so that neighbouring indices are alike.
+    All recovery variables are always sampled; where recovery is off they mean nothing, and
+    the configuration (whose hash is what counts) leaves them out.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        options: Mapping[str, Sequence[Option]],
+        kept: Mapping[str, Precision],
+        recovery: RecoverySpace | None,
+    ) -> None:
+        """Takes the surviving options of each block, smallest first.
+
+        Args:
+            blocks: The partition.
+            options: Block name to its options.
+            kept: Layers outside of every block, and their fixed precisions.
+            recovery: What P4Q may choose from, or None for no recovery.
+        """
+        self.blocks = tuple(blocks)
+        self.options = {block.name: tuple(options[block.name]) for block in blocks}
+        self._indices = {
+            name: {option: index for index, option in enumerate(choices)}
+            for name, choices in self.options.items()
+        }
+        self._kept = dict(kept)
+        self._recovery = recovery
+        self.variables = self._list_variables()
+
+    def _list_variables(self) -> tuple[Variable, ...]:
+        variables = [
+            Variable(f"block:{block.name}", len(self.options[block.name]))
+            for block in self.blocks
+            if len(self.options[block.name]) > 1
+        ]
+        if self._recovery is not None:
+            variables.append(Variable("recovery", 2))
+            for field in _RECOVERY_FIELDS:
+                choices = getattr(self._recovery, field)
+                if len(choices) > 1:
+                    variables.append(Variable(f"recovery.{field}", len(choices)))
+        return tuple(variables)
+
+    @property
+    def log10_size(self) -> float:
+        """The logarithm of the number of plans (recovery aside)."""
+        return sum(math.log10(len(options)) for options in self.options.values())
+
+    def configuration(self, params: Params) -> Configuration:
+        """The configuration that a choice of indices stands for."""
+        chosen = [
+            (block, self.options[block.name][int(params.get(f"block:{block.name}", 0))])
+            for block in self.blocks
+        ]
+        precisions = {**self._kept, **dict(Plan.from_options(chosen))}
+        return Configuration(Plan.of(precisions), self._recover(params))
+
+    def _recover(self, params: Params) -> Recovery | None:
+        if self._recovery is None or not int(params.get("recovery", 0)):
+            return None
+        settings = {
+            field: getattr(self._recovery, field)[int(params.get(f"recovery.{field}", 0))]
+            for field in _RECOVERY_FIELDS
+        }
+        if not settings["context_length"] and not settings["reduction"]:
+            return None
+        return canonical_recovery(Recovery(**settings))
+
+    def params(self, configuration: Configuration) -> dict[str, int] | None:
+        """The indices of a configuration, or None where it lies outside of the space."""
+        params: dict[str, int] = {}
+        for block in self.blocks:
+            option = Option(tuple(configuration.plan.precision(layer) for layer in block.layers))
+            index = self._indices[block.name].get(option)
+            if index is None:
+                return None
+            if len(self.options[block.name]) > 1:
+                params[f"block:{block.name}"] = index
+        recovery = self._recovery_params(configuration.recovery)
+        if recovery is None:
+            return None
+        params |= recovery
+        return params if self.configuration(params) == configuration else None
+
+    def _recovery_params(self, recovery: Recovery | None) -> dict[str, int] | None:
+        if self._recovery is None:
+            return {} if recovery is None else None
+        params = {"recovery": int(recovery is not None)}
+        for field in _RECOVERY_FIELDS:
+            choices = getattr(self._recovery, field)
+            value = choices[0] if recovery is None else getattr(recovery, field)
+            if value not in choices:
+                value = choices[0]
+            if len(choices) > 1:
+                params[f"recovery.{field}"] = choices.index(value)
+        return params
+
+    def seed_recoveries(self) -> list[Recovery]:
+        """The recoveries that the first trials try: the middle of each list of choices."""
+        if self._recovery is None:
+            return []
+        settings = {}
+        for field in _RECOVERY_FIELDS:
+            choices = getattr(self._recovery, field)
+            settings[field] = choices[len(choices) // 2]
+        if not settings["context_length"] and not settings["reduction"]:
+            settings["reduction"] = max(self._recovery.reduction)
+            settings["context_length"] = max(self._recovery.context_length)
+        return [canonical_recovery(Recovery(**settings))]
+
+
+def canonical_recovery(recovery: Recovery) -> Recovery:
+    """The recovery with the settings of what it does not have at their defaults.
+
+    Without an adapter, its bits and its blend change nothing: equal recoveries must have
+    equal hashes.
+    """
+    if recovery.reduction:
+        return recovery
+    default = Recovery()
+    return Recovery(
+        context_length=recovery.context_length,
+        reduction=0,
+        adapter_bits=default.adapter_bits,
+        blend=default.blend,
+        distillation=recovery.distillation,
+        steps=recovery.steps,
+    )

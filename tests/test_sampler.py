@@ -1,0 +1,146 @@
+"""The search space maps indices to configurations and back; the proposer never repeats itself."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitfront.layers import Block, Tower
+from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.precision import Precision
+from bitfront.spec import RecoverySpace, Sampler
+from search.sampler import Outcome, Proposer
+from search.space import SearchSpace
+
+BITS = (2, 3, 4)
+BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}.0", f"l{i}.1")) for i in range(4)]
+OPTIONS = {
+    block.name: [Option((Precision(a, 8), Precision(b, 8))) for a in BITS for b in BITS]
+    for block in BLOCKS
+}
+KEPT = {"embedding": Precision(8)}
+
+
+def make_space(recovery: RecoverySpace | None = None) -> SearchSpace:
+    return SearchSpace(BLOCKS, OPTIONS, KEPT, recovery)
+
+
+def measure(configuration: Configuration) -> Outcome:
+    bits = [precision.weight_bits for _, precision in configuration.plan]
+    gain = 0.9 if configuration.recovery else 1.0
+    error = gain * sum(2.0**-b * (i + 1) for i, b in enumerate(bits))
+    return Outcome((error, float(sum(bits))), {"max_nbytes": sum(bits) - 28.0})
+
+
+@given(st.data())
+def test_a_configuration_comes_back_from_its_indices(data: st.DataObject) -> None:
+    space = make_space(RecoverySpace())
+    params = {
+        variable.name: data.draw(st.integers(0, variable.size - 1), label=variable.name)
+        for variable in space.variables
+    }
+
+    configuration = space.configuration(params)
+    again = space.params(configuration)
+
+    assert again is not None
+    assert space.configuration(again) == configuration
+
+
+def test_kept_layers_are_in_every_plan() -> None:
+    assert make_space().configuration({}).plan.precision("embedding") == Precision(8)
+
+
+def test_a_configuration_outside_of_the_space_has_no_indices() -> None:
+    space = make_space()
+    outside = Plan.uniform([layer for block in BLOCKS for layer in block.layers], Precision(8, 8))
+
+    assert space.params(Configuration(outside)) is None
+    assert space.params(Configuration(space.configuration({}).plan, Recovery())) is None
+
+
+def test_settings_of_a_missing_adapter_make_no_new_configuration() -> None:
+    space = make_space(RecoverySpace(context_length=(4,), reduction=(0, 2), blend=(0.2, 0.5)))
+
+    first = space.configuration({"recovery": 1, "recovery.reduction": 0, "recovery.blend": 0})
+    second = space.configuration({"recovery": 1, "recovery.reduction": 0, "recovery.blend": 1})
+
+    assert first == second
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_no_configuration_is_proposed_twice(sampler: Sampler) -> None:
+    proposer = Proposer(make_space(), 2, sampler, seed=0)
+    seen = set()
+
+    for _ in range(80):
+        proposal = proposer.propose()
+        assert proposal is not None
+        assert proposal.configuration.digest not in seen
+        seen.add(proposal.configuration.digest)
+        proposer.complete(proposal.configuration, measure(proposal.configuration))
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_an_exhausted_space_ends_in_none(sampler: Sampler) -> None:
+    block = BLOCKS[0]
+    space = SearchSpace([block], {block.name: OPTIONS[block.name]}, {}, None)
+    proposer = Proposer(space, 2, sampler, seed=0)
+    found = 0
+
+    while (proposal := proposer.propose()) is not None:
+        found += 1
+        proposer.complete(proposal.configuration, measure(proposal.configuration))
+
+    assert found <= 9
+    assert found >= 5
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_a_rebuilt_proposer_knows_what_was_done_and_what_runs(sampler: Sampler) -> None:
+    first = Proposer(make_space(), 2, sampler, seed=0)
+    done = []
+    for _ in range(60):
+        proposal = first.propose()
+        assert proposal is not None
+        outcome = measure(proposal.configuration)
+        first.complete(proposal.configuration, outcome)
+        done.append((proposal.configuration, outcome))
+    running = first.propose()
+    assert running is not None
+
+    second = Proposer(make_space(), 2, sampler, seed=0)
+    second.restore(done)
+    second.start(running.configuration)
+    known = {configuration.digest for configuration, _ in done} | {running.configuration.digest}
+    proposals = [second.propose() for _ in range(10)]
+    second.complete(running.configuration, measure(running.configuration))
+
+    assert all(p is not None and p.configuration.digest not in known for p in proposals)
+
+
+def test_failed_configurations_are_not_proposed_again() -> None:
+    proposer = Proposer(make_space(), 2, Sampler.RANDOM, seed=0)
+    failed = set()
+
+    for _ in range(50):
+        proposal = proposer.propose()
+        assert proposal is not None
+        assert proposal.configuration.digest not in failed
+        proposer.fail(proposal.configuration)
+        failed.add(proposal.configuration.digest)
+
+
+@pytest.mark.parametrize("sampler", [Sampler.TPE, Sampler.NSGA2])
+def test_a_sampler_learns_from_what_it_is_told(sampler: Sampler) -> None:
+    def late_share(kind: Sampler) -> float:
+        proposer = Proposer(make_space(), 2, kind, seed=1)
+        sums = []
+        for _ in range(200):
+            proposal = proposer.propose()
+            assert proposal is not None
+            outcome = measure(proposal.configuration)
+            proposer.complete(proposal.configuration, outcome)
+            sums.append(max(0.0, outcome.constraints["max_nbytes"]))
+        return sum(excess > 0 for excess in sums[-100:]) / 100
+
+    assert late_share(sampler) < late_share(Sampler.RANDOM)
