@@ -27,7 +27,10 @@ def parse_nbytes(size: object) -> object:
     match = _SIZE.fullmatch(size.strip())
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError(f"{size!r} is no size: write it like 4096, 40MB or 1.5GiB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    nbytes = float(match[1]) * _UNITS[match[2].lower()]
+    if nbytes == float("inf"):
+        raise ValueError("no size is that large")
+    return int(nbytes)
 
 
 def _weight_bits(bits: int) -> int:
@@ -111,7 +114,7 @@ class DataSpec(Section):
         if self.source is not DataSource.REFERENCE and not self.path:
             raise ValueError(f"data of source {self.source} needs a path")
         if any("{}" not in template for template in self.templates):
-            raise ValueError("every template needs {} where the class name goes")
+            raise ValueError("data.templates: each one needs {} where the class name goes")
         return self
 
 
@@ -254,6 +257,14 @@ class SearchSpec(Section):
     to_bits: float | None = Field(None, gt=0, le=16)
     min_correlation: float = Field(0.5, ge=-1, le=1)
     max_attempts: int = Field(3, ge=1)
+
+    @model_validator(mode="after")
+    def _has_a_budget_axis(self) -> Self:
+        if self.from_bits and self.to_bits and self.from_bits >= self.to_bits:
+            raise ValueError(
+                f"search.from_bits ({self.from_bits:g}) must be below to_bits ({self.to_bits:g})"
+            )
+        return self
 
 
 class StopSpec(Section):

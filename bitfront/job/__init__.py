@@ -1,0 +1,112 @@
+"""A job file becomes a `JobSpec`: every mistake is one sentence with its file, line and field."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, cast
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from bitfront.errors import SpecError
+from bitfront.job.document import Document, Place, read_document
+from bitfront.job.sentences import place_of, sentence
+from bitfront.spec import DataSource, JobSpec, ModelSource
+
+CHECKPOINT_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+
+_LOCAL_KEYS: Final[Mapping[ModelSource, tuple[str, ...]]] = {
+    ModelSource.REFERENCE: (),
+    ModelSource.OPEN_CLIP: ("weights",),
+    ModelSource.TRANSFORMERS: ("name", "weights"),
+}
+
+
+def load_job(path: Path, overrides: Mapping[str, object] | None = None) -> JobSpec:
+    """The specification that a YAML file holds.
+
+    Args:
+        path: The file. Relative paths inside of it start at its folder.
+        overrides: Dotted keys to values that replace the file's, such as
+            `{"stop.trials": 20}`.
+
+    Raises:
+        SpecError: The file cannot be read, or it is no valid job. If there are several
+            mistakes, the first one is told with the number of further ones.
+    """
+    document = read_document(Path(path))
+    given = {tuple(key.split(".")): value for key, value in (overrides or {}).items()}
+    content = document.content
+    for place, value in given.items():
+        content = _replaced(content, place, value)
+    try:
+        spec = JobSpec.model_validate(content)
+    except ValidationError as error:
+        raise SpecError(_first_mistake(error, document, given)) from error
+    return _with_found_paths(spec, document)
+
+
+def _replaced(content: Mapping[str, object], place: Place, value: object) -> dict[str, object]:
+    key = str(place[0])
+    if len(place) == 1:
+        return {**content, key: value}
+    section = content.get(key)
+    if section is None:
+        section = {}
+    if not isinstance(section, dict):  # a mistake of the file, which is told in its own words
+        return dict(content)
+    return {**content, key: _replaced(section, place[1:], value)}
+
+
+def _first_mistake(
+    error: ValidationError, document: Document, given: Mapping[tuple[str, ...], object]
+) -> str:
+    mistakes = error.errors(include_url=False)
+    first = min(mistakes, key=lambda mistake: document.line(place_of(mistake, JobSpec)))
+    more = len(mistakes) - 1
+    tail = f" (and {more} more mistake{'s' if more > 1 else ''})" if more else ""
+    return f"{_where(first, document, given)}: {sentence(first, JobSpec)}{tail}"
+
+
+def _where(
+    mistake: ErrorDetails, document: Document, given: Mapping[tuple[str, ...], object]
+) -> str:
+    place = place_of(mistake, JobSpec)
+    if place in given:
+        return "on the command line"
+    return f"{document.path}, line {document.line(place)}"
+
+
+def _with_found_paths(spec: JobSpec, document: Document) -> JobSpec:
+    """The job with its local paths made absolute; each of them exists."""
+    folder = document.path.absolute().parent
+    data, model = spec.data, spec.model
+    if data.path and data.source is not DataSource.REFERENCE:
+        found = _found(folder, data.path)
+        if not found.is_dir():
+            kind = "is no folder" if found.exists() else "does not exist"
+            raise SpecError(
+                f"{document.path}, line {document.line(('data', 'path'))}: "
+                f"data.path: the folder {found} {kind}"
+            )
+        data = data.model_copy(update={"path": str(found)})
+    updates: dict[str, str] = {}
+    for key in _LOCAL_KEYS[model.source]:
+        text = cast("str | None", getattr(model, key))
+        if text and _found(folder, text).exists():
+            updates[key] = str(_found(folder, text))
+        elif text and _looks_local(text):
+            raise SpecError(
+                f"{document.path}, line {document.line(('model', key))}: "
+                f"model.{key}: the file or folder {_found(folder, text)} does not exist"
+            )
+    return spec.model_copy(update={"data": data, "model": model.model_copy(update=updates)})
+
+
+def _found(folder: Path, text: str) -> Path:
+    """The path as the person meant it: from the job file's folder, `~` being their home."""
+    return (folder / Path(text).expanduser()).resolve()
+
+
+def _looks_local(text: str) -> bool:
+    """Whether a model's name or weights can only be a path, and no name on a hub."""
+    return text.startswith(("/", ".", "~")) or text.lower().endswith(CHECKPOINT_SUFFIXES)

@@ -1,0 +1,206 @@
+"""YAML text as plain content in which every value still knows its line."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from bitfront.errors import SpecError
+
+MAX_NBYTES: Final = 1_000_000
+MAX_DEPTH: Final = 20
+MAX_VALUES: Final = 20_000
+
+_PLAIN_TAGS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A job file's content and the line of each of its places.
+
+    Attributes:
+        path: The file.
+        content: Nested mappings, lists and scalars.
+        lines: Keys and indices from the top down, to the line (from 1) they stand on.
+    """
+
+    path: Path
+    content: dict[str, object]
+    lines: Mapping[Place, int]
+
+    def line(self, place: Place) -> int:
+        """The line of a place, or of the nearest place around it that the file has."""
+        while place not in self.lines:
+            place = place[:-1]
+        return self.lines[place]
+
+
+def read_document(path: Path) -> Document:
+    """The content of a YAML file; nothing in the file can run code or grow without bound.
+
+    Raises:
+        SpecError: The file cannot be read, is no text, is no YAML, holds no mapping, names a
+            key twice, or is too large, too deep, or too long once its aliases are followed.
+    """
+    text = _read_text(path)
+    try:
+        loader = _BoundedLoader(text, path)
+        root = loader.get_single_node()
+        if root is None:
+            raise SpecError(
+                f"{path} is empty: a job needs at least 'study', 'model' and 'data' "
+                "(the folder examples/ has whole ones)"
+            )
+        if not isinstance(root, MappingNode):
+            raise SpecError(
+                f"{path}, line {_line(root)}: a job file is a mapping of keys to values "
+                f"(such as 'study: first'), but this one holds {_kind(root)}"
+            )
+        reader = _Reader(path, loader)
+        content = reader.mapping(root, ())
+    except yaml.reader.ReaderError as error:
+        raise SpecError(
+            f"{path} is no text file: it holds the character U+{error.character:04X}"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        raise SpecError(_syntax_sentence(path, error)) from error
+    return Document(path, content, {(): _line(root), **reader.lines})
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise SpecError(f"{path} is a folder: name the job file in it")
+        raw = path.read_bytes() if path.stat().st_size <= MAX_NBYTES else None
+    except FileNotFoundError as error:
+        raise SpecError(f"there is no job file {path}") from error
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from error
+    if raw is None:
+        raise SpecError(f"{path} is larger than {MAX_NBYTES:,} bytes: this is no job file")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            f"{path} is no text file: byte {error.start} is not UTF-8 (save it as UTF-8)"
+        ) from error
+    return text
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """Builds nodes of plain data only, down to a depth that recursion can follow."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        super().__init__(text)
+        self._path = path
+        self._depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise SpecError(_too_deep(self._path, self.line + 1))
+        node: Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Turns nodes into content, noting lines."""
+
+    path: Path
+    loader: _BoundedLoader
+    lines: dict[Place, int] = field(default_factory=dict)
+
+    def mapping(self, node: MappingNode, place: Place) -> dict[str, object]:
+        content: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            key = self._key(key_node)
+            here = (*place, key)
+            if key in content:
+                raise SpecError(
+                    f"{self.path}, line {_line(key_node)}: {'.'.join(map(str, here))} is given "
+                    f"a second time (first on line {self.lines[here]}): keep one of them"
+                )
+            self.lines[here] = _line(key_node)
+            content[key] = self._value(value_node, here)
+        return content
+
+    def _key(self, node: Node) -> str:
+        if not isinstance(node, ScalarNode):
+            raise SpecError(
+                f"{self.path}, line {_line(node)}: {_kind(node)} cannot be a key "
+                "(text in braces that is meant as text needs quotes)"
+            )
+        return str(node.value)
+
+    def _value(self, node: Node, place: Place) -> object:
+        if len(place) > MAX_DEPTH:  # an alias that holds itself
+            raise SpecError(_too_deep(self.path, _line(node)))
+        if len(self.lines) > MAX_VALUES:
+            raise SpecError(
+                f"{self.path}, line {_line(node)}: the file stands for more than "
+                f"{MAX_VALUES:,} values: write fewer, or use fewer aliases"
+            )
+        if isinstance(node, ScalarNode):
+            return self._scalar(node)
+        if node.tag not in _PLAIN_TAGS:
+            raise SpecError(_strange_tag(self.path, _line(node), node.tag))
+        if isinstance(node, MappingNode):
+            return self.mapping(node, place)
+        return self._items(node, place)
+
+    def _scalar(self, node: ScalarNode) -> object:
+        try:
+            value: object = self.loader.construct_object(node)
+        except ValueError as error:  # such as the date 2026-99-99
+            raise SpecError(
+                f"{self.path}, line {_line(node)}: {node.value[:40]!r} cannot be read "
+                f"({str(error)[:60]}): put text in quotes"
+            ) from error
+        return value
+
+    def _items(self, node: Node, place: Place) -> list[object]:
+        items: list[object] = []
+        for index, item in enumerate(node.value):
+            self.lines[(*place, index)] = _line(item)
+            items.append(self._value(item, (*place, index)))
+        return items
+
+
+def _line(node: Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _kind(node: Node) -> str:
+    if isinstance(node, MappingNode):
+        return "a mapping"
+    return "a list" if isinstance(node, SequenceNode) else f"only {node.value[:40]!r}"
+
+
+def _too_deep(path: Path, line: int) -> str:
+    return f"{path}, line {line}: values are nested deeper than {MAX_DEPTH} levels"
+
+
+def _strange_tag(path: Path, line: int, tag: str) -> str:
+    short = tag.replace("tag:yaml.org,2002:", "!!")
+    return f"{path}, line {line}: the tag {short} is not possible: write plain values"
+
+
+def _syntax_sentence(path: Path, error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark is not None else 1
+    problem = error.problem or "it cannot be read"
+    if r"'\t'" in problem:
+        return f"{path}, line {line}: a tab indents this line: YAML is indented with spaces"
+    if "another document" in problem:
+        return f"{path}, line {line}: a second document starts here ('---'): keep one"
+    if "could not determine a constructor" in problem:
+        return _strange_tag(path, line, problem.split("'")[1])
+    context = f"{error.context}, " if error.context else ""
+    return f"{path}, line {line}: this is no valid YAML: {context}{problem}"

@@ -1,0 +1,348 @@
+"""Malformed job files and queries, each with the exact sentence that a person reads."""
+
+from pathlib import Path
+
+import pytest
+
+from bitfront.errors import SpecError
+from bitfront.job import load_job
+
+WHOLE = """\
+study: first
+model:
+  source: reference
+data:
+  source: reference
+"""
+
+TOP_KEYS = (
+    "study, model, data, quantizer, space, partition, profile, objectives, constraints, "
+    "search, stop"
+)
+
+# What is written below a whole job (so its first line is line 6), and what is said of it.
+ADDITIONS = {
+    "a duplicate key": (
+        "study: second",
+        "line 6: study is given a second time (first on line 1): keep one of them",
+    ),
+    "a misspelt key": (
+        "space:\n  weight_bit: [2]",
+        "line 7: space.weight_bit is no known key: did you mean weight_bits?",
+    ),
+    "an unknown key in a section": (
+        "partition:\n  colour: red",
+        "line 7: partition.colour is no known key: "
+        "the keys of partition are grain, depth, threshold",
+    ),
+    "an unknown key at the top": (
+        "zzz: 1",
+        f"line 6: zzz is no known key: the keys at the top are {TOP_KEYS}",
+    ),
+    "a bit width out of range": (
+        "space:\n  weight_bits: [2, 7]",
+        "line 7: space.weight_bits: 7 is not possible: "
+        "weight bits must be among 2, 3, 4, 5, 6, 8, 16",
+    ),
+    "a bit width in words, on a line of its own": (
+        "space:\n  weight_bits:\n  - 2\n  - four",
+        "line 9: space.weight_bits: 'four' is not possible: "
+        "weight bits must be among 2, 3, 4, 5, 6, 8, 16",
+    ),
+    "an activation width out of range": (
+        "space:\n  activation_bits: [5]",
+        "line 7: space.activation_bits: 5 is not possible: "
+        "activation bits must be among 4, 6, 8, 16",
+    ),
+    "an empty search space": (
+        "space:\n  weight_bits: []",
+        "line 7: space.weight_bits is empty: there is nothing to search",
+    ),
+    "a value twice": (
+        "space:\n  weight_bits: [2, 2]",
+        "line 7: space.weight_bits names a value twice: [2, 2]",
+    ),
+    "a number where a list belongs": (
+        "space:\n  weight_bits: 4",
+        "line 7: space.weight_bits must be a list, such as [2, 3, 4], not 4",
+    ),
+    "a pattern kept at a wrong width": (
+        "space:\n  keep:\n    'visual.*': 9",
+        "line 8: space.keep.visual.*: 9 is not possible: "
+        "weight bits must be among 2, 3, 4, 5, 6, 8, 16",
+    ),
+    "a recovery without steps": (
+        "space:\n  recovery:\n    steps: []",
+        "line 8: space.recovery.steps has no value to choose from",
+    ),
+    "a recovery of nothing": (
+        "space:\n  recovery:\n    context_length: [0]\n    reduction: [0]",
+        "line 7: space.recovery: a recovery needs a context_length or a reduction above 0",
+    ),
+    "an adapter width out of range": (
+        "space:\n  recovery:\n    adapter_bits: [5]",
+        "line 8: space.recovery.adapter_bits: 5 is not possible: write 4, 6, 8 or 16",
+    ),
+    "a section that is a number": (
+        "space: 5",
+        "line 6: space must be a section with keys under it, not 5",
+    ),
+    "a section that is empty": (
+        "space:",
+        "line 6: space must be a section with keys under it, not empty",
+    ),
+    "a misspelt choice": (
+        "search:\n  sampler: tpee",
+        "line 7: search.sampler: 'tpee' is not possible: "
+        "write tpe, nsga2 or random (did you mean tpe?)",
+    ),
+    "two mistakes": (
+        "search:\n  seed: -1\n  workers: many",
+        "line 7: search.seed: -1 is not possible: it must be at least 0 (and 1 more mistake)",
+    ),
+    "three mistakes": (
+        "partition:\n  depth: 4\n  grain: entropic\n  threshold: x",
+        "line 7: partition.depth: 4 is not possible: it must be at most 3 (and 2 more mistakes)",
+    ),
+    "a budget axis upside down": (
+        "search:\n  from_bits: 4\n  to_bits: 3",
+        "line 7: search.from_bits (4) must be below to_bits (3)",
+    ),
+    "not a number": (
+        "search:\n  epsilon: .nan",
+        "line 7: search.epsilon must be a finite number, not nan",
+    ),
+    "an infinite time": (
+        "stop:\n  time_s: .inf",
+        "line 7: stop.time_s must be a finite number, not inf",
+    ),
+    "a fraction of a trial": (
+        "stop:\n  trials: 1.5",
+        "line 7: stop.trials must be a whole number, not 1.5",
+    ),
+    "no trials": (
+        "stop:\n  trials: 0",
+        "line 7: stop.trials: 0 is not possible: it must be at least 1",
+    ),
+    "a date where a number belongs": (
+        "stop:\n  trials: 2026-01-02",
+        "line 7: stop.trials must be a whole number, not 2026-01-02",
+    ),
+    "a switch that is neither": (
+        "search:\n  prune: maybe",
+        "line 7: search.prune must be true or false, not 'maybe'",
+    ),
+    "an unknown unit": (
+        "constraints:\n  max_nbytes: 40XB",
+        "line 7: constraints.max_nbytes: '40XB' is no size: write it like 4096, 40MB or 1.5GiB",
+    ),
+    "a negative size": (
+        "constraints:\n  max_nbytes: -5",
+        "line 7: constraints.max_nbytes: -5 is not possible: it must be above 0",
+    ),
+    "a size beyond every number": (
+        f"constraints:\n  max_nbytes: {'9' * 400}kB",
+        f"line 7: constraints.max_nbytes: '{'9' * 56}... is not possible: no size is that large",
+    ),
+    "an error above 1": (
+        "constraints:\n  max_error: 5",
+        "line 7: constraints.max_error: 5 is not possible: it must be at most 1",
+    ),
+    "objectives without the error": (
+        "objectives: [nbytes]",
+        "line 6: objectives must start with error and name at least one more",
+    ),
+    "an unknown objective": (
+        "objectives: [error, speed]",
+        "line 6: objectives: 'speed' is not possible: "
+        "write error, nbytes, bit_operations or latency_s",
+    ),
+    "an open bracket": (
+        "objectives: [error,\n",
+        "line 7: this is no valid YAML: while parsing a flow node, "
+        "expected the node content, but found '<stream end>'",
+    ),
+    "a tab": (
+        "space:\n\tweight_bits: [2]",
+        "line 7: a tab indents this line: YAML is indented with spaces",
+    ),
+    "a key indented by mistake": (
+        "  study: x",
+        "line 6: data.study is no known key: the keys of data are source, path, image_column, "
+        "label_column, templates, samples, seed, batch_size",
+    ),
+    "a second document": (
+        "---\nstudy: second",
+        "line 6: a second document starts here ('---'): keep one",
+    ),
+    "code in a list": (
+        "space: !!python/object/apply:os.system ['true']",
+        "line 6: the tag !!python/object/apply:os.system is not possible: write plain values",
+    ),
+    "code in a word": (
+        "space: !!python/name:os.system x",
+        "line 6: the tag !!python/name:os.system is not possible: write plain values",
+    ),
+    "a date that does not exist": (
+        "stop:\n  trials: 2026-99-99",
+        "line 7: '2026-99-99' cannot be read (month must be in 1..12): put text in quotes",
+    ),
+    "an alias of nothing": (
+        "space: *nothing",
+        "line 6: this is no valid YAML: found undefined alias 'nothing'",
+    ),
+    "an alias inside itself": (
+        "space: &space [*space]",
+        "line 6: values are nested deeper than 20 levels",
+    ),
+    "fifty open brackets": (
+        "space: " + 50 * "[",
+        "line 6: values are nested deeper than 20 levels",
+    ),
+    "aliases that multiply": (
+        "\n".join(
+            f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}' if n else '1'])}]" for n in range(9)
+        ),
+        "line 6: the file stands for more than 20,000 values: write fewer, or use fewer aliases",
+    ),
+}
+
+# Whole files.
+FILES = {
+    "nothing": (
+        b"",
+        " is empty: a job needs at least 'study', 'model' and 'data' "
+        "(the folder examples/ has whole ones)",
+    ),
+    "only a comment": (
+        b"# later\n",
+        " is empty: a job needs at least 'study', 'model' and 'data' "
+        "(the folder examples/ has whole ones)",
+    ),
+    "a list": (
+        b"- study\n",
+        ", line 1: a job file is a mapping of keys to values (such as 'study: first'), "
+        "but this one holds a list",
+    ),
+    "a word": (
+        b"hello\n",
+        ", line 1: a job file is a mapping of keys to values (such as 'study: first'), "
+        "but this one holds only 'hello'",
+    ),
+    "a key in brackets": (
+        b"[study]: first\n",
+        ", line 1: a list cannot be a key (text in braces that is meant as text needs quotes)",
+    ),
+    "bytes that are no text": (
+        b"\x89PNG\r\n",
+        " is no text file: byte 0 is not UTF-8 (save it as UTF-8)",
+    ),
+    "an archive": (b"PK\x03\x04", " is no text file: it holds the character U+0003"),
+    "two megabytes": (
+        b"a" * 2_000_000,
+        " is larger than 1,000,000 bytes: this is no job file",
+    ),
+    "no study": (
+        WHOLE.replace("study: first\n", "").encode(),
+        ", line 1: study is missing",
+    ),
+    "only a study": (
+        b"study: first\n",
+        ", line 1: model is missing: write this section with at least source (and 1 more mistake)",
+    ),
+    "a study name with a space": (
+        WHOLE.replace("first", "my study").encode(),
+        ", line 1: study: 'my study' is not possible: use 1 to 64 letters, digits, "
+        "'.', '_' and '-', starting with a letter or digit",
+    ),
+    "a study name that is a number": (
+        WHOLE.replace("first", "5").encode(),
+        ", line 1: study must be text (put it in quotes), not 5",
+    ),
+    "a model without a source": (
+        WHOLE.replace("  source: reference\ndata", "  device: cpu\ndata").encode(),
+        ", line 2: model.source is missing: write one of reference, open_clip, transformers",
+    ),
+    "an unknown source": (
+        WHOLE.replace("  source: reference\ndata", "  source: onnx\ndata").encode(),
+        ", line 3: model.source: 'onnx' is not possible: "
+        "write reference, open_clip or transformers",
+    ),
+    "a section in one word": (
+        WHOLE.replace("data:\n  source: reference", "data: reference").encode(),
+        ", line 4: data must be a section with keys under it, not 'reference'",
+    ),
+    "data without a path": (
+        WHOLE.replace("data:\n  source: reference", "data:\n  source: image_folder").encode(),
+        ", line 4: data of source image_folder needs a path",
+    ),
+    "a template without a place for the class": (
+        (WHOLE + "  templates: [hello]\n").encode(),
+        ", line 6: data.templates: each one needs {} where the class name goes",
+    ),
+    "a split without samples": (
+        (WHOLE + "  samples:\n    test: 0\n").encode(),
+        ", line 7: data.samples.test: 0 is not possible: it must be at least 1",
+    ),
+}
+
+# Paths that are not there; FOLDER stands for the folder of the job file.
+PATHS = {
+    "data": (
+        WHOLE.replace(
+            "data:\n  source: reference", "data:\n  source: image_folder\n  path: photos"
+        ),
+        ", line 6: data.path: the folder FOLDER/photos does not exist",
+    ),
+    "a file for data": (
+        WHOLE.replace("data:\n  source: reference", "data:\n  source: datasets\n  path: job.yaml"),
+        ", line 6: data.path: the folder FOLDER/job.yaml is no folder",
+    ),
+    "a checkpoint": (
+        WHOLE.replace("reference\ndata", "open_clip\n  name: ViT-B-32\n  weights: best.pt\ndata"),
+        ", line 5: model.weights: the file or folder FOLDER/best.pt does not exist",
+    ),
+    "a model's folder": (
+        WHOLE.replace("reference\ndata", "transformers\n  name: ./clip\ndata"),
+        ", line 4: model.name: the file or folder FOLDER/clip does not exist",
+    ),
+}
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(SpecError) as caught:
+        load_job(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("addition", "message"), ADDITIONS.values(), ids=ADDITIONS)
+def test_a_mistake_in_a_job_is_told_with_its_line(
+    tmp_path: Path, addition: str, message: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(WHOLE + addition)
+
+    assert refusal(path) == f"{path}, {message}"
+
+
+@pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES)
+def test_a_file_that_is_no_job_is_told_apart(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(content)
+
+    assert refusal(path) == f"{path}{message}"
+
+
+@pytest.mark.parametrize(("content", "message"), PATHS.values(), ids=PATHS)
+def test_a_missing_path_is_named_in_full(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path.resolve() / "job.yaml"
+    path.write_text(content)
+
+    assert refusal(path) == f"{path}{message.replace('FOLDER', str(path.parent))}"
+
+
+def test_a_job_that_is_not_there_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.yaml"
+
+    assert refusal(missing) == f"there is no job file {missing}"
+    assert refusal(tmp_path) == f"{tmp_path} is a folder: name the job file in it"
