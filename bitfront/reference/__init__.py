@@ -1,0 +1,1 @@
+"""The bundled reference: digit scenes, and a small trained CLIP that reads them."""
