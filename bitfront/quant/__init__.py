@@ -1,0 +1,1 @@
+"""Quantizer numerics: weights, inputs, and the bits that a packed checkpoint holds."""

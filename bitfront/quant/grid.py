@@ -1,0 +1,166 @@
+"""The levels that a run of weights is rounded to: one scale and one zero point for each run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+SMALLEST_SCALE = 2.0**-24  # the smallest float16 above zero
+LARGEST_SCALE = 65504.0  # the largest finite float16
+
+_SHRINKS = 8  # factors of the range that are tried, each with three zero points
+_SYMMETRIC_SHRINKS = 20  # as above, where the zero point is fixed
+_REFINEMENTS = 4  # least-squares fits of the grid to its own codes
+
+
+def storable_scale(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The nearest scale that float16 holds, in float32.
+
+    Never zero and never infinite: what float16 cannot hold becomes the smallest or largest
+    scale. NaN stays NaN.
+    """
+    return scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+
+
+def covering_scale(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The smallest scale that float16 holds and that is not below `scale`, in float32.
+
+    Rounding up keeps the ends of a range within half a step. Limits and NaN as in
+    `storable_scale`.
+    """
+    wanted = scale.clamp(SMALLEST_SCALE, LARGEST_SCALE)
+    half = wanted.half()
+    following = (half.view(torch.int16) + 1).view(torch.float16)  # positive: bits are in order
+    return torch.where(half.float() < wanted, following, half).float()
+
+
+def saturated(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """The values in another floating dtype, at most its largest finite number. NaN stays."""
+    limits = torch.finfo(dtype)
+    return values.clamp(limits.min, limits.max).to(dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """The levels `scale * (code - zero)` of each run, for codes from 0 to `2**bits - 1`.
+
+    Attributes:
+        scale: `(runs, 1)`, float32 that float16 holds; positive.
+        zero: `(runs, 1)`, float32; a multiple of `2**(bits - 8)` in `[0, 2**bits - 1]`, so
+            that one byte holds it.
+        bits: Width of a code.
+    """
+
+    scale: Float[Tensor, "runs 1"]
+    zero: Float[Tensor, "runs 1"]
+    bits: int
+
+    def encode(self, runs: Float[Tensor, "runs size"]) -> Float[Tensor, "runs size"]:
+        """The codes of the nearest levels, ties to the even code, as float32."""
+        return (runs / self.scale).add_(self.zero).round_().clamp_(0, 2**self.bits - 1)
+
+    def error(self, runs: Float[Tensor, "runs size"]) -> Float[Tensor, "runs 1"]:
+        """The norm of the rounding error of each run."""
+        exact = (runs / self.scale).add_(self.zero)
+        error = exact.round().clamp_(0, 2**self.bits - 1).sub_(exact)
+        norm: Tensor = torch.linalg.vector_norm(error, dim=-1, keepdim=True)
+        return norm * self.scale
+
+    def where(self, chosen: Tensor, other: "Grid") -> "Grid":
+        """This grid for the runs that are `chosen`, and `other` for the rest."""
+        scale = torch.where(chosen, self.scale, other.scale)
+        return Grid(scale, torch.where(chosen, self.zero, other.zero), self.bits)
+
+
+def covering_grid(runs: Float[Tensor, "runs size"], bits: int, *, symmetric: bool) -> Grid:
+    """The finest grid that reaches from the smallest weight of each run to the largest.
+
+    A grid always reaches zero too. Where all weights of a run are the same, that value,
+    rounded to float16, is itself a level.
+
+    Args:
+        runs: `(runs, size)`, float32, finite.
+        bits: Width of a code.
+        symmetric: The zero point is the middle code, `2**(bits - 1)`, so that codes are
+            signed numbers; there is one more level below zero than above.
+    """
+    low, high = torch.aminmax(runs, dim=-1, keepdim=True)
+    reach_down, reach_up = -low.clamp(max=0), high.clamp(min=0)
+    middle = 2 ** (bits - 1)
+    if symmetric:
+        scale = covering_scale(torch.maximum(reach_down / middle, reach_up / (middle - 1)))
+        zero = constant_zero = torch.full_like(scale, middle)
+    else:
+        scale = covering_scale((reach_down + reach_up) / (2**bits - 1))
+        zero = _storable_zero(reach_down / scale, bits)
+        constant_zero = (low < 0).float()
+    size = low.abs()
+    constant = Grid(storable_scale(size), constant_zero, bits)
+    return constant.where((low == high) & (size <= LARGEST_SCALE), Grid(scale, zero, bits))
+
+
+def searched_grid(runs: Float[Tensor, "runs size"], bits: int, *, symmetric: bool) -> Grid:
+    """A grid with a small squared error for each run, never worse than `covering_grid`.
+
+    The range is shrunk step by step, with several zero points each time; the best grid is
+    then fitted by least squares to the codes it gives, several times. Every candidate is
+    judged with the scale and zero point as they are stored. Arguments as in `covering_grid`.
+    """
+    best = covering_grid(runs, bits, symmetric=symmetric)
+    error = best.error(runs)
+    shrunk = _shrunk_symmetric(best) if symmetric else _shrunk_asymmetric(runs, best)
+    for candidate in shrunk:
+        best, error = _better(runs, candidate, best, error)
+    for _ in range(_REFINEMENTS):
+        best, error = _better(runs, _fitted(runs, best, symmetric=symmetric), best, error)
+    return best
+
+
+def _better(runs: Tensor, candidate: Grid, best: Grid, error: Tensor) -> tuple[Grid, Tensor]:
+    candidate_error = candidate.error(runs)
+    chosen = candidate_error < error  # false for NaN: a fit to a single code divides by zero
+    return candidate.where(chosen, best), torch.where(chosen, candidate_error, error)
+
+
+def _shrunk_symmetric(grid: Grid) -> Iterator[Grid]:
+    for factor in _factors(grid.bits, _SYMMETRIC_SHRINKS):
+        yield Grid(storable_scale(grid.scale * factor), grid.zero, grid.bits)
+
+
+def _shrunk_asymmetric(runs: Tensor, grid: Grid) -> Iterator[Grid]:
+    """Shrunk ranges with the same zero point, with a level at zero, and around the mean.
+
+    A level at zero suits weights that crowd there; levels around the mean suit the others.
+    """
+    mean = runs.mean(dim=-1, keepdim=True)
+    for factor in _factors(grid.bits, _SHRINKS):
+        scale = storable_scale(grid.scale * factor)
+        around_mean = _storable_zero((2**grid.bits - 1) / 2 - mean / scale, grid.bits)
+        for zero in (grid.zero, grid.zero.round(), around_mean):
+            yield Grid(scale, zero, grid.bits)
+
+
+def _factors(bits: int, count: int) -> Iterator[float]:
+    """Factors from 1 down, evenly spaced in their logarithm."""
+    lowest = 0.2 if bits < 5 else 0.5  # fewer levels leave more of the tails outside
+    return (lowest ** (step / (count - 1)) for step in range(count))
+
+
+def _fitted(runs: Tensor, grid: Grid, *, symmetric: bool) -> Grid:
+    """The grid nearest to the weights if each keeps its code; NaN where all share one code."""
+    codes = grid.encode(runs)
+    center = grid.zero if symmetric else codes.mean(dim=-1, keepdim=True)
+    codes = codes.sub_(center)
+    slope = (codes * runs).sum(-1, keepdim=True) / codes.square().sum(-1, keepdim=True)
+    scale = storable_scale(slope)
+    if symmetric:
+        return Grid(scale, grid.zero, grid.bits)
+    zero = _storable_zero(center - runs.mean(dim=-1, keepdim=True) / scale, grid.bits)
+    return Grid(scale, zero, grid.bits)
+
+
+def _storable_zero(zero: Tensor, bits: int) -> Tensor:
+    steps = 2 ** (8 - bits)
+    return (zero * steps).round().clamp(0, (2**bits - 1) * steps).div(steps)

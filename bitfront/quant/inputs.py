@@ -1,0 +1,149 @@
+"""Inputs: rounding what flows into a layer, with a gradient straight through the rounding."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bitfront.errors import InvalidModel, SpecError
+from bitfront.precision import ACTIVATION_BITS, Precision
+from bitfront.quant.grid import covering_scale, saturated
+from bitfront.spec import QuantizerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class InputRange:
+    """The measured range of a layer's input, in the input's unit."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise InvalidModel(
+                f"a layer's input ranges from {self.low} to {self.high}: "
+                "both must be finite and in this order"
+            )
+
+
+class InputQuantizer:
+    """Rounds an input to its levels, and back to the input's dtype.
+
+    The codes are unsigned and asymmetric, with the scale in float16 and a whole zero point;
+    the range is widened to hold zero, so zero stays zero. A range of zero width makes every
+    input (almost) zero.
+
+    Attributes:
+        bits: Width of a code: 4, 6 or 8.
+        range: The static range; None takes each token's own (over the last dimension).
+    """
+
+    def __init__(self, bits: int, range: InputRange | None) -> None:
+        if bits not in ACTIVATION_BITS or bits == 16:
+            raise SpecError(f"an input's codes have 4, 6 or 8 bits, got {bits}")
+        self.bits = bits
+        self.range = range
+        self._bounds = (
+            None if range is None else (torch.tensor(range.low), torch.tensor(range.high))
+        )
+
+    def __call__(self, inputs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The input on its levels; see `fake_quantize_input`."""
+        if self._bounds is not None:
+            return fake_quantize_input(inputs, *self._bounds, self.bits)
+        low, high = torch.aminmax(inputs.detach().float(), dim=-1, keepdim=True)
+        return fake_quantize_input(inputs, low, high, self.bits)
+
+
+def fake_quantize_input(
+    inputs: Float[Tensor, "*shape"],
+    low: Float32[Tensor, "*#shape"],
+    high: Float32[Tensor, "*#shape"],
+    bits: int,
+) -> Float[Tensor, "*shape"]:
+    """The input rounded to the nearest of `2**bits` levels between two bounds.
+
+    Ties go to the even multiple of the scale, as `torch.round` does. The arithmetic is in
+    float32, the result in the dtype of `inputs`. An infinity saturates, NaN stays NaN, and a
+    NaN bound makes everything NaN.
+
+    The gradient for `inputs` passes unchanged where a value has a level (up to half a step
+    outside of the bounds) and is zero elsewhere, as for `torch.fake_quantize_*`. The gradients
+    for `low` and `high` are those of LSQ+ (https://arxiv.org/abs/2004.09576): the whole
+    gradient where a value is clipped at that bound, and the rounding error's share of a
+    change in scale elsewhere.
+
+    Args:
+        inputs: Any shape and floating dtype.
+        low: The lower bound, of a shape that broadcasts to `inputs`; above zero it counts
+            as zero.
+        high: The upper bound, of the same shape; below zero it counts as zero.
+        bits: Width of a code.
+    """
+    result: Tensor = _FakeQuantize.apply(inputs, low.clamp(max=0), high.clamp(min=0), bits)
+    return result
+
+
+def input_levels(range: InputRange, bits: int) -> Float32[Tensor, " levels"]:
+    """The `2**bits` values that an input of a static range is rounded to, in rising order."""
+    low, high = torch.tensor([min(range.low, 0.0), max(range.high, 0.0)])
+    scale, zero = _grid(low, high, bits)
+    return scale * (torch.arange(2**bits) - zero)
+
+
+def input_nbytes(precision: Precision, quantizer: QuantizerSpec) -> int:
+    """The bytes a packed checkpoint holds for a layer's input: a static scale and zero point."""
+    static = precision.quantizes_input and quantizer.activations == "static"
+    return 3 if static else 0
+
+
+def _grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The scale, and the code of zero, for bounds with `low <= 0 <= high`."""
+    top = 2**bits - 1
+    scale = covering_scale((high - low) / top)
+    return scale, (-low / scale).round().clamp(0, top)
+
+
+class _Context(Protocol):
+    """What autograd hands from forward to backward, and our `top`."""
+
+    top: int
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Rounding in one pass, with its gradients; see `fake_quantize_input`."""
+
+    @staticmethod
+    def forward(ctx: _Context, inputs: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+        scale, zero = _grid(low, high, bits)
+        ctx.save_for_backward(inputs, scale, zero)
+        ctx.top = top = 2**bits - 1
+        multiples = (inputs.float() / scale).round_().clamp_(-zero, top - zero)
+        return saturated(multiples.mul_(scale), inputs.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: _Context, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        inputs, scale, zero = ctx.saved_tensors
+        exact = inputs.float() / scale
+        multiples = exact.round()
+        below, above = multiples < -zero, multiples > ctx.top - zero
+        inside = ~(below | above)
+        for_inputs = gradient * inside
+        if not any(ctx.needs_input_grad[1:3]):
+            return for_inputs, None, None, None
+        incoming = gradient.float()
+        share = incoming * torch.where(inside, multiples - exact, 0) / ctx.top
+        for_low = (incoming * below - share).sum_to_size(scale.shape).to(scale.device)
+        for_high = (incoming * above + share).sum_to_size(scale.shape).to(scale.device)
+        return for_inputs, for_low, for_high, None

@@ -1,0 +1,183 @@
+"""Weights: codes with a float16 scale for every row or group of columns, and back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float16, Float32, UInt8
+from torch import Tensor
+
+from bitfront.errors import InvalidModel, SpecError
+from bitfront.precision import WEIGHT_BITS, Precision
+from bitfront.quant.grid import covering_grid, saturated, searched_grid
+from bitfront.spec import QuantizerSpec
+
+_CHUNK = 2**18  # weights handled at a time: the temporaries of the search stay in the cache
+_CUDA_CHUNK = 2**24
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedWeight:
+    """A weight matrix as codes.
+
+    A weight is `scale * (code - zero * 2**(bits - 8))`, exactly, in float32. Compared by
+    identity, as tensors are.
+
+    Attributes:
+        codes: `(rows, columns)`, from 0 to `2**bits - 1`.
+        scale: `(rows, groups)`; positive.
+        zero: `(rows, groups)`, the code that stands for zero, in steps of `2**(bits - 8)`;
+            None if symmetric, where it is the code `2**(bits - 1)`.
+        bits: Width of a code.
+        group: Columns that share a scale; the last group may be short; 0 is the whole row.
+    """
+
+    codes: UInt8[Tensor, "rows columns"]
+    scale: Float16[Tensor, "rows groups"]
+    zero: UInt8[Tensor, "rows groups"] | None
+    bits: int
+    group: int
+
+
+def group_count(columns: int, group: int) -> int:
+    """How many scales a row of `columns` weights has; the last group may be short."""
+    return -(-columns // group) if group else 1
+
+
+def quantize_weight(
+    weight: Float[Tensor, "rows *shape"],
+    bits: int,
+    *,
+    group: int = 0,
+    symmetric: bool = False,
+    search: bool = True,
+) -> QuantizedWeight:
+    """The codes of a weight matrix.
+
+    Each weight gets the nearest level, ties go to the even code. The arithmetic is in float32, and
+    the same input on the same kind of device gives the same codes. Scales are kept within
+    float16's finite positive numbers: larger weights saturate, much smaller ones become zero.
+
+    Args:
+        weight: `(rows, columns)`, in any floating dtype; all dimensions but the first of a
+            convolution's weight count as columns. Not changed, and no gradient flows.
+        bits: 2, 3, 4, 5, 6 or 8.
+        group: Columns that share a scale; the last group may be short; 0 is the whole row.
+        symmetric: Codes are signed numbers around zero, with no zero point.
+        search: Choose each scale (and zero point) by squared error; otherwise the levels
+            reach from the smallest to the largest weight.
+
+    Raises:
+        InvalidModel: The weight has one dimension, is empty, or holds NaN or infinity.
+        SpecError: `bits` or `group` is out of range.
+    """
+    if bits not in WEIGHT_BITS or bits == 16:
+        raise SpecError(f"a weight's codes have 2, 3, 4, 5, 6 or 8 bits, got {bits}")
+    if group < 0:
+        raise SpecError(f"a weight group must not be negative, got {group}")
+    matrix = _finite_matrix(weight)
+    parts = [
+        _quantize_groups(part, bits, symmetric=symmetric, search=search)
+        for part in _groups(matrix, group)
+    ]
+    codes, scale, zero = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    return QuantizedWeight(codes, scale, None if symmetric else zero, bits, group)
+
+
+def dequantize_weight(quantized: QuantizedWeight) -> Float32[Tensor, "rows columns"]:
+    """The weights that the codes stand for: `(rows, columns)`, float32, without rounding."""
+    steps = 2 ** (8 - quantized.bits)
+    if quantized.zero is None:
+        zero = torch.full_like(quantized.scale.float(), 2 ** (quantized.bits - 1))
+    else:
+        zero = quantized.zero.float() / steps
+    weight = quantized.codes.float()
+    first = 0
+    for part in _groups(weight, quantized.group):  # views of `weight`
+        groups = slice(first, first + part.shape[1])
+        part.sub_(zero[:, groups, None]).mul_(quantized.scale[:, groups, None].float())
+        first = groups.stop
+    return weight
+
+
+def fake_quantize_weight(
+    weight: Float[Tensor, "rows *shape"], precision: Precision, quantizer: QuantizerSpec
+) -> Float[Tensor, "rows *shape"]:
+    """The weight that a packed checkpoint gives back, in the shape and dtype of `weight`.
+
+    At 16 bits it is what `round_weight` gives; below, it is quantized as `quantize_weight`
+    does and read back. No gradient flows.
+
+    Raises:
+        InvalidModel: The weight has one dimension, is empty, or holds NaN or infinity.
+    """
+    if precision.quantizes_weight:
+        matrix = dequantize_weight(quantize_for(weight, precision, quantizer))
+    else:
+        matrix = round_weight(weight).float()
+    return saturated(matrix.reshape(weight.shape), weight.dtype)
+
+
+def quantize_for(
+    weight: Float[Tensor, "rows *shape"], precision: Precision, quantizer: QuantizerSpec
+) -> QuantizedWeight:
+    """The codes of a weight as its layer's precision and the job's quantizer ask."""
+    return quantize_weight(
+        weight,
+        precision.weight_bits,
+        group=precision.group,
+        symmetric=quantizer.scheme == "symmetric",
+        search=quantizer.scale_search,
+    )
+
+
+def round_weight(weight: Float[Tensor, "rows *shape"]) -> Float16[Tensor, "rows columns"]:
+    """The weight in float16, nearest, saturating at float16's largest finite number.
+
+    Raises:
+        InvalidModel: The weight has one dimension, is empty, or holds NaN or infinity.
+    """
+    return saturated(_finite_matrix(weight), torch.float16)
+
+
+def _finite_matrix(weight: Tensor) -> Float32[Tensor, "rows columns"]:
+    if weight.ndim < 2 or weight.numel() == 0:
+        raise InvalidModel(
+            f"a weight needs two dimensions and an element, its shape is {tuple(weight.shape)}"
+        )
+    values = weight.detach().float().flatten(1)
+    bad = int(values.numel() - values.isfinite().sum())
+    if bad:
+        raise InvalidModel(
+            f"{bad} of {values.numel()} values of a weight are NaN or infinite: "
+            "the checkpoint is damaged, or its training diverged"
+        )
+    return values
+
+
+def _groups(matrix: Tensor, group: int) -> Iterator[Tensor]:
+    """Views of the full groups, `(rows, groups, group)`, and the short last, `(rows, 1, rest)`."""
+    rows, columns = matrix.shape
+    width = min(group or columns, columns)
+    full = columns // width
+    yield matrix[:, : full * width].view(rows, full, width)
+    if columns % width:
+        yield matrix[:, full * width :].unsqueeze(1)
+
+
+def _quantize_groups(
+    groups: Tensor, bits: int, *, symmetric: bool, search: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes `(rows, columns)`, scales and zero bytes `(rows, groups)` of equally long groups."""
+    rows, count, width = groups.shape
+    fit = searched_grid if search else covering_grid
+    chunk = _CUDA_CHUNK if groups.is_cuda else _CHUNK
+    codes, grids = [], []
+    for runs in torch.split(groups.reshape(rows * count, width), max(1, chunk // width)):
+        grid = fit(runs, bits, symmetric=symmetric)
+        codes.append(grid.encode(runs).to(torch.uint8))
+        grids.append(grid)
+    scale = torch.cat([grid.scale for grid in grids]).half()
+    zero = (torch.cat([grid.zero for grid in grids]) * 2 ** (8 - bits)).to(torch.uint8)
+    shape = (rows, count)
+    return torch.cat(codes).reshape(rows, -1), scale.reshape(shape), zero.reshape(shape)
