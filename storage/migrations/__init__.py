@@ -1,0 +1,1 @@
+"""Alembic's environment: the steps from each revision of the schema to the next."""

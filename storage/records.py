@@ -1,0 +1,307 @@
+"""What storage hands out: frozen records, free of SQL."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, cast
+
+from bitfront.errors import SpecError
+from bitfront.layers import Block, Layer
+from bitfront.plan import Configuration
+from bitfront.profile import Cell, LayerEntropy
+from bitfront.trial import Cause, Evaluation, Origin, StudyState, TrialState
+
+if TYPE_CHECKING:
+    from bitfront.spec import JobSpec
+
+Json = Mapping[str, object]
+"""Plain JSON content with finite numbers."""
+
+
+class Request(StrEnum):
+    """What a client asks of the driver that runs a study."""
+
+    STOP = "stop"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
+class EventKind(StrEnum):
+    """What happened to a study."""
+
+    CREATED = "created"
+    ACQUIRED = "acquired"
+    TAKEN_OVER = "taken_over"
+    RELEASED = "released"
+    REQUESTED = "requested"
+    STATE = "state"
+    CHANGED = "changed"
+    PROFILED = "profiled"
+    PRUNED = "pruned"
+    STARTED = "started"
+    COMPLETED = "completed"
+    ATTEMPT_FAILED = "attempt_failed"
+    FAILED = "failed"
+    RESTARTED = "restarted"
+    CANCELLED = "cancelled"
+    TESTED = "tested"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write to a study, until another driver takes it over."""
+
+    study_id: int
+    name: str
+    owner: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """A study as it is stored.
+
+    Attributes:
+        name: Its name, unique in the database.
+        state: Where it stands.
+        spec_json: The job specification as canonical JSON.
+        provenance: What it was made of: hashes of model and data, versions, device, host.
+        created_at: When it was submitted.
+        updated_at: When anything about it was last written.
+        epoch: Goes up with every driver that takes the study.
+        owner: The driver that holds the lease; None when nobody runs it.
+        heartbeat_at: The owner's last sign of life.
+        request: What a client asked of the driver, not yet cleared.
+        message: Why it is in its state, for a person.
+        reference: The hypervolume's reference point, objective name to value.
+        correlation: Rank correlation between the proxy and the measured error.
+    """
+
+    name: str
+    state: StudyState
+    spec_json: str
+    provenance: Mapping[str, str]
+    created_at: datetime
+    updated_at: datetime
+    epoch: int
+    owner: str | None
+    heartbeat_at: datetime | None
+    request: Request | None
+    message: str | None
+    reference: Mapping[str, float] | None
+    correlation: float | None
+
+    @property
+    def spec(self) -> "JobSpec":
+        """The job specification, parsed."""
+        # Imported here because pydantic takes longer to import than a query takes to run.
+        from bitfront.spec import JobSpec
+
+        return JobSpec.model_validate_json(self.spec_json)
+
+    @property
+    def planned_trials(self) -> int:
+        """How many trials the job asks for."""
+        return cast("int", json.loads(self.spec_json)["stop"]["trials"])
+
+
+@dataclass(frozen=True, slots=True)
+class StudySummary:
+    """One line of the list of studies."""
+
+    name: str
+    state: StudyState
+    model: str
+    owner: str | None
+    created_at: datetime
+    updated_at: datetime
+    planned_trials: int
+    counts: Mapping[TrialState, int]
+    best_error: float | None
+    front_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How many attempts ended by one cause, and what the last of them said."""
+
+    cause: Cause
+    count: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far a study is.
+
+    Attributes:
+        study: The study itself.
+        counts: Trials by state; every state is there.
+        cells: Cells that this study measured.
+        best_error: The lowest error among complete, feasible trials.
+        front_size: Trials on the front.
+        hypervolume: The last one recorded.
+        seconds: Time that the complete trials took, all workers together.
+        failures: Attempts that yielded nothing, by cause, the most frequent first.
+    """
+
+    study: StudyRecord
+    counts: Mapping[TrialState, int]
+    cells: int
+    best_error: float | None
+    front_size: int
+    hypervolume: float | None
+    seconds: float
+    failures: tuple[Failure, ...]
+
+    @property
+    def finished(self) -> int:
+        """Trials that will not change any more."""
+        return sum(count for state, count in self.counts.items() if state.is_finished)
+
+    @property
+    def progress(self) -> float:
+        """The share of the planned trials that is finished, in [0, 1]."""
+        return min(1.0, self.finished / self.study.planned_trials)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something that a resumed study finds other than it was recorded."""
+
+    name: str
+    recorded: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.name} was {self.recorded}, is {self.found}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRecord:
+    """A study's layers and blocks, without its cells."""
+
+    layers: tuple[Layer, ...]
+    blocks: tuple[Block, ...]
+    entropies: tuple[LayerEntropy, ...]
+    fixed_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OptionRecord:
+    """One option of a block after pruning: its cell, whether it survives, and the proof."""
+
+    cell: Cell
+    survives: bool
+    certificate: Json
+
+
+@dataclass(frozen=True, slots=True)
+class FrontChange:
+    """What one completed trial does to the front: numbers that join and leave it."""
+
+    added: tuple[int, ...]
+    removed: tuple[int, ...]
+    hypervolume: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt succeeded.
+
+    Attributes:
+        evaluation: The values and metrics.
+        constraints: Constraint name to its excess; at most 0 where it holds.
+        front: What it does to the front; None if nothing, or if a constraint is broken.
+        evaluation_key: The key of the evaluation in the cache.
+        seconds: How long the attempt took.
+        worker: Who evaluated it.
+        cached: Whether the evaluation came from the cache.
+    """
+
+    evaluation: Evaluation
+    constraints: Mapping[str, float]
+    front: FrontChange | None
+    evaluation_key: str
+    seconds: float
+    worker: str | None
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One try at a trial; `cause` says why it ended without a result, if it did."""
+
+    trial: int
+    attempt: int
+    started_at: datetime
+    finished_at: datetime | None
+    seconds: float | None
+    worker: str | None
+    cause: Cause | None
+    message: str | None
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a study's log."""
+
+    id: int
+    at: datetime
+    kind: EventKind
+    trial: int | None
+    content: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The hypervolume after `completed` trials."""
+
+    completed: int
+    hypervolume: float
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A complete trial as a query sees it; None stands for what was not measured."""
+
+    study: str
+    number: int
+    origin: Origin
+    error: float
+    nbytes: float | None
+    bits_per_weight: float | None
+    bit_operations: float | None
+    latency_s: float | None
+    test_error: float | None
+    test_latency_s: float | None
+    seconds: float | None
+    configuration_json: str
+
+    @property
+    def configuration(self) -> Configuration:
+        """What was evaluated."""
+        return Configuration.from_dict(json.loads(self.configuration_json))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Upper limits of a query; None is no limit."""
+
+    max_nbytes: float | None = None
+    max_latency_s: float | None = None
+    max_error: float | None = None
+    max_bits: float | None = None
+    max_bit_operations: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            limit: float | None = getattr(self, field.name)
+            if limit is not None and not (math.isfinite(limit) and limit > 0):
+                raise SpecError(f"{field.name} must be a positive number, got {limit}")

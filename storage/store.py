@@ -1,0 +1,336 @@
+"""The store: every study, trial and measurement, kept in one SQL database."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from bitfront.layers import Block, Layer
+from bitfront.profile import Cell, CellKey, LayerEntropy
+from bitfront.trial import Cause, Evaluation, StudyState, Trial, TrialState
+from storage import leases, outcomes, profiles, queries, studies, trials
+from storage.engine import Database
+from storage.records import (
+    AttemptRecord,
+    Difference,
+    Event,
+    FrontChange,
+    Json,
+    Lease,
+    Limits,
+    OptionRecord,
+    Outcome,
+    ProfileRecord,
+    Progress,
+    Request,
+    Result,
+    Status,
+    StudyRecord,
+    StudySummary,
+)
+from storage.schema import open_database
+
+if TYPE_CHECKING:
+    from bitfront.spec import JobSpec
+
+_NO_LIMITS = Limits()
+
+
+def open_store(url: str, *, create: bool = True, patience_s: float = 30.0) -> "Store":
+    """The store in the database at `url`.
+
+    Args:
+        url: `sqlite:///PATH` or `postgresql://USER@HOST/NAME`.
+        create: Makes the tables of an empty database, and upgrades an older one.
+        patience_s: How long a transaction is tried again when the connection breaks.
+
+    Raises:
+        DatabaseError: It cannot be reached, is foreign, damaged or newer; or it is missing,
+            empty or older, and `create` is not set.
+    """
+    return Store(open_database(url, create=create, patience_s=patience_s))
+
+
+class Store:
+    """Everything that bitfront keeps. Each method is one transaction.
+
+    A method that takes a `Lease` writes only while that lease holds and raises `LeaseLost`
+    otherwise; one that takes a study's name raises `UnknownStudy` if there is none. All raise
+    `DatabaseError` when the database cannot be reached for `patience_s` seconds. What a
+    method has returned from is on the disk. A store may be shared by threads.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __str__(self) -> str:
+        """Where the store is, without its password."""
+        return str(self._database)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._database.close()
+
+    # Studies
+
+    def create_study(self, spec: "JobSpec", provenance: Mapping[str, str]) -> StudyRecord:
+        """Makes the study that the job names, in the state `PROFILING`; nobody runs it yet.
+
+        Raises:
+            DuplicateStudy: There is one of that name.
+        """
+        return self._database.write_once(studies.create, spec, provenance)
+
+    def study(self, name: str) -> StudyRecord:
+        """The study of that name."""
+        return self._database.read(studies.read, name)
+
+    def studies(self) -> list[StudySummary]:
+        """Every study with its counts, the newest first."""
+        return self._database.read(studies.summaries)
+
+    def delete_study(self, name: str) -> None:
+        """Deletes a study with its trials; measured cells and evaluations stay for others.
+
+        Raises:
+            LeaseHeld: A driver runs it.
+        """
+        self._database.write(studies.remove, name)
+
+    def set_provenance(
+        self, lease: Lease, provenance: Mapping[str, str], *, accept: bool = False
+    ) -> list[Difference]:
+        """Records what the study is made of; `model` is the hash that links it to its model.
+
+        Returns:
+            What differs from the record. That keeps its old value, unless `accept` is set.
+        """
+        return self._database.write(studies.set_provenance, lease, provenance, accept)
+
+    def replace_spec(self, lease: Lease, spec: "JobSpec") -> None:
+        """Gives the study another specification."""
+        self._database.write(studies.replace_spec, lease, spec)
+
+    def set_state(self, lease: Lease, state: StudyState, message: str | None = None) -> None:
+        """Moves the study to a state."""
+        self._database.write(studies.set_state, lease, state, message)
+
+    def set_reference(self, lease: Lease, reference: Mapping[str, float]) -> None:
+        """Records the hypervolume's reference point, objective name to value."""
+        self._database.write(studies.set_reference, lease, reference)
+
+    def set_correlation(self, lease: Lease, correlation: float | None) -> None:
+        """Records the rank correlation of proxy and measured error; NaN counts as unknown."""
+        self._database.write(studies.set_correlation, lease, correlation)
+
+    def add_note(self, lease: Lease, message: str, content: Json | None = None) -> None:
+        """Adds a line to the study's log."""
+        self._database.write(studies.add_note, lease, message, content)
+
+    def events(self, name: str, after_id: int = 0, *, limit: int = 1000) -> list[Event]:
+        """The study's log after the event `after_id`, oldest first."""
+        return self._database.read(studies.events, name, after_id, limit)
+
+    # Leases
+
+    def acquire(
+        self, name: str, owner: str, lease_s: float, *, dead_owner: str | None = None
+    ) -> Lease:
+        """Takes the study for `owner`, which must be unique to this process.
+
+        The lease holds until `lease_s` seconds pass without a heartbeat, by the database's
+        clock; after that anybody may take the study over. A pending request is cleared.
+
+        Args:
+            name: The study.
+            owner: Who takes it.
+            lease_s: How long it stays held without a heartbeat.
+            dead_owner: An owner whose process is known to be gone: its lease does not count.
+
+        Raises:
+            LeaseHeld: The lease of another owner holds.
+        """
+        return self._database.write(leases.acquire, name, owner, lease_s, dead_owner)
+
+    def heartbeat(self, lease: Lease) -> Request | None:
+        """Renews the lease; what a client asks of the driver, as long as it asks."""
+        return self._database.write(leases.heartbeat, lease)
+
+    def release(self, lease: Lease, state: StudyState, message: str | None = None) -> None:
+        """Ends the lease and leaves the study in a state."""
+        self._database.write_once(leases.release, lease, state, message)
+
+    def request(self, name: str, asked: Request) -> None:
+        """Asks the study's driver for something; a later request replaces it."""
+        self._database.write(leases.request, name, asked)
+
+    # Profiles
+
+    def save_profile(
+        self,
+        lease: Lease,
+        layers: Sequence[Layer],
+        blocks: Sequence[Block],
+        entropies: Sequence[LayerEntropy],
+        *,
+        fixed_nbytes: int,
+    ) -> None:
+        """Records layers, blocks and entropies; another profile replaces the one before."""
+        record = ProfileRecord(tuple(layers), tuple(blocks), tuple(entropies), fixed_nbytes)
+        self._database.write(profiles.save, lease, record)
+
+    def load_profile(self, name: str) -> ProfileRecord | None:
+        """The study's layers, blocks and entropies; None until they are recorded."""
+        return self._database.read(profiles.load, name)
+
+    def cells(self, keys: Sequence[CellKey]) -> dict[str, Cell]:
+        """The cells that any study has measured, by the digest of their key.
+
+        A cell carries the name its block had when it was measured.
+        """
+        return self._database.read(profiles.cells, keys)
+
+    def put_cells(self, lease: Lease, measured: Sequence[tuple[CellKey, Cell, float]]) -> None:
+        """Records measured cells with their seconds; a known key keeps its first cell."""
+        self._database.write(profiles.put_cells, lease, measured)
+
+    def save_options(self, lease: Lease, records: Iterable[OptionRecord]) -> None:
+        """Records what each block may still take, in place of what was recorded before."""
+        self._database.write(profiles.save_options, lease, tuple(records))
+
+    def options(self, name: str) -> list[OptionRecord]:
+        """Every option of the study's blocks, block by block."""
+        return self._database.read(profiles.options, name)
+
+    # Trials
+
+    def start_trial(self, lease: Lease, trial: Trial) -> None:
+        """Records a new trial as running, before it is dispatched; safe to repeat.
+
+        Raises:
+            DatabaseError: Its number or its configuration belongs to another trial.
+        """
+        self._database.write(trials.start, lease, trial)
+
+    def complete_trial(
+        self,
+        lease: Lease,
+        number: int,
+        attempt: int,
+        evaluation: Evaluation,
+        *,
+        constraints: Mapping[str, float],
+        front: FrontChange | None,
+        evaluation_key: str,
+        seconds: float,
+        worker: str | None = None,
+        cached: bool = False,
+    ) -> bool:
+        """Completes an attempt with its values, its place on the front and its cache entry.
+
+        Returns:
+            Whether this call completed it; False if the attempt is no longer the one that
+            runs, in which case nothing is written.
+
+        Raises:
+            InvalidMetric: An objective of the job is missing, or a number is not finite.
+        """
+        outcome = Outcome(evaluation, constraints, front, evaluation_key, seconds, worker, cached)
+        return self._database.write_once(outcomes.complete, lease, number, attempt, outcome)
+
+    def fail_trial(
+        self,
+        lease: Lease,
+        number: int,
+        attempt: int,
+        cause: Cause,
+        message: str,
+        traceback: str | None = None,
+        *,
+        retry: bool,
+    ) -> bool:
+        """Ends an attempt without a result; `retry` starts the next one, else the trial failed.
+
+        Returns:
+            Whether this call ended it.
+        """
+        failure = outcomes.Failed(cause, message, traceback, retry)
+        return self._database.write_once(outcomes.fail, lease, number, attempt, failure)
+
+    def fence(self, lease: Lease) -> list[Trial]:
+        """Starts a new attempt of every running trial, as after a driver's death.
+
+        Returns:
+            The running trials, to be dispatched again; results of older attempts are refused.
+        """
+        return self._database.write(trials.fence, lease)
+
+    def cancel_running(self, lease: Lease) -> int:
+        """Ends every running trial without a result; how many there were."""
+        return self._database.write(trials.cancel_running, lease)
+
+    def trials(self, name: str, states: Collection[TrialState] | None = None) -> list[Trial]:
+        """The study's trials by number; only those in `states`, if given."""
+        return self._database.read(trials.read, name, states)
+
+    def attempts(self, name: str, numbers: Collection[int] | None = None) -> list[AttemptRecord]:
+        """Every attempt at the study's trials, or at those numbered, in order."""
+        return self._database.read(outcomes.attempts, name, numbers)
+
+    def find_by_digest(self, name: str, configuration_digest: str) -> int | None:
+        """The number of the study's trial of a configuration, in whatever state."""
+        return self._database.read(trials.find_by_digest, name, configuration_digest)
+
+    def evaluation(self, key: str) -> Evaluation | None:
+        """The evaluation under a key, whichever study it was made for."""
+        return self._database.read(outcomes.find_evaluation, key)
+
+    def save_test_values(self, lease: Lease, values: Mapping[int, Mapping[str, float]]) -> None:
+        """Records what complete trials, by number, reach on the test split."""
+        self._database.write(trials.save_test_values, lease, values)
+
+    # Queries
+
+    def front(self, name: str) -> list[Result]:
+        """The study's non-dominated trials, the lowest error first."""
+        return self._database.read(queries.front, name)
+
+    def hypervolumes(self, name: str) -> list[Progress]:
+        """The hypervolume after each trial that changed or confirmed the front."""
+        return self._database.read(queries.hypervolumes, name)
+
+    def best(
+        self, name: str | None, limits: Limits = _NO_LIMITS, *, model: str | None = None
+    ) -> Result | None:
+        """The best trial within the limits; None if nothing fits.
+
+        It minimises the study's first objective that is not limited (the first one if all
+        are), then its others in their order, then bytes. Trials that break a constraint of
+        the job do not count, and neither do those where a limited value was not measured.
+
+        Args:
+            name: The study; None for all studies of `model`.
+            limits: Upper limits.
+            model: Name or hash of a model, where `name` is None.
+        """
+        return self._database.read(queries.best, name, limits, model)
+
+    def nearest(
+        self, name: str | None, limits: Limits, *, model: str | None = None
+    ) -> Result | None:
+        """The trial that exceeds the limits by the smallest sum of shares (`value/limit - 1`)."""
+        return self._database.read(queries.nearest, name, limits, model)
+
+    def status(self, name: str) -> Status:
+        """How far the study is."""
+        return self._database.read(queries.status, name)

@@ -1,0 +1,209 @@
+"""Studies: created once, found by name, and what is recorded about them as a whole."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from bitfront.errors import DuplicateStudy, InvalidMetric
+from bitfront.plan import canonical_json
+from bitfront.trial import StudyState, TrialState
+from storage import tables
+from storage.access import find_id, guard, lock_free
+from storage.events import add_event, insert_new, read_events, storable
+from storage.records import (
+    Difference,
+    Event,
+    EventKind,
+    Json,
+    Lease,
+    Request,
+    StudyRecord,
+    StudySummary,
+)
+from storage.tables import Study
+
+if TYPE_CHECKING:
+    from bitfront.spec import JobSpec
+
+
+def create(
+    connection: Connection, again: bool, spec: "JobSpec", provenance: Mapping[str, str]
+) -> StudyRecord:
+    """Makes the study that the job names; nobody runs it yet."""
+    query = select(Study.spec_digest).where(Study.name == spec.study)
+    stored = connection.scalar(query)
+    if stored is not None:
+        if again and stored == spec.digest:
+            return read(connection, spec.study)
+        raise DuplicateStudy(spec.study)
+    row = {"name": spec.study, "state": StudyState.PROFILING, "epoch": 0, **_spec_columns(spec)}
+    try:
+        study_id = connection.execute(insert(Study).returning(Study.id), row).scalar_one()
+    except IntegrityError as error:
+        raise DuplicateStudy(spec.study) from error
+    _add_provenance(connection, study_id, provenance)
+    add_event(connection, study_id, EventKind.CREATED)
+    return read(connection, spec.study)
+
+
+def read(connection: Connection, name: str) -> StudyRecord:
+    """The study of that name."""
+    study_id = find_id(connection, name)
+    row = connection.execute(select(*Study.__table__.c).where(Study.id == study_id)).one()
+    pairs = select(tables.Provenance.name, tables.Provenance.value).where(
+        tables.Provenance.study_id == study_id
+    )
+    provenance = {pair.name: pair.value for pair in connection.execute(pairs)}
+    return _record(row, provenance)
+
+
+def summaries(connection: Connection) -> list[StudySummary]:
+    """Every study, the newest first."""
+    trial, front = tables.Trial, tables.Front
+    counts: dict[int, dict[TrialState, int]] = {}
+    by_state = select(trial.study_id, trial.state, func.count()).group_by(
+        trial.study_id, trial.state
+    )
+    for study_id, state, count in connection.execute(by_state):
+        counts.setdefault(study_id, {})[TrialState(state)] = count
+    per_study = select(front.study_id, func.count()).group_by(front.study_id)
+    sizes = {row[0]: row[1] for row in connection.execute(per_study)}
+    lowest = select(trial.error).where(trial.study_id == Study.id, tables.ELIGIBLE)
+    best_error = lowest.order_by(trial.error).limit(1).scalar_subquery()
+    columns = select(*Study.__table__.c, best_error.label("best_error"))
+    return [
+        StudySummary(
+            name=row.name,
+            state=StudyState(row.state),
+            model=str(row.spec["model"]["name"]),
+            owner=row.owner,
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+            planned_trials=int(row.spec["stop"]["trials"]),
+            counts={state: counts.get(row.id, {}).get(state, 0) for state in TrialState},
+            best_error=row.best_error,
+            front_size=sizes.get(row.id, 0),
+        )
+        for row in connection.execute(columns.order_by(Study.created_at.desc(), Study.id.desc()))
+    ]
+
+
+def remove(connection: Connection, name: str) -> None:
+    """Deletes the study with its trials; measured cells and evaluations stay for others."""
+    study_id, _ = lock_free(connection, name)
+    connection.execute(delete(Study).where(Study.id == study_id))
+
+
+def set_state(connection: Connection, lease: Lease, state: StudyState, message: str | None) -> None:
+    """Moves the study to a state."""
+    text = None if message is None else storable(message)
+    _change(connection, lease, state=state, message=text)
+    add_event(connection, lease.study_id, EventKind.STATE, {"state": state, "message": text})
+
+
+def set_reference(connection: Connection, lease: Lease, reference: Mapping[str, float]) -> None:
+    """Records the reference point that every hypervolume of the study is measured from."""
+    for objective, value in reference.items():
+        if not math.isfinite(value):
+            raise InvalidMetric(f"reference {objective}", str(value))
+    _change(connection, lease, reference=dict(reference))
+
+
+def set_correlation(connection: Connection, lease: Lease, correlation: float | None) -> None:
+    """Records the rank correlation between the proxy and the measured error."""
+    known = None if correlation is None or not math.isfinite(correlation) else correlation
+    _change(connection, lease, correlation=known)
+
+
+def replace_spec(connection: Connection, lease: Lease, spec: "JobSpec") -> None:
+    """Gives the study another specification of the same name."""
+    _change(connection, lease, **_spec_columns(spec))
+    add_event(connection, lease.study_id, EventKind.CHANGED, {"spec_digest": spec.digest})
+
+
+def set_provenance(
+    connection: Connection, lease: Lease, found: Mapping[str, str], accept: bool
+) -> list[Difference]:
+    """Records what is not recorded yet; what differs is returned, and kept unless accepted."""
+    guard(connection, lease)
+    table = tables.Provenance
+    pairs = select(table.name, table.value).where(table.study_id == lease.study_id)
+    recorded = {row.name: row.value for row in connection.execute(pairs)}
+    differences = [
+        Difference(name, recorded[name], storable(value))
+        for name, value in sorted(found.items())
+        if name in recorded and recorded[name] != storable(value)
+    ]
+    new = {name: value for name, value in found.items() if name not in recorded}
+    if accept and differences:
+        changed = {difference.name: difference.found for difference in differences}
+        same_study = table.study_id == lease.study_id
+        connection.execute(delete(table).where(same_study, table.name.in_(changed)))
+        new |= changed
+        content = {"differences": [str(difference) for difference in differences]}
+        add_event(connection, lease.study_id, EventKind.CHANGED, content)
+    _add_provenance(connection, lease.study_id, new)
+    return differences
+
+
+def add_note(connection: Connection, lease: Lease, message: str, content: Json | None) -> None:
+    """Adds a line to the study's log."""
+    guard(connection, lease)
+    note = {**(content or {}), "message": storable(message)}
+    add_event(connection, lease.study_id, EventKind.NOTE, note)
+
+
+def events(connection: Connection, name: str, after_id: int, limit: int) -> list[Event]:
+    """The study's log after an event, oldest first."""
+    return read_events(connection, find_id(connection, name), after_id, limit)
+
+
+def _add_provenance(connection: Connection, study_id: int, pairs: Mapping[str, str]) -> None:
+    rows = [
+        {"study_id": study_id, "name": storable(name), "value": storable(value)}
+        for name, value in pairs.items()
+    ]
+    insert_new(connection, tables.Provenance, rows)
+    if "model" in pairs:
+        _link_model(connection, study_id, storable(pairs["model"]))
+
+
+def _link_model(connection: Connection, study_id: int, identity: str) -> None:
+    of_spec = Study.spec["model"]
+    query = select(of_spec["source"].as_string(), of_spec["name"].as_string())
+    source, name = connection.execute(query.where(Study.id == study_id)).one()
+    insert_new(connection, tables.Model, [{"identity": identity, "source": source, "name": name}])
+    model = select(tables.Model.id).where(tables.Model.identity == identity).scalar_subquery()
+    connection.execute(update(Study).where(Study.id == study_id).values(model_id=model))
+
+
+def _change(connection: Connection, lease: Lease, **columns: object) -> None:
+    guard(connection, lease)
+    connection.execute(update(Study).where(Study.id == lease.study_id).values(**columns))
+
+
+def _spec_columns(spec: "JobSpec") -> dict[str, object]:
+    content = spec.model_dump(mode="json")
+    objectives = content["objectives"]
+    return {"spec": content, "spec_digest": spec.digest, "objectives": objectives}
+
+
+def _record(row: Row[tuple[object, ...]], provenance: Mapping[str, str]) -> StudyRecord:
+    return StudyRecord(
+        name=row.name,
+        state=StudyState(row.state),
+        spec_json=canonical_json(row.spec),
+        provenance=provenance,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        epoch=row.epoch,
+        owner=row.owner,
+        heartbeat_at=row.heartbeat_at,
+        request=None if row.request is None else Request(row.request),
+        message=row.message,
+        reference=row.reference,
+        correlation=row.correlation,
+    )

@@ -1,0 +1,390 @@
+"""The tables: typed models with their constraints; nothing of them leaves this package."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    and_,
+    literal,
+    text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from bitfront.layers import LayerKind, Tower
+from bitfront.trial import Cause, Origin, StudyState, TrialState
+from storage.records import Request
+
+_GREATEST = "1.7976931348623157e308"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time with its zone: SQLite keeps UTC as text, PostgreSQL a timestamptz."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, _: Dialect) -> datetime | None:
+        """The stored time in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Now(FunctionElement[datetime]):
+    """The database's own clock, which every driver of a study shares."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(Now)
+def _now_by_default(_: Now, __: SQLCompiler, **___: object) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(Now, "sqlite")
+def _now_in_sqlite(_: Now, __: SQLCompiler, **___: object) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+
+
+def _one_of(column: str, names: Iterable[str]) -> CheckConstraint:
+    listed = ", ".join(f"'{name}'" for name in names)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+def _finite(column: str, least: str = f"-{_GREATEST}") -> CheckConstraint:
+    # PostgreSQL sorts NaN above every number, so the upper bound refuses it as well.
+    return CheckConstraint(f"{column} BETWEEN {least} AND {_GREATEST}", name=f"{column}_finite")
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that migrations can find it again."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as a class attribute
+        str: Text(),
+        float: Double(),
+        datetime: UtcDateTime(),
+        dict[str, object]: JSON(none_as_null=True),
+        list[str]: JSON(),
+    }
+
+
+class Model(Base):
+    """A model that was searched, by the hash of its architecture and weights."""
+
+    __tablename__ = "model"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    identity: Mapped[str] = mapped_column(unique=True)
+    source: Mapped[str]
+    name: Mapped[str]
+
+
+class Study(Base):
+    """All trials of a job, and the lease of the driver that runs it."""
+
+    __tablename__ = "study"
+    __table_args__ = (
+        _one_of("state", StudyState),
+        _one_of("request", Request),
+        CheckConstraint("correlation BETWEEN -1 AND 1", name="correlation_finite"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    state: Mapped[str]
+    message: Mapped[str | None]
+    model_id: Mapped[int | None] = mapped_column(ForeignKey("model.id"), index=True)
+    spec: Mapped[dict[str, object]]
+    spec_digest: Mapped[str]
+    objectives: Mapped[list[str]]  # all are minimised; the first is error
+    fixed_nbytes: Mapped[int | None] = mapped_column(BigInteger)
+    reference: Mapped[dict[str, object] | None]  # objective name -> value
+    correlation: Mapped[float | None]
+    epoch: Mapped[int]
+    owner: Mapped[str | None]
+    lease_s: Mapped[float | None]
+    heartbeat_at: Mapped[datetime | None]
+    request: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=Now())
+    updated_at: Mapped[datetime] = mapped_column(default=Now())
+
+
+class Provenance(Base):
+    """One thing that a study was made of: a hash, a version, a device."""
+
+    __tablename__ = "provenance"
+
+    study_id: Mapped[int] = mapped_column(
+        ForeignKey("study.id", ondelete="CASCADE"), primary_key=True
+    )
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class Block(Base):
+    """Neighbouring layers of a study that are searched together."""
+
+    __tablename__ = "block"
+    __table_args__ = (
+        UniqueConstraint("study_id", "name"),
+        UniqueConstraint("study_id", "position"),
+        _one_of("tower", Tower),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    name: Mapped[str]
+    tower: Mapped[str]
+
+
+class Layer(Base):
+    """One weight matrix of a study's model, with its measured entropies."""
+
+    __tablename__ = "layer"
+    __table_args__ = (
+        UniqueConstraint("study_id", "name"),
+        UniqueConstraint("study_id", "position"),
+        _one_of("tower", Tower),
+        _one_of("kind", LayerKind),
+        _finite("entropy"),
+        _finite("dependency"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    block_id: Mapped[int | None] = mapped_column(
+        ForeignKey("block.id", ondelete="SET NULL"), index=True
+    )
+    block_position: Mapped[int | None]
+    position: Mapped[int]
+    name: Mapped[str]
+    tower: Mapped[str]
+    kind: Mapped[str]
+    rows: Mapped[int]
+    columns: Mapped[int]
+    positions: Mapped[int]
+    source: Mapped[str]
+    scope: Mapped[str]
+    entropy: Mapped[float | None]
+    dependency: Mapped[float | None]
+
+
+class Cell(Base):
+    """The measured cost and error of one option, for every study that has its key."""
+
+    __tablename__ = "cell"
+    __table_args__ = (
+        Index(None, "model", "data", "quantizer"),
+        CheckConstraint("nbytes >= 0", name="nbytes_positive"),
+        _finite("error", "0"),
+        _finite("bit_operations", "0"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(unique=True)
+    model: Mapped[str]
+    data: Mapped[str]
+    quantizer: Mapped[str]
+    option_digest: Mapped[str]
+    block: Mapped[str]
+    precisions: Mapped[str]  # such as w4a8+w3a8
+    nbytes: Mapped[int] = mapped_column(BigInteger)
+    bit_operations: Mapped[float]
+    error: Mapped[float]
+    seconds: Mapped[float]
+    study_id: Mapped[int | None] = mapped_column(
+        ForeignKey("study.id", ondelete="SET NULL"), index=True
+    )
+    created_at: Mapped[datetime] = mapped_column(default=Now())
+
+
+class Option(Base):
+    """An option of a block after pruning: whether it survives, and the proof."""
+
+    __tablename__ = "option"
+    __table_args__ = (
+        UniqueConstraint("block_id", "precisions"),
+        _finite("error", "0"),
+        _finite("bit_operations", "0"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    block_id: Mapped[int] = mapped_column(ForeignKey("block.id", ondelete="CASCADE"))
+    precisions: Mapped[str]
+    nbytes: Mapped[int] = mapped_column(BigInteger)
+    bit_operations: Mapped[float]
+    error: Mapped[float]
+    survives: Mapped[bool]
+    certificate: Mapped[dict[str, object]]
+
+
+class Trial(Base):
+    """One configuration of a study with its state and its values; every value is minimised."""
+
+    __tablename__ = "trial"
+    __table_args__ = (
+        UniqueConstraint("study_id", "number"),
+        UniqueConstraint("study_id", "configuration_digest"),
+        Index(None, "study_id", "state"),
+        Index(
+            "ix_trial_lowest_error",
+            *("study_id", "error", "nbytes", "number"),
+            sqlite_where=text("state = 'complete' AND feasible = 1"),
+            postgresql_where=text("state = 'complete' AND feasible"),
+        ),
+        Index(
+            "ix_trial_fewest_nbytes",
+            *("study_id", "nbytes", "error", "number"),
+            sqlite_where=text("state = 'complete' AND feasible = 1"),
+            postgresql_where=text("state = 'complete' AND feasible"),
+        ),
+        _one_of("state", TrialState),
+        _one_of("origin", Origin),
+        _one_of("cause", Cause),
+        CheckConstraint("number >= 0", name="number_counts"),
+        CheckConstraint("attempt >= 1", name="attempt_counts"),
+        CheckConstraint("(state = 'complete') = (error IS NOT NULL)", name="complete_has_error"),
+        CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="finished_has_time"),
+        *(
+            _finite(column)
+            for column in (
+                *("error", "nbytes", "bits_per_weight", "bit_operations", "latency_s"),
+                *("test_error", "test_nbytes", "test_bit_operations", "test_latency_s"),
+            )
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    state: Mapped[str]
+    attempt: Mapped[int]
+    origin: Mapped[str]
+    configuration: Mapped[dict[str, object]]
+    configuration_digest: Mapped[str]
+    params: Mapped[dict[str, object]]
+    error: Mapped[float | None]
+    nbytes: Mapped[float | None]
+    bits_per_weight: Mapped[float | None]
+    bit_operations: Mapped[float | None]
+    latency_s: Mapped[float | None]
+    test_error: Mapped[float | None]
+    test_nbytes: Mapped[float | None]
+    test_bit_operations: Mapped[float | None]
+    test_latency_s: Mapped[float | None]
+    feasible: Mapped[bool] = mapped_column(default=False)  # set once it is complete
+    constraints: Mapped[dict[str, object] | None]
+    metrics: Mapped[dict[str, object] | None]
+    cached: Mapped[bool] = mapped_column(default=False)
+    cause: Mapped[str | None]
+    seconds: Mapped[float | None]
+    worker: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=Now())
+    finished_at: Mapped[datetime | None]
+
+
+class Attempt(Base):
+    """One try at a trial; a cause says why it ended without a result."""
+
+    __tablename__ = "attempt"
+    __table_args__ = (
+        UniqueConstraint("trial_id", "number"),
+        _one_of("cause", Cause),
+        CheckConstraint("number >= 1", name="number_counts"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    trial_id: Mapped[int] = mapped_column(ForeignKey("trial.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(default=Now())
+    finished_at: Mapped[datetime | None]
+    seconds: Mapped[float | None]
+    worker: Mapped[str | None]
+    cause: Mapped[str | None]
+    message: Mapped[str | None]
+    traceback: Mapped[str | None]
+
+
+class Front(Base):
+    """A trial that no other trial of its study dominates."""
+
+    __tablename__ = "front"
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey("trial.id", ondelete="CASCADE"), primary_key=True
+    )
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"), index=True)
+    since: Mapped[datetime] = mapped_column(default=Now())
+
+
+class Hypervolume(Base):
+    """The front's hypervolume after so many complete trials."""
+
+    __tablename__ = "hypervolume"
+    __table_args__ = (_finite("hypervolume", "0"),)
+
+    study_id: Mapped[int] = mapped_column(
+        ForeignKey("study.id", ondelete="CASCADE"), primary_key=True
+    )
+    completed: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    hypervolume: Mapped[float]
+    at: Mapped[datetime] = mapped_column(default=Now())
+
+
+class Event(Base):
+    """One line of a study's log; rows are only ever added."""
+
+    __tablename__ = "event"
+    __table_args__ = (Index(None, "study_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    at: Mapped[datetime] = mapped_column(default=Now())
+    kind: Mapped[str]
+    trial: Mapped[int | None]  # the trial's number
+    content: Mapped[dict[str, object]]
+
+
+class Evaluation(Base):
+    """The values of an evaluation under the hash of all that it depends on."""
+
+    __tablename__ = "evaluation"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    objectives: Mapped[dict[str, object]]  # objective name -> value
+    metrics: Mapped[dict[str, object]]
+    seconds: Mapped[float]
+    study_id: Mapped[int | None] = mapped_column(
+        ForeignKey("study.id", ondelete="SET NULL"), index=True
+    )
+    created_at: Mapped[datetime] = mapped_column(default=Now())
+
+
+ELIGIBLE = and_(Trial.state == literal("complete", literal_execute=True), Trial.feasible)
+"""Complete and within the job's constraints, in words that the partial indexes are found by."""

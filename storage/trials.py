@@ -1,0 +1,188 @@
+"""Trials: one row a configuration, written before it is dispatched, never under two numbers."""
+
+from collections.abc import Collection, Mapping
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, insert, or_, select, update
+
+from bitfront.errors import DatabaseError
+from bitfront.plan import Configuration
+from bitfront.trial import Cause, Origin, TrialState
+from bitfront.trial import Trial as TrialRecord
+from storage.access import find_id, guard
+from storage.events import add_event
+from storage.numbers import finite
+from storage.records import EventKind, Lease
+from storage.tables import Attempt, Now, Study, Trial
+
+VALUES = ("error", "nbytes", "bit_operations", "latency_s")
+"""The objectives, each a column of `trial`; `test_` before it names the test split's."""
+
+
+def start(connection: Connection, lease: Lease, trial: TrialRecord) -> None:
+    """Records a new trial and its first attempt as running; repeating it changes nothing."""
+    guard(connection, lease)
+    digest = trial.configuration.digest
+    if _has_started(connection, lease, trial, digest):
+        return
+    row = {
+        "study_id": lease.study_id,
+        "number": trial.number,
+        "state": TrialState.RUNNING,
+        "attempt": 1,
+        "origin": trial.origin,
+        "configuration": trial.configuration.to_dict(),
+        "configuration_digest": digest,
+        "params": dict(trial.params),
+    }
+    trial_id = connection.scalar(insert(Trial).values(row).returning(Trial.id))
+    connection.execute(insert(Attempt).values(trial_id=trial_id, number=1))
+    content = {"origin": trial.origin}
+    add_event(connection, lease.study_id, EventKind.STARTED, content, trial=trial.number)
+
+
+def _has_started(connection: Connection, lease: Lease, trial: TrialRecord, digest: str) -> bool:
+    columns = (Trial.number, Trial.configuration_digest, Trial.state, Trial.attempt)
+    query = select(*columns).where(
+        Trial.study_id == lease.study_id,
+        or_(Trial.number == trial.number, Trial.configuration_digest == digest),
+    )
+    wanted = (trial.number, digest, TrialState.RUNNING, 1)
+    stored = connection.execute(query.order_by(Trial.number)).all()
+    if not stored:
+        return False
+    if len(stored) == 1 and tuple(stored[0]) == wanted:
+        return True
+    row = stored[0]
+    what = "configuration" if row.configuration_digest == digest else "number"
+    raise DatabaseError(
+        f"trial {trial.number} of study {lease.name} has the {what} of trial {row.number}, "
+        f"which is {row.state} already"
+    )
+
+
+def read(
+    connection: Connection, name: str, states: Collection[TrialState] | None
+) -> list[TrialRecord]:
+    """The study's trials by number, only those in some states if any are named."""
+    study_id = find_id(connection, name)
+    wanted = Trial.study_id == study_id
+    return _select(connection, study_id, wanted if states is None else wanted & _in(states))
+
+
+def _in(states: Collection[TrialState]) -> ColumnElement[bool]:
+    return Trial.state.in_(sorted(states))
+
+
+def _select(
+    connection: Connection, study_id: int, wanted: ColumnElement[bool]
+) -> list[TrialRecord]:
+    objectives = connection.execute(
+        select(Study.objectives).where(Study.id == study_id)
+    ).scalar_one()
+    rows = connection.execute(select(*Trial.__table__.c).where(wanted).order_by(Trial.number))
+    return [_record(row, objectives) for row in rows.mappings()]
+
+
+def _record(row: RowMapping, objectives: Collection[str]) -> TrialRecord:
+    return TrialRecord(
+        number=row["number"],
+        configuration=Configuration.from_dict(row["configuration"]),
+        origin=Origin(row["origin"]),
+        params=row["params"],
+        state=TrialState(row["state"]),
+        attempt=row["attempt"],
+        values=_known({name: row[name] for name in objectives}),
+        constraints=row["constraints"] or {},
+        metrics=row["metrics"] or {},
+        test_values=_known({name: row[f"test_{name}"] for name in VALUES}),
+        cause=row["cause"],
+    )
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def find_by_digest(connection: Connection, name: str, configuration_digest: str) -> int | None:
+    """The number of the study's trial of that configuration, in whatever state."""
+    return connection.scalar(
+        select(Trial.number).where(
+            Trial.study_id == find_id(connection, name),
+            Trial.configuration_digest == configuration_digest,
+        )
+    )
+
+
+def fence(connection: Connection, lease: Lease) -> list[TrialRecord]:
+    """Gives every running trial a new attempt, so that results of the old one are refused."""
+    guard(connection, lease)
+    running = _running(connection, lease)
+    if running:
+        _close_attempts(connection, running, Cause.DRIVER_RESTART)
+        ours = Trial.id.in_(list(running))
+        connection.execute(update(Trial).where(ours).values(attempt=Trial.attempt + 1))
+        connection.execute(
+            insert(Attempt),
+            [{"trial_id": key, "number": attempt + 1} for key, (_, attempt) in running.items()],
+        )
+        for number, attempt in running.values():
+            content = {"attempt": attempt + 1, "cause": Cause.DRIVER_RESTART}
+            add_event(connection, lease.study_id, EventKind.RESTARTED, content, trial=number)
+    return _select(
+        connection,
+        lease.study_id,
+        (Trial.study_id == lease.study_id) & _in({TrialState.RUNNING}),
+    )
+
+
+def cancel_running(connection: Connection, lease: Lease) -> int:
+    """Ends every running trial without a result; how many there were."""
+    guard(connection, lease)
+    running = _running(connection, lease)
+    if running:
+        _close_attempts(connection, running, Cause.CANCELLED)
+        connection.execute(
+            update(Trial)
+            .where(Trial.id.in_(list(running)))
+            .values(state=TrialState.CANCELLED, cause=Cause.CANCELLED, finished_at=Now())
+        )
+        for number, _ in running.values():
+            add_event(connection, lease.study_id, EventKind.CANCELLED, trial=number)
+    return len(running)
+
+
+def _running(connection: Connection, lease: Lease) -> dict[int, tuple[int, int]]:
+    query = select(Trial.id, Trial.number, Trial.attempt).where(
+        Trial.study_id == lease.study_id, Trial.state == TrialState.RUNNING
+    )
+    rows = connection.execute(query.order_by(Trial.number))
+    return {row.id: (row.number, row.attempt) for row in rows}
+
+
+def _close_attempts(
+    connection: Connection, running: Mapping[int, tuple[int, int]], cause: Cause
+) -> None:
+    connection.execute(
+        update(Attempt)
+        .where(Attempt.trial_id.in_(list(running)), Attempt.finished_at.is_(None))
+        .values(finished_at=Now(), cause=cause)
+    )
+
+
+def save_test_values(
+    connection: Connection, lease: Lease, values: Mapping[int, Mapping[str, float]]
+) -> None:
+    """Records what complete trials reach on the test split."""
+    guard(connection, lease)
+    for number, measured in values.items():
+        columns = {f"test_{name}": value for name, value in finite(measured).items()}
+        written = connection.execute(
+            update(Trial)
+            .where(Trial.study_id == lease.study_id, Trial.number == number)
+            .where(Trial.state == TrialState.COMPLETE)
+            .values(columns)
+        )
+        if written.rowcount == 0:
+            raise DatabaseError(f"study {lease.name} has no complete trial {number} to test")
+    content = {"trials": sorted(values)}
+    add_event(connection, lease.study_id, EventKind.TESTED, content)
