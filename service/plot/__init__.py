@@ -1,0 +1,1 @@
+"""Pictures of a study: its front, and the bits of one configuration."""
