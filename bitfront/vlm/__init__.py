@@ -1,0 +1,7 @@
+"""Vision-language models behind one adapter, and plans put onto them and taken off again."""
+
+from bitfront.vlm.encoder import DualEncoder
+from bitfront.vlm.load import load_model
+from bitfront.vlm.switch import PlanSwitch
+
+__all__ = ["DualEncoder", "PlanSwitch", "load_model"]

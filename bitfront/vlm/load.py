@@ -1,0 +1,50 @@
+"""Loads the model of a job from whichever library has it."""
+
+import torch
+
+from bitfront.errors import SpecError, UnavailableDevice
+from bitfront.spec import ModelSource, ModelSpec
+from bitfront.vlm.encoder import DualEncoder
+from bitfront.vlm.open_clip_models import load_open_clip
+from bitfront.vlm.reference_model import load_reference
+from bitfront.vlm.transformers_models import load_transformers
+
+
+def load_model(spec: ModelSpec) -> DualEncoder:
+    """The model that the specification names, in float32 on its device.
+
+    Raises:
+        MissingModel: The model or its weights cannot be found.
+        InvalidModel: The weights do not fit, are not finite, or no dual encoder is there.
+        SpecError: There is no such kind of device.
+        UnavailableDevice: This machine has no such device.
+    """
+    device = choose_device(spec.device)
+    match spec.source:
+        case ModelSource.REFERENCE:
+            return load_reference(device)
+        case ModelSource.OPEN_CLIP:
+            return load_open_clip(spec, device)
+        case ModelSource.TRANSFORMERS:
+            return load_transformers(spec, device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; for `auto`, CUDA where there is one and the CPU elsewhere.
+
+    Raises:
+        SpecError: There is no such kind of device.
+        UnavailableDevice: This machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SpecError(f"device {name!r} is none of auto, cpu, cuda, cuda:0, ...") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnavailableDevice(
+            f"the job asks for device {name}, but this machine has "
+            f"{torch.cuda.device_count()} CUDA devices: use device: auto or cpu"
+        )
+    return device

@@ -1,0 +1,140 @@
+"""open_clip's models, with weights from a file, a folder, or a pretrained tag."""
+
+import difflib
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL.Image import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from bitfront.errors import InvalidModel, MissingModel
+from bitfront.spec import ModelSpec
+from bitfront.vlm.captions import Tokenize
+from bitfront.vlm.encoder import DualEncoder, Interface
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
+    """The open_clip model that the specification names.
+
+    Raises:
+        MissingModel: The model, its weights, or the network to fetch them is missing.
+        InvalidModel: The weights are of another model, or the file is no safe checkpoint.
+    """
+    schema, _, place = spec.name.rpartition(":")
+    quick_gelu = False
+    if schema == "local-dir":
+        _check_folder(Path(place))
+    elif not schema:
+        quick_gelu = _check_weights(spec.name, spec.weights)
+    wanted = f"{spec.name} with weights {spec.weights}" if spec.weights else spec.name
+    try:
+        model = open_clip.create_model(
+            spec.name,
+            pretrained=None if schema else spec.weights,
+            device="cpu",
+            force_quick_gelu=quick_gelu,
+            require_pretrained=True,
+            weights_only=True,
+        )
+        tokenizer = open_clip.get_tokenizer(spec.name)
+    except (pickle.UnpicklingError, SafetensorError) as error:
+        raise InvalidModel(
+            f"{wanted}: the checkpoint cannot be read without running code from it: "
+            f"give a safetensors file ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        if "state_dict" in str(error) or isinstance(error, KeyError | ValueError):
+            raise InvalidModel(f"{wanted}: the weights do not fit: {error}") from error
+        raise MissingModel(
+            f"open_clip could not get {wanted} from the hub or its cache: "
+            f"{_first_line(error)}{_tags(spec.name)}"
+        ) from error
+    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+
+    def preprocess(image: Image) -> Tensor:
+        pixels: Tensor = transform(image)
+        return pixels
+
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        tokens: Tensor = tokenizer(list(texts))
+        return tokens
+
+    return open_clip_encoder(model.to(device), preprocess=preprocess, tokenize=tokenize)
+
+
+def open_clip_encoder(
+    model: open_clip.CLIP | open_clip.CustomTextCLIP,
+    *,
+    preprocess: Callable[[Image], Tensor],
+    tokenize: Tokenize,
+) -> DualEncoder:
+    """The dual encoder of an open_clip model that is already built."""
+    size = model.visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    text = getattr(model, "text", model)
+    if hasattr(text, "token_embedding"):
+        embedding: nn.Embedding = text.token_embedding
+    else:
+        embedding = text.transformer.get_input_embeddings()
+    interface = Interface(
+        encode_images=model.encode_image,
+        encode_texts=model.encode_text,
+        preprocess=preprocess,
+        tokenize=tokenize,
+        token_embedding=embedding,
+        logit_scale=model.logit_scale,
+        image_shape=(3, height, width),
+        context_length=model.context_length,
+    )
+    return DualEncoder(model, interface)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "open_clip_config.json").is_file():
+        raise MissingModel(f"there is no open_clip model at {folder}: no open_clip_config.json")
+    if not any(path.suffix in _SUFFIXES for path in folder.iterdir()):
+        raise MissingModel(f"the folder {folder} has no weights: no {', '.join(_SUFFIXES)} file")
+
+
+def _check_weights(name: str, weights: str | None) -> bool:
+    """Whether the weights were trained with QuickGELU, whatever the name says.
+
+    Raises:
+        MissingModel: open_clip knows no such model or tag, and there is no such file.
+        InvalidModel: The file is no checkpoint that is safe to read.
+    """
+    known = open_clip.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+        raise MissingModel(
+            f"open_clip has no model {name!r}; nearest are {', '.join(near) or 'none'}; "
+            "a folder is written local-dir:PATH, a hub name hf-hub:OWNER/NAME"
+        )
+    if weights is None:
+        raise MissingModel(f"{name} needs weights: a checkpoint file{_tags(name)}")
+    config = open_clip.get_pretrained_cfg(name, weights)
+    if config:
+        return bool(config.get("quick_gelu", False))
+    if not Path(weights).is_file():
+        raise MissingModel(
+            f"weights {weights!r} of {name} are neither a file nor a pretrained tag{_tags(name)}"
+        )
+    if Path(weights).suffix not in _SUFFIXES:
+        raise InvalidModel(f"the checkpoint {weights} must end in one of {', '.join(_SUFFIXES)}")
+    return False
+
+
+def _tags(name: str) -> str:
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    return f"; its tags are {', '.join(tags)}" if tags else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

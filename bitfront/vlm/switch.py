@@ -1,0 +1,133 @@
+"""Brings a model from one plan to another by touching only the layers that differ."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bitfront.errors import SpecError
+from bitfront.plan import Plan
+from bitfront.precision import Precision
+from bitfront.quant.inputs import InputQuantizer, InputRange
+from bitfront.quant.weights import fake_quantize_weight
+from bitfront.spec import QuantizerSpec
+from bitfront.vlm.encoder import DualEncoder
+
+_WeightKey = tuple[str, int, int]  # layer, bits, group
+
+
+class PlanSwitch:
+    """Puts plans onto a model and takes them off again; a model has one switch at a time.
+
+    A layer that a plan does not name keeps its own weight; at 16 bits a named one is rounded
+    to float16, as a checkpoint would hold it. With dynamic activations a convolution's range
+    is that of a whole sample, a linear layer's that of a token.
+
+    Args:
+        model: The model.
+        quantizer: How weights and inputs get their codes.
+        ranges: Layer name and clip to the static range of the layer's input.
+        cache_nbytes: How much quantized weight to keep; the least recently used goes first.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        quantizer: QuantizerSpec,
+        ranges: Mapping[str, Mapping[float, InputRange]],
+        cache_nbytes: int = 2 << 30,
+    ) -> None:
+        self._model = model
+        self._quantizer = quantizer
+        self._ranges = ranges
+        self._cache_nbytes = cache_nbytes
+        self._cached_nbytes = 0
+        self._weights: OrderedDict[_WeightKey, Tensor] = OrderedDict()
+        self._applied: dict[str, Precision] = {}
+        self._hooks: dict[str, list[RemovableHandle]] = {}
+
+    def to(self, plan: Plan) -> int:
+        """Brings the model to the plan.
+
+        Returns:
+            How many layers changed.
+
+        Raises:
+            SpecError: The plan names an unknown layer, or one whose input range is not known.
+        """
+        wanted = dict(plan)
+        for layer, precision in plan:
+            self._input_quantizer(layer, precision)
+        names = [layer.name for layer in self._model.layers]
+        changed = [name for name in names if self._applied.get(name) != wanted.get(name)]
+        for name in changed:
+            self._set(name, wanted.get(name))
+        return len(changed)
+
+    def clear(self) -> int:
+        """Brings the model back to full precision, bit for bit; returns how many changed."""
+        return self.to(Plan(()))
+
+    def _set(self, layer: str, precision: Precision | None) -> None:
+        self._model.put_weight(layer, None if precision is None else self._weight(layer, precision))
+        for hook in self._hooks.pop(layer, []):
+            hook.remove()
+        if precision is None:
+            self._applied.pop(layer, None)
+            return
+        quantize = self._input_quantizer(layer, precision)
+        if quantize is not None:
+            self._hooks[layer] = [
+                module.register_forward_pre_hook(_hook(quantize, module), prepend=True)
+                for module in self._model.modules(layer)
+            ]
+        self._applied[layer] = precision
+
+    def _weight(self, layer: str, precision: Precision) -> Float[Tensor, "rows columns"]:
+        key = (layer, precision.weight_bits, precision.group)
+        weight = self._weights.pop(key, None)
+        if weight is None:
+            weight = fake_quantize_weight(self._model.weight(layer), precision, self._quantizer)
+            self._cached_nbytes += weight.nbytes
+        self._weights[key] = weight
+        while self._cached_nbytes > self._cache_nbytes:
+            _, oldest = self._weights.popitem(last=False)
+            self._cached_nbytes -= oldest.nbytes
+        return weight
+
+    def _input_quantizer(self, layer: str, precision: Precision) -> InputQuantizer | None:
+        """What the layer's input goes through; None where it stays as it is.
+
+        Raises:
+            SpecError: There is no such layer, or its range is not known.
+        """
+        modules = self._model.modules(layer)
+        if not precision.quantizes_input or isinstance(modules[0], nn.Embedding):
+            return None
+        if self._quantizer.activations == "dynamic":
+            return InputQuantizer(precision.activation_bits, None)
+        known = self._ranges.get(layer, {}).get(precision.clip)
+        if known is None:
+            raise SpecError(
+                f"the input range of {layer} at clip {precision.clip} is not known: "
+                "calibrate the model for it first"
+            )
+        return InputQuantizer(precision.activation_bits, known)
+
+
+def _hook(
+    quantize: InputQuantizer, module: nn.Module
+) -> Callable[[nn.Module, tuple[object, ...]], tuple[object, ...]]:
+    """A forward pre-hook that passes the first argument through the quantizer."""
+    whole_sample = isinstance(module, nn.Conv2d)
+
+    def hook(_module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+        given, *rest = args
+        assert isinstance(given, Tensor)
+        if whole_sample:
+            return quantize(given.flatten(1)).view_as(given), *rest
+        return quantize(given), *rest
+
+    return hook

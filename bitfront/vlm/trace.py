@@ -1,0 +1,101 @@
+"""Finds a model's layers by watching it run once on one sample."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bitfront.layers import Layer, LayerKind, Tower
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A layer and the modules that hold its weight (several when it is tied)."""
+
+    layer: Layer
+    modules: tuple[nn.Module, ...]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the run showed of one weight."""
+
+    tower: Tower
+    source: str
+    outputs: int = 0
+    modules: dict[nn.Module, None] = field(default_factory=dict)
+
+
+class _Watch:
+    """Notes every call of the named modules, in order of execution."""
+
+    def __init__(self, names: Mapping[nn.Module, str]) -> None:
+        self.names = names
+        self.tower = Tower.VISION
+        self.seen: dict[str, _Seen] = {}
+        # An input is known by its identity and how often it was changed in place; it is kept
+        # alive, for a freed tensor's id is used again.
+        self.sources: dict[tuple[int, int], tuple[Tensor, str]] = {}
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook."""
+        name, given = self.names[module], args[0]
+        key = (id(given), given._version)  # noqa: SLF001  # the count has no public name
+        _, source = self.sources.setdefault(key, (given, name))
+        seen = self.seen.setdefault(name, _Seen(self.tower, source))
+        seen.outputs += output.numel()
+        seen.modules[module] = None
+
+
+@torch.no_grad()
+def find_sites(
+    model: nn.Module,
+    names: Mapping[nn.Module, str],
+    runs: Mapping[Tower, Callable[[], object]],
+) -> list[Site]:
+    """The layers that run, in order of execution.
+
+    Args:
+        model: The model that holds the modules.
+        names: The modules to look for with the names of their weights.
+        runs: For each tower, what runs it on one sample.
+    """
+    watch = _Watch(names)
+    hooks = [module.register_forward_hook(watch) for module in names]
+    try:
+        for tower, run in runs.items():
+            watch.tower = tower
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    paths = {module: path for path, module in model.named_modules()}
+    return [
+        Site(_layer(name, seen, _scope(paths[next(iter(seen.modules))])), (*seen.modules,))
+        for name, seen in watch.seen.items()
+    ]
+
+
+def _layer(name: str, seen: _Seen, scope: str | None) -> Layer:
+    module = next(iter(seen.modules))
+    weight = module.get_parameter("weight")
+    rows, columns = weight.shape[0], weight[0].numel()
+    kind = LayerKind.LINEAR
+    if isinstance(module, nn.Conv2d):
+        kind = LayerKind.CONVOLUTION
+    elif isinstance(module, nn.Embedding):
+        kind = LayerKind.EMBEDDING
+    # One sample gives `rows` outputs a position; packed weights may run in parts, hence ceil.
+    positions = 0 if kind is LayerKind.EMBEDDING else -(-seen.outputs // rows)
+    tower = seen.tower
+    return Layer(name, tower, kind, rows, columns, positions, seen.source, scope or tower.value)
+
+
+def _scope(path: str) -> str | None:
+    """The innermost numbered module around the one at `path`: its transformer block."""
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        if parts[end - 1].isdigit():
+            return ".".join(parts[:end])
+    return None

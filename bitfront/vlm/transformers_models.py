@@ -1,0 +1,112 @@
+"""transformers' CLIP and SigLIP, from a folder or the hub, weights in safetensors only."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    CLIPModel,
+    SiglipModel,
+)
+
+from bitfront.errors import InvalidModel, MissingModel
+from bitfront.spec import ModelSpec
+from bitfront.vlm.captions import Tokenize
+from bitfront.vlm.encoder import DualEncoder, Interface
+
+_KINDS = ("clip", "siglip")
+
+
+def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder:
+    """The CLIP or SigLIP that the specification names.
+
+    Raises:
+        MissingModel: There is no such folder or hub name, or it has no safetensors weights.
+        InvalidModel: It is another kind of model, or its weights are incomplete.
+    """
+    name = spec.name
+    if spec.weights is not None:
+        raise InvalidModel(
+            f"weights {spec.weights!r}: a transformers model has its weights beside its config, "
+            "so leave weights out and name the folder"
+        )
+    is_path = Path(name).is_absolute() or name.startswith((".", "~"))
+    if is_path and not Path(name).expanduser().is_dir():
+        raise MissingModel(f"there is no transformers model at {name}: no such folder")
+    place = str(Path(name).expanduser()) if is_path else name
+    try:
+        kind = AutoConfig.from_pretrained(place).model_type
+        if kind not in _KINDS:
+            raise InvalidModel(f"{name} is a {kind!r} model, but must be one of {_KINDS}")
+        model, report = AutoModel.from_pretrained(
+            place, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+        images = AutoImageProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]  # theirs
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise MissingModel(
+            f"transformers could not get {name!r} as a folder or from the hub or its cache: "
+            f"{str(error).strip().partition(chr(10))[0]}"
+        ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InvalidModel(f"the weights of {name} lack {len(missing)} tensors, first {missing[0]}")
+    length = model.config.text_config.max_position_embeddings
+
+    def preprocess(image: Image) -> Tensor:
+        pixels: Tensor = images(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        return pixels[0]
+
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        rows = tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
+        tokens: Tensor = rows["input_ids"]
+        return tokens
+
+    return transformers_encoder(model.to(device), preprocess=preprocess, tokenize=tokenize)
+
+
+def transformers_encoder(
+    model: CLIPModel | SiglipModel,
+    *,
+    preprocess: Callable[[Image], Tensor],
+    tokenize: Tokenize,
+) -> DualEncoder:
+    """The dual encoder of a transformers model that is already built.
+
+    No attention mask is given: CLIP is causal and pooled at the end of text, and SigLIP was
+    trained to attend to its padding.
+    """
+    embeddings = model.vision_model.embeddings
+    channels = embeddings.patch_embedding.in_channels
+
+    def encode_images(pixels: Tensor) -> Tensor:
+        features: Tensor = model.get_image_features(pixel_values=pixels).pooler_output
+        return features
+
+    def encode_texts(tokens: Tensor) -> Tensor:
+        features: Tensor = model.get_text_features(input_ids=tokens).pooler_output
+        return features
+
+    interface = Interface(
+        encode_images=encode_images,
+        encode_texts=encode_texts,
+        preprocess=preprocess,
+        tokenize=tokenize,
+        token_embedding=model.text_model.embeddings.token_embedding,
+        logit_scale=model.logit_scale,
+        image_shape=(channels, embeddings.image_size, embeddings.image_size),
+        context_length=model.text_model.embeddings.position_embedding.num_embeddings,
+    )
+    return DualEncoder(model, interface)
