@@ -1,0 +1,120 @@
+"""Configurations in a few words: baselines by name, recoveries, the precisions of layers."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from bitfront.layers import Layer
+from bitfront.plan import Configuration, Plan, Recovery
+
+if TYPE_CHECKING:
+    from bitfront.trial import Trial
+    from storage.records import Result, StudyRecord
+
+FULL_NAME = "16 bits"
+
+
+def recovery_text(recovery: Recovery | None) -> str:
+    """A recovery's settings, such as `prompt 4, adapter /4`; a dash for none."""
+    if recovery is None:
+        return "-"
+    parts = []
+    if recovery.context_length:
+        parts.append(f"prompt {recovery.context_length}")
+    if recovery.reduction:
+        parts.append(f"adapter /{recovery.reduction}")
+    return ", ".join(parts)
+
+
+def recovery_details(recovery: Recovery | None) -> str:
+    """All of a recovery's settings in one line."""
+    if recovery is None:
+        return "none"
+    parts = []
+    if recovery.context_length:
+        parts.append(f"a prompt of {recovery.context_length} vectors")
+    if recovery.reduction:
+        parts.append(
+            f"an adapter of width/{recovery.reduction} in {recovery.adapter_bits} bits, "
+            f"blend {recovery.blend:g}"
+        )
+    parts.append(f"distillation {recovery.distillation:g}, {recovery.steps} steps")
+    return ", ".join(parts)
+
+
+def baseline_names(baselines: Mapping[int, Configuration]) -> dict[int, str]:
+    """Trial numbers of uniform configurations to names: `w4`, or `w4a8` where w4 is not enough.
+
+    A configuration that is not uniform gets no name.
+    """
+    pairs = {
+        number: pair
+        for number, configuration in baselines.items()
+        if (pair := _uniform(configuration)) is not None
+    }
+    widths = [weight for weight, _ in pairs.values()]
+    return {
+        number: FULL_NAME
+        if weight == activation == 16
+        else f"w{weight}"
+        if widths.count(weight) == 1
+        else f"w{weight}a{activation}"
+        for number, (weight, activation) in pairs.items()
+    }
+
+
+def _uniform(configuration: Configuration) -> tuple[int, int] | None:
+    weights = {precision.weight_bits for _, precision in configuration.plan}
+    # Embeddings have no input to quantize, so the layers with a narrow one name the plan.
+    activations = {precision.activation_bits for _, precision in configuration.plan}
+    if len(weights) != 1 or len(activations - {16}) > 1 or configuration.recovery is not None:
+        return None
+    return weights.pop(), min(activations)
+
+
+def trial_names(trials: "Iterable[Trial]") -> dict[int, str]:
+    """The names of a study's uniform baselines."""
+    from bitfront.trial import Origin
+
+    return baseline_names(
+        {t.number: t.configuration for t in trials if t.origin is Origin.BASELINE}
+    )
+
+
+def origin_text(result: "Result", names: Mapping[int, str]) -> str:
+    """Who proposed a trial; a baseline with its name."""
+    name = names.get(result.number)
+    return str(result.origin) if name is None else f"{result.origin} {name}"
+
+
+def budget_nbytes(study: "StudyRecord") -> float | None:
+    """Where a study's best error is reported: the job's limit, or a quarter of full precision.
+
+    None before the study knows the size of the full model.
+    """
+    limit: float | None = json.loads(study.spec_json)["constraints"]["max_nbytes"]
+    if limit is not None:
+        return limit
+    full = (study.reference or {}).get("nbytes")
+    return None if full is None else full / 4
+
+
+def layer_lines(plan: Plan, layers: Iterable[Layer]) -> list[str]:
+    """The precision of every layer: a line for each scope, in order of execution."""
+    lines: list[str] = []
+    tower, scope = "", ""
+    for layer in layers:
+        if layer.tower != tower:
+            tower, scope = layer.tower, ""
+            lines.append(f"{tower}")
+        inside = layer.name.startswith(f"{layer.scope}.")
+        leaf = layer.name.removeprefix(f"{layer.scope}.") if inside else layer.name
+        entry = (
+            f"{leaf.removesuffix('.weight').removesuffix('_weight')} {plan.precision(layer.name)}"
+        )
+        if inside and layer.scope == scope:
+            lines[-1] += f", {entry}"
+        else:
+            lines.append(f"  {layer.scope}: {entry}" if inside else f"  {entry}")
+        scope = layer.scope if inside else ""
+    return lines

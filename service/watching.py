@@ -1,0 +1,67 @@
+"""Watching a study that another process runs, from what it writes to the database."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from bitfront.trial import StudyState
+from service.describe import budget_nbytes
+from service.progress import Reporter
+from service.standing import ENDED, is_interrupted
+from storage.records import Limits, Status, StudyRecord
+from storage.store import Store
+
+POLL_S = 1.0
+
+
+def watch(
+    store: Store, name: str, reporter: Reporter, *, pause: Callable[[float], None] = time.sleep
+) -> Status:
+    """Reports on a study until it ends, or until nobody runs it any more.
+
+    Args:
+        store: Where the study is.
+        name: The study.
+        reporter: Hears of the progress; its context is open.
+        pause: Waits for so many seconds between two looks.
+
+    Returns:
+        How the study stood at the last look.
+    """
+    stage: StudyState | None = None
+    cells = 0
+    while True:
+        status = store.status(name)
+        study = status.study
+        if study.state != stage and study.state not in ENDED:
+            stage = study.state
+            _begin(reporter, stage, study)
+        if study.state is StudyState.PROFILING:
+            reporter.advance(status.cells - cells)
+            cells = status.cells
+        elif status.counts:
+            _show_trials(store, status, reporter)
+        over = study.state in ENDED and study.owner is None
+        if over or is_interrupted(study, datetime.now(UTC)):
+            return status
+        pause(POLL_S)
+
+
+def _begin(reporter: Reporter, stage: StudyState, study: StudyRecord) -> None:
+    if stage is StudyState.PROFILING:
+        reporter.stage("cells", None)
+    else:
+        reporter.stage("trials", study.planned_trials)
+
+
+def _show_trials(store: Store, status: Status, reporter: Reporter) -> None:
+    budget = budget_nbytes(status.study)
+    name = status.study.name
+    best = None if budget is None else store.best(name, Limits(max_nbytes=budget))
+    reporter.trial(
+        done=status.finished,
+        total=status.study.planned_trials,
+        best_error=None if best is None else best.error,
+        hypervolume=status.hypervolume or 0.0,
+        front=status.front_size,
+    )
