@@ -149,3 +149,10 @@ class TooManyFailures(BitfrontError):
             f"study {self.study!r} stopped: {self.failed} of {self.finished} trials failed, "
             f"the last one with: {self.cause}"
         )
+
+
+class Interrupted(BitfrontError):
+    """The driver was told to end; what is done is stored, and the study can be resumed."""
+
+    def __str__(self) -> str:
+        return "the study was told to end; it can be resumed"

@@ -1,0 +1,50 @@
+"""Seeds: the configurations that are measured before the sampler is asked."""
+
+from collections.abc import Iterable, Sequence
+
+from bitfront.layers import Layer, LayerKind
+from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.precision import FULL, Precision
+from bitfront.spec import SpaceSpec
+
+
+def full_precision(layers: Sequence[Layer]) -> Configuration:
+    """The configuration that quantizes nothing."""
+    return Configuration(Plan.uniform([layer.name for layer in layers], FULL))
+
+
+def uniform_plans(layers: Sequence[Layer], space: SpaceSpec) -> list[Plan]:
+    """A plan for each pair of weight and activation bits: the same for every layer.
+
+    These are the baselines that a person has without a search. The first group and the
+    widest clip of the space are used; `keep` does not hold here.
+    """
+    plans = []
+    for weight_bits in sorted(space.weight_bits):
+        for activation_bits in sorted(space.activation_bits):
+            plans.append(
+                Plan.of(
+                    {
+                        layer.name: uniform_precision(layer, weight_bits, activation_bits, space)
+                        for layer in layers
+                    }
+                )
+            )
+    return list(dict.fromkeys(plans))
+
+
+def uniform_precision(
+    layer: Layer, weight_bits: int, activation_bits: int, space: SpaceSpec
+) -> Precision:
+    """What one layer gets in a uniform plan; an embedding has no input to quantize."""
+    group = space.groups[0] if weight_bits < 16 else 0
+    if group >= layer.columns:
+        group = 0
+    if layer.kind is LayerKind.EMBEDDING or activation_bits == 16:
+        return Precision(weight_bits, 16, group)
+    return Precision(weight_bits, activation_bits, group, max(space.clips))
+
+
+def with_recoveries(plans: Iterable[Plan], recoveries: Sequence[Recovery]) -> list[Configuration]:
+    """Every plan with every recovery."""
+    return [Configuration(plan, recovery) for plan in plans for recovery in recoveries]

@@ -1,0 +1,113 @@
+"""Driving a study: the lease, its heartbeat, and the requests and signals that end it."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from bitfront.errors import DatabaseError, LeaseLost
+from storage.store import Lease, Request, Store
+
+logger = logging.getLogger(__name__)
+
+LEASE_S = 30.0
+HEARTBEAT_S = 2.0
+
+
+@dataclass(slots=True)
+class Orders:
+    """What the driver was told to do since it started.
+
+    Attributes:
+        stop: Finish what runs, start nothing new.
+        cancel: End now.
+        lost: Another driver took the study over: end now, write nothing more.
+    """
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    cancel: threading.Event = field(default_factory=threading.Event)
+    lost: threading.Event = field(default_factory=threading.Event)
+
+    def is_over(self) -> bool:
+        """Whether nothing new is to be started."""
+        return self.stop.is_set() or self.cancel.is_set()
+
+
+def owner_name() -> str:
+    """The host and the process of this driver."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def take(store: Store, study: str) -> Lease:
+    """Takes the lease of a study; that of a driver which died on this host does not count."""
+    holder = store.study(study).owner
+    dead = holder if holder is not None and _is_dead(holder) else None
+    return store.acquire(study, owner_name(), LEASE_S, dead_owner=dead)
+
+
+def _is_dead(owner: str) -> bool:
+    host, _, process = owner.rpartition(":")
+    if host != socket.gethostname() or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@contextmanager
+def heartbeat(store: Store, lease: Lease, orders: Orders) -> Iterator[None]:
+    """Renews the lease in the background, and takes in requests from the database."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            try:
+                request = store.heartbeat(lease)
+            except LeaseLost:
+                orders.lost.set()
+                orders.cancel.set()
+                return
+            except DatabaseError as error:
+                # The lease outlasts a short absence; the next beat tries again.
+                logger.warning("no heartbeat: %s", error)
+                continue
+            if request is Request.CANCEL:
+                orders.cancel.set()
+            elif request is not None:
+                orders.stop.set()
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def signals(orders: Orders) -> Iterator[None]:
+    """SIGINT and SIGTERM end the driver in order: the study stays and can be resumed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        logger.warning("%s: ending; the study can be resumed", signal.Signals(number).name)
+        orders.cancel.set()
+
+    previous = {n: signal.signal(n, end) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

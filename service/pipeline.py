@@ -1,0 +1,246 @@
+"""The way of a job: profile, partition, program, prune, trials, and the front on the test split."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitfront.errors import BitfrontError, ChangedJob, Interrupted, LeaseLost
+from bitfront.plan import Configuration, digest
+from bitfront.spec import JobSpec
+from bitfront.trial import Origin, StudyState, Trial, TrialState
+from search.space import SearchSpace
+from service.heartbeat import Orders, heartbeat, signals, take
+from service.profiling import measure_profile
+from service.progress import Reporter
+from service.shortlist import Shortlist
+from storage.store import Lease, Store, open_store
+from workers.cluster import connected
+from workers.ledger import Progress, TrialLedger
+from workers.report import ModelReport
+from workers.spool import Spool
+from workers.tasks import TaskPool
+from workers.trials import run_trials
+
+logger = logging.getLogger(__name__)
+
+
+def run_study(
+    spec: JobSpec,
+    url: str,
+    *,
+    reporter: Reporter,
+    resume: bool = False,
+    accept_changes: bool = False,
+    address: str | None = None,
+) -> StudyState:
+    """Runs a study to its end, or goes on with one.
+
+    Args:
+        spec: The job.
+        url: The database.
+        reporter: Hears of the progress.
+        resume: Whether the study exists already and is to be continued.
+        accept_changes: Whether another model or other data than before are welcome.
+        address: A Ray cluster; None runs on this machine.
+
+    Returns:
+        The state that the study ends in.
+
+    Raises:
+        BitfrontError: The study cannot be run; what was measured is kept.
+    """
+    store = open_store(url)
+    if not resume:
+        store.create_study(spec, {})
+    lease = take(store, spec.study)
+    orders = Orders()
+    with signals(orders), heartbeat(store, lease, orders):
+        try:
+            with connected(spec.search.workers, address):
+                run = _Run(spec, store, lease, orders, reporter, _spool(url, spec.study))
+                state, message = run.drive(accept_changes=accept_changes)
+        except LeaseLost:
+            raise
+        except BitfrontError as error:
+            store.release(lease, StudyState.FAILED, str(error))
+            raise
+        if orders.lost.is_set():
+            raise LeaseLost(lease.name, lease.epoch)
+        store.release(lease, state, message)
+    return state
+
+
+def _spool(url: str, study: str) -> Spool:
+    """The folder where workers leave results: beside a SQLite file, or as the environment says."""
+    folder = os.environ.get("BITFRONT_SPOOL")
+    if folder is None:
+        prefix = "sqlite:///"
+        folder = f"{url.removeprefix(prefix)}.spool" if url.startswith(prefix) else "spool"
+    return Spool(Path(folder).absolute() / study)
+
+
+class _Run:
+    """One driver's work on one study."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        store: Store,
+        lease: Lease,
+        orders: Orders,
+        reporter: Reporter,
+        spool: Spool,
+    ) -> None:
+        self._spec = spec
+        self._store = store
+        self._lease = lease
+        self._orders = orders
+        self._reporter = reporter
+        self._spool = spool
+        self._pool = TaskPool(spec, orders.is_over)
+        self._stop_reason = ""
+
+    def drive(self, *, accept_changes: bool) -> tuple[StudyState, str]:
+        """Goes through all stages; returns the study's last state and why."""
+        try:
+            report = self._inspect(accept_changes=accept_changes)
+            shortlist = self._profile(report)
+            self._store.set_state(self._lease, StudyState.RUNNING)
+            self._run_trials(report, shortlist)
+            self._raise_if_over()
+            self._test_front()
+        except Interrupted:
+            if self._orders.cancel.is_set():
+                self._store.cancel_running(self._lease)
+                return StudyState.CANCELLED, "cancelled; 'bitfront resume' goes on"
+            return StudyState.STOPPED, "stopped on request; 'bitfront resume' goes on"
+        return StudyState.COMPLETE, self._stop_reason
+
+    def _raise_if_over(self) -> None:
+        if self._orders.is_over():
+            raise Interrupted
+
+    def _inspect(self, *, accept_changes: bool) -> ModelReport:
+        """Loads the model on a worker, and makes sure that it is still the same."""
+        self._reporter.stage("load the model", total=None)
+        report = self._pool.inspect()
+        differences = self._store.set_provenance(
+            self._lease, {**report.identities, **report.provenance}, accept=accept_changes
+        )
+        changed = [str(d) for d in differences if d.name in report.identities]
+        if changed and not accept_changes:
+            raise ChangedJob(self._lease.name, tuple(changed))
+        return report
+
+    def _profile(self, report: ModelReport) -> Shortlist:
+        """Measures the cells, solves the program, and stores the pruned space."""
+        profile = measure_profile(
+            self._spec, self._store, self._lease, self._pool, report, self._reporter
+        )
+        shortlist = Shortlist(self._spec, profile)
+        self._store.save_options(self._lease, shortlist.option_records())
+        before, after = shortlist.log10_sizes
+        self._reporter.note(
+            f"{len(profile.layers)} layers in {len(profile.blocks)} blocks; "
+            f"the space shrinks from 10^{before:.1f} to 10^{after:.1f} plans"
+        )
+        return shortlist
+
+    def _run_trials(self, report: ModelReport, shortlist: Shortlist) -> None:
+        full = report.full.values
+        reference = {o.value: full[o.value] for o in self._spec.objectives}
+        reference["error"] = 1.0
+        self._store.set_reference(self._lease, reference)
+        self._reporter.stage("trials", total=self._spec.stop.trials)
+
+        def review(trials: Sequence[Trial]) -> SearchSpace | None:
+            return self._review(shortlist, trials)
+
+        def key(configuration: Configuration) -> str:
+            return _evaluation_key(self._spec, report, configuration)
+
+        ledger = TrialLedger(
+            self._store,
+            self._lease,
+            self._spec,
+            shortlist.space,
+            shortlist.seeds(),
+            self._spool,
+            key,
+            reference=list(reference.values()),
+            budget_nbytes=self._budget_nbytes(report),
+            is_draining=self._orders.is_over,
+            review=review,
+            on_progress=self._show,
+        )
+        run_trials(ledger, self._spec, self._spool, self._orders.cancel)
+        self._stop_reason = ledger.stop_reason
+        self._store.set_correlation(
+            self._lease, shortlist.correlation(self._store.trials(self._lease.name))
+        )
+
+    def _review(self, shortlist: Shortlist, trials: Sequence[Trial]) -> SearchSpace | None:
+        """Says how far the proxy can be trusted, and widens the space where it cannot."""
+        correlation = shortlist.correlation(trials)
+        self._store.set_correlation(self._lease, correlation)
+        if correlation is None:
+            return None
+        text = f"rank correlation of proxy and measured error: {correlation:.2f}"
+        if correlation >= self._spec.search.min_correlation:
+            self._reporter.note(text)
+            return None
+        if not self._spec.search.prune:
+            self._reporter.warn(text)
+            return None
+        space = shortlist.widened()
+        self._store.save_options(self._lease, shortlist.option_records())
+        self._reporter.warn(
+            f"{text}, below {self._spec.search.min_correlation}: "
+            f"the space is widened to 10^{space.log10_size:.1f} plans"
+        )
+        return space
+
+    def _budget_nbytes(self, report: ModelReport) -> float:
+        """Where the best error is reported: the job's limit, or a quarter of full precision."""
+        return self._spec.constraints.max_nbytes or report.full.values["nbytes"] / 4
+
+    def _show(self, progress: Progress) -> None:
+        self._reporter.trial(
+            done=progress.done,
+            total=progress.total,
+            best_error=progress.best_error,
+            hypervolume=progress.hypervolume,
+            front=progress.front,
+        )
+
+    def _test_front(self) -> None:
+        """Evaluates the finished front once on the test split, and the baselines beside it."""
+        numbers = {row.number for row in self._store.front(self._lease.name)}
+        chosen = [
+            trial
+            for trial in self._store.trials(self._lease.name)
+            if trial.state is TrialState.COMPLETE
+            and not trial.test_values
+            and (trial.number in numbers or trial.origin is Origin.BASELINE)
+        ]
+        self._reporter.stage("test split", total=len(chosen))
+        for position, evaluation in self._pool.test([trial.configuration for trial in chosen]):
+            values = {chosen[position].number: evaluation.values}
+            self._store.save_test_values(self._lease, values)
+            self._reporter.advance()
+
+
+def _evaluation_key(spec: JobSpec, report: ModelReport, configuration: Configuration) -> str:
+    """Names everything that a configuration's values depend on."""
+    ids = report.identities
+    return digest(
+        {
+            "configuration": configuration.digest,
+            "splits": [ids["model"], ids["calibration"], ids["tuning"], ids["selection"]],
+            "quantizer": spec.quantizer.model_dump(mode="json"),
+            "objectives": [objective.value for objective in spec.objectives],
+            "device": report.provenance["device"],
+            "seed": spec.search.seed,
+        }
+    )

@@ -1,0 +1,49 @@
+"""Connecting to Ray: a cluster by address, or one of our own on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Tune keeps nothing that we would read: no snapshots, no result files.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # A cancelled trial's process gets this long to end by itself.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # The driver handles signals itself.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+
+
+@contextmanager
+def connected(workers: int, address: str | None = None) -> Iterator[None]:
+    """Connects this process to Ray for the length of a `with` block.
+
+    Args:
+        workers: CPU slots of a cluster started here: one trial worker each.
+        address: A running cluster; None starts one on this machine, which ends with the
+            block.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    options: dict[str, object] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "configure_logging": False,
+    }
+    if address is None:
+        ray.init(address="local", num_cpus=workers, include_dashboard=False, **options)
+    else:
+        ray.init(address=address, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()

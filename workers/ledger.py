@@ -1,0 +1,413 @@
+"""The ledger decides which trial runs next and records what came back: the one writer of trials."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bitfront.errors import TooManyFailures
+from bitfront.plan import Configuration
+from bitfront.spec import JobSpec
+from bitfront.trial import Cause, Evaluation, Origin, Trial, TrialState
+from search.front import Front, FrontChange
+from search.sampler import Outcome as Sample
+from search.sampler import Proposer
+from search.space import SearchSpace
+from storage.store import Lease, Store
+from workers.outcome import Failure, Outcome
+from workers.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+MIN_FINISHED = 5
+MAX_LOST = 20
+_RETRIED = frozenset({Cause.OUT_OF_MEMORY, Cause.USER_ERROR})
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One attempt at a trial, ready to be handed to a worker."""
+
+    number: int
+    attempt: int
+    configuration: Configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A configuration that is evaluated before the sampler is asked."""
+
+    configuration: Configuration
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the trials of a study stand.
+
+    Attributes:
+        done: Finished trials.
+        total: Trials that the study may have.
+        best_error: Lowest error among trials of at most the budget's bytes; None if none.
+        hypervolume: Of the front; see `search.front.hypervolume`.
+        front: Trials on the front.
+    """
+
+    done: int
+    total: int
+    best_error: float | None
+    hypervolume: float
+    front: int
+
+
+class TrialLedger:
+    """Keeps the study's trials in the database, the front and the sampler in step.
+
+    A trial's row is written before its first attempt is handed out. What a worker returns is
+    recorded in one guarded statement; the sampler hears of it only afterwards.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        spec: JobSpec,
+        space: SearchSpace,
+        seeds: Sequence[Seed],
+        spool: Spool,
+        evaluation_key: Callable[[Configuration], str],
+        *,
+        reference: Sequence[float],
+        budget_nbytes: float,
+        is_draining: Callable[[], bool],
+        review: Callable[[Sequence[Trial]], SearchSpace | None],
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        """Takes the study up where its stored trials stand.
+
+        Args:
+            store: The database.
+            lease: The right to write to the study.
+            spec: The job.
+            space: What the sampler may choose.
+            seeds: What is evaluated first, in this order.
+            spool: Where the workers leave their results.
+            evaluation_key: Names a configuration's evaluation in the shared cache.
+            reference: The hypervolume's reference point, in the order of the objectives.
+            budget_nbytes: The size at which the best error is reported.
+            is_draining: Asked before each new trial: shall none be started any more?
+            review: Called once, with all trials, when every seed has been handed out and
+                none is running; returns a wider space, or None to go on.
+            on_progress: Called after each change.
+        """
+        self._store = store
+        self._lease = lease
+        self._spec = spec
+        self._is_draining = is_draining
+        self._review = review
+        self._reviewed = False
+        self._spool = spool
+        self._evaluation_key = evaluation_key
+        self._budget_nbytes = budget_nbytes
+        self._on_progress = on_progress
+        self._front = Front(reference)
+        self._objectives = [objective.value for objective in spec.objectives]
+        self._seeds = deque(seeds)
+        self._waiting: deque[Assignment] = deque()
+        self._running: dict[int, Assignment] = {}
+        self._trials: dict[int, TrialState] = {}
+        self._numbers: dict[str, int] = {}
+        self._lost: dict[int, int] = {}
+        self._best_error: float | None = None
+        self._since_growth = 0
+        self._last_failure = ""
+        self._started_s = time.monotonic()
+        self._is_exhausted = False
+        self.stop_reason = ""
+        self._proposer = self._make_proposer(space)
+        self._restore()
+
+    def _make_proposer(self, space: SearchSpace) -> Proposer:
+        search = self._spec.search
+        return Proposer(space, len(self._objectives), search.sampler, search.seed)
+
+    def _restore(self) -> None:
+        """Rebuilds the front, the sampler and the queue from the stored trials."""
+        self._recover_spool()
+        running = {trial.number for trial in self._store.fence(self._lease)}
+        trials = self._store.trials(self._lease.name)
+        for trial in trials:
+            self._numbers[trial.configuration.digest] = trial.number
+            self._trials[trial.number] = trial.state
+            if trial.state is TrialState.COMPLETE:
+                self._take_in(trial.number, trial.values, trial.constraints)
+            elif trial.number in running:
+                self._waiting.append(Assignment(trial.number, trial.attempt, trial.configuration))
+        self._teach(trials)
+        self._report()
+
+    def _teach(self, trials: Sequence[Trial]) -> None:
+        """Tells a new proposer everything that is known."""
+        complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+        self._proposer.restore(
+            [(t.configuration, Sample(self._values(t.values), t.constraints)) for t in complete]
+        )
+        for trial in trials:
+            if trial.state is TrialState.RUNNING:
+                self._proposer.start(trial.configuration)
+            elif trial.state is not TrialState.COMPLETE:
+                self._proposer.fail(trial.configuration)
+
+    def _recover_spool(self) -> None:
+        """Records what workers finished after the last driver had died."""
+        front = Front(self._front.reference)
+        trials = self._store.trials(self._lease.name)
+        for trial in trials:
+            if trial.state is TrialState.COMPLETE and trial.is_feasible:
+                front.add(trial.number, self._values(trial.values))
+        for trial in trials:
+            if trial.state is not TrialState.RUNNING:
+                continue
+            outcome = self._spool.read(trial.number, trial.attempt)
+            if outcome is None or outcome.evaluation is None:
+                continue
+            logger.info("trial %d was finished before the restart", trial.number)
+            self._record(front, trial.number, trial.attempt, trial.configuration, outcome)
+            self._spool.discard(trial.number, trial.attempt)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing runs and nothing more will."""
+        return not self._running and not self._waiting and self._is_over()
+
+    @property
+    def running(self) -> int:
+        """The number of attempts that are out."""
+        return len(self._running)
+
+    def _is_over(self) -> bool:
+        """Whether no new trial is to be started."""
+        stop = self._spec.stop
+        if self._is_exhausted or self._is_draining():
+            return True
+        if len(self._trials) >= stop.trials:
+            self.stop_reason = f"{stop.trials} trials are done"
+        elif stop.time_s is not None and time.monotonic() - self._started_s >= stop.time_s:
+            self.stop_reason = f"{stop.time_s:.0f} s have passed"
+        elif stop.patience and not self._seeds and self._since_growth >= stop.patience:
+            self.stop_reason = f"the hypervolume did not grow over {stop.patience} trials"
+        else:
+            return False
+        return True
+
+    def next(self) -> Assignment | None:
+        """The next attempt to hand out; None if there is nothing to hand out now."""
+        if self._waiting:
+            assignment = self._waiting.popleft()
+            self._running[assignment.number] = assignment
+            return assignment
+        while not self._is_over():
+            proposed = self._propose()
+            if proposed is None:
+                return None
+            assignment = self._start(*proposed)
+            if not self._answer_from_cache(assignment):
+                self._running[assignment.number] = assignment
+                return assignment
+        return None
+
+    def _propose(self) -> tuple[Configuration, Origin, Mapping[str, int]] | None:
+        while self._seeds:
+            seed = self._seeds.popleft()
+            if seed.configuration.digest not in self._numbers:
+                self._proposer.start(seed.configuration)
+                params = self._proposer.space.params(seed.configuration) or {}
+                return seed.configuration, seed.origin, params
+        if not self._reviewed:
+            if self._running:
+                return None
+            self._look_back()
+        proposal = self._proposer.propose()
+        if proposal is None:
+            if not self._running:
+                self._is_exhausted = True
+                self.stop_reason = "the sampler finds no configuration that is new"
+            return None
+        return proposal.configuration, Origin.SAMPLER, proposal.params
+
+    def _look_back(self) -> None:
+        """Lets the space be widened once the seeds have been measured."""
+        self._reviewed = True
+        trials = self._store.trials(self._lease.name)
+        wider = self._review(trials)
+        if wider is not None:
+            self._proposer = self._make_proposer(wider)
+            self._teach(trials)
+
+    def _start(
+        self, configuration: Configuration, origin: Origin, params: Mapping[str, int]
+    ) -> Assignment:
+        number = len(self._trials)
+        self._store.start_trial(self._lease, Trial(number, configuration, origin, params))
+        self._trials[number] = TrialState.RUNNING
+        self._numbers[configuration.digest] = number
+        return Assignment(number, 1, configuration)
+
+    def _answer_from_cache(self, assignment: Assignment) -> bool:
+        known = self._store.evaluation(self._evaluation_key(assignment.configuration))
+        if known is None:
+            return False
+        self._complete(assignment, Outcome(known, None, 0.0, "cache"), cached=True)
+        return True
+
+    def finish(self, assignment: Assignment, outcome: Outcome) -> None:
+        """Records what a worker returned."""
+        self._running.pop(assignment.number, None)
+        if outcome.failure is None:
+            self._complete(assignment, outcome, cached=False)
+            self._spool.discard(assignment.number, assignment.attempt)
+        else:
+            retry = (
+                outcome.failure.cause in _RETRIED
+                and assignment.attempt < self._spec.search.max_attempts
+            )
+            self._fail(assignment, outcome.failure, retry=retry)
+        self._check_failures()
+
+    def lose(self, assignment: Assignment) -> None:
+        """Records that the worker of an attempt is gone; the trial runs again elsewhere."""
+        self._running.pop(assignment.number, None)
+        spooled = self._spool.read(assignment.number, assignment.attempt)
+        if spooled is not None:
+            self.finish(assignment, spooled)
+            return
+        losses = self._lost.get(assignment.number, 0) + 1
+        self._lost[assignment.number] = losses
+        failure = Failure(Cause.NODE_LOST, "the worker or its node went away")
+        self._fail(assignment, failure, retry=losses < MAX_LOST)
+        self._check_failures()
+
+    def _complete(self, assignment: Assignment, outcome: Outcome, *, cached: bool) -> None:
+        recorded = self._record(
+            self._front,
+            assignment.number,
+            assignment.attempt,
+            assignment.configuration,
+            outcome,
+            cached=cached,
+        )
+        if recorded is None:
+            logger.warning("the result of trial %d came too late", assignment.number)
+            return
+        evaluation, constraints, change = recorded
+        self._trials[assignment.number] = TrialState.COMPLETE
+        self._since_growth = 0 if change.added else self._since_growth + 1
+        self._note_best(evaluation.values, constraints)
+        sample = Sample(self._values(evaluation.values), constraints)
+        self._proposer.complete(assignment.configuration, sample)
+        self._report()
+
+    def _record(
+        self,
+        front: Front,
+        number: int,
+        attempt: int,
+        configuration: Configuration,
+        outcome: Outcome,
+        *,
+        cached: bool = False,
+    ) -> tuple[Evaluation, Mapping[str, float], FrontChange] | None:
+        """Writes a completed attempt; None if it was fenced off."""
+        evaluation = outcome.evaluation
+        if evaluation is None:
+            raise ValueError("only an evaluation completes a trial")
+        constraints = self._constraints(evaluation)
+        change = FrontChange((), (), front.hypervolume)
+        if all(excess <= 0 for excess in constraints.values()):
+            change = front.add(number, self._values(evaluation.values))
+        done = self._store.complete_trial(
+            self._lease,
+            number,
+            attempt,
+            evaluation,
+            constraints=constraints,
+            front=change,
+            seconds=outcome.seconds,
+            worker=outcome.worker,
+            cached=cached,
+            evaluation_key=self._evaluation_key(configuration),
+        )
+        return (evaluation, constraints, change) if done else None
+
+    def _fail(self, assignment: Assignment, failure: Failure, *, retry: bool) -> None:
+        self._last_failure = failure.message
+        logger.warning("trial %d failed: %s", assignment.number, failure.message)
+        self._store.fail_trial(
+            self._lease,
+            assignment.number,
+            assignment.attempt,
+            failure.cause,
+            failure.message,
+            failure.traceback,
+            retry=retry,
+        )
+        if retry:
+            again = Assignment(assignment.number, assignment.attempt + 1, assignment.configuration)
+            self._waiting.append(again)
+            return
+        self._trials[assignment.number] = TrialState.FAILED
+        self._proposer.fail(assignment.configuration)
+        self._report()
+
+    def _check_failures(self) -> None:
+        states = list(self._trials.values())
+        failed = states.count(TrialState.FAILED)
+        finished = failed + states.count(TrialState.COMPLETE)
+        if finished >= MIN_FINISHED and failed * 2 > finished:
+            raise TooManyFailures(self._lease.name, failed, finished, self._last_failure)
+
+    def _constraints(self, evaluation: Evaluation) -> dict[str, float]:
+        """Each limit's relative excess; at most 0 where it holds."""
+        figures = {**evaluation.metrics, **evaluation.values}
+        limits = self._spec.constraints
+        named = {
+            "max_nbytes": (limits.max_nbytes, "nbytes"),
+            "max_error": (limits.max_error, "error"),
+            "max_bits": (limits.max_bits, "bits_per_weight"),
+            "max_bit_operations": (limits.max_bit_operations, "bit_operations"),
+            "max_latency_s": (limits.max_latency_s, "latency_s"),
+        }
+        return {
+            name: figures[figure] / limit - 1
+            for name, (limit, figure) in named.items()
+            if limit is not None
+        }
+
+    def _values(self, values: Mapping[str, float]) -> tuple[float, ...]:
+        return tuple(values[objective] for objective in self._objectives)
+
+    def _take_in(
+        self, number: int, values: Mapping[str, float], constraints: Mapping[str, float]
+    ) -> None:
+        if all(excess <= 0 for excess in constraints.values()):
+            self._front.add(number, self._values(values))
+        self._note_best(values, constraints)
+
+    def _note_best(self, values: Mapping[str, float], constraints: Mapping[str, float]) -> None:
+        fits = values["nbytes"] <= self._budget_nbytes if "nbytes" in values else True
+        if fits and all(excess <= 0 for excess in constraints.values()):
+            error = values["error"]
+            self._best_error = error if self._best_error is None else min(error, self._best_error)
+
+    def _report(self) -> None:
+        done = sum(state.is_finished for state in self._trials.values())
+        self._on_progress(
+            Progress(
+                done,
+                self._spec.stop.trials,
+                self._best_error,
+                self._front.hypervolume,
+                len(self._front.numbers),
+            )
+        )

@@ -1,0 +1,89 @@
+"""What one attempt at a trial came to: an evaluation, or the cause that prevented it."""
+
+import json
+import os
+import socket
+import traceback
+from dataclasses import dataclass
+from typing import Self
+
+from bitfront.errors import InvalidMetric
+from bitfront.plan import canonical_json
+from bitfront.trial import Cause, Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt has no result.
+
+    Attributes:
+        cause: The kind of failure, which decides whether it is tried again.
+        message: The error in one line.
+        traceback: Where it was raised; empty where there is none.
+    """
+
+    cause: Cause
+    message: str
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """The failure that an exception stands for."""
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        trace = "".join(traceback.format_exception(error))
+        return cls(_cause(error), message, trace)
+
+
+def _cause(error: BaseException) -> Cause:
+    # torch.OutOfMemoryError is not imported: this module stays light.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Cause.OUT_OF_MEMORY
+    if isinstance(error, InvalidMetric):
+        return Cause.INVALID_METRIC
+    return Cause.USER_ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one attempt: either an evaluation or a failure."""
+
+    evaluation: Evaluation | None
+    failure: Failure | None
+    seconds: float
+    worker: str
+
+    def to_json(self) -> str:
+        """Canonical JSON; `from_json` reads it back."""
+        content: dict[str, object] = {"seconds": self.seconds, "worker": self.worker}
+        if self.evaluation is not None:
+            content["values"] = dict(self.evaluation.values)
+            content["metrics"] = dict(self.evaluation.metrics)
+        if self.failure is not None:
+            content["cause"] = self.failure.cause
+            content["message"] = self.failure.message
+            content["traceback"] = self.failure.traceback
+        return canonical_json(content)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The outcome that `to_json` wrote.
+
+        Raises:
+            ValueError: The text is no outcome.
+        """
+        content = json.loads(text)
+        try:
+            evaluation = failure = None
+            if "values" in content:
+                evaluation = Evaluation(content["values"], content["metrics"])
+            if "cause" in content:
+                cause = Cause(content["cause"])
+                failure = Failure(cause, content["message"], content["traceback"])
+            return cls(evaluation, failure, content["seconds"], content["worker"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no outcome: {error}") from error
+
+
+def worker_name() -> str:
+    """The host and the process that run this."""
+    return f"{socket.gethostname()}:{os.getpid()}"
