@@ -39,7 +39,25 @@ def covering_scale(scale: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def saturated(values: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
     """The values in another floating dtype, at most its largest finite number. NaN stays."""
     limits = torch.finfo(dtype)
-    return values.clamp(limits.min, limits.max).to(dtype)
+    if limits.max < torch.finfo(values.dtype).max:
+        values = values.clamp(limits.min, limits.max)
+    return values.to(dtype)
+
+
+def covering_range(
+    low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], bits: int
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """The covering scale for `2**bits` levels from `low` to `high`, and zero's place in it.
+
+    The range is widened to hold zero. Zero's place is in `[0, 2**bits - 1]`, and not rounded.
+    What no float16 scale reaches is cut off at both ends alike.
+    """
+    top = 2**bits - 1
+    limit = LARGEST_SCALE * top
+    reach_down, reach_up = -low.clamp(-limit, 0), high.clamp(0, limit)
+    span = (reach_down + reach_up) / top
+    scale = covering_scale(span)
+    return scale, reach_down / torch.maximum(scale, span)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,15 +105,13 @@ def covering_grid(runs: Float[Tensor, "runs size"], bits: int, *, symmetric: boo
             signed numbers; there is one more level below zero than above.
     """
     low, high = torch.aminmax(runs, dim=-1, keepdim=True)
-    reach_down, reach_up = -low.clamp(max=0), high.clamp(min=0)
-    middle = 2 ** (bits - 1)
     if symmetric:
-        scale = covering_scale(torch.maximum(reach_down / middle, reach_up / (middle - 1)))
+        middle = 2 ** (bits - 1)
+        scale = covering_scale(torch.maximum(-low / middle, high / (middle - 1)))
         zero = constant_zero = torch.full_like(scale, middle)
     else:
-        scale = covering_scale((reach_down + reach_up) / (2**bits - 1))
-        zero = _storable_zero(reach_down / scale, bits)
-        constant_zero = (low < 0).float()
+        scale, place = covering_range(low, high, bits)
+        zero, constant_zero = _storable_zero(place, bits), (low < 0).float()
     size = low.abs()
     constant = Grid(storable_scale(size), constant_zero, bits)
     return constant.where((low == high) & (size <= LARGEST_SCALE), Grid(scale, zero, bits))
@@ -162,5 +178,5 @@ def _fitted(runs: Tensor, grid: Grid, *, symmetric: bool) -> Grid:
 
 
 def _storable_zero(zero: Tensor, bits: int) -> Tensor:
-    steps = 2 ** (8 - bits)
+    steps: int = 2 ** (8 - bits)  # an integer power is Any to the type checker
     return (zero * steps).round().clamp(0, (2**bits - 1) * steps).div(steps)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from bitfront.errors import InvalidModel, SpecError
 from bitfront.precision import ACTIVATION_BITS, Precision
-from bitfront.quant.grid import covering_scale, saturated
+from bitfront.quant.grid import covering_range, saturated
 from bitfront.spec import QuantizerSpec
 
 
@@ -90,8 +90,7 @@ def fake_quantize_input(
 
 def input_levels(range: InputRange, bits: int) -> Float32[Tensor, " levels"]:
     """The `2**bits` values that an input of a static range is rounded to, in rising order."""
-    low, high = torch.tensor([min(range.low, 0.0), max(range.high, 0.0)])
-    scale, zero = _grid(low, high, bits)
+    scale, zero = _grid(torch.tensor(range.low), torch.tensor(range.high), bits)
     return scale * (torch.arange(2**bits) - zero)
 
 
@@ -102,10 +101,9 @@ def input_nbytes(precision: Precision, quantizer: QuantizerSpec) -> int:
 
 
 def _grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The scale, and the code of zero, for bounds with `low <= 0 <= high`."""
-    top = 2**bits - 1
-    scale = covering_scale((high - low) / top)
-    return scale, (-low / scale).round().clamp(0, top)
+    """The scale, and the code of zero."""
+    scale, zero = covering_range(low, high, bits)
+    return scale, zero.round()
 
 
 class _Context(Protocol):
