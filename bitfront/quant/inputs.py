@@ -90,7 +90,7 @@ def fake_quantize_input(
 
 def input_levels(range: InputRange, bits: int) -> Float32[Tensor, " levels"]:
     """The `2**bits` values that an input of a static range is rounded to, in rising order."""
-    scale, zero = _grid(torch.tensor(range.low), torch.tensor(range.high), bits)
+    scale, zero = input_grid(torch.tensor(range.low), torch.tensor(range.high), bits)
     return scale * (torch.arange(2**bits) - zero)
 
 
@@ -100,7 +100,7 @@ def input_nbytes(precision: Precision, quantizer: QuantizerSpec) -> int:
     return 3 if static else 0
 
 
-def _grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def input_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """The scale, and the code of zero."""
     scale, zero = covering_range(low, high, bits)
     return scale, zero.round()
@@ -121,7 +121,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _Context, inputs: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-        scale, zero = _grid(low, high, bits)
+        scale, zero = input_grid(low, high, bits)
         ctx.save_for_backward(inputs, scale, zero)
         ctx.top = top = 2**bits - 1
         multiples = (inputs.float() / scale).round_().clamp_(-zero, top - zero)
