@@ -56,6 +56,8 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
             f"open_clip could not get {wanted} from the hub or its cache: "
             f"{_first_line(error)}{_tags(spec.name)}"
         ) from error
+    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
+        raise InvalidModel(f"{spec.name} is a {type(model).__name__}, not a dual encoder")
     transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
 
     def preprocess(image: Image) -> Tensor:
