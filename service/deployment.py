@@ -1,13 +1,20 @@
 """What a deployment sets: the database and the workers, by option or by environment."""
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import click
 from platformdirs import user_state_path
 
 Command = TypeVar("Command", bound=Callable[..., object])
+
+
+VARIABLE: Final = "BITFRONT_DB"
+
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+]*:")
 
 
 def default_database() -> str:
@@ -18,6 +25,24 @@ def default_database() -> str:
 def file_url(path: Path) -> str:
     """The URL of an SQLite file."""
     return f"sqlite:///{path.absolute()}"
+
+
+def as_url(text: str) -> str:
+    """The URL that a person means; a bare path is an SQLite file."""
+    return text if _SCHEME.match(text) else file_url(Path(text).expanduser())
+
+
+def command_line(command: str, url: str) -> str:
+    """A command to type for a database: names it unless it is the one taken anyway."""
+    usual = os.environ.get(VARIABLE)
+    if url == (as_url(usual) if usual else default_database()):
+        return f"bitfront {command}"
+    if not url.startswith("sqlite:///"):
+        return f"bitfront {command} --db URL"  # a URL may hold a password
+    path = Path(url.removeprefix("sqlite:///"))
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f"bitfront {command} --db {path}"
 
 
 class DatabaseUrl(click.ParamType[str]):
@@ -32,7 +57,7 @@ class DatabaseUrl(click.ParamType[str]):
         ctx: click.Context | None,  # noqa: ARG002
     ) -> str:
         """The URL."""
-        return value if ":" in value else file_url(Path(value).expanduser())
+        return as_url(value)
 
 
 def database_option(command: Command) -> Command:
@@ -40,7 +65,7 @@ def database_option(command: Command) -> Command:
     option = click.option(
         "--db",
         "url",
-        envvar="BITFRONT_DB",
+        envvar=VARIABLE,
         show_envvar=True,
         type=DatabaseUrl(),
         default=default_database,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bitfront.layers import Layer
 from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.trial import Origin
 
 if TYPE_CHECKING:
     from bitfront.trial import Trial
@@ -72,10 +73,8 @@ def _uniform(configuration: Configuration) -> tuple[int, int] | None:
     return weights.pop(), min(activations)
 
 
-def trial_names(trials: "Iterable[Trial]") -> dict[int, str]:
-    """The names of a study's uniform baselines."""
-    from bitfront.trial import Origin
-
+def trial_names(trials: "Iterable[Trial | Result]") -> dict[int, str]:
+    """The names of the uniform baselines among some trials."""
     return baseline_names(
         {t.number: t.configuration for t in trials if t.origin is Origin.BASELINE}
     )

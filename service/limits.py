@@ -47,13 +47,16 @@ def limit_options(command: Command) -> Command:
     positive = click.FloatRange(min=0, min_open=True)
     options = [
         click.option("--max-nbytes", type=Size(), help="Largest checkpoint, such as 40kB or 8GB."),
-        click.option("--max-latency-s", type=positive, help="Longest time for a sample."),
+        click.option(
+            "--max-latency-s", type=positive, metavar="SECONDS", help="Time for a sample."
+        ),
         click.option(
             "--max-error",
             type=click.FloatRange(0, 1, min_open=True),
+            metavar="SHARE",
             help="Highest error on the selection split, such as 0.1.",
         ),
-        click.option("--max-bits", type=positive, help="Most bits for a weight, on average."),
+        click.option("--max-bits", type=positive, metavar="BITS", help="Mean bits of a weight."),
     ]
     for option in reversed(options):
         command = option(command)

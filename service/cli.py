@@ -1,0 +1,61 @@
+"""The command line: `bitfront demo | submit | list | status | watch | front | best | ...`.
+
+What a person types, and what they see::
+
+    $ bitfront submit job.yaml
+    single-layer cells ━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 150/150
+    joint cells        ━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 410/410
+    trials             ━━━━━━━━━━━━━━━━━━╸━━━━━━━━━ 38/60  error 7.9 %  hypervolume 0.7312  front 11
+
+    $ bitfront front first
+    trial   error  test error    size  bits/weight  recovery             origin
+       38   7.9 %       8.2 %  212 kB         3.12  prompt 4, adapter /4  sampler
+        9  12.1 %      12.6 %  187 kB         2.74  -                    program
+
+    $ bitfront best first --max-nbytes 100kB
+    Error: no trial of study 'first' holds --max-nbytes 100 kB: the nearest is trial 9 ...
+
+Data goes to stdout, messages to stderr. The exit code is 0, 1 where nothing fits or a study did
+not end well, and 2 for a mistake, with a sentence that says what to do.
+"""
+
+from typing import cast
+
+import click
+
+from bitfront.errors import BitfrontError
+from service import commands_query, commands_run
+
+
+class Refusal(click.ClickException):
+    """One of our own errors, on its way to stderr."""
+
+    exit_code = 2
+
+
+class Group(click.Group):
+    """The commands; each of our errors ends one with its sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Runs the command."""
+        try:
+            return cast("object", super().invoke(ctx))
+        except BitfrontError as error:
+            raise Refusal(str(error)) from error
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order in which they are met, not by the alphabet."""
+        return [name for name in self.commands if self.get_command(ctx, name) is not None]
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bitfront")
+def main() -> None:
+    """Find the trade-off between quality, memory and speed of a quantized model.
+
+    Start with 'bitfront demo'.
+    """
+
+
+for command in (*commands_run.COMMANDS, *commands_query.COMMANDS):
+    main.add_command(command)

@@ -1,0 +1,203 @@
+"""Commands that work on a model: demo, submit, resume, profile."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from service.deployment import (
+    address_option,
+    command_line,
+    database_option,
+    file_url,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from bitfront.spec import JobSpec
+    from bitfront.trial import StudyState
+
+# Everything that takes long to import is imported by the command that needs it.
+
+JOB: Final = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("job", type=JOB)
+@click.option("--study", help="Name of the study.  [default: the one in JOB]")
+@click.option("--trials", type=click.IntRange(1), help="How many trials, instead of JOB's number.")
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="Go on with a study of that name although its job, model or data changed.",
+)
+@workers_option
+@address_option
+@database_option
+def submit(
+    job: Path,
+    study: str | None,
+    trials: int | None,
+    accept_changes: bool,
+    workers: int | None,
+    address: str | None,
+    url: str,
+) -> None:
+    """Run the search that the file JOB describes."""
+    from bitfront.job import load_job
+    from storage.store import open_store
+
+    spec = load_job(job, overrides(study=study, trials=trials, workers=workers))
+    with open_store(url) as store:
+        known = any(summary.name == spec.study for summary in store.studies())
+    _run(
+        spec,
+        url,
+        address,
+        resume=known and accept_changes,
+        accept_changes=accept_changes,
+    )
+
+
+@click.command()
+@click.argument("study")
+@click.option("--trials", type=click.IntRange(1), help="How many trials in all, from now on.")
+@click.option(
+    "--accept-changes", is_flag=True, help="Go on although the model or the data changed."
+)
+@workers_option
+@address_option
+@database_option
+def resume(
+    study: str,
+    trials: int | None,
+    accept_changes: bool,
+    workers: int | None,
+    address: str | None,
+    url: str,
+) -> None:
+    """Go on with STUDY where it ended, however it ended."""
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        spec = store.study(study).spec
+    spec = _overridden(spec, trials=trials, workers=workers)
+    _run(spec, url, address, resume=True, accept_changes=accept_changes)
+
+
+@click.command()
+@click.argument("job", type=JOB)
+@click.option("--study", help="Name of the study.  [default: the one in JOB]")
+@workers_option
+@database_option
+def profile(job: Path, study: str | None, workers: int | None, url: str) -> None:
+    """Measure and print the blocks and cells of JOB's model."""
+    from bitfront.job import load_job
+
+    spec = load_job(job, overrides(study=study, workers=workers))
+
+    from service.pipeline import profile_model
+    from service.profile_text import profile_table
+    from service.progress import reporter_for
+    from storage.store import open_store
+
+    with reporter_for(sys.stderr) as reporter:
+        profile_model(spec, url, reporter)
+    with open_store(url, create=False) as store:
+        record = store.load_profile(spec.study)
+        options = store.options(spec.study)
+    if record is not None:
+        click.echo(profile_table(record, options))
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("demo-output"),
+    show_default=True,
+    help="Folder for the database and the pictures.",
+)
+@click.option("--trials", type=click.IntRange(1), help="How many trials, instead of the demo's.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the sampler.")
+@workers_option
+def demo(out: Path, trials: int | None, seed: int | None, workers: int | None) -> None:
+    """Search the bundled model and show its front.
+
+    It needs nothing but the install.
+    """
+    from service.demo import demo_job, show
+    from storage.store import open_store
+
+    url = file_url(out / "bitfront.db")
+    with open_store(url) as store:
+        spec = demo_job(store, overrides(trials=trials, seed=seed, workers=workers))
+    _drive(spec, url, None, resume=False, accept_changes=False)
+    with open_store(url) as store:
+        show(store, spec.study, out)
+
+
+def overrides(
+    *,
+    study: str | None = None,
+    trials: int | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+) -> dict[str, object]:
+    """What the command line says against the job, by dotted key."""
+    pairs = {
+        "study": study,
+        "stop.trials": trials,
+        "search.seed": seed,
+        "search.workers": workers,
+    }
+    return {key: value for key, value in pairs.items() if value is not None}
+
+
+def _overridden(spec: "JobSpec", *, trials: int | None, workers: int | None) -> "JobSpec":
+    stop, search = spec.stop, spec.search
+    if trials is not None:
+        stop = stop.model_copy(update={"trials": trials})
+    if workers is not None:
+        search = search.model_copy(update={"workers": workers})
+    return spec.model_copy(update={"stop": stop, "search": search})
+
+
+def _drive(
+    spec: "JobSpec", url: str, address: str | None, *, resume: bool, accept_changes: bool
+) -> "StudyState":
+    """Runs the study in view of the person; a study that did not get through ends the command."""
+    from bitfront.trial import StudyState
+    from service.pipeline import run_study
+    from service.progress import reporter_for
+    from storage.store import open_store
+
+    with open_store(url) as store:
+        click.echo(f"study {spec.study} in {store}", err=True)
+    with reporter_for(sys.stderr) as reporter:
+        state = run_study(
+            spec,
+            url,
+            reporter=reporter,
+            resume=resume,
+            accept_changes=accept_changes,
+            address=address,
+        )
+    if state is not StudyState.COMPLETE:
+        command = command_line(f"resume {spec.study}", url)
+        click.echo(f"study {spec.study} is {state}: '{command}' goes on", err=True)
+        sys.exit(0 if state is StudyState.STOPPED else 1)
+    return state
+
+
+def _run(
+    spec: "JobSpec", url: str, address: str | None, *, resume: bool, accept_changes: bool
+) -> None:
+    state = _drive(spec, url, address, resume=resume, accept_changes=accept_changes)
+    click.echo(f"study {spec.study} is {state}; next:", err=True)
+    for command in ("front {}", "best {} --max-nbytes SIZE", "plot {}"):
+        click.echo(f"  {command_line(command.format(spec.study), url)}", err=True)
+
+
+COMMANDS: Final = (demo, submit, resume, profile)
