@@ -65,7 +65,8 @@ def prepare_file(url: URL, *, create: bool) -> None:
 def shown(url: URL) -> str:
     """The URL as a person may see it, every password masked."""
     secret = {name: "***" for name in url.query if "password" in name}
-    return url.update_query_dict(secret).render_as_string(hide_password=True)
+    plain = url.set(drivername=url.get_backend_name())
+    return plain.update_query_dict(secret).render_as_string(hide_password=True)
 
 
 def mask(text: str, url: URL) -> str:

@@ -160,7 +160,8 @@ def put_cells(
         }
         for key, cell, seconds in measured
     ]
-    insert_new(connection, tables.Cell, rows)
+    # In one order, so that two studies that measure the same cells cannot block each other.
+    insert_new(connection, tables.Cell, sorted(rows, key=lambda row: str(row["digest"])))
 
 
 def save_options(connection: Connection, lease: Lease, records: Iterable[OptionRecord]) -> None:

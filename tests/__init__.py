@@ -1,0 +1,1 @@
+"""The tests: each file says what is true of one part."""

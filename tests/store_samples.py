@@ -1,0 +1,67 @@
+"""Small studies for the tests of the store."""
+
+from collections.abc import Mapping
+
+from bitfront.plan import Configuration, Plan
+from bitfront.precision import Precision
+from bitfront.spec import JobSpec
+from bitfront.trial import Evaluation, Origin, Trial
+from storage.records import FrontChange, Lease
+from storage.store import Store
+
+WIDTHS = (2, 3, 4, 5, 6, 8)
+
+
+def job(study: str = "digits", **sections: object) -> JobSpec:
+    """A job on the reference; `sections` replace the defaults."""
+    content = {"study": study, "model": {"source": "reference"}, "data": {"source": "reference"}}
+    return JobSpec.model_validate({**content, **sections})
+
+
+def configuration(number: int) -> Configuration:
+    """One of 6**4 configurations of four layers, another for each number."""
+    widths = [WIDTHS[number // 6**digit % 6] for digit in range(4)]
+    return Configuration(Plan.of({f"layer{n}": Precision(bits) for n, bits in enumerate(widths)}))
+
+
+def trial(number: int) -> Trial:
+    """A new trial."""
+    return Trial(number, configuration(number), Origin.SAMPLER, {"x": number})
+
+
+def running(store: Store, study: str = "digits") -> Lease:
+    """A new study, and the lease of the driver that runs it."""
+    store.create_study(job(study), {})
+    return store.acquire(study, f"driver of {study}", 60)
+
+
+def complete(
+    store: Store,
+    lease: Lease,
+    number: int,
+    values: Mapping[str, float],
+    *,
+    attempt: int = 1,
+    metrics: Mapping[str, float] | None = None,
+    constraints: Mapping[str, float] | None = None,
+    front: FrontChange | None = None,
+    key: str | None = None,
+) -> bool:
+    """Completes an attempt; what is not named is of no interest."""
+    return store.complete_trial(
+        lease,
+        number,
+        attempt,
+        Evaluation(values, metrics or {}),
+        constraints=constraints or {},
+        front=front,
+        evaluation_key=key or f"{lease.name} {number}",
+        seconds=0.5,
+        worker="a worker",
+    )
+
+
+def finished(store: Store, lease: Lease, number: int, error: float, nbytes: float) -> None:
+    """Runs a trial to its end."""
+    store.start_trial(lease, trial(number))
+    assert complete(store, lease, number, {"error": error, "nbytes": nbytes})
