@@ -1,0 +1,216 @@
+"""The task that a job is measured on: captions for all classes, and four disjoint splits."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bitfront.errors import InvalidSample, MissingData, SpecError
+from bitfront.plan import digest
+from bitfront.reference.scenes import CLASSES, SIDE, TEMPLATES, draw_scenes
+from bitfront.spec import DataSource, DataSpec
+from bitfront.vlm import DualEncoder
+from objectives.sources import DatasetSource, FolderSource, Source, open_image
+
+HELD_NBYTES = 512 << 20
+
+
+class SplitName(StrEnum):
+    """What a split's samples are for."""
+
+    CALIBRATION = "calibration"
+    TUNING = "tuning"
+    SELECTION = "selection"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one split, in a fixed order.
+
+    Attributes:
+        name: What they are for.
+        labels: `(n,)` int64 class indices.
+        captions: The hash of the classes and templates that the samples are told apart by.
+        read: The pixels `(stop - start, c, h, w)` of the samples `start` to `stop`.
+        contents: A hash of each sample's content and label, read only when it is asked for.
+    """
+
+    name: SplitName
+    labels: Int[Tensor, " n"]
+    captions: str
+    read: Callable[[int, int], Float[Tensor, "n c h w"]]
+    contents: Callable[[], Sequence[str]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int) -> Iterator[Float[Tensor, "n c h w"]]:
+        """The pixels batch by batch on the CPU, always in the same order."""
+        for start in range(0, len(self), batch_size):
+            yield self.read(start, min(start + batch_size, len(self)))
+
+    @cached_property
+    def identity(self) -> str:
+        """The hash of the captions and of the samples: contents and labels, in order."""
+        return digest([self.name, self.captions, list(self.contents())])
+
+
+@dataclass(frozen=True)
+class Task:
+    """Zero-shot classification over all class captions.
+
+    Attributes:
+        classes: The class names, in the order of the labels.
+        templates: What makes a caption of a class name, each with `{}`.
+        tokens: `(templates, classes, context_length)` int64, every caption's tokens.
+        splits: The four splits.
+        batch_size: Images, or captions, that go through a tower at once.
+    """
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    tokens: Int[Tensor, "templates classes context_length"]
+    splits: Mapping[SplitName, Split]
+    batch_size: int
+
+    def split(self, name: SplitName) -> Split:
+        """The split of that name."""
+        return self.splits[name]
+
+    @property
+    def captions(self) -> Int[Tensor, "captions context_length"]:
+        """The tokens of all captions, template by template."""
+        return self.tokens.flatten(0, 1)
+
+    def caption_batches(self) -> Iterator[Int[Tensor, "n context_length"]]:
+        """The tokens of all captions, batch by batch on the CPU."""
+        yield from torch.split(self.captions, self.batch_size)
+
+    def image_batches(self, name: SplitName) -> Iterator[Float[Tensor, "n c h w"]]:
+        """The pixels of a split, batch by batch on the CPU."""
+        return self.splits[name].batches(self.batch_size)
+
+    @property
+    def identity(self) -> str:
+        """The hash of the captions and of all samples."""
+        return digest([self.splits[name].identity for name in SplitName])
+
+
+def load_task(spec: DataSpec, model: DualEncoder) -> Task:
+    """The task of a job, with its images prepared as the model wants them.
+
+    Images of a folder or a dataset are decoded batch by batch when they are used, and kept as
+    long as a split's pixels take at most `HELD_NBYTES`.
+
+    Raises:
+        MissingData: There is nothing at the path, a class is empty, or the samples are fewer
+            than the splits ask for.
+        InvalidSample: A label is no class. (An image that cannot be read raises it when its
+            batch is used.)
+        SpecError: A column is missing, or the reference scenes do not fit the model.
+    """
+    if spec.source is DataSource.REFERENCE:
+        classes, templates, splits = _reference(spec, model)
+    else:
+        kind = FolderSource if spec.source is DataSource.IMAGE_FOLDER else DatasetSource
+        source: Source = kind(spec)
+        classes, templates, splits = source.classes, spec.templates, _deal(source, spec, model)
+    tokens = [model.tokenize([text.replace("{}", name) for name in classes]) for text in templates]
+    return Task(classes, templates, torch.stack(tokens), splits, spec.batch_size)
+
+
+def _reference(
+    spec: DataSpec, model: DualEncoder
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[SplitName, Split]]:
+    if model.image_shape != (3, SIDE, SIDE):
+        raise SpecError(
+            f"the reference scenes have the shape {(3, SIDE, SIDE)}, but the model reads "
+            f"{model.image_shape}: set data.source to image_folder or datasets"
+        )
+    is_default = spec.templates == DataSpec.model_fields["templates"].default
+    templates = TEMPLATES if is_default else spec.templates
+    captions = digest([CLASSES, templates])
+    splits = {}
+    for name in SplitName:
+        scenes = draw_scenes(name.value, getattr(spec.samples, name.value), spec.seed)
+        splits[name] = _scene_split(name, captions, scenes.images, scenes.labels)
+    return CLASSES, templates, splits
+
+
+def _scene_split(name: SplitName, captions: str, images: Tensor, labels: Tensor) -> Split:
+    def contents() -> list[str]:
+        return [
+            _fingerprint(image.numpy().tobytes(), label)
+            for image, label in zip(images, labels.tolist(), strict=True)
+        ]
+
+    return Split(name, labels, captions, lambda start, stop: images[start:stop], contents)
+
+
+def _deal(source: Source, spec: DataSpec, model: DualEncoder) -> dict[SplitName, Split]:
+    """Four disjoint splits, in a random order that depends on the seed and on the names only."""
+    wanted = {name: int(getattr(spec.samples, name.value)) for name in SplitName}
+    total = sum(wanted.values())
+    if len(source.labels) < total:
+        asked = ", ".join(f"{name} {count}" for name, count in wanted.items())
+        raise MissingData(
+            f"the {source.title} has {len(source.labels)} samples, but the splits ask for "
+            f"{total} ({asked}): lower data.samples"
+        )
+    for index, label in enumerate(source.labels):
+        if not 0 <= label < len(source.classes):
+            raise InvalidSample(
+                f"{source.where(index)} has the label {label}, but there are "
+                f"{len(source.classes)} classes (0 to {len(source.classes) - 1})"
+            )
+    order = sorted(
+        range(len(source.names)),
+        key=lambda index: hashlib.sha256(f"{spec.seed}/{source.names[index]}".encode()).digest(),
+    )
+    captions = digest([source.classes, spec.templates])
+    splits, start = {}, 0
+    for name, count in wanted.items():
+        splits[name] = _source_split(name, captions, source, order[start : start + count], model)
+        start += count
+    return splits
+
+
+def _source_split(
+    name: SplitName, captions: str, source: Source, indices: Sequence[int], model: DualEncoder
+) -> Split:
+    def read(start: int, stop: int) -> Tensor:
+        images = [open_image(source, index) for index in indices[start:stop]]
+        return torch.stack([model.preprocess(image) for image in images])
+
+    def contents() -> list[str]:
+        return [_fingerprint(source.content(index), source.labels[index]) for index in indices]
+
+    labels = torch.tensor([source.labels[index] for index in indices])
+    return Split(name, labels, captions, _Held(read, len(indices)), contents)
+
+
+def _fingerprint(content: bytes, label: int) -> str:
+    return hashlib.sha256(content + f"/{label}".encode()).hexdigest()
+
+
+class _Held:
+    """Reads pixels, and keeps them where all of them take at most `HELD_NBYTES`."""
+
+    def __init__(self, read: Callable[[int, int], Tensor], count: int) -> None:
+        self._read = read
+        self._count = count
+        self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        pixels = self._kept.get((start, stop))
+        if pixels is None:
+            pixels = self._read(start, stop)
+            if pixels[0].nbytes * self._count <= HELD_NBYTES:
+                self._kept[start, stop] = pixels
+        return pixels
