@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bitfront.errors import BitfrontError, ChangedJob, Interrupted, LeaseLost
@@ -10,6 +11,7 @@ from bitfront.plan import Configuration, digest
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
 from search.space import SearchSpace
+from service.changes import accept_spec
 from service.heartbeat import Orders, heartbeat, signals, take
 from service.profiling import measure_profile
 from service.progress import Reporter
@@ -45,21 +47,48 @@ def run_study(
         address: A Ray cluster; None runs on this machine.
 
     Returns:
-        The state that the study ends in.
+        The state in which the study ends.
 
     Raises:
         BitfrontError: The study cannot be run; what was measured is kept.
     """
-    store = open_store(url)
-    if not resume:
-        store.create_study(spec, {})
+    with open_store(url) as store:
+        if not resume:
+            store.create_study(spec, {})
+        with _driving(store, spec, url, reporter, address) as run:
+            if resume:
+                accept_spec(store, run.lease, spec, accept_changes=accept_changes)
+            run.drive(accept_changes=accept_changes)
+        return store.study(spec.study).state
+
+
+def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | None = None) -> None:
+    """Runs the stages before the trials only; `bitfront resume` runs the rest.
+
+    A study of that name is continued if it is the same job.
+    """
+    with open_store(url) as store:
+        known = any(summary.name == spec.study for summary in store.studies())
+        if not known:
+            store.create_study(spec, {})
+        with _driving(store, spec, url, reporter, address) as run:
+            if known:
+                accept_spec(store, run.lease, spec, accept_changes=False)
+            run.profile()
+
+
+@contextmanager
+def _driving(
+    store: Store, spec: JobSpec, url: str, reporter: Reporter, address: str | None
+) -> Iterator["_Run"]:
+    """Holds the study's lease and a connection to Ray; in the end, leaves the study's state."""
     lease = take(store, spec.study)
     orders = Orders()
+    run = _Run(spec, store, lease, orders, reporter, _spool(url, spec.study))
     with signals(orders), heartbeat(store, lease, orders):
         try:
             with connected(spec.search.workers, address):
-                run = _Run(spec, store, lease, orders, reporter, _spool(url, spec.study))
-                state, message = run.drive(accept_changes=accept_changes)
+                yield run
         except LeaseLost:
             raise
         except BitfrontError as error:
@@ -67,8 +96,7 @@ def run_study(
             raise
         if orders.lost.is_set():
             raise LeaseLost(lease.name, lease.epoch)
-        store.release(lease, state, message)
-    return state
+        store.release(lease, run.state, run.message)
 
 
 def _spool(url: str, study: str) -> Spool:
@@ -94,28 +122,46 @@ class _Run:
     ) -> None:
         self._spec = spec
         self._store = store
-        self._lease = lease
+        self.lease = lease
         self._orders = orders
         self._reporter = reporter
         self._spool = spool
         self._pool = TaskPool(spec, orders.is_over)
         self._stop_reason = ""
+        self.state = StudyState.FAILED
+        self.message = ""
 
-    def drive(self, *, accept_changes: bool) -> tuple[StudyState, str]:
-        """Goes through all stages; returns the study's last state and why."""
+    def drive(self, *, accept_changes: bool) -> None:
+        """Goes through all stages."""
         try:
             report = self._inspect(accept_changes=accept_changes)
             shortlist = self._profile(report)
-            self._store.set_state(self._lease, StudyState.RUNNING)
+            self._store.set_state(self.lease, StudyState.RUNNING)
             self._run_trials(report, shortlist)
             self._raise_if_over()
             self._test_front()
         except Interrupted:
-            if self._orders.cancel.is_set():
-                self._store.cancel_running(self._lease)
-                return StudyState.CANCELLED, "cancelled; 'bitfront resume' goes on"
-            return StudyState.STOPPED, "stopped on request; 'bitfront resume' goes on"
-        return StudyState.COMPLETE, self._stop_reason
+            self._end_early()
+        else:
+            self.state, self.message = StudyState.COMPLETE, self._stop_reason
+
+    def profile(self) -> None:
+        """Goes through the stages before the trials."""
+        try:
+            self._profile(self._inspect(accept_changes=False))
+        except Interrupted:
+            self._end_early()
+        else:
+            self.state = StudyState.STOPPED
+            self.message = "profiled; 'bitfront resume' runs the trials"
+
+    def _end_early(self) -> None:
+        if self._orders.cancel.is_set():
+            self._store.cancel_running(self.lease)
+            self.state, self.message = StudyState.CANCELLED, "cancelled; 'bitfront resume' goes on"
+        else:
+            self.state = StudyState.STOPPED
+            self.message = "stopped on request; 'bitfront resume' goes on"
 
     def _raise_if_over(self) -> None:
         if self._orders.is_over():
@@ -126,20 +172,20 @@ class _Run:
         self._reporter.stage("load the model", total=None)
         report = self._pool.inspect()
         differences = self._store.set_provenance(
-            self._lease, {**report.identities, **report.provenance}, accept=accept_changes
+            self.lease, {**report.identities, **report.provenance}, accept=accept_changes
         )
         changed = [str(d) for d in differences if d.name in report.identities]
         if changed and not accept_changes:
-            raise ChangedJob(self._lease.name, tuple(changed))
+            raise ChangedJob(self.lease.name, tuple(changed))
         return report
 
     def _profile(self, report: ModelReport) -> Shortlist:
         """Measures the cells, solves the program, and stores the pruned space."""
         profile = measure_profile(
-            self._spec, self._store, self._lease, self._pool, report, self._reporter
+            self._spec, self._store, self.lease, self._pool, report, self._reporter
         )
         shortlist = Shortlist(self._spec, profile)
-        self._store.save_options(self._lease, shortlist.option_records())
+        self._store.save_options(self.lease, shortlist.option_records())
         before, after = shortlist.log10_sizes
         self._reporter.note(
             f"{len(profile.layers)} layers in {len(profile.blocks)} blocks; "
@@ -151,7 +197,7 @@ class _Run:
         full = report.full.values
         reference = {o.value: full[o.value] for o in self._spec.objectives}
         reference["error"] = 1.0
-        self._store.set_reference(self._lease, reference)
+        self._store.set_reference(self.lease, reference)
         self._reporter.stage("trials", total=self._spec.stop.trials)
 
         def review(trials: Sequence[Trial]) -> SearchSpace | None:
@@ -162,7 +208,7 @@ class _Run:
 
         ledger = TrialLedger(
             self._store,
-            self._lease,
+            self.lease,
             self._spec,
             shortlist.space,
             shortlist.seeds(),
@@ -177,13 +223,13 @@ class _Run:
         run_trials(ledger, self._spec, self._spool, self._orders.cancel)
         self._stop_reason = ledger.stop_reason
         self._store.set_correlation(
-            self._lease, shortlist.correlation(self._store.trials(self._lease.name))
+            self.lease, shortlist.correlation(self._store.trials(self.lease.name))
         )
 
     def _review(self, shortlist: Shortlist, trials: Sequence[Trial]) -> SearchSpace | None:
         """Says how far the proxy can be trusted, and widens the space where it cannot."""
         correlation = shortlist.correlation(trials)
-        self._store.set_correlation(self._lease, correlation)
+        self._store.set_correlation(self.lease, correlation)
         if correlation is None:
             return None
         text = f"rank correlation of proxy and measured error: {correlation:.2f}"
@@ -194,7 +240,7 @@ class _Run:
             self._reporter.warn(text)
             return None
         space = shortlist.widened()
-        self._store.save_options(self._lease, shortlist.option_records())
+        self._store.save_options(self.lease, shortlist.option_records())
         self._reporter.warn(
             f"{text}, below {self._spec.search.min_correlation}: "
             f"the space is widened to 10^{space.log10_size:.1f} plans"
@@ -216,10 +262,10 @@ class _Run:
 
     def _test_front(self) -> None:
         """Evaluates the finished front once on the test split, and the baselines beside it."""
-        numbers = {row.number for row in self._store.front(self._lease.name)}
+        numbers = {row.number for row in self._store.front(self.lease.name)}
         chosen = [
             trial
-            for trial in self._store.trials(self._lease.name)
+            for trial in self._store.trials(self.lease.name)
             if trial.state is TrialState.COMPLETE
             and not trial.test_values
             and (trial.number in numbers or trial.origin is Origin.BASELINE)
@@ -227,7 +273,7 @@ class _Run:
         self._reporter.stage("test split", total=len(chosen))
         for position, evaluation in self._pool.test([trial.configuration for trial in chosen]):
             values = {chosen[position].number: evaluation.values}
-            self._store.save_test_values(self._lease, values)
+            self._store.save_test_values(self.lease, values)
             self._reporter.advance()
 
 

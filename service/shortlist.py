@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Profile
@@ -15,6 +16,7 @@ from search.program import Program, Solution
 from search.prune import PrunedSpace, budget_axis, prune
 from search.seeds import full_precision, uniform_plans, with_recoveries
 from search.space import SearchSpace
+from storage.records import OptionRecord
 from workers.ledger import Seed
 
 logger = logging.getLogger(__name__)
@@ -128,3 +130,28 @@ class Shortlist:
         """Plans before and after pruning, as logarithms."""
         before = sum(math.log10(len(cells)) for cells in by_block(self._profile.cells).values())
         return before, self.space.log10_size
+
+    def option_records(self) -> list[OptionRecord]:
+        """Every measured option, whether it survives, and the proof where it does not."""
+        removed = (
+            {}
+            if self.pruned is None
+            else {(removal.block, removal.option): removal for removal in self.pruned.removed}
+        )
+        kept = {
+            (name, option) for name, options in self.space.options.items() for option in options
+        }
+        records = []
+        for cell in self._profile.cells:
+            place = (cell.block, cell.option)
+            removal = removed.get(place)
+            if removal is not None:
+                certificate: dict[str, object] = asdict(removal)
+                certificate.pop("block")
+                certificate["option"] = str(cell.option)
+            elif place in kept:
+                certificate = {}
+            else:
+                certificate = {"kind": "dominated"}
+            records.append(OptionRecord(cell, place in kept, certificate))
+        return records

@@ -105,7 +105,7 @@ class LedgerSearcher(Searcher):
         self,
         trial_id: str,
         result: dict[str, object] | None = None,
-        error: bool = False,  # noqa: FBT001, FBT002 - Tune's signature
+        error: bool = False,
     ) -> None:
         """Hands a finished attempt to the ledger."""
         assignment = self._out.pop(trial_id, None)
@@ -134,7 +134,7 @@ class _Cancel(Stopper):
         self._cancelled = cancelled
         self._searcher = searcher
 
-    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+    def __call__(self, _trial_id: str, _result: dict[str, object]) -> bool:
         return False
 
     def stop_all(self) -> bool:

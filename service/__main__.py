@@ -1,0 +1,5 @@
+"""`python -m service` is `bitfront`."""
+
+from service.cli import main
+
+main()
