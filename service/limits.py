@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
+from bitfront.sizes import parse_nbytes
 from service.units import percent_text, size_text
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ class Size(click.ParamType[int]):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
         """The bytes."""
-        # Imported here because pydantic takes longer to import than most commands run.
-        from bitfront.spec import parse_nbytes
-
         try:
             nbytes = parse_nbytes(value)
         except ValueError as error:

@@ -374,7 +374,8 @@ def test_a_query_answers_without_loading_what_it_does_not_need(database: Path) -
     heavy = "{'torch', 'ray', 'optuna', 'matplotlib', 'plotly', 'pandas', 'pulp', 'pydantic'}"
     code = (
         "import sys; from service.cli import main\n"
-        f"main(['best', 'first', '--db', {str(database)!r}], standalone_mode=False)\n"
+        f"words = ['best', 'first', '--max-nbytes', '2kB', '--db', {str(database)!r}]\n"
+        "main(words, standalone_mode=False)\n"
         f"assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     )
 

@@ -27,11 +27,14 @@ def front_chart(picture: FrontPicture) -> go.Figure:
     figure = go.Figure()
     scale = picture.unit[0]
     others = [p for p in picture.points if not p.is_front and not p.label]
-    figure.add_trace(_markers("other trials", others, scale, palette.TRIAL, 7, opacity=0.6))
+    if others:
+        figure.add_trace(_markers("other trials", others, scale, palette.TRIAL, 7, opacity=0.6))
     _add_steps(figure, picture)
-    figure.add_trace(_test_markers(picture.front, scale))
+    if any(p.test_error is not None for p in picture.front):
+        figure.add_trace(_test_markers(picture.front, scale))
     figure.add_trace(_markers("front", picture.front, scale, palette.FRONT, 10))
-    figure.add_trace(_baselines(picture, scale))
+    if picture.baselines:
+        figure.add_trace(_baselines(picture, scale))
     if picture.full is not None:
         _add_full_precision(figure, picture.full)
     _dress_front(figure, picture)

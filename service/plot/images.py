@@ -1,6 +1,6 @@
 """The pictures as PNG files, drawn without a screen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -113,7 +113,9 @@ def _draw_axes(axes: Axes, picture: FrontPicture) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     errors = [point.error for point in picture.points]
     if is_wide(errors):
+        lowest = min(errors) if picture.full is None else min(*errors, picture.full.error)
         axes.set_yscale("log")
+        axes.set_ylim(0.7 * max(lowest, 1e-3), 1.2 * max(errors))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
@@ -163,17 +165,22 @@ def _draw_front(axes: Axes, picture: FrontPicture) -> None:
 
 def _draw_others(axes: Axes, picture: FrontPicture) -> None:
     faint = [p for p in picture.points if not p.is_front and not p.label]
-    axes.scatter(
-        [p.nbytes for p in faint],
-        [p.error for p in faint],
-        s=18,
-        color=palette.TRIAL,
-        alpha=0.55,
-        linewidths=0,
-        zorder=2,
-        label="other trials",
-    )
-    baselines = picture.baselines
+    if faint:
+        axes.scatter(
+            [p.nbytes for p in faint],
+            [p.error for p in faint],
+            s=18,
+            color=palette.TRIAL,
+            alpha=0.55,
+            linewidths=0,
+            zorder=2,
+            label="other trials",
+        )
+    if picture.baselines:
+        _draw_baselines(axes, picture.baselines)
+
+
+def _draw_baselines(axes: Axes, baselines: Sequence[Point]) -> None:
     axes.scatter(
         [p.nbytes for p in baselines],
         [p.error for p in baselines],
@@ -235,7 +242,8 @@ def _draw_tower(axes: Axes, picture: BitsPicture, tower: Tower) -> None:
     axes.yaxis.set_major_locator(FixedLocator(list(rows)))
     axes.set_yticks(rows, names, fontsize=8.5)
     axes.set_ylim(picture.rows - 0.4, -0.6)
-    axes.set_xlim(0, widest * 1.12)
+    room = 0.06 * max(len(label) for label in picture.labels(tower))
+    axes.set_xlim(0, widest * (1.06 + room))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.set_xlabel("weight bits")
     axes.tick_params(length=0)
