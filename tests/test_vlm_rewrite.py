@@ -114,9 +114,15 @@ def test_a_librarys_own_attention_is_the_same(part: nn.Module, masked: bool) -> 
     x = draw(BATCH, QUERIES, WIDTH)
     mask = torch.full((QUERIES, QUERIES), float("-inf")).triu(1) if masked else None
 
+    called: list[nn.Module] = []
+    linears = [module for module in after.modules() if isinstance(module, nn.Linear)]
+    for module in linears:
+        module.register_forward_pre_hook(lambda module, _args: called.append(module))
+
     expected = before(x, attn_mask=mask)
 
     torch.testing.assert_close(after(x, attn_mask=mask), expected, rtol=1e-5, atol=1e-5)
+    assert called == linears
 
 
 def test_the_attention_pool_is_the_same() -> None:
