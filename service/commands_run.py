@@ -90,8 +90,11 @@ def resume(
 @click.argument("job", type=JOB)
 @click.option("--study", help="Name of the study.  [default: the one in JOB]")
 @workers_option
+@address_option
 @database_option
-def profile(job: Path, study: str | None, workers: int | None, url: str) -> None:
+def profile(
+    job: Path, study: str | None, workers: int | None, address: str | None, url: str
+) -> None:
     """Measure and print the blocks and cells of JOB's model."""
     from bitfront.job import load_job
 
@@ -103,7 +106,7 @@ def profile(job: Path, study: str | None, workers: int | None, url: str) -> None
     from storage.store import open_store
 
     with reporter_for(sys.stderr) as reporter:
-        profile_model(spec, url, reporter)
+        profile_model(spec, url, reporter, address)
     with open_store(url, create=False) as store:
         record = store.load_profile(spec.study)
         options = store.options(spec.study)

@@ -146,6 +146,17 @@ def test_hovering_tells_a_trial_in_full() -> None:
     assert uniform["customdata"][0].startswith("<b>trial 0</b> (w2)<br>error 60.0 %<br>100 kB")
 
 
+def test_on_a_logarithmic_axis_the_label_of_the_full_model_stays_at_its_line() -> None:
+    wide = FrontPicture("wide", (point(0, 0.9, 1e3), point(1, 0.02, 2e3)), FULL)
+
+    layout = json.loads(front_chart(wide).to_json())["layout"]
+
+    assert layout["yaxis"]["type"] == "log"
+    assert layout["shapes"][0]["y0"] == 0.05
+    assert 10 ** layout["annotations"][0]["y"] == pytest.approx(0.05)
+    assert layout["yaxis"]["ticktext"] == ["2%", "5%", "10%", "20%", "50%", "100%"]
+
+
 def test_each_tower_has_its_own_panel_in_order_of_execution() -> None:
     bars = json.loads(bits_chart(BITS).to_json())["data"]
 

@@ -1,6 +1,8 @@
 """The pictures as interactive charts."""
 
 import html
+import math
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import plotly.graph_objects as go
@@ -36,7 +38,7 @@ def front_chart(picture: FrontPicture) -> go.Figure:
     if picture.baselines:
         figure.add_trace(_baselines(picture, scale))
     if picture.full is not None:
-        _add_full_precision(figure, picture.full)
+        _add_full_precision(figure, picture.full, on_log=is_wide(picture.errors))
     _dress_front(figure, picture)
     return figure
 
@@ -120,41 +122,53 @@ def _details(point: Point) -> str:
     return "<br>".join(lines)
 
 
-def _add_full_precision(figure: go.Figure, full: Point) -> None:
-    figure.add_hline(
-        y=full.error,
-        line={"color": palette.INK, "width": 1.2, "dash": "dash"},
-        annotation={
-            "text": f"16 bits: {percent_text(full.error)} at {size_text(full.nbytes)}",
-            "font": {"size": 12, "color": palette.INK},
-            "yanchor": "top",
-        },
-        annotation_position="bottom left",
+def _add_full_precision(figure: go.Figure, full: Point, *, on_log: bool) -> None:
+    line = {"color": palette.INK, "width": 1.2, "dash": "dash"}
+    figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=full.error, y1=full.error, line=line)
+    figure.add_annotation(
+        text=f"16 bits: {percent_text(full.error)} at {size_text(full.nbytes)}",
+        xref="paper",
+        x=0,
+        xanchor="left",
+        # On a logarithmic axis plotly places shapes by value, but annotations by exponent.
+        y=math.log10(full.error) if on_log else full.error,
+        yanchor="top",
+        showarrow=False,
+        font={"size": 12, "color": palette.INK},
     )
 
 
 def _dress_front(figure: go.Figure, picture: FrontPicture) -> None:
-    errors = [p.error for p in picture.points]
-    wide_errors = is_wide(errors)
+    scale, symbol = picture.unit
+    sizes = [p.nbytes / scale for p in picture.points]
+    grid: dict[str, object] = {"gridcolor": palette.GRID, "zeroline": False}
+    errors = picture.errors
+    if is_wide(errors):
+        vertical = _log_axis(errors, lambda error: f"{100 * error:.3g}%")
+    else:
+        vertical = {"tickformat": ".0%", "range": [0, 1.06 * max(*errors, 0.01)]}
+    horizontal = _log_axis(sizes, lambda size: f"{size:g}") if is_wide(sizes) else {}
     figure.update_layout(
         **_layout(),
         height=560,
         legend={"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.14, "yanchor": "top"},
-        xaxis={
-            "title": f"size of the packed checkpoint ({picture.unit[1]})",
-            "type": "log" if is_wide([p.nbytes for p in picture.points]) else "linear",
-            "gridcolor": palette.GRID,
-            "zeroline": False,
-        },
-        yaxis={
-            "title": "error (1 - accuracy)",
-            "tickformat": ".3~p" if wide_errors else ".0%",
-            "type": "log" if wide_errors else "linear",
-            "range": None if wide_errors else [0, 1.06 * max([*errors, 0.01])],
-            "gridcolor": palette.GRID,
-            "zeroline": False,
-        },
+        xaxis={"title": f"size of the packed checkpoint ({symbol})", **grid, **horizontal},
+        yaxis={"title": "error (1 - accuracy)", **grid, **vertical},
     )
+
+
+def _log_axis(values: Sequence[float], text: Callable[[float], str]) -> dict[str, object]:
+    """A logarithmic axis around the values, with ticks at 1, 2 and 5 of each decade."""
+    low, high = math.log10(min(values)) - 0.15, math.log10(max(values)) + 0.1
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+    inside = [tick for tick in ticks if low <= math.log10(tick) <= high]
+    return {
+        "type": "log",
+        "range": [low, high],
+        "tickvals": inside,
+        "ticktext": [text(tick) for tick in inside],
+    }
 
 
 def bits_chart(picture: BitsPicture) -> go.Figure:

@@ -111,16 +111,15 @@ def _draw_axes(axes: Axes, picture: FrontPicture) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
-    errors = [point.error for point in picture.points]
+    errors = picture.errors
     if is_wide(errors):
-        lowest = min(errors) if picture.full is None else min(*errors, picture.full.error)
         axes.set_yscale("log")
-        axes.set_ylim(0.7 * max(lowest, 1e-3), 1.2 * max(errors))
+        axes.set_ylim(0.7 * min(errors), 1.25 * max(errors))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(8))
-        axes.set_ylim(0, 1.06 * max([*errors, 0.01]))
+        axes.set_ylim(0, 1.06 * max(*errors, 0.01))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 

@@ -80,6 +80,12 @@ class FrontPicture:
         return sorted((p for p in self.points if p.label), key=lambda p: p.nbytes)
 
     @property
+    def errors(self) -> list[float]:
+        """Every error that the picture has to show, that of the full model included."""
+        full = () if self.full is None else (self.full,)
+        return [point.error for point in (*self.points, *full)]
+
+    @property
     def summary(self) -> str:
         """How many configurations there are, and how many on the front."""
         trials, front = len(self.points), len(self.front)
