@@ -14,8 +14,10 @@ from bitfront.reference.scenes import SIDE, WORDS
 
 CHECKPOINT = Path(__file__).with_name("digit_clip.safetensors")
 CONTEXT_LENGTH = 28
-FILLERS = ("a", "picture", "photo", "image", "scan", "drawing", "scene", "of", "the", "this")
-FILLERS += ("is", "shows", "with", "and", "noisy", "small", "handwritten", "grey", "good", "bad")
+FILLERS: tuple[str, ...] = (
+    *("a", "picture", "photo", "image", "scan", "drawing", "scene", "of", "the", "this"),
+    *("is", "shows", "with", "and", "noisy", "small", "handwritten", "grey", "good", "bad"),
+)
 VOCABULARY = ("<pad>", "<start>", "an", *WORDS, "left", "above", *FILLERS, "<end>")
 
 _CODES = {word: code for code, word in enumerate(VOCABULARY)}

@@ -29,7 +29,7 @@ SIDE = 24
 MEAN, STD = 0.25, 0.25
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RELATIONS = ("left of", "above")
-TEMPLATES = ("{}", "a picture of {}")
+TEMPLATES = ("a picture of {}",)
 
 _SPLIT_SEED = 8
 _SCAN_SIDE = 8
@@ -67,6 +67,23 @@ class Jitter:
     background: tuple[float, float] = (0.0, 0.25)
     noise: tuple[float, float] = (0.04, 0.12)
 
+    def towards(self, other: "Jitter", share: float) -> "Jitter":
+        """The jitter a share of the way from this one to another."""
+
+        def mix(here: float, there: float) -> float:
+            return here + share * (there - here)
+
+        def mix_range(here: tuple[float, float], there: tuple[float, float]) -> tuple[float, float]:
+            return mix(here[0], there[0]), mix(here[1], there[1])
+
+        return Jitter(
+            scale=mix_range(self.scale, other.scale),
+            rotation=mix(self.rotation, other.rotation),
+            ink=mix_range(self.ink, other.ink),
+            background=mix_range(self.background, other.background),
+            noise=mix_range(self.noise, other.noise),
+        )
+
 
 NATURAL = Jitter()
 
@@ -102,7 +119,7 @@ def digit_scans() -> tuple[Tensor, NDArray[np.int64]]:
 
 @cache
 def split_scans(split: SplitTitle) -> NDArray[np.int64]:
-    """The indices of a split's scans; every digit has an equal share, give or take one."""
+    """The indices of a split's scans; every digit has about an equal share."""
     _, digits = digit_scans()
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(digits))
     rank = np.empty(len(digits), dtype=np.int64)
@@ -118,9 +135,7 @@ def split_scans(split: SplitTitle) -> NDArray[np.int64]:
     return dealt[start : start + SPLIT_SCANS[split]]
 
 
-def draw_scenes(
-    split: SplitTitle, count: int, seed: int, *, jitter: Jitter = NATURAL
-) -> Scenes:
+def draw_scenes(split: SplitTitle, count: int, seed: int, *, jitter: Jitter = NATURAL) -> Scenes:
     """Scenes made of a split's scans, with every class equally often, give or take one.
 
     Equal arguments give equal scenes.

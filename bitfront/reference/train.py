@@ -4,9 +4,11 @@ First calm single digits, then scenes that grow wilder: without the first stage 
 where the relation is known and the digits are not.
 """
 
+import copy
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +51,7 @@ CALM = Jitter(
     scale=(1.0, 1.2), rotation=0.1, ink=(0.6, 0.8), background=(0.0, 0.1), noise=(0.02, 0.05)
 )
 WIDE = Jitter(
-    scale=(0.85, 1.4), rotation=0.3, ink=(0.3, 0.8), background=(0.0, 0.3), noise=(0.03, 0.18)
+    scale=(0.9, 1.4), rotation=0.25, ink=(0.4, 0.85), background=(0.0, 0.3), noise=(0.02, 0.15)
 )
 
 
@@ -59,48 +61,35 @@ class Schedule:
 
     Attributes:
         digit_steps: Steps of the first stage, on single digits.
-        scene_steps: Steps of the second stage, on scenes.
-        ramp_steps: Steps of the second stage until its jitter is wide and its captions long.
+        calm_steps: Steps of the second stage, on scenes that are as calm.
+        ramp_steps: Steps of the third stage, until the scenes are wild and the captions long.
+        wild_steps: Steps of the last stage.
         batch_size: Images in a step.
         peak_rate: The learning rate after warm-up, at the top of its cosine.
         decay: Weight decay.
         averaging: Share of the averaged weights that a step keeps.
+        interval: Steps between two checkpoints.
     """
 
-    digit_steps: int = 300
-    scene_steps: int = 6000
-    ramp_steps: int = 800
+    digit_steps: int = 400
+    calm_steps: int = 1400
+    ramp_steps: int = 1600
+    wild_steps: int = 3600
     batch_size: int = 128
     peak_rate: float = 1.5e-3
     decay: float = 0.05
     averaging: float = 0.999
+    interval: int = 500
 
     @property
     def steps(self) -> int:
-        """The steps of both stages."""
-        return self.digit_steps + self.scene_steps
+        """The steps of all stages."""
+        return self.digit_steps + self.calm_steps + self.ramp_steps + self.wild_steps
 
     def wildness(self, step: int) -> float:
         """How far the jitter is from calm to wide at a step, in [0, 1]."""
-        return min(max((step - self.digit_steps) / self.ramp_steps, 0.0), 1.0)
-
-
-def mix_jitter(wildness: float) -> Jitter:
-    """The jitter between `CALM` at 0 and `WIDE` at 1."""
-
-    def mix(calm: float, wide: float) -> float:
-        return calm + wildness * (wide - calm)
-
-    def mix_range(calm: tuple[float, float], wide: tuple[float, float]) -> tuple[float, float]:
-        return mix(calm[0], wide[0]), mix(calm[1], wide[1])
-
-    return Jitter(
-        scale=mix_range(CALM.scale, WIDE.scale),
-        rotation=mix(CALM.rotation, WIDE.rotation),
-        ink=mix_range(CALM.ink, WIDE.ink),
-        background=mix_range(CALM.background, WIDE.background),
-        noise=mix_range(CALM.noise, WIDE.noise),
-    )
+        ramped = (step - self.digit_steps - self.calm_steps) / self.ramp_steps
+        return min(max(ramped, 0.0), 1.0)
 
 
 def draw_digits(count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -124,37 +113,50 @@ def draw_captions(names: Sequence[str], wildness: float, rng: np.random.Generato
     return tokens[:, : count + longest + 2]
 
 
-def train(schedule: Schedule, seed: int) -> open_clip.CLIP:
-    """The averaged model after all steps."""
+def draw_step(
+    schedule: Schedule, step: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The images of a step, their captions (each once), and the caption of each image."""
+    if step < schedule.digit_steps:
+        images, digits = draw_digits(schedule.batch_size, rng)
+        return images, draw_captions(DIGITS, 0.0, rng), digits
+    wildness = schedule.wildness(step)
+    scenes = draw_scenes(
+        "train",
+        schedule.batch_size,
+        seed=int(rng.integers(2**31)),
+        jitter=CALM.towards(WIDE, wildness),
+    )
+    classes, positions = np.unique(scenes.labels.numpy(), return_inverse=True)
+    captions = draw_captions([CLASSES[index] for index in classes], wildness, rng)
+    return scenes.images, captions, torch.from_numpy(positions)
+
+
+def train(schedule: Schedule, seed: int) -> Iterator[tuple[int, open_clip.CLIP]]:
+    """The steps so far and the averaged model, once an interval."""
     rng = np.random.default_rng(seed)
     model = build_clip(seed).train()
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.averaging))
+    averaging = get_ema_multi_avg_fn(schedule.averaging)  # type: ignore[no-untyped-call]  # torch's
+    averaged = AveragedModel(model, multi_avg_fn=averaging)
     optimiser = AdamW(_groups(model, schedule.decay), lr=schedule.peak_rate, betas=(0.9, 0.98))
     rates = OneCycleLR(optimiser, schedule.peak_rate, schedule.steps, pct_start=0.08)
+    losses: list[float] = []
     started = time.monotonic()
-    for step in range(schedule.steps):
-        wildness = schedule.wildness(step)
-        if step < schedule.digit_steps:
-            images, labels = draw_digits(schedule.batch_size, rng)
-            captions = draw_captions(DIGITS, 0.0, rng)
-        else:
-            seed_drawn, jitter = int(rng.integers(2**31)), mix_jitter(wildness)
-            drawn = draw_scenes("train", schedule.batch_size, seed_drawn, jitter=jitter)
-            classes, labels = drawn.labels.unique(return_inverse=True)
-            images = drawn.images
-            captions = draw_captions([CLASSES[index] for index in classes], wildness, rng)
-        loss = contrast(model, images, labels, captions)
+    for step in range(1, schedule.steps + 1):
+        loss = contrast(model, *draw_step(schedule, step - 1, rng))
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         rates.step()
-        model.logit_scale.data.clamp_(max=np.log(100))
+        model.logit_scale.data.clamp_(max=math.log(100))
         averaged.update_parameters(model)
-        if (step + 1) % 100 == 0:
+        losses.append(loss.item())
+        if step % 100 == 0:
             elapsed = time.monotonic() - started
-            logger.info("step %d: loss %.3f, %.0f s", step + 1, loss.item(), elapsed)
-    return averaged.module.eval()
+            logger.info("step %d: loss %.3f, %.0f s", step, np.mean(losses[-100:]), elapsed)
+        if step % schedule.interval == 0:
+            yield step, averaged.module.eval()
 
 
 def _groups(model: open_clip.CLIP, decay: float) -> list[dict[str, object]]:
@@ -175,15 +177,16 @@ def encode_captions(model: open_clip.CLIP, captions: Tensor) -> Tensor:
     hidden = model.token_embedding(captions) + model.positional_embedding[:length]
     hidden = model.transformer(hidden, attn_mask=model.attn_mask[:length, :length])
     ends = model.ln_final(hidden)[torch.arange(len(captions)), captions.argmax(dim=1)]
-    return ends @ model.text_projection
+    features: Tensor = ends @ model.text_projection
+    return features
 
 
-def contrast(model: open_clip.CLIP, images: Tensor, labels: Tensor, captions: Tensor) -> Tensor:
+def contrast(model: open_clip.CLIP, images: Tensor, captions: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each image's similarity to every caption, against its own caption."""
     image_features = model.encode_image(images, normalize=True)
     text_features = functional.normalize(encode_captions(model, captions), dim=-1)
     logits = model.logit_scale.exp() * image_features @ text_features.T
-    return functional.cross_entropy(logits, labels)
+    return functional.cross_entropy(logits, targets)
 
 
 @torch.no_grad()
@@ -195,34 +198,36 @@ def measure_accuracy(
     captions = tokenize([template.format(name) for name in CLASSES])
     text_features = model.encode_text(captions, normalize=True)
     hits = 0
-    for images, labels in zip(
-        scenes.images.split(500), scenes.labels.split(500), strict=True
-    ):
+    for start in range(0, count, 500):
+        images, labels = scenes.images[start : start + 500], scenes.labels[start : start + 500]
         similarity = model.encode_image(images) @ text_features.T
         hits += int((similarity.argmax(dim=1) == labels).sum())
     return hits / count
 
 
+def save(model: open_clip.CLIP, out: Path, notes: Mapping[str, object]) -> None:
+    """Write the model's weights in float16, with the notes as metadata."""
+    weights = {name: weight.half() for name, weight in model.state_dict().items()}
+    save_file(weights, out, metadata={name: str(note) for name, note in notes.items()})
+
+
 @click.command()
 @click.option("--seed", default=0, show_default=True, help="Seed of weights and data.")
-@click.option("--steps", type=int, help="Scene steps; fewer train a worse model sooner.")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=CHECKPOINT,
     show_default=True,
-    help="Where the checkpoint goes.",
+    help="Where the checkpoint goes; it is rewritten as training goes on.",
 )
-def main(seed: int, steps: int | None, out: Path) -> None:
-    """Train the reference model and write its checkpoint in float16."""
+def main(seed: int, out: Path) -> None:
+    """Train the reference model and write its checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    schedule = Schedule() if steps is None else Schedule(scene_steps=steps)
-    model = train(schedule, seed).half().float()
-    accuracy = measure_accuracy(model, "selection", 4000)
-    weights = {name: weight.half() for name, weight in model.state_dict().items()}
-    content = {"seed": seed, "steps": schedule.steps, "selection_accuracy": accuracy}
-    save_file(weights, out, metadata={name: str(value) for name, value in content.items()})
-    logger.info("selection accuracy %.4f; wrote %s", accuracy, out)
+    for step, averaged in train(Schedule(), seed):
+        model = copy.deepcopy(averaged).half().float()
+        accuracy = measure_accuracy(model, "selection", 2000)
+        save(model, out, {"seed": seed, "steps": step, "selection_accuracy": accuracy})
+        logger.info("step %d: selection accuracy %.4f, wrote %s", step, accuracy, out)
 
 
 if __name__ == "__main__":
