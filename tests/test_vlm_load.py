@@ -2,6 +2,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -27,11 +28,13 @@ from transformers import (
 )
 
 from bitfront.errors import InvalidModel, MissingModel, SpecError, UnavailableDevice
+from bitfront.reference.scenes import normalise, picture
 from bitfront.spec import ModelSource, ModelSpec
 from bitfront.vlm import load_model
 from bitfront.vlm.load import choose_device
+from bitfront.vlm.reference_model import preprocess_picture
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 24, "layers": 1, "head_width": 6},
     "text_cfg": {"context_length": 16, "width": 24, "heads": 4, "layers": 1},
@@ -297,11 +300,32 @@ def test_a_missing_model_says_what_was_looked_for(
         load_model(spec(source, name, weights))
 
 
+@pytest.mark.usefixtures("_without_network")
+def test_a_tokenizer_that_cannot_be_fetched_is_named(tmp_path: Path) -> None:
+    text = {**CONFIG["text_cfg"], "hf_tokenizer_name": "no/such"}
+    config = tmp_path / "bitfront-tiny-words.json"
+    config.write_text(json.dumps({**CONFIG, "text_cfg": text}))
+    open_clip.add_model_config(config)
+    path = tmp_path / "weights.safetensors"
+    save_file(weights_of(tiny_clip()), path)
+
+    with pytest.raises(MissingModel, match="tokenizer of bitfront-tiny-words is neither"):
+        load_model(spec("open_clip", "bitfront-tiny-words", path))
+
+
 def test_a_folder_without_weights_is_missing(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
 
     with pytest.raises(MissingModel, match="has no weights"):
         load_model(spec("open_clip", f"local-dir:{tmp_path}"))
+
+
+def test_a_picture_of_a_reference_scene_becomes_the_scene_again() -> None:
+    grey = torch.randint(0, 256, (1, 24, 24), generator=torch.Generator().manual_seed(0))
+    scene = normalise(grey.to(torch.uint8))[0]
+
+    torch.testing.assert_close(preprocess_picture(picture(scene)), scene)
+    assert preprocess_picture(PICTURE).shape == (3, 24, 24)
 
 
 def test_devices_are_chosen_by_name() -> None:

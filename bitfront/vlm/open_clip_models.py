@@ -27,6 +27,31 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
         MissingModel: The model, its weights, or the network to fetch them is missing.
         InvalidModel: The weights are of another model, or the file is no safe checkpoint.
     """
+    model = _create(spec)
+    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
+        raise InvalidModel(f"{spec.name} is a {type(model).__name__}, not a dual encoder")
+    try:
+        tokenizer = open_clip.get_tokenizer(spec.name)
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise MissingModel(
+            f"the tokenizer of {spec.name} is neither on the hub nor in its cache: "
+            f"{_first_line(error)}"
+        ) from error
+    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+
+    def preprocess(image: Image) -> Tensor:
+        pixels: Tensor = transform(image)
+        return pixels
+
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        tokens: Tensor = tokenizer(list(texts))
+        return tokens
+
+    return open_clip_encoder(model.to(device), preprocess=preprocess, tokenize=tokenize)
+
+
+def _create(spec: ModelSpec) -> nn.Module:
+    """The model with its weights, as open_clip has it."""
     schema, _, place = spec.name.rpartition(":")
     quick_gelu = False
     if schema == "local-dir":
@@ -35,7 +60,7 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
         quick_gelu = _check_weights(spec.name, spec.weights)
     wanted = f"{spec.name} with weights {spec.weights}" if spec.weights else spec.name
     try:
-        model = open_clip.create_model(
+        model: nn.Module = open_clip.create_model(
             spec.name,
             pretrained=None if schema else spec.weights,
             device="cpu",
@@ -43,7 +68,6 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
             require_pretrained=True,
             weights_only=True,
         )
-        tokenizer = open_clip.get_tokenizer(spec.name)
     except (pickle.UnpicklingError, SafetensorError) as error:
         raise InvalidModel(
             f"{wanted}: the checkpoint cannot be read without running code from it: "
@@ -56,19 +80,7 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
             f"open_clip could not get {wanted} from the hub or its cache: "
             f"{_first_line(error)}{_tags(spec.name)}"
         ) from error
-    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
-        raise InvalidModel(f"{spec.name} is a {type(model).__name__}, not a dual encoder")
-    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
-
-    def preprocess(image: Image) -> Tensor:
-        pixels: Tensor = transform(image)
-        return pixels
-
-    def tokenize(texts: Sequence[str]) -> Tensor:
-        tokens: Tensor = tokenizer(list(texts))
-        return tokens
-
-    return open_clip_encoder(model.to(device), preprocess=preprocess, tokenize=tokenize)
+    return model
 
 
 def open_clip_encoder(
