@@ -12,6 +12,7 @@ LARGEST_SCALE = 65504.0  # the largest finite float16
 
 _SHRINKS = 8  # factors of the range that are tried, each with three zero points
 _SYMMETRIC_SHRINKS = 20  # as above, where the zero point is fixed
+_LOWEST_FACTORS = {2: 0.2, 3: 0.4}  # fewer levels leave more of the tails outside; else 0.5
 _REFINEMENTS = 4  # least-squares fits of the grid to its own codes
 
 
@@ -160,7 +161,7 @@ def _shrunk_asymmetric(runs: Tensor, grid: Grid) -> Iterator[Grid]:
 
 def _factors(bits: int, count: int) -> Iterator[float]:
     """Factors from 1 down, evenly spaced in their logarithm."""
-    lowest = 0.2 if bits < 5 else 0.5  # fewer levels leave more of the tails outside
+    lowest = _LOWEST_FACTORS.get(bits, 0.5)
     return (lowest ** (step / (count - 1)) for step in range(count))
 
 
