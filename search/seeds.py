@@ -19,17 +19,16 @@ def uniform_plans(layers: Sequence[Layer], space: SpaceSpec) -> list[Plan]:
     These are the baselines that a person has without a search. The first group and the
     widest clip of the space are used; `keep` does not hold here.
     """
-    plans = []
-    for weight_bits in sorted(space.weight_bits):
-        for activation_bits in sorted(space.activation_bits):
-            plans.append(
-                Plan.of(
-                    {
-                        layer.name: uniform_precision(layer, weight_bits, activation_bits, space)
-                        for layer in layers
-                    }
-                )
-            )
+    plans = [
+        Plan.of(
+            {
+                layer.name: uniform_precision(layer, weight_bits, activation_bits, space)
+                for layer in layers
+            }
+        )
+        for weight_bits in sorted(space.weight_bits)
+        for activation_bits in sorted(space.activation_bits)
+    ]
     return list(dict.fromkeys(plans))
 
 

@@ -1,0 +1,194 @@
+"""The exact optimum under one budget: labels around the relaxed optimum.
+
+The relaxation leaves a feasible choice (the base) and a multiplier. Measured by that
+multiplier, every other cell has a reduced cost of at least zero, and a choice can only beat the
+best known one if its reduced costs sum to at most the gap between that one and the relaxed
+optimum. Few cells remain within the gap; their combinations are built block by block as labels
+(bytes and error relative to the base), dropping what is dominated or outside of the gap.
+
+Errors are compared as 64-bit integers, scaled by a power of two so that the base's error has 60
+bits: sums are exact whatever their order, and equal errors are equal.
+"""
+
+from dataclasses import dataclass
+from math import frexp
+
+import numpy as np
+
+from search.menu import Floats, Integers, Menu
+from search.relaxation import Relaxation
+
+LABEL_LIMITS = (2**9, 2**12, 2**15, 2**18)
+_ERROR_BITS = 60
+_ROUND_OFF = 2.0**-48
+
+
+@dataclass(frozen=True, eq=False)
+class _Labels:
+    """Partial choices: bytes, error and reduced cost relative to the base, and their history."""
+
+    nbytes: Integers
+    error: Integers
+    reduced: Floats
+    parent: Integers
+    cell: Integers
+
+    def take(self, kept: Integers) -> "_Labels":
+        return _Labels(
+            self.nbytes[kept],
+            self.error[kept],
+            self.reduced[kept],
+            self.parent[kept],
+            self.cell[kept],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Core:
+    """The problem relative to the base: one entry a cell, and what may still be spent."""
+
+    base: Integers
+    nbytes: Integers
+    error: Integers
+    reduced: Floats
+    slack: int
+    gap: float
+    worst: int
+    unit: float
+    round_off: float
+
+
+def _core(menu: Menu, relaxation: Relaxation, budget: int) -> _Core:
+    steps = relaxation.steps_within(budget)
+    base = relaxation.choice(steps)
+    multiplier = float(relaxation.slope[steps])
+    slack = budget - menu.total_nbytes(base)
+    nbytes = menu.nbytes - menu.nbytes[base][menu.block]
+    worst = menu.total_error(base)
+    exponent = _ERROR_BITS - frexp(worst)[1]
+    scaled = np.rint(np.ldexp(np.minimum(menu.error, 2 * worst), exponent)).astype(np.int64)
+    reduced = menu.error - menu.error[base][menu.block] + multiplier * nbytes
+    lowest = menu.least(reduced)  # zero but for round-off
+    reduced -= lowest[menu.block]
+    gap = multiplier * slack - float(lowest.sum())
+    reduced[menu.error > worst] = np.inf
+    reduced[base] = 0.0
+    within = reduced <= gap
+    magnitude = np.where(within, menu.error + multiplier * np.abs(nbytes), 0.0)
+    round_off = _ROUND_OFF * (float(-menu.least(-magnitude).sum()) + gap)
+    return _Core(
+        base=base,
+        nbytes=nbytes,
+        error=scaled - scaled[base][menu.block],
+        reduced=reduced,
+        slack=slack,
+        gap=gap,
+        worst=int(scaled[base].sum()),
+        unit=float(np.ldexp(1.0, -exponent)),
+        round_off=round_off,
+    )
+
+
+class _Search:
+    """Labels built over the blocks of a core, with the best choice found so far."""
+
+    def __init__(self, menu: Menu, core: _Core) -> None:
+        self.menu = menu
+        self.core = core
+        self.best = core.base
+        self.best_error = 0
+        self.best_nbytes = 0
+
+    @property
+    def reach(self) -> float:
+        """The largest reduced cost with which a choice may be as good as the best one."""
+        return self.core.gap + self.best_error * self.core.unit + self.core.round_off
+
+    def _candidates(self) -> list[Integers]:
+        """Per open block the cells within reach without the base; the likeliest block first."""
+        core, menu = self.core, self.menu
+        within = core.reduced <= self.reach
+        within[core.base] = False
+        cells = np.flatnonzero(within)
+        blocks = np.split(cells, np.flatnonzero(np.diff(menu.block[cells])) + 1)
+        open_blocks = [block for block in blocks if len(block)]
+        return sorted(open_blocks, key=lambda block: float(core.reduced[block].min()))
+
+    def run(self, limit: int) -> bool:
+        """Searches with at most `limit` labels a block; returns whether none was cut off."""
+        core = self.core
+        blocks = self._candidates()
+        relief = [min(0, int(core.nbytes[block].min())) for block in blocks]
+        later = np.cumsum([0, *relief[::-1]])[::-1]  # the bytes that blocks to come can give back
+        zero = np.zeros(1, dtype=np.int64)
+        labels = _Labels(zero, zero, np.zeros(1), zero, zero)
+        history: list[_Labels] = []
+        complete = True
+        for i, cells in enumerate(blocks):
+            labels = self._extended(labels, cells, core.slack - int(later[i + 1]))
+            self._update(labels, history)
+            labels = labels.take(np.flatnonzero(labels.reduced <= self.reach))
+            if len(labels.nbytes) > limit:
+                complete = False
+                nearest = np.argpartition(labels.reduced, limit)[:limit]
+                labels = labels.take(np.sort(nearest))
+            history.append(labels)
+        return complete
+
+    def _extended(self, labels: _Labels, cells: Integers, room: int) -> _Labels:
+        """Every label with every cell of one more block (the base first), undominated."""
+        core = self.core
+        base = core.base[self.menu.block[cells[0]]]
+        choices = np.concatenate([[base], cells])
+        count = len(labels.nbytes)
+        extended = _Labels(
+            nbytes=np.add.outer(core.nbytes[choices], labels.nbytes).ravel(),
+            error=np.add.outer(core.error[choices], labels.error).ravel(),
+            reduced=np.add.outer(core.reduced[choices], labels.reduced).ravel(),
+            parent=np.tile(np.arange(count), len(choices)),
+            cell=np.repeat(choices, count),
+        )
+        kept = np.flatnonzero(
+            (extended.reduced <= self.reach)
+            & (extended.nbytes <= room)
+            & (extended.error <= core.worst)
+        )
+        kept = kept[np.lexsort((extended.error[kept], extended.nbytes[kept]))]
+        error = extended.error[kept]
+        before = np.minimum.accumulate(np.concatenate([[np.iinfo(np.int64).max], error[:-1]]))
+        return extended.take(kept[error < before])
+
+    def _update(self, labels: _Labels, history: list[_Labels]) -> None:
+        """Takes over the best label that fits, completed by the base."""
+        last = int(np.searchsorted(labels.nbytes, self.core.slack, side="right")) - 1
+        if last < 0:
+            return
+        # Undominated labels in order of size: the largest that fits has the least error.
+        found = (int(labels.error[last]), int(labels.nbytes[last]))
+        if found >= (self.best_error, self.best_nbytes):
+            return
+        self.best_error, self.best_nbytes = found
+        self.best = self.core.base.copy()
+        stage = labels
+        for earlier in (*history[::-1], None):
+            cell = int(stage.cell[last])
+            self.best[self.menu.block[cell]] = cell
+            if earlier is None:
+                break
+            last, stage = int(stage.parent[last]), earlier
+
+
+def best_choice(menu: Menu, relaxation: Relaxation, budget: int) -> tuple[Integers, bool]:
+    """The choice of least error within a budget that is at least the floor.
+
+    Among choices of equal error it takes the one of fewest bytes.
+
+    Returns:
+        The choice, and whether it is proven optimal: not so where even the largest number of
+        labels was not enough.
+    """
+    if budget >= relaxation.ceiling_nbytes:
+        return relaxation.choice(len(relaxation.slope)), True
+    search = _Search(menu, _core(menu, relaxation, budget))
+    proven = any(search.run(limit) for limit in LABEL_LIMITS)
+    return search.best, proven

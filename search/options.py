@@ -1,0 +1,106 @@
+"""Options: the joint precisions of a block's layers, and which of them are worth measuring."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import product
+
+from bitfront.layers import Block, Layer, LayerKind
+from bitfront.plan import Option
+from bitfront.precision import Precision
+from bitfront.profile import Cell
+from bitfront.spec import SpaceSpec
+
+
+def layer_precisions(layer: Layer, space: SpaceSpec) -> list[Precision]:
+    """What one layer may take, without two ways to say the same.
+
+    A weight in 16 bits has no group, an input in 16 bits no clip, an embedding no input; a
+    group of the whole row or more is one scale a row.
+    """
+    kept = next((bits for name, bits in space.keep.items() if fnmatchcase(layer.name, name)), None)
+    found: dict[Precision, None] = {}
+    takes_input = layer.kind is not LayerKind.EMBEDDING
+    for bits, activation, group, clip in product(
+        (kept,) if kept is not None else sorted(space.weight_bits),
+        sorted(space.activation_bits) if takes_input else (16,),
+        space.groups,
+        space.clips,
+    ):
+        coarse = bits == 16 or group >= layer.columns
+        precision = Precision(
+            bits, activation, 0 if coarse else group, 1.0 if activation == 16 else clip
+        )
+        found[precision] = None
+    return list(found)
+
+
+def block_options(block: Block, layers: Sequence[Layer], space: SpaceSpec) -> list[Option]:
+    """Every joint option of a block: `k^d` for `d` layers of `k` precisions each."""
+    known = {layer.name: layer for layer in layers}
+    choices = [layer_precisions(known[name], space) for name in block.layers]
+    return [Option(precisions) for precisions in product(*choices)]
+
+
+def screen(
+    block: Block,
+    options: Sequence[Option],
+    singles: Mapping[str, Mapping[Option, Cell]],
+    slack: float,
+) -> list[Option]:
+    """The options that single-layer measurements do not rule out, in their order.
+
+    An option is ruled out if another one is at most as large with less than `1 / slack` of
+    its error, both predicted by the sums over their layers. Options that treat all layers
+    alike stay: the uniform baselines are made of them.
+
+    Args:
+        block: The block.
+        options: Its joint options.
+        singles: Layer name to its measured cells, by the option of that layer alone.
+        slack: At least 1; larger keeps more. 0 keeps everything.
+    """
+    if slack == 0 or len(block.layers) == 1:
+        return list(options)
+    predicted = [_predict(block, option, singles) for option in options]
+    kept: list[Option] = []
+    for option, (nbytes, error) in zip(options, predicted, strict=True):
+        beaten = any(n <= nbytes and e * slack < error for n, e in predicted)
+        if not beaten or _is_even(option):
+            kept.append(option)
+    return kept
+
+
+def _predict(
+    block: Block, option: Option, singles: Mapping[str, Mapping[Option, Cell]]
+) -> tuple[int, float]:
+    cells = [
+        singles[name][Option((precision,))]
+        for name, precision in zip(block.layers, option.precisions, strict=True)
+    ]
+    return sum(cell.nbytes for cell in cells), sum(cell.error for cell in cells)
+
+
+def _is_even(option: Option) -> bool:
+    return len({precision.weight_bits for precision in option.precisions}) == 1
+
+
+def undominated(cells: Sequence[Cell], *, bit_operations: bool = False) -> list[Cell]:
+    """The cells that no other one beats in size and error, smallest first.
+
+    Args:
+        cells: Of one block.
+        bit_operations: Whether fewer bit operations can save a cell as well.
+    """
+    kept: list[Cell] = []
+    for cell in sorted(cells, key=lambda c: (c.nbytes, c.error, c.bit_operations, c.option)):
+        if not any(_is_no_worse(other, cell, bit_operations=bit_operations) for other in kept):
+            kept.append(cell)
+    return kept
+
+
+def _is_no_worse(cell: Cell, other: Cell, *, bit_operations: bool) -> bool:
+    return (
+        cell.nbytes <= other.nbytes
+        and cell.error <= other.error
+        and (not bit_operations or cell.bit_operations <= other.bit_operations)
+    )

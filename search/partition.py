@@ -1,0 +1,114 @@
+"""The partition: neighbouring layers that depend on each other form a block (Q-VLM, Eqs 6, 7)."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from statistics import fmean
+
+from bitfront.layers import Block, Layer
+from bitfront.profile import LayerEntropy
+from bitfront.spec import Grain, PartitionSpec
+
+Step = tuple[Layer, ...]
+
+
+def partition(
+    layers: Sequence[Layer], entropies: Sequence[LayerEntropy], spec: PartitionSpec
+) -> tuple[Block, ...]:
+    """The blocks of a model, in order of execution; every layer is in exactly one.
+
+    Args:
+        layers: In order of execution, tower by tower. The towers never share a block.
+        entropies: One for each layer that takes an input. A layer without one (an embedding)
+            depends on nothing and stays alone.
+        spec: The grain, the depth and the threshold h0. With grain `transformer_block`, the
+            layers of one transformer block are cut into blocks of at most `depth` layers;
+            what lies outside of one stays alone.
+    """
+    groups: list[Step] = []
+    for _, tower in groupby(layers, key=lambda layer: layer.tower):
+        groups += _GROUPINGS[spec.grain](tuple(tower), entropies, spec)
+    return tuple(Block(_name(group), group[0].tower, _names(group)) for group in groups)
+
+
+def _each_layer(
+    tower: Step, _entropies: Sequence[LayerEntropy], _spec: PartitionSpec
+) -> list[Step]:
+    return [(layer,) for layer in tower]
+
+
+def _by_scope(tower: Step, _entropies: Sequence[LayerEntropy], spec: PartitionSpec) -> list[Step]:
+    groups: list[Step] = []
+    for scope, members in groupby(tower, key=lambda layer: layer.scope):
+        depth = 1 if scope == tower[0].tower else spec.depth
+        groups += _cut(tuple(members), depth)
+    return groups
+
+
+def _by_entropy(tower: Step, entropies: Sequence[LayerEntropy], spec: PartitionSpec) -> list[Step]:
+    """Walks the tower's steps, and extends a block while its mean dependency exceeds h0."""
+    known = {entropy.layer: entropy for entropy in entropies}
+    threshold = _threshold(known, spec)
+    groups: list[Step] = []
+    block: list[Step] = []
+    inside: list[float] = []
+    for step in _steps(tower, spec.depth):
+        link = _dependency(block[-1], step, known) if block else None
+        width = sum(map(len, block)) + len(step)
+        if link is not None and width <= spec.depth and fmean([*inside, link]) > threshold:
+            block.append(step)
+            inside.append(link)
+            continue
+        if block:
+            groups.append(sum(block, ()))
+        block, inside = [step], []
+    if block:
+        groups.append(sum(block, ()))
+    return groups
+
+
+_GROUPINGS = {
+    Grain.LAYER: _each_layer,
+    Grain.TRANSFORMER_BLOCK: _by_scope,
+    Grain.ENTROPY: _by_entropy,
+}
+
+
+def _threshold(known: Mapping[str, LayerEntropy], spec: PartitionSpec) -> float:
+    """The job's h0, or the mean dependency over the model."""
+    if spec.threshold is not None:
+        return spec.threshold
+    dependencies = [e.dependency for e in known.values() if e.dependency is not None]
+    return fmean(dependencies) if dependencies else float("inf")
+
+
+def _steps(tower: Step, depth: int) -> list[Step]:
+    """Layers that share one input (q, k and v) are one step, cut where it exceeds the depth."""
+    steps: list[Step] = []
+    for _, members in groupby(tower, key=lambda layer: layer.source):
+        steps += _cut(tuple(members), depth)
+    return steps
+
+
+def _cut(layers: Step, depth: int) -> list[Step]:
+    return [layers[start : start + depth] for start in range(0, len(layers), depth)]
+
+
+def _dependency(before: Step, after: Step, known: Mapping[str, LayerEntropy]) -> float | None:
+    """The dependency of one step on the one before; None where a layer takes no input."""
+    if before[0].name not in known or after[0].name not in known:
+        return None
+    return known[before[-1].name].dependency
+
+
+def _names(group: Step) -> tuple[str, ...]:
+    return tuple(layer.name for layer in group)
+
+
+def _name(group: Step) -> str:
+    """A short, unique name: the first layer's, and how the last one's differs from it."""
+    names = [layer.name.removesuffix(".weight") for layer in group]
+    if len(names) == 1:
+        return names[0]
+    first, last = names[0].split("."), names[-1].split(".")
+    shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return f"{names[0]}..{'.'.join(last[shared:])}"

@@ -1,0 +1,100 @@
+"""The linear relaxation of the program: optimal for every budget at once, by convex hulls."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from search.menu import Floats, Integers, Menu
+
+
+class _Steps(NamedTuple):
+    """Moves from one vertex of a block's hull to the next larger one."""
+
+    slopes: list[float]
+    starts: list[int]
+    ends: list[int]
+
+
+def _hull_steps(menu: Menu, block: int) -> _Steps:
+    """The lower convex hull of a block's (bytes, error) points, as steps of falling slope.
+
+    The slope is the error saved per byte, always positive.
+    """
+    cells = range(int(menu.first[block]), int(menu.first[block + 1]))
+    nbytes = {cell: int(menu.nbytes[cell]) for cell in cells}
+    error = {cell: float(menu.error[cell]) for cell in cells}
+    hull: list[int] = []
+    slopes: list[float] = []
+    for cell in sorted(cells, key=lambda cell: (nbytes[cell], error[cell], cell)):
+        if hull and error[cell] >= error[hull[-1]]:
+            continue
+        slope = np.inf
+        while hull:
+            last = hull[-1]
+            slope = (error[last] - error[cell]) / (nbytes[cell] - nbytes[last])
+            if not slopes or slope < slopes[-1]:
+                break
+            hull.pop()
+            slopes.pop()
+        if hull:
+            slopes.append(slope)
+        hull.append(cell)
+    return _Steps(slopes, hull[:-1], hull[1:])
+
+
+class Relaxation:
+    """The relaxed program over all budgets.
+
+    Starting from the smallest choice, the steps that save most error per byte are taken first.
+    After every whole step stands an integral choice that is optimal for its own size, and in
+    between the relaxed optimum is on the straight line.
+
+    Attributes:
+        slope: Error saved per byte by each step, falling.
+        nbytes: Sizes of the choices: `nbytes[j]` after `j` steps.
+        error: Their summed errors.
+    """
+
+    def __init__(self, menu: Menu) -> None:
+        self.menu = menu
+        hulls = [_hull_steps(menu, block) for block in range(len(menu))]
+        slope = np.array([s for hull in hulls for s in hull.slopes], dtype=np.float64)
+        start = np.array([c for hull in hulls for c in hull.starts], dtype=np.int64)
+        end = np.array([c for hull in hulls for c in hull.ends], dtype=np.int64)
+        order = np.argsort(-slope, kind="stable")  # a block's steps stay in order
+        self.slope: Floats = slope[order]
+        self._end: Integers = end[order]
+        gained = (menu.nbytes[end] - menu.nbytes[start])[order]
+        saved = (menu.error[start] - menu.error[end])[order]
+        floor = menu.total_nbytes(menu.smallest)
+        self.nbytes: Integers = floor + np.concatenate([[0], np.cumsum(gained)])
+        # Summed from the end: the best choice has the smallest errors, and keeps its digits.
+        least = menu.total_error(self.choice(len(order)))
+        tail = np.cumsum(saved[::-1])[::-1]
+        self.error: Floats = least + np.concatenate([tail, [0.0]])
+
+    @cached_property
+    def floor_nbytes(self) -> int:
+        """The size of the smallest choice."""
+        return int(self.nbytes[0])
+
+    @cached_property
+    def ceiling_nbytes(self) -> int:
+        """The size of the smallest choice among those of least error: more bytes buy nothing."""
+        return int(self.nbytes[-1])
+
+    def steps_within(self, budget: int) -> int:
+        """How many whole steps fit a budget that is at least the floor."""
+        return int(np.searchsorted(self.nbytes, budget, side="right")) - 1
+
+    def choice(self, steps: int) -> Integers:
+        """The choice after some whole steps."""
+        choice = self.menu.smallest.copy()
+        ends = self._end[:steps]
+        choice[self.menu.block[ends]] = ends  # of several steps of a block the last one counts
+        return choice
+
+    def optimum(self, budgets: Floats) -> Floats:
+        """The relaxed optimum, a lower bound of the error, at budgets of at least the floor."""
+        return np.interp(budgets, self.nbytes, self.error)
