@@ -4,7 +4,17 @@ import functools
 import operator
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    SQLColumnExpression,
+    and_,
+    case,
+    func,
+    select,
+)
 from sqlalchemy.orm import InstrumentedAttribute
 
 from bitfront.errors import SpecError
@@ -13,7 +23,7 @@ from bitfront.trial import Cause, Origin, TrialState
 from storage import studies
 from storage.access import find_id
 from storage.records import Failure, Limits, Progress, Result, Status
-from storage.tables import ELIGIBLE, Attempt, Cell, Front, Hypervolume, Model, Study, Trial
+from storage.tables import Attempt, Cell, Front, Hypervolume, Model, Study, Trial
 
 _LIMITED = {
     "max_error": "error",
@@ -22,6 +32,8 @@ _LIMITED = {
     "max_bit_operations": "bit_operations",
     "max_latency_s": "latency_s",
 }
+
+_ELIGIBLE = and_(Trial.state == TrialState.COMPLETE, Trial.feasible)
 
 
 def front(connection: Connection, name: str) -> list[Result]:
@@ -41,9 +53,8 @@ def best(
     limited = {column.key for column, _ in bounds}
     first = next((name for name in objectives if name not in limited), objectives[0])
     order = [getattr(Trial, name) for name in dict.fromkeys((first, *objectives, "nbytes"))]
-    query = _results().where(scope, ELIGIBLE, *(column <= limit for column, limit in bounds))
-    row = connection.execute(query.order_by(*order, Trial.number).limit(1)).one_or_none()
-    return None if row is None else _result(row)
+    within = [column <= limit for column, limit in bounds]
+    return _first(connection, [scope, _ELIGIBLE, *within], order)
 
 
 def nearest(
@@ -53,11 +64,21 @@ def nearest(
     scope, _ = _scope(connection, name, model)
     bounds = _bounds(limits)
     measured = [column.is_not(None) for column, _ in bounds]
-    query = _results().where(scope, ELIGIBLE, *measured)
     over = [case((column > limit, column / limit - 1.0), else_=0.0) for column, limit in bounds]
     excess = [functools.reduce(operator.add, over)] if over else []
-    ranked = query.order_by(*excess, Trial.error, Trial.nbytes, Trial.number)
-    row = connection.execute(ranked.limit(1)).one_or_none()
+    order = [*excess, Trial.error, Trial.nbytes]
+    return _first(connection, [scope, _ELIGIBLE, *measured], order)
+
+
+def _first(
+    connection: Connection,
+    wanted: Sequence[ColumnElement[bool]],
+    order: Sequence[SQLColumnExpression[float | None]],
+) -> Result | None:
+    # The key alone is ranked, mostly within an index; only then is the whole row read.
+    ranked = select(Trial.id).where(*wanted).order_by(*order, Trial.number).limit(1)
+    query = _results().where(Trial.id == ranked.scalar_subquery())
+    row = connection.execute(query).one_or_none()
     return None if row is None else _result(row)
 
 
@@ -77,7 +98,7 @@ def status(connection: Connection, name: str) -> Status:
         select(Trial.state, func.count()).where(Trial.study_id == study_id).group_by(Trial.state)
     )
     counts = {TrialState(state): count for state, count in connection.execute(by_state)}
-    lowest = select(Trial.error).where(Trial.study_id == study_id, ELIGIBLE)
+    lowest = select(Trial.error).where(Trial.study_id == study_id, _ELIGIBLE)
     history = select(Hypervolume.hypervolume).where(Hypervolume.study_id == study_id)
     return Status(
         study=studies.read(connection, name),

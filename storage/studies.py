@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from bitfront.errors import DuplicateStudy, InvalidMetric
@@ -71,7 +71,8 @@ def summaries(connection: Connection) -> list[StudySummary]:
         counts.setdefault(study_id, {})[TrialState(state)] = count
     per_study = select(front.study_id, func.count()).group_by(front.study_id)
     sizes = {row[0]: row[1] for row in connection.execute(per_study)}
-    lowest = select(trial.error).where(trial.study_id == Study.id, tables.ELIGIBLE)
+    eligible = and_(trial.state == TrialState.COMPLETE, trial.feasible)
+    lowest = select(trial.error).where(trial.study_id == Study.id, eligible)
     best_error = lowest.order_by(trial.error).limit(1).scalar_subquery()
     columns = select(*Study.__table__.c, best_error.label("best_error"))
     return [

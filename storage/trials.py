@@ -21,6 +21,8 @@ VALUES = ("error", "nbytes", "bit_operations", "latency_s")
 def start(connection: Connection, lease: Lease, trial: TrialRecord) -> None:
     """Records a new trial and its first attempt as running; repeating it changes nothing."""
     guard(connection, lease)
+    numbers = {f"parameter {k}": v for k, v in trial.params.items() if not isinstance(v, str)}
+    finite(numbers)
     digest = trial.configuration.digest
     if _has_started(connection, lease, trial, digest):
         return

@@ -170,9 +170,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("origin", sa.Text(), nullable=False),
-        sa.Column("configuration", sa.JSON(), nullable=False),
         sa.Column("configuration_digest", sa.Text(), nullable=False),
-        sa.Column("params", sa.JSON(), nullable=False),
         sa.Column("error", sa.Double(), nullable=True),
         sa.Column("nbytes", sa.Double(), nullable=True),
         sa.Column("bits_per_weight", sa.Double(), nullable=True),
@@ -183,14 +181,16 @@ def upgrade() -> None:
         sa.Column("test_bit_operations", sa.Double(), nullable=True),
         sa.Column("test_latency_s", sa.Double(), nullable=True),
         sa.Column("feasible", sa.Boolean(), nullable=False),
-        sa.Column("constraints", sa.JSON(), nullable=True),
-        sa.Column("metrics", sa.JSON(), nullable=True),
         sa.Column("cached", sa.Boolean(), nullable=False),
         sa.Column("cause", sa.Text(), nullable=True),
         sa.Column("seconds", sa.Double(), nullable=True),
         sa.Column("worker", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("params", sa.JSON(), nullable=False),
+        sa.Column("constraints", sa.JSON(), nullable=True),
+        sa.Column("metrics", sa.JSON(), nullable=True),
+        sa.Column("configuration", sa.JSON(), nullable=False),
         sa.CheckConstraint(
             "(state = 'complete') = (error IS NOT NULL)", name=op.f("ck_trial_complete_has_error")
         ),
@@ -232,20 +232,15 @@ def upgrade() -> None:
     op.create_index(
         "ix_trial_fewest_nbytes",
         "trial",
-        ["study_id", "nbytes", "error", "number"],
+        ["study_id", "state", "feasible", "nbytes", "error", "number"],
         unique=False,
-        sqlite_where=sa.text("state = 'complete' AND feasible = 1"),
-        postgresql_where=sa.text("state = 'complete' AND feasible"),
     )
     op.create_index(
         "ix_trial_lowest_error",
         "trial",
-        ["study_id", "error", "nbytes", "number"],
+        ["study_id", "state", "feasible", "error", "nbytes", "number"],
         unique=False,
-        sqlite_where=sa.text("state = 'complete' AND feasible = 1"),
-        postgresql_where=sa.text("state = 'complete' AND feasible"),
     )
-    op.create_index("ix_trial_study_id_state", "trial", ["study_id", "state"], unique=False)
 
     op.create_table(
         "attempt",
