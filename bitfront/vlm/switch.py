@@ -30,6 +30,9 @@ class PlanSwitch:
         quantizer: How weights and inputs get their codes.
         ranges: Layer name and clip to the static range of the layer's input.
         cache_nbytes: How much quantized weight to keep; the least recently used goes first.
+
+    Attributes:
+        ranges: The same as the argument.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class PlanSwitch:
     ) -> None:
         self._model = model
         self._quantizer = quantizer
-        self._ranges = ranges
+        self.ranges = ranges
         self._cache_nbytes = cache_nbytes
         self._cached_nbytes = 0
         self._weights: OrderedDict[_WeightKey, Tensor] = OrderedDict()
@@ -108,7 +111,7 @@ class PlanSwitch:
             return None
         if self._quantizer.activations == "dynamic":
             return InputQuantizer(precision.activation_bits, None)
-        known = self._ranges.get(layer, {}).get(precision.clip)
+        known = self.ranges.get(layer, {}).get(precision.clip)
         if known is None:
             raise SpecError(
                 f"the input range of {layer} at clip {precision.clip} is not known: "

@@ -1,0 +1,74 @@
+"""A bounded store of tensors: what was used least recently goes first."""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+from torch import Tensor
+
+
+class TensorCache:
+    """Groups of tensors under keys, of at most `limit_nbytes` together.
+
+    Attributes:
+        limit_nbytes: Upper limit of `nbytes`.
+        nbytes: What the kept tensors take.
+        hits: How often `get` found something.
+        misses: How often it did not.
+    """
+
+    def __init__(self, limit_nbytes: int) -> None:
+        self.limit_nbytes = limit_nbytes
+        self.nbytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._groups: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
+        self._seen: set[int] = set()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._groups
+
+    def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
+        """The tensors under a key, which become the most recently used."""
+        group = self._groups.get(key)
+        if group is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._groups.move_to_end(key)
+        return group
+
+    def admits(self, key: Hashable, nbytes: int, pending: int = 0) -> bool:
+        """Whether a group is worth keeping, `pending` bytes of others being on their way.
+
+        While there is room everything is. Once others must go for it, only what was asked
+        for before: most groups are never wanted again, and would push out those that are.
+        """
+        if key in self._groups or pending + nbytes > self.limit_nbytes:
+            return False
+        returns = hash(key) in self._seen
+        self._seen.add(hash(key))
+        return returns or self.nbytes + pending + nbytes <= self.limit_nbytes
+
+    def put(self, key: Hashable, tensors: Sequence[Tensor]) -> None:
+        """Keeps the tensors under a key, and drops what is used least for it.
+
+        They must not be changed afterwards. A group above the limit is not kept.
+        """
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        if nbytes > self.limit_nbytes:
+            return
+        self._drop(key)
+        while self.nbytes + nbytes > self.limit_nbytes:
+            self._drop(next(iter(self._groups)))
+        self._groups[key] = tuple(tensors)
+        self.nbytes += nbytes
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        for key in list(self._groups):
+            self._drop(key)
+        self._seen.clear()
+
+    def _drop(self, key: Hashable) -> None:
+        group = self._groups.pop(key, ())
+        self.nbytes -= sum(tensor.nbytes for tensor in group)
