@@ -230,7 +230,7 @@ class SearchSpec(Section):
     workers: int = Field(2, ge=1, le=4096)
     gpus_per_worker: float = Field(0, ge=0)
     prune: bool = True
-    epsilon: float = Field(0.5, ge=0)
+    epsilon: float = Field(0.1, ge=0)
     budgets: int = Field(12, ge=2)
     from_bits: float | None = Field(None, gt=0, le=16)
     to_bits: float | None = Field(None, gt=0, le=16)

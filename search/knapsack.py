@@ -52,6 +52,7 @@ class _Core:
     error: Integers
     reduced: Floats
     slack: int
+    multiplier: float
     gap: float
     worst: int
     unit: float
@@ -82,11 +83,17 @@ def _core(menu: Menu, relaxation: Relaxation, budget: int) -> _Core:
         error=scaled - scaled[base][menu.block],
         reduced=reduced,
         slack=slack,
+        multiplier=multiplier,
         gap=gap,
         worst=int(scaled[base].sum()),
         unit=float(np.ldexp(1.0, -exponent)),
         round_off=round_off,
     )
+
+
+def _later(amounts: list[int]) -> Integers:
+    """For each place the sum from there to the end; one entry more than amounts."""
+    return np.cumsum([0, *amounts[::-1]], dtype=np.int64)[::-1]
 
 
 class _Search:
@@ -118,16 +125,20 @@ class _Search:
         """Searches with at most `limit` labels a block; returns whether none was cut off."""
         core = self.core
         blocks = self._candidates()
-        relief = [min(0, int(core.nbytes[block].min())) for block in blocks]
-        later = np.cumsum([0, *relief[::-1]])[::-1]  # the bytes that blocks to come can give back
+        # The bytes that the blocks to come can give back, and those that they can still use.
+        relief = _later([min(0, int(core.nbytes[block].min())) for block in blocks])
+        use = _later([max(0, int(core.nbytes[block].max())) for block in blocks])
         zero = np.zeros(1, dtype=np.int64)
         labels = _Labels(zero, zero, np.zeros(1), zero, zero)
         history: list[_Labels] = []
         complete = True
         for i, cells in enumerate(blocks):
-            labels = self._extended(labels, cells, core.slack - int(later[i + 1]))
+            labels = self._extended(labels, cells, core.slack - int(relief[i + 1]))
             self._update(labels, history)
-            labels = labels.take(np.flatnonzero(labels.reduced <= self.reach))
+            # A byte that stays unused in the end costs the multiplier.
+            unused = np.maximum(core.slack - int(use[i + 1]) - labels.nbytes, 0)
+            within = labels.reduced + core.multiplier * unused <= self.reach
+            labels = labels.take(np.flatnonzero(within))
             if len(labels.nbytes) > limit:
                 complete = False
                 nearest = np.argpartition(labels.reduced, limit)[:limit]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,9 @@ from search.relaxation import Relaxation
 _ROUND_OFF = 1e-9
 # Bounds are lowered by this share of their terms, more than double precision can lose.
 _SUM_ROUND_OFF = 1e-12
-_MULTIPLIERS = 192
+# Steps of the relaxation around a budget, and over its whole range, to take bounds at.
+_NEAR = 100
+_SPREAD = 64
 
 Booleans = NDArray[np.bool_]
 
@@ -126,18 +129,19 @@ def prune(
     bounds: list[list[Bound]] = [[] for _ in menu.cells]
     survives = np.zeros(len(menu.cells), dtype=bool)
     lagrangian = _Lagrangian(menu, program.relaxation)
-    for budget in budgets:
-        best = program.solve(budget)
-        threshold = (1 + epsilon) * best.error
+    thresholds = {budget: (1 + epsilon) * program.solve(budget).error for budget in budgets}
+    # What bounds show to be needed at one budget need not be proven superfluous at another.
+    for budget, threshold in thresholds.items():
+        survives |= lagrangian.judge(budget, threshold * (1 + _ROUND_OFF), ~survives).needed
+    for budget, threshold in thresholds.items():
         verdict = lagrangian.judge(budget, threshold * (1 + _ROUND_OFF), ~survives)
-        survives |= verdict.needed
-        for number in np.flatnonzero(verdict.undecided & ~survives).tolist():
+        for number in np.flatnonzero(verdict.undecided).tolist():
             error = _forced_optimum(menu, number, budget)
             if error is None or error <= threshold * (1 + _ROUND_OFF):
                 survives[number] = True
             else:
                 bounds[number].append(Bound(budget, Proof.PROGRAM, 0.0, error, threshold))
-        for number in np.flatnonzero(verdict.refuted & ~survives).tolist():
+        for number in np.flatnonzero(verdict.refuted).tolist():
             bounds[number].append(verdict.bound(number, budget, threshold))
     return _collect(menu, survives, bounds)
 
@@ -189,34 +193,52 @@ class _Verdict:
         )
 
 
+class _Row(NamedTuple):
+    """At one multiplier λ: the relaxed optimum, and what forcing each cell does to it."""
+
+    multiplier: float
+    total: float  # L(λ) without its budget term
+    reduced: Floats
+    nbytes: int
+    swap_nbytes: Integers
+    error: float
+    swap_error: Floats
+
+
 class _Lagrangian:
     """Lower and upper bounds of the error with each cell forced, over a set of multipliers."""
 
     def __init__(self, menu: Menu, relaxation: Relaxation) -> None:
         self._menu = menu
-        slopes = np.unique(relaxation.slope)
-        if len(slopes) > _MULTIPLIERS:
-            slopes = slopes[np.linspace(0, len(slopes) - 1, _MULTIPLIERS).astype(np.int64)]
-        self._multipliers = np.concatenate([[0.0], slopes])
-        self._rows = [self._row(float(multiplier)) for multiplier in self._multipliers]
+        self._relaxation = relaxation
+        self._rows: dict[int, _Row] = {}
 
-    def _row(self, multiplier: float) -> tuple[float, Floats, int, float, Integers, Floats]:
-        """At one multiplier: L without its budget term, reduced costs, and the relaxed choice."""
-        menu = self._menu
-        priced = menu.error + multiplier * menu.nbytes
-        least = menu.least(priced)
-        order = np.lexsort((menu.nbytes, priced, menu.block))
-        choice = order[menu.first[:-1]]
-        swap_nbytes = menu.nbytes - menu.nbytes[choice][menu.block]
-        swap_error = menu.error - menu.error[choice][menu.block]
-        return (
-            float(least.sum()),
-            priced - least[menu.block],
-            menu.total_nbytes(choice),
-            menu.total_error(choice),
-            swap_nbytes,
-            swap_error,
-        )
+    def _steps(self, budget: int) -> list[int]:
+        """Steps of the relaxation to take bounds at: many near the budget, a few everywhere."""
+        last = len(self._relaxation.slope)
+        here = self._relaxation.steps_within(budget)
+        near = range(max(here - _NEAR, 0), min(here + _NEAR, last) + 1)
+        spread = np.linspace(0, last, min(_SPREAD, last + 1)).astype(np.int64).tolist()
+        return sorted({*near, *spread})
+
+    def _row(self, steps: int) -> _Row:
+        """The bounds after some whole steps, where the next one sets the multiplier."""
+        if steps not in self._rows:
+            menu, slope = self._menu, self._relaxation.slope
+            multiplier = float(slope[steps]) if steps < len(slope) else 0.0
+            choice = self._relaxation.choice(steps)
+            priced = menu.error + multiplier * menu.nbytes
+            least = menu.least(priced)
+            self._rows[steps] = _Row(
+                multiplier=multiplier,
+                total=float(least.sum()),
+                reduced=priced - least[menu.block],
+                nbytes=menu.total_nbytes(choice),
+                swap_nbytes=menu.nbytes - menu.nbytes[choice][menu.block],
+                error=menu.total_error(choice),
+                swap_error=menu.error - menu.error[choice][menu.block],
+            )
+        return self._rows[steps]
 
     def judge(self, budget: int, threshold: float, wanted: Booleans) -> _Verdict:
         """Which of the wanted cells are needed at a budget, which are not, and which may be."""
@@ -224,15 +246,16 @@ class _Lagrangian:
         lower = np.full(len(menu.cells), -np.inf)
         upper = np.full(len(menu.cells), np.inf)
         multiplier = np.zeros(len(menu.cells))
-        for price, (total, reduced, nbytes, error, swap_nbytes, swap_error) in zip(
-            self._multipliers.tolist(), self._rows, strict=True
-        ):
-            slack = _SUM_ROUND_OFF * (abs(total) + price * budget)
-            bound = total - price * budget + reduced - slack
+        steps = self._steps(budget)
+        self._rows = {step: self._rows[step] for step in steps if step in self._rows}
+        for row in map(self._row, steps):
+            price = row.multiplier
+            round_off = _SUM_ROUND_OFF * (abs(row.total) + price * budget)
+            bound = row.total - price * budget + row.reduced - round_off
             better = bound > lower
             lower[better], multiplier[better] = bound[better], price
-            fits = nbytes + swap_nbytes <= budget
-            np.minimum(upper, np.where(fits, error + swap_error, np.inf), out=upper)
+            fits = row.nbytes + row.swap_nbytes <= budget
+            np.minimum(upper, np.where(fits, row.error + row.swap_error, np.inf), out=upper)
         floor = menu.nbytes[menu.smallest]
         oversized = int(floor.sum()) - floor[menu.block] + menu.nbytes > budget
         needed = wanted & ~oversized & (upper <= threshold)
