@@ -78,7 +78,8 @@ class LayerOutputs:
             for layer, calls in outputs.items():
                 for module in teacher.model.modules(layer):
                     stack.callback(module.register_forward_hook(partial(_note, calls)).remove)
-            teacher.runner.run(teacher.inputs[block.tower], plan, keep=False)
+            given = teacher.inputs[block.tower]
+            teacher.runner.run(given, plan, keep=False, watched=layers)
         return outputs
 
 

@@ -5,7 +5,7 @@ on the layers up to it only. So the activations between blocks are kept by the p
 to there, and a run starts behind the last block whose part it shares with an earlier one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -97,20 +97,28 @@ class TowerRunner:
         self._joints: dict[Tower, list[_Joint]] = {}
         self.cache = TensorCache(cache_nbytes)
 
-    def run(self, given: TowerInput, plan: Plan, *, keep: bool = True) -> Float[Tensor, "n d"]:
+    def run(
+        self,
+        given: TowerInput,
+        plan: Plan,
+        *,
+        keep: bool = True,
+        watched: Collection[str] = (),
+    ) -> Float[Tensor, "n d"]:
         """The features of all samples under a plan, not normalised, without gradients.
 
         Args:
             given: The samples.
             plan: The precisions; those of the other tower do not matter.
             keep: Whether later plans are likely to share a beginning with this one.
+            watched: Layers that must run, since hooks look at them.
         """
         self._switch.to(plan)
         joints = self._joints_of(given)
         keys = [(given.key, depth, plan.part(joint.layers)) for depth, joint in enumerate(joints)]
         start, begun = -1, None
         for depth in reversed(range(len(joints))):
-            if keys[depth] in self.cache:
+            if keys[depth] in self.cache and joints[depth].layers.isdisjoint(watched):
                 start, begun = depth, self.cache.get(keys[depth])
                 break
         kept: dict[int, list[Tensor]] = {}
