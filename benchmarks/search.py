@@ -3,7 +3,7 @@
 Every method evaluates the same way on the selection split of the reference; an evaluation
 that another method or seed has made already is looked up, which changes no curve.
 
-    python benchmarks/search.py --trials 160 --seeds 5
+    python -m benchmarks.search --trials 160 --seeds 5
 """
 
 import json
@@ -87,9 +87,9 @@ def unpruned(spec: JobSpec, measured: Profile) -> SearchSpace:
     return SearchSpace(blocks, options, {}, None)
 
 
-def sampled(space: SearchSpace, sampler: Sampler, seed: int, measure: Measure) -> Iterator[
-    tuple[float, ...]
-]:
+def sampled(
+    space: SearchSpace, sampler: Sampler, seed: int, measure: Measure
+) -> Iterator[tuple[float, ...]]:
     """The values of one trial after another, as the sampler proposes them."""
     proposer = Proposer(space, 2, sampler, seed)
     yield from _continue(proposer, measure)
@@ -113,9 +113,9 @@ def _continue(proposer: Proposer, measure: Measure) -> Iterator[tuple[float, ...
         yield values
 
 
-def program_alone(spec: JobSpec, measured: Profile, trials: int, measure: Measure) -> Iterator[
-    tuple[float, ...]
-]:
+def program_alone(
+    spec: JobSpec, measured: Profile, trials: int, measure: Measure
+) -> Iterator[tuple[float, ...]]:
     """The program's optimum at as many budgets as there are trials."""
     dense = spec.model_copy(
         update={"search": spec.search.model_copy(update={"budgets": trials, "prune": False})}
@@ -124,9 +124,9 @@ def program_alone(spec: JobSpec, measured: Profile, trials: int, measure: Measur
         yield measure(start.configuration)
 
 
-def curve(values: Iterator[tuple[float, ...]], trials: int, reference: Sequence[float]) -> list[
-    float
-]:
+def curve(
+    values: Iterator[tuple[float, ...]], trials: int, reference: Sequence[float]
+) -> list[float]:
     """The hypervolume after 1, 2, ... trials; flat where a method ends early."""
     rows: list[tuple[float, ...]] = []
     volumes: list[float] = []
@@ -185,7 +185,9 @@ def report(curves: dict[str, list[list[float]]], trials: int) -> None:
             for run, final in zip(curves["bitfront"], finals, strict=True)
         ]
         spread = statistics.stdev(finals) if len(finals) > 1 else 0.0
-        click.echo(f"{name:20s} {statistics.mean(finals):8.5f} {spread:8.5f}  {reached} of {trials}")
+        click.echo(
+            f"{name:20s} {statistics.mean(finals):8.5f} {spread:8.5f}  {reached} of {trials}"
+        )
 
 
 def draw(curves: dict[str, list[list[float]]], path: Path) -> None:

@@ -99,3 +99,18 @@ class Trial:
     def is_feasible(self) -> bool:
         """Whether it holds every constraint of the job."""
         return all(excess <= 0 for excess in self.constraints.values())
+
+
+@dataclass(frozen=True, slots=True)
+class FrontChange:
+    """What one completed trial does to the front of its study.
+
+    Attributes:
+        added: Numbers that join the front (none or the new one).
+        removed: Numbers that the new one dominates.
+        hypervolume: Of the front afterwards, as a share of the box up to the reference point.
+    """
+
+    added: tuple[int, ...]
+    removed: tuple[int, ...]
+    hypervolume: float

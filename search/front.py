@@ -1,10 +1,11 @@
 """The Pareto front and its hypervolume; every objective is minimised."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bitfront.trial import FrontChange
 
 Matrix = NDArray[np.float64]
 
@@ -63,21 +64,6 @@ def _volume(front: Matrix) -> float:
             slab = ordered[:count, :-1]
             total += float(high - low) * _volume(slab[pareto_front(slab)])
     return total
-
-
-@dataclass(frozen=True, slots=True)
-class FrontChange:
-    """What one more trial does to a front.
-
-    Attributes:
-        added: Trials that join the front (none or the new one).
-        removed: Trials that the new one dominates.
-        hypervolume: Of the front afterwards; see `hypervolume`.
-    """
-
-    added: tuple[int, ...]
-    removed: tuple[int, ...]
-    hypervolume: float
 
 
 class Front:

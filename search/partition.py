@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 
-from bitfront.layers import Block, Layer
+from bitfront.layers import Block, Layer, LayerKind
 from bitfront.profile import LayerEntropy
 from bitfront.spec import Grain, PartitionSpec
 
@@ -18,7 +18,7 @@ def partition(
 
     Args:
         layers: In order of execution, tower by tower. The towers never share a block.
-        entropies: One for each layer that takes an input. A layer without one (an embedding)
+        entropies: One for each layer that takes an input. An embedding takes none: it
             depends on nothing and stays alone.
         spec: The grain, the depth and the threshold h0. With grain `transformer_block`, the
             layers of one transformer block are cut into blocks of at most `depth` layers;
@@ -95,6 +95,8 @@ def _cut(layers: Step, depth: int) -> list[Step]:
 
 def _dependency(before: Step, after: Step, known: Mapping[str, LayerEntropy]) -> float | None:
     """The dependency of one step on the one before; None where a layer takes no input."""
+    if LayerKind.EMBEDDING in (before[0].kind, after[0].kind):
+        return None
     if before[0].name not in known or after[0].name not in known:
         return None
     return known[before[-1].name].dependency

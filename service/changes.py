@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from bitfront.errors import ChangedJob
 from bitfront.spec import JobSpec
-from storage.store import Lease, Store
+from storage.records import Lease
+from storage.store import Store
 
 # How long a study runs and on how many workers changes no result.
 _FREE = ("stop.", "search.workers", "search.gpus_per_worker", "search.max_attempts")

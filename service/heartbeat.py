@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from bitfront.errors import DatabaseError, LeaseLost
-from storage.store import Lease, Request, Store
+from storage.records import Lease, Request
+from storage.store import Store
 
 logger = logging.getLogger(__name__)
 

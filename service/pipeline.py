@@ -16,7 +16,8 @@ from service.heartbeat import Orders, heartbeat, signals, take
 from service.profiling import measure_profile
 from service.progress import Reporter
 from service.shortlist import Shortlist
-from storage.store import Lease, Store, open_store
+from storage.records import Lease
+from storage.store import Store, open_store
 from workers.cluster import connected
 from workers.ledger import Progress, TrialLedger
 from workers.report import ModelReport

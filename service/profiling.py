@@ -11,7 +11,8 @@ from bitfront.spec import JobSpec
 from search.options import block_options, screen
 from search.partition import partition
 from service.progress import Reporter
-from storage.store import Lease, Store
+from storage.records import Lease
+from storage.store import Store
 from workers.report import ModelReport
 from workers.tasks import TaskPool
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Update, delete, func, insert, select, update
 
 from bitfront.errors import InvalidMetric
-from bitfront.trial import Cause, Evaluation, TrialState
+from bitfront.trial import Cause, Evaluation, FrontChange, TrialState
 from storage import tables
 from storage.access import find_id, guard
 from storage.events import add_event, insert_new, storable
 from storage.numbers import finite
-from storage.records import AttemptRecord, EventKind, FrontChange, Lease, Outcome
+from storage.records import AttemptRecord, EventKind, Lease, Outcome
 from storage.tables import Attempt, Front, Now, Study, Trial
 from storage.trials import VALUES
 

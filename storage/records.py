@@ -12,7 +12,7 @@ from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer
 from bitfront.plan import Configuration
 from bitfront.profile import Cell, LayerEntropy
-from bitfront.trial import Cause, Evaluation, Origin, StudyState, TrialState
+from bitfront.trial import Cause, Evaluation, FrontChange, Origin, StudyState, TrialState
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
@@ -198,15 +198,6 @@ class OptionRecord:
     cell: Cell
     survives: bool
     certificate: Json
-
-
-@dataclass(frozen=True, slots=True)
-class FrontChange:
-    """What one completed trial does to the front: numbers that join and leave it."""
-
-    added: tuple[int, ...]
-    removed: tuple[int, ...]
-    hypervolume: float
 
 
 @dataclass(frozen=True, slots=True)

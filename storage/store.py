@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Self
 
 from bitfront.layers import Block, Layer
 from bitfront.profile import Cell, CellKey, LayerEntropy
-from bitfront.trial import Cause, Evaluation, StudyState, Trial, TrialState
+from bitfront.trial import Cause, Evaluation, FrontChange, StudyState, Trial, TrialState
 from storage import leases, outcomes, profiles, queries, studies, trials
 from storage.engine import Database
 from storage.records import (
     AttemptRecord,
     Difference,
     Event,
-    FrontChange,
     Json,
     Lease,
     Limits,

@@ -14,11 +14,11 @@ from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import DataSource, DataSpec, JobSpec, ModelSource, ModelSpec, StopSpec
-from bitfront.trial import Cause, Evaluation, Origin, StudyState, Trial
+from bitfront.trial import Cause, Evaluation, FrontChange, Origin, StudyState, Trial
 from service.cli import main
 from service.demo import demo_job, show
 from service.deployment import file_url
-from storage.records import FrontChange, Request
+from storage.records import Request
 from storage.store import open_store
 
 SCOPE = "visual.transformer.resblocks.0"

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -34,15 +35,13 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    options: dict[str, object] = {
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-        "configure_logging": False,
-    }
+    init = partial(
+        ray.init, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False
+    )
     if address is None:
-        ray.init(address="local", num_cpus=workers, include_dashboard=False, **options)
+        init(address="local", num_cpus=workers, include_dashboard=False)
     else:
-        ray.init(address=address, **options)
+        init(address=address)
     try:
         yield
     finally:

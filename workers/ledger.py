@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from bitfront.errors import TooManyFailures
 from bitfront.plan import Configuration
 from bitfront.spec import JobSpec
-from bitfront.trial import Cause, Evaluation, Origin, Trial, TrialState
-from search.front import Front, FrontChange
+from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial, TrialState
+from search.front import Front
 from search.sampler import Outcome as Sample
 from search.sampler import Proposer
 from search.space import SearchSpace
-from storage.store import Lease, Store
+from storage.records import Lease
+from storage.store import Store
 from workers.outcome import Failure, Outcome
 from workers.spool import Spool
 

@@ -1,10 +1,20 @@
 """What a worker process keeps between tasks and trials: the loaded model and its caches."""
 
+import platform
+import socket
 from functools import lru_cache
+from importlib.metadata import version
+
+import torch
 
 from bitfront.spec import JobSpec
+from bitfront.vlm import DualEncoder
 from objectives.cells import CellMeter
+from objectives.data import SplitName
+from objectives.entropy import measure_entropies
 from objectives.evaluation import Evaluator
+from search.seeds import full_precision
+from workers.report import ModelReport
 
 
 @lru_cache(maxsize=1)

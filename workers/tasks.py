@@ -1,6 +1,7 @@
 """Profile work as Ray tasks: what the model is, its cells, and the front on the test split."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import ray
 
@@ -19,7 +20,8 @@ _PATIENCE_S = 0.5
 def _inspect(spec_json: str) -> ModelReport:
     from workers import resident
 
-    return resident.inspect(spec_json)
+    report: ModelReport = resident.inspect(spec_json)
+    return report
 
 
 def _measure(spec_json: str, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
@@ -34,7 +36,8 @@ def _evaluate_on_test(spec_json: str, configuration: Configuration) -> Evaluatio
     from objectives.data import SplitName
     from workers import resident
 
-    return resident.evaluator(spec_json).evaluate(configuration, SplitName.TEST)
+    evaluator = resident.evaluator(spec_json)
+    return evaluator.evaluate(configuration, SplitName.TEST)
 
 
 class TaskPool:
@@ -71,7 +74,7 @@ class TaskPool:
             self._raise_if_over(list(streams))
             for stream in ready:
                 try:
-                    reference = next(stream)
+                    reference = next(cast("ray.ObjectRefGenerator", stream))
                 except StopIteration:
                     del streams[stream]
                 else:
@@ -90,7 +93,7 @@ class TaskPool:
             for reference in ready:
                 yield pending.pop(reference), ray.get(reference)
 
-    def _raise_if_over(self, tasks: Sequence[ray.ObjectRef[object]]) -> None:
+    def _raise_if_over(self, tasks: Iterable[ray.ObjectRef[Any]]) -> None:
         if self._is_over():
             for task in tasks:
                 ray.cancel(task, force=False)

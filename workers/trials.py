@@ -79,7 +79,7 @@ class LedgerSearcher(Searcher):
         self._out: dict[str, Assignment] = {}
         self.error: BaseException | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, object] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # type: ignore[override] # Tune's annotation leaves out FINISHED, a str
         """The next assignment as a Tune configuration; FINISHED at the end."""
         if self.error is not None:
             return str(Searcher.FINISHED)
