@@ -63,16 +63,16 @@ def prepare_file(url: URL, *, create: bool) -> None:
 
 
 def shown(url: URL) -> str:
-    """The URL as a person may see it, every password masked."""
-    secret = {name: "***" for name in url.query if "password" in name}
+    """The URL as a person may see it: the password masked, secret options left out."""
     plain = url.set(drivername=url.get_backend_name())
-    return plain.update_query_dict(secret).render_as_string(hide_password=True)
+    secret = [name for name in url.query if "password" in name]
+    return plain.difference_update_query(secret).render_as_string(hide_password=True)
 
 
 def mask(text: str, url: URL) -> str:
     """The text without any of the URL's passwords."""
-    secrets = [url.password, *(v for name, v in url.query.items() if "password" in name)]
+    secrets = [url.password, *(value for name, value in url.query.items() if "password" in name)]
     for secret in secrets:
         for word in (secret,) if isinstance(secret, str) else secret or ():
-            text = text.replace(word, "***")
+            text = text.replace(word, "***") if word else text
     return text

@@ -241,7 +241,7 @@ class Option(Base):
     certificate: Mapped[dict[str, object]]
 
 
-ELIGIBLE = ("study_id", "state", "feasible")
+_ELIGIBLE = ("study_id", "state", "feasible")
 """What every query for the best asks of a trial first."""
 
 
@@ -252,8 +252,8 @@ class Trial(Base):
     __table_args__ = (
         UniqueConstraint("study_id", "number"),
         UniqueConstraint("study_id", "configuration_digest"),
-        Index("ix_trial_lowest_error", *ELIGIBLE, "error", "nbytes", "number"),
-        Index("ix_trial_fewest_nbytes", *ELIGIBLE, "nbytes", "error", "number"),
+        Index("ix_trial_lowest_error", *_ELIGIBLE, "error", "nbytes", "number"),
+        Index("ix_trial_fewest_nbytes", *_ELIGIBLE, "nbytes", "error", "number"),
         _one_of("state", TrialState),
         _one_of("origin", Origin),
         _one_of("cause", Cause),

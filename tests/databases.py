@@ -56,6 +56,11 @@ class Databases:
             ).format(sql.Literal(make_url(url).database))
         )
 
+    def drop(self, url: str) -> None:
+        """Removes a database of the server under the feet of its clients."""
+        name = sql.Identifier(str(make_url(url).database))
+        self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
     def _url(self, name: str) -> str:
         assert self._server_url is not None
         return make_url(self._server_url).set(database=name).render_as_string(hide_password=False)

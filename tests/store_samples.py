@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
-from bitfront.trial import Evaluation, Origin, Trial
-from storage.records import FrontChange, Lease
+from bitfront.trial import Evaluation, FrontChange, Origin, Trial
+from storage.records import Lease
 from storage.store import Store
 
 WIDTHS = (2, 3, 4, 5, 6, 8)

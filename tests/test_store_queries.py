@@ -9,8 +9,8 @@ from sqlalchemy import text
 
 from bitfront.errors import SpecError
 from bitfront.spec import Objective
-from bitfront.trial import Cause, StudyState, Trial, TrialState
-from storage.records import FrontChange, Limits, Result
+from bitfront.trial import Cause, FrontChange, StudyState, Trial, TrialState
+from storage.records import Limits, Result
 from storage.store import Store, open_store
 from storage.trials import VALUES as VALUE_COLUMNS
 from tests.databases import Databases

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from bitfront.errors import DatabaseError, InvalidMetric
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
-from bitfront.trial import Cause, Evaluation, Origin, Trial, TrialState
-from storage.records import EventKind, FrontChange
+from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial, TrialState
+from storage.records import EventKind
 from storage.store import Store, open_store
 from tests.store_samples import complete, configuration, running, trial
 
