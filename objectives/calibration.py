@@ -1,7 +1,7 @@
 """Static ranges of the layers' inputs, from one pass over the calibration split."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from bitfront.vlm import DualEncoder
 from objectives.data import SplitName, Task
 
 SAMPLED_VALUES = 1 << 18
+
+# Layer name to clip to range.
+Ranges = Mapping[str, Mapping[float, InputRange]]
 
 
 def watch_calibration(

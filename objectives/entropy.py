@@ -6,7 +6,7 @@ number of levels.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from bitfront.errors import SpecError
 from bitfront.layers import Layer, LayerKind
 from bitfront.profile import LayerEntropy
-from bitfront.quant.inputs import InputRange, input_levels
+from bitfront.quant.inputs import input_levels
 from bitfront.vlm import DualEncoder
-from objectives.calibration import calibration_batches, watch_calibration
+from objectives.calibration import Ranges, calibration_batches, watch_calibration
 from objectives.data import Task
 
 # Below 1, since the blur of the assignment is uncertainty too: at 1 two copies of one tensor
@@ -57,7 +57,7 @@ def entropy_nats(probabilities: Float[Tensor, "*shape"]) -> float:
 def measure_entropies(
     model: DualEncoder,
     task: Task,
-    ranges: Mapping[str, Mapping[float, InputRange]],
+    ranges: Ranges,
     bits: int,
     *,
     temperature: float = TEMPERATURE,
@@ -111,9 +111,7 @@ class _Step:
         return self.layers[0]
 
 
-def _steps(
-    layers: Sequence[Layer], ranges: Mapping[str, Mapping[float, InputRange]], bits: int
-) -> list[_Step]:
+def _steps(layers: Sequence[Layer], ranges: Ranges, bits: int) -> list[_Step]:
     steps = []
     for _, members in groupby(layers, key=lambda layer: (layer.tower, layer.source)):
         shared = tuple(members)
