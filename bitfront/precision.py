@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 from bitfront.errors import SpecError
@@ -49,6 +50,7 @@ class Precision:
         return f"w{self.weight_bits}a{self.activation_bits}{group}{clip}"
 
     @classmethod
+    @lru_cache(maxsize=4096)  # a study names a few precisions in thousands of plans
     def parse(cls, text: str) -> Self:
         """The precision whose short form is `text`.
 

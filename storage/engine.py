@@ -132,14 +132,18 @@ def _is_passing(error: BaseException) -> bool:
 
 
 def _engine(url: URL) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        given = {name: value for name, value in _CONNECT.items() if name not in url.query}
-        return create_engine(
-            url, connect_args=given, pool_pre_ping=True, json_serializer=canonical_json
-        )
-    engine = create_engine(url, connect_args={"timeout": _BUSY_S}, json_serializer=canonical_json)
-    event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    is_sqlite = url.get_backend_name() == "sqlite"
+    given = {name: value for name, value in _CONNECT.items() if name not in url.query}
+    engine = create_engine(
+        url,
+        connect_args={"timeout": _BUSY_S} if is_sqlite else given,
+        pool_pre_ping=not is_sqlite,
+        json_serializer=canonical_json,
+        hide_parameters=True,  # an error shows the statement without the rows
+    )
+    if is_sqlite:
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
