@@ -35,6 +35,8 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
+    # Tune complains of the result files that it was told not to write.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     init = partial(
         ray.init, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False
     )

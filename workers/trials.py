@@ -5,9 +5,10 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
@@ -63,7 +64,21 @@ class TrialWorker(tune.Trainable):
         """Loads nothing: an attempt starts anew."""
 
 
-class LedgerSearcher(Searcher):
+class _Live:
+    """Something that Tune pickles and copies for its snapshots, which are never read.
+
+    A copy is the thing itself; a pickle is empty, so that no credential of the store gets
+    into a file.
+    """
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+    def __deepcopy__(self, _memo: dict[int, object]) -> Self:
+        return self
+
+
+class LedgerSearcher(_Live, Searcher):
     """Tune's view of the ledger: asks for assignments, hands results back.
 
     Tune turns an exception in a searcher into a failed trial and goes on; here the first
@@ -127,7 +142,7 @@ class LedgerSearcher(Searcher):
         """Restores nothing: the truth is in the database."""
 
 
-class _Cancel(Stopper):
+class _Cancel(_Live, Stopper):
     """Stops every trial at once when the study is cancelled or its searcher failed."""
 
     def __init__(self, cancelled: threading.Event, searcher: LedgerSearcher) -> None:
@@ -139,6 +154,11 @@ class _Cancel(Stopper):
 
     def stop_all(self) -> bool:
         return self._cancelled.is_set() or self._searcher.error is not None
+
+
+def _short_name(trial: Trial) -> str:
+    """Tune would put the configuration into the folder's name."""
+    return str(trial.trial_id)
 
 
 def run_trials(
@@ -157,7 +177,12 @@ def run_trials(
     with tempfile.TemporaryDirectory(prefix="bitfront-tune-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, resources),
-            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                reuse_actors=True,
+                trial_dirname_creator=_short_name,
+            ),
             run_config=tune.RunConfig(
                 storage_path=folder,
                 name="trials",
