@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from bitfront.plan import Recovery
 from bitfront.precision import Precision
-from bitfront.quant.grid import covering_scale
-from bitfront.quant.inputs import InputQuantizer, InputRange, input_nbytes
+from bitfront.quant.inputs import InputQuantizer, InputRange, input_grid, input_nbytes
 from bitfront.quant.packing import packed_weight, unpacked_weight, weight_nbytes
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import QuantizerSpec
@@ -103,9 +102,7 @@ class InputFormat:
     @classmethod
     def observed(cls, inputs: Tensor, bits: int) -> "InputFormat":
         """The format that spans the inputs from their minimum to their maximum, and 0."""
-        low = inputs.min().clamp(max=0)
-        scale = covering_scale((inputs.max().clamp(min=0) - low) / (2**bits - 1))
-        zero = (-low / scale).round().clamp(max=2**bits - 1)
+        scale, zero = input_grid(inputs.min(), inputs.max(), bits)
         return cls(scale.to(torch.float16), zero.to(torch.uint8))
 
     def quantizer(self, bits: int) -> InputQuantizer:
