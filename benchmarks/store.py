@@ -7,6 +7,7 @@ is a process of its own, start of Python included; the median of some runs is pr
 """
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -113,18 +114,29 @@ def fill(url: str, trials: int, layers: int) -> None:
         store.release(lease, StudyState.COMPLETE)
 
 
-def seconds(command: Sequence[str], runs: int) -> tuple[float, int]:
-    """The median time of a command, and how many lines it prints."""
-    times = []
+def measure(command: Sequence[str], runs: int) -> dict[str, float]:
+    """The median time of a command, that of the processor alone, and how much it prints."""
+    times, cpu_times = [], []
     answer = ""
     for _ in range(runs):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), children_cpu_s()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         times.append(time.perf_counter() - started)
+        cpu_times.append(children_cpu_s() - cpu_started)
         if done.returncode not in (0, 1) or (done.returncode == 1 and not done.stderr):
             raise click.ClickException(f"{' '.join(command)}: {done.stderr}")
         answer = done.stdout or done.stderr
-    return statistics.median(times), len(answer.splitlines())
+    return {
+        "seconds": round(statistics.median(times), 3),
+        "cpu_seconds": round(statistics.median(cpu_times), 3),
+        "lines": len(answer.splitlines()),
+    }
+
+
+def children_cpu_s() -> float:
+    """Processor time of all processes that this one has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @click.command()
@@ -142,8 +154,7 @@ def main(trials: int, layers: int, runs: int) -> None:
         print(json.dumps({"filled": size, "seconds": round(time.perf_counter() - started, 1)}))
         for name, arguments in COMMANDS.items():
             command = [sys.executable, "-m", "service", *arguments, "--db", url]
-            median, lines = seconds(command, runs)
-            print(json.dumps({"command": name, "seconds": round(median, 3), "lines": lines}))
+            print(json.dumps({"command": name, **measure(command, runs)}))
         with open_store(url, create=False) as store:
             started = time.perf_counter()
             read = len(store.trials(STUDY))
