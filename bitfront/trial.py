@@ -8,7 +8,10 @@ from bitfront.plan import Configuration
 
 
 class TrialState(StrEnum):
-    """Where a trial stands; a finished one never changes again."""
+    """Where a trial stands; a complete or failed one never changes again.
+
+    A cancelled trial has no result: when its study is resumed, it runs again.
+    """
 
     RUNNING = "running"
     COMPLETE = "complete"

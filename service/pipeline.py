@@ -86,9 +86,10 @@ def _driving(
     lease = take(store, spec.study)
     orders = Orders()
     run = _Run(spec, store, lease, orders, reporter, _spool(url, spec.study))
-    with signals(orders), heartbeat(store, lease, orders):
+    with heartbeat(store, lease, orders):
         try:
-            with connected(spec.search.workers, address):
+            # Ray takes the signals over when it connects: ours come after it.
+            with connected(spec.search.workers, address), signals(orders):
                 yield run
         except LeaseLost:
             raise

@@ -116,19 +116,29 @@ def find_by_digest(connection: Connection, name: str, configuration_digest: str)
 
 
 def fence(connection: Connection, lease: Lease) -> list[TrialRecord]:
-    """Gives every running trial a new attempt, so that results of the old one are refused."""
+    """Gives every running or cancelled trial a new attempt; results of the old one are refused."""
     guard(connection, lease)
-    running = _running(connection, lease)
-    if running:
-        _close_attempts(connection, running, Cause.DRIVER_RESTART)
-        ours = Trial.id.in_(list(running))
-        connection.execute(update(Trial).where(ours).values(attempt=Trial.attempt + 1))
+    running = _open(connection, lease, TrialState.RUNNING)
+    _close_attempts(connection, running, Cause.DRIVER_RESTART)
+    again = running | _open(connection, lease, TrialState.CANCELLED)
+    if again:
+        connection.execute(
+            update(Trial)
+            .where(Trial.id.in_(list(again)))
+            .values(
+                state=TrialState.RUNNING,
+                cause=None,
+                finished_at=None,
+                attempt=Trial.attempt + 1,
+            )
+        )
         connection.execute(
             insert(Attempt),
-            [{"trial_id": key, "number": attempt + 1} for key, (_, attempt) in running.items()],
+            [{"trial_id": key, "number": attempt + 1} for key, (_, attempt) in again.items()],
         )
-        for number, attempt in running.values():
-            content = {"attempt": attempt + 1, "cause": Cause.DRIVER_RESTART}
+        for key, (number, attempt) in again.items():
+            cause = Cause.DRIVER_RESTART if key in running else Cause.CANCELLED
+            content = {"attempt": attempt + 1, "cause": cause}
             add_event(connection, lease.study_id, EventKind.RESTARTED, content, trial=number)
     return _select(
         connection,
@@ -140,7 +150,7 @@ def fence(connection: Connection, lease: Lease) -> list[TrialRecord]:
 def cancel_running(connection: Connection, lease: Lease) -> int:
     """Ends every running trial without a result; how many there were."""
     guard(connection, lease)
-    running = _running(connection, lease)
+    running = _open(connection, lease, TrialState.RUNNING)
     if running:
         _close_attempts(connection, running, Cause.CANCELLED)
         connection.execute(
@@ -153,9 +163,12 @@ def cancel_running(connection: Connection, lease: Lease) -> int:
     return len(running)
 
 
-def _running(connection: Connection, lease: Lease) -> dict[int, tuple[int, int]]:
+def _open(
+    connection: Connection, lease: Lease, state: TrialState
+) -> dict[int, tuple[int, int]]:
+    """Row to number and attempt of the study's trials in a state."""
     query = select(Trial.id, Trial.number, Trial.attempt).where(
-        Trial.study_id == lease.study_id, Trial.state == TrialState.RUNNING
+        Trial.study_id == lease.study_id, Trial.state == state
     )
     rows = connection.execute(query.order_by(Trial.number))
     return {row.id: (row.number, row.attempt) for row in rows}

@@ -288,6 +288,22 @@ def test_cancelling_ends_only_what_runs(store: Store) -> None:
     assert not complete(store, lease, 0, VALUES)
 
 
+def test_what_was_cancelled_runs_again_as_the_same_trial(store: Store) -> None:
+    lease = running(store)
+    for number in range(2):
+        store.start_trial(lease, trial(number))
+    complete(store, lease, 1, VALUES)
+    store.cancel_running(lease)
+
+    (again,) = store.fence(lease)
+
+    assert (again.number, again.attempt, again.state) == (0, 2, TrialState.RUNNING)
+    assert again.configuration == trial(0).configuration
+    assert [a.cause for a in store.attempts("digits", {0})] == [Cause.CANCELLED, None]
+    assert not complete(store, lease, 0, VALUES)
+    assert complete(store, lease, 0, VALUES, attempt=2)
+
+
 def test_a_configuration_is_found_whatever_became_of_it(store: Store) -> None:
     lease = running(store)
     for number in range(4):
