@@ -92,7 +92,7 @@ def measure_entropies(
     """
     if not 2 <= bits <= 8:
         raise SpecError(f"entropies are over codes of 2 to 8 bits, got {bits}")
-    chain = _Chain(_steps(model.layers, ranges, bits), temperature)
+    chain = Chain(list_steps(model.layers, ranges, bits), temperature)
     batches = calibration_batches(task)
     quotas = {layer.name: max(1, SAMPLED_VALUES // batches[layer.tower]) for layer in model.layers}
     watch_calibration(model, task, lambda name, x: chain.add(name, x, quotas[name]))
@@ -100,7 +100,7 @@ def measure_entropies(
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
     """Neighbouring layers that share their input; no levels where it is no number."""
 
     layers: tuple[Layer, ...]
@@ -108,10 +108,12 @@ class _Step:
 
     @property
     def lead(self) -> Layer:
+        """The layer whose calls count."""
         return self.layers[0]
 
 
-def _steps(layers: Sequence[Layer], ranges: Ranges, bits: int) -> list[_Step]:
+def list_steps(layers: Sequence[Layer], ranges: Ranges, bits: int) -> list[Step]:
+    """The layers' inputs in order of execution, with the levels of their widest range."""
     steps = []
     for _, members in groupby(layers, key=lambda layer: (layer.tower, layer.source)):
         shared = tuple(members)
@@ -119,7 +121,7 @@ def _steps(layers: Sequence[Layer], ranges: Ranges, bits: int) -> list[_Step]:
         if shared[0].kind is not LayerKind.EMBEDDING:
             known = ranges[shared[0].name]
             levels = input_levels(known[max(known)], bits)
-        steps.append(_Step(shared, levels))
+        steps.append(Step(shared, levels))
     return steps
 
 
@@ -150,10 +152,10 @@ def spaced_channels(rows: Float[Tensor, "n c"], width: int) -> Float[Tensor, "n 
     return rows[:, places.clamp(max=channels - 1)]
 
 
-class _Chain:
+class Chain:
     """Accumulates each step's distribution, and its joint distribution with the next step."""
 
-    def __init__(self, steps: Sequence[_Step], temperature: float) -> None:
+    def __init__(self, steps: Sequence[Step], temperature: float) -> None:
         self._steps = steps
         self._temperature = temperature
         self._places = {step.lead.name: place for place, step in enumerate(steps)}
