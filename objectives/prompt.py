@@ -9,19 +9,24 @@ from bitfront.vlm import DualEncoder
 
 CLASS_BATCH = 256
 CONTEXT_KEY = "context"
+FIRST_WORDS = "a photo of a"
+NOISE = 0.02
 
 
 class Prompt(nn.Module):
     """A context of `length` vectors right after the start token; the class's name comes last.
 
     The context is a registered parameter, so that the optimiser gets it and a checkpoint
-    holds it.
+    holds it. It starts as words that the text tower knows, over and over, with a little
+    noise: a random context costs accuracy at first that few steps do not win back.
     """
 
-    def __init__(self, length: int, width: int, generator: torch.Generator) -> None:
+    def __init__(self, model: DualEncoder, length: int, generator: torch.Generator) -> None:
         super().__init__()
-        # CoOp and P4Q draw the context like CLIP draws its token embeddings.
-        self.context = nn.Parameter(0.02 * torch.randn(length, width, generator=generator))
+        words = model.embed_words(FIRST_WORDS)
+        first = words.repeat(-(-length // len(words)), 1)[:length]
+        noise = torch.randn(first.shape, generator=generator).to(first)
+        self.context = nn.Parameter(first + NOISE * noise)
 
     def forward(
         self, model: DualEncoder, tokens: Int[Tensor, "classes context_length"]

@@ -14,12 +14,12 @@ from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder
 from objectives.adapter import Adapter, AdapterShape
 from objectives.distillation import p4q_loss
-from objectives.prompt import Prompt
+from objectives.prompt import Prompt, prompted_features
 
 IMAGE_BATCH = 128
 CLASSES_A_STEP = 64
 PROMPT_RATE = 1e-2
-ADAPTER_RATE = 3e-3
+ADAPTER_RATE = 6e-3
 ADAPTER_DECAY = 1e-2
 
 
@@ -76,18 +76,17 @@ class Training:
         self._model = model
         self._recovery = recovery
         self._data = data.on(model.device)
-        self._student_text = functional.normalize(self._data.text_features, dim=-1)
         self._teacher_image = functional.normalize(self._data.teacher_image_features, dim=-1)
         self._teacher_text = functional.normalize(self._data.teacher_text_features, dim=-1)
         self._generator = torch.Generator().manual_seed(seed)
         self.prompt: Prompt | None = None
         self.adapter: Adapter | None = None
         if recovery.context_length:
-            prompt = Prompt(recovery.context_length, model.text_width, self._generator)
-            self.prompt = prompt.to(model.device)
+            self.prompt = Prompt(model, recovery.context_length, self._generator)
         if recovery.reduction:
             shape = AdapterShape.of(recovery, model.feature_width, quantizer)
             self.adapter = Adapter(shape, self._generator).to(model.device)
+        self._text = self._first_text_features()
         self._parameters = [
             parameter
             for module in (self.prompt, self.adapter)
@@ -102,8 +101,8 @@ class Training:
         """Take one optimiser step; the loss before it, in nats."""
         if self.adapter is not None and self._steps == self._recovery.steps // 2:
             self.adapter.quantize(self._data.image_features)
-        samples, classes = self._draw()
-        loss = self.loss(samples, classes)
+        order = torch.randperm(len(self._data.labels), generator=self._generator)
+        loss = self.loss(order[:IMAGE_BATCH].to(self._model.device))
         # Not backward(): the model's own weights must not collect gradients.
         gradients = torch.autograd.grad(loss, self._parameters)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -113,21 +112,36 @@ class Training:
         self._steps += 1
         return float(loss.detach())
 
-    def loss(self, samples: Int[Tensor, " n"], classes: Int[Tensor, " c"]) -> Float[Tensor, ""]:
-        """The loss of some samples among some classes, which hold the samples' own."""
-        data = self._data
-        image = data.image_features[samples]
+    def loss(self, samples: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+        """The loss of some samples: the prompt's part, and the adapter's.
+
+        A class under a prompt costs a pass through the text tower, so the prompt's part is
+        over at most `CLASSES_A_STEP` classes. The adapter's part is over all classes, each
+        with the text feature that the prompt gave it last.
+        """
+        image = self._data.image_features[samples]
         if self.adapter is not None:
             image = self.adapter(image)
+        parts = []
         if self.prompt is not None:
-            text = self.prompt(self._model, data.tokens[classes])
-        else:
-            text = self._student_text[classes]
-        student = data.scale * functional.normalize(image, dim=-1) @ text.T
-        teacher = data.scale * self._teacher_image[samples] @ self._teacher_text[classes].T
-        place = torch.zeros(len(data.tokens), dtype=torch.long, device=classes.device)
+            chosen, classes = self._choose(samples)
+            text = self.prompt(self._model, self._data.tokens[classes])
+            self._text[classes] = text.detach()
+            kept = image.detach()[torch.isin(samples, chosen)]
+            parts.append(self._part(kept, chosen, text, classes))
+        if self.adapter is not None:
+            everything = torch.arange(len(self._text), device=samples.device)
+            parts.append(self._part(image, samples, self._text, everything))
+        return torch.stack(parts).sum()
+
+    def _part(self, image: Tensor, samples: Tensor, text: Tensor, classes: Tensor) -> Tensor:
+        """The loss of samples among some classes, which hold the samples' own."""
+        scale, labels = self._data.scale, self._data.labels[samples]
+        student = scale * functional.normalize(image, dim=-1) @ text.T
+        teacher = scale * self._teacher_image[samples] @ self._teacher_text[classes].T
+        place = torch.zeros(len(self._data.tokens), dtype=torch.long, device=classes.device)
         place[classes] = torch.arange(len(classes), device=classes.device)
-        return p4q_loss(student, teacher, place[data.labels[samples]], self._recovery.distillation)
+        return p4q_loss(student, teacher, place[labels], self._recovery.distillation)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint of the finished recovery holds."""
@@ -147,20 +161,23 @@ class Training:
     def _rate(self, step: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * step / self._recovery.steps))
 
-    def _draw(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " c"]]:
-        """Samples of one step and the classes that they are told apart from.
+    def _choose(self, samples: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " c"]]:
+        """The classes of one step, at most `CLASSES_A_STEP`, and the samples that have them.
 
-        Without a prompt the text features are constants, and all classes take part. With one,
-        each class costs a pass through the text tower: classes of the samples first, then
-        others at random, up to `CLASSES_A_STEP`; samples of classes beyond that sit out.
+        Classes of the samples come first, then others at random; samples of classes for
+        which there is no room are left out.
         """
-        labels = self._data.labels.cpu()
-        samples = torch.randperm(len(labels), generator=self._generator)[:IMAGE_BATCH]
-        classes = torch.randperm(len(self._data.tokens), generator=self._generator)
-        if self.prompt is not None and len(classes) > CLASSES_A_STEP:
-            absent = ~torch.isin(classes, labels[samples])
-            order = absent.to(torch.int8).argsort(stable=True)
-            classes = classes[order][:CLASSES_A_STEP]
-            samples = samples[torch.isin(labels[samples], classes)]
-        device = self._model.device
-        return samples.to(device), classes.to(device)
+        order = torch.randperm(len(self._data.tokens), generator=self._generator)
+        classes = order.to(samples.device)
+        labels = self._data.labels[samples]
+        absent = ~torch.isin(classes, labels)
+        classes = classes[absent.to(torch.int8).argsort(stable=True)][:CLASSES_A_STEP]
+        return samples[torch.isin(labels, classes)], classes
+
+    def _first_text_features(self) -> Float[Tensor, "classes d"]:
+        """The text features of all classes before training, of length 1."""
+        if self.prompt is None:
+            return functional.normalize(self._data.text_features, dim=-1)
+        if self.adapter is None:
+            return torch.zeros_like(self._data.text_features)
+        return prompted_features(self._model, self._data.tokens, self.prompt.context.detach())
