@@ -63,12 +63,6 @@ class TensorCache:
         self._groups[key] = tuple(tensors)
         self.nbytes += nbytes
 
-    def clear(self) -> None:
-        """Forgets everything."""
-        for key in list(self._groups):
-            self._drop(key)
-        self._seen.clear()
-
     def _drop(self, key: Hashable) -> None:
         group = self._groups.pop(key, ())
         self.nbytes -= sum(tensor.nbytes for tensor in group)
