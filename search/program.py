@@ -1,7 +1,9 @@
 """The integer program: one cell a block, least summed error within a budget, proven optimal."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import fsum
 
 import numpy as np
 import pulp
@@ -11,6 +13,8 @@ from bitfront.profile import Cell
 from search.knapsack import best_choice
 from search.menu import Floats, Integers, Menu
 from search.relaxation import Relaxation
+
+_TOLERANCE = 1e-10  # the least that HiGHS takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Solution:
             choice=dict(zip(menu.names, cells, strict=True)),
             error=menu.total_error(choice),
             nbytes=menu.total_nbytes(choice),
-            bit_operations=sum(cell.bit_operations for cell in cells),
+            bit_operations=fsum(cell.bit_operations for cell in cells),
         )
 
 
@@ -58,17 +62,34 @@ class Program:
         """The optimum within a budget; among equal errors, the one of fewest bytes.
 
         Raises:
-            InfeasibleBudget: Even the smallest plan is larger.
+            InfeasibleBudget: Even the smallest plan is larger, or every plan within the bytes
+                has more bit operations.
         """
-        return Solution.of(self.menu, self._choose(budget_nbytes, max_bit_operations))
-
-    def _choose(self, budget_nbytes: int, max_bit_operations: float | None) -> Integers:
         if budget_nbytes < self.relaxation.floor_nbytes:
             raise InfeasibleBudget(budget_nbytes, self.relaxation.floor_nbytes)
-        if max_bit_operations is not None:
-            return _solve_with_highs(self.menu, budget_nbytes, max_bit_operations)
+        solution = self._solve_bytes(budget_nbytes)
+        if max_bit_operations is None or solution.bit_operations <= max_bit_operations:
+            return solution
+        least = self._fewest_bit_operations(budget_nbytes)
+        if least > max_bit_operations:
+            raise InfeasibleBudget(max_bit_operations, least, "bit operations")
+        choice = _solve_with_highs(self.menu, budget_nbytes, max_bit_operations)
+        return Solution.of(self.menu, choice)
+
+    def _solve_bytes(self, budget_nbytes: int) -> Solution:
         choice, proven = best_choice(self.menu, self.relaxation, budget_nbytes)
-        return choice if proven else _solve_with_highs(self.menu, budget_nbytes, None)
+        solution = Solution.of(self.menu, choice)
+        if proven:
+            return solution
+        # Only where errors are all but a function of size; HiGHS may do better, or worse.
+        other = Solution.of(self.menu, _solve_with_highs(self.menu, budget_nbytes, np.inf))
+        return min(solution, other, key=lambda found: (found.error, found.nbytes))
+
+    def _fewest_bit_operations(self, budget_nbytes: int) -> float:
+        """The least bit operations of a plan within a budget."""
+        menu = replace(self.menu, error=_operations(self.menu))
+        choice, _ = best_choice(menu, Relaxation(menu), budget_nbytes)
+        return menu.total_error(choice)
 
     def proxy_front(
         self, budgets: Sequence[int], *, max_bit_operations: float | None = None
@@ -82,35 +103,49 @@ class Program:
         return solutions
 
 
-def _solve_with_highs(menu: Menu, budget_nbytes: int, max_bit_operations: float | None) -> Integers:
-    """The optimum by HiGHS.
+def _operations(menu: Menu) -> Floats:
+    """The bit operations of every cell."""
+    return np.array([cell.bit_operations for cell in menu.cells], dtype=np.float64)
 
-    The solver holds a limit but for a tolerance; a choice that uses it is refused, and the
-    limit lowered by as much.
 
-    Raises:
-        InfeasibleBudget: The bit operations of every plan within the bytes are too many.
+def _solve_with_highs(menu: Menu, budget_nbytes: int, max_bit_operations: float) -> Integers:
+    """The optimum by HiGHS within limits that some choice holds.
+
+    The solver holds a limit but for a tolerance: a choice that uses it is forbidden by name,
+    and the solver asked again.
     """
-    operations = np.array([cell.bit_operations for cell in menu.cells], dtype=np.float64)
-    nbytes_limit, operations_limit = budget_nbytes, max_bit_operations
+    operations = _operations(menu)
+    problem, chosen = _posed(menu, operations, budget_nbytes, max_bit_operations)
     while True:
-        choice = _ask_highs(menu, operations, nbytes_limit, operations_limit)
-        if choice is None:
-            least = float(menu.least(operations).sum())
-            raise InfeasibleBudget(max_bit_operations or 0, least, "bit operations")
-        excess = menu.total_nbytes(choice) - budget_nbytes
-        more = float(operations[choice].sum()) - (max_bit_operations or np.inf)
-        if excess <= 0 and more <= 0:
+        problem.solve(
+            pulp.HiGHS(
+                msg=False,
+                gapRel=0,
+                gapAbs=0,
+                threads=1,
+                mip_feasibility_tolerance=_TOLERANCE,
+                primal_feasibility_tolerance=_TOLERANCE,
+                dual_feasibility_tolerance=_TOLERANCE,
+            )
+        )
+        if problem.sol_status != pulp.LpSolutionOptimal:
+            # Within the tolerance of infeasible: the choice of fewest bit operations is left.
+            rare = replace(menu, error=operations)
+            return best_choice(rare, Relaxation(rare), budget_nbytes)[0]
+        values = np.array([variable.value() for variable in chosen])
+        choice = np.array(
+            [a + int(np.argmax(values[a:b])) for a, b in pairwise(menu.first.tolist())]
+        )
+        is_small = menu.total_nbytes(choice) <= budget_nbytes
+        if is_small and fsum(operations[choice].tolist()) <= max_bit_operations:
             return choice
-        nbytes_limit -= max(excess, 0)
-        if operations_limit is not None:
-            operations_limit -= max(more, 0.0)
+        problem += pulp.lpSum(chosen[number] for number in choice) <= len(menu) - 1
 
 
-def _ask_highs(
-    menu: Menu, operations: Floats, nbytes_limit: int, operations_limit: float | None
-) -> Integers | None:
-    """The solver's choice, or None where it finds none within the limits."""
+def _posed(
+    menu: Menu, operations: Floats, budget_nbytes: int, max_bit_operations: float
+) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
+    """The program as PuLP has it, with one binary variable a cell."""
     problem = pulp.LpProblem("plan", pulp.LpMinimize)
     chosen = [
         problem.add_variable(f"x{number}", cat=pulp.LpBinary) for number in range(len(menu.cells))
@@ -118,20 +153,16 @@ def _ask_highs(
     # The solver's tolerances are absolute: the largest error becomes about a million.
     worst = float(menu.error.max())
     problem.setObjective(_weighted(menu.error / worst * 1e6 if worst > 0 else menu.error, chosen))
-    ranges = list(zip(menu.first[:-1].tolist(), menu.first[1:].tolist(), strict=True))
-    for start, end in ranges:
+    for start, end in pairwise(menu.first.tolist()):
         problem += pulp.lpSum(chosen[start:end]) == 1
-    floor = menu.nbytes[menu.smallest]
-    room = max(nbytes_limit - int(floor.sum()), 1)
-    extra = (menu.nbytes - floor[menu.block]).astype(np.float64)
-    problem += _weighted(extra / room, chosen) <= (nbytes_limit - int(floor.sum())) / room
-    if operations_limit is not None:
-        problem += _weighted(operations / operations_limit, chosen) <= 1
-    problem.solve(pulp.HiGHS(msg=False, gapRel=0, gapAbs=0, threads=1))
-    if problem.sol_status != pulp.LpSolutionOptimal:
-        return None
-    values = np.array([variable.value() for variable in chosen])
-    return np.array([start + int(np.argmax(values[start:end])) for start, end in ranges])
+    for costs, limit in ((menu.nbytes, budget_nbytes), (operations, max_bit_operations)):
+        floor = menu.least(costs.astype(np.float64))
+        extra = costs - floor[menu.block]
+        room = limit - float(floor.sum())
+        if np.isfinite(room):
+            unit = room if room > 0 else 1.0
+            problem += _weighted(extra / unit, chosen) <= room / unit
+    return problem, chosen
 
 
 def _weighted(weights: Floats, variables: Sequence[pulp.LpVariable]) -> pulp.LpAffineExpression:

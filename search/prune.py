@@ -1,41 +1,39 @@
-"""Pruning: which options no good plan uses, each with the bound that proves it.
+"""Pruning: which options no good plan uses, each with the bounds that prove it.
 
-For a multiplier λ ≥ 0 and a budget B, every plan within B has an error of at least
-`L(λ) = Σ_blocks min_i (error_i + λ nbytes_i) - λB`; a plan that must use option i of a block has
-at least `L(λ)` plus the option's reduced cost. An option is removed where, at every budget, such
-a bound (or, where none decides, the integer program with the option forced) exceeds `(1 + ε)`
-times the optimum.
+An option stays if some plan with it has, at some budget between the smallest and the largest one
+asked for, at most `(1 + ε)` times the optimum. Budgets are whole bytes and there are too many to
+look at each, so the proofs are for ranges: with more bytes the least error of a plan with the
+option only falls, and so does the optimum. Where the first at the end of a range exceeds
+`(1 + ε)` times the second at its start, no budget of the range needs the option.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitfront.plan import Option
 from bitfront.profile import Cell
 from search.knapsack import best_choice
-from search.menu import Floats, Integers, Menu
+from search.lagrangian import Lagrangian
+from search.menu import Integers, Menu
 from search.program import Program
 from search.relaxation import Relaxation
 
 # Whatever is this close to the threshold stays.
 _ROUND_OFF = 1e-9
-# Bounds are lowered by this share of their terms, more than double precision can lose.
-_SUM_ROUND_OFF = 1e-12
-# Steps of the relaxation around a budget, and over its whole range, to take bounds at.
-_NEAR = 100
-_SPREAD = 64
-
-Booleans = NDArray[np.bool_]
+# A range is halved this often before the integer program is asked.
+_HALVINGS = 11
+# An option that this many integer programs do not decide stays.
+_PROGRAMS = 20
 
 
 class Proof(StrEnum):
-    """What shows that an option is not needed at a budget."""
+    """What shows that an option is not needed in a range of budgets."""
 
     SIZE = "size"
     LAGRANGIAN = "lagrangian"
@@ -44,17 +42,20 @@ class Proof(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """At one budget: every plan with the option has at least this error.
+    """From one budget to another: every plan with the option has at least this error.
 
     Attributes:
-        budget: In bytes.
+        from_nbytes: The smallest budget of the range.
+        to_nbytes: The largest one; the bound is taken there.
         proof: How the bound was found. With `size`, no plan with the option fits.
         multiplier: The λ of a Lagrangian bound; 0 otherwise.
-        error: The bound; infinite with `size` (kept out of JSON as None).
-        threshold: `(1 + ε)` times the optimum, which the bound exceeds.
+        error: The bound; None with `size`.
+        threshold: `(1 + ε)` times the error of a plan that fits `from_nbytes`: the bound is
+            larger.
     """
 
-    budget: int
+    from_nbytes: int
+    to_nbytes: int
     proof: Proof
     multiplier: float
     error: float | None
@@ -63,7 +64,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A removed option and its certificate: one bound for each budget."""
+    """A removed option and its certificate: bounds that follow each other over all budgets."""
 
     block: str
     option: Option
@@ -79,12 +80,18 @@ class PrunedSpace:
         removed: Every removed option with its certificate.
         log10_before: Plans before, as a logarithm.
         log10_after: Plans afterwards.
+        from_nbytes: The smallest budget that the certificates cover.
+        to_nbytes: The largest one.
+        epsilon: The share of the optimal error that they allow.
     """
 
     survivors: Mapping[str, tuple[Option, ...]]
     removed: tuple[Removal, ...]
     log10_before: float
     log10_after: float
+    from_nbytes: int
+    to_nbytes: int
+    epsilon: float
 
 
 def budget_axis(
@@ -117,166 +124,221 @@ def budget_axis(
 def prune(
     cells: Mapping[str, Sequence[Cell]], budgets: Sequence[int], epsilon: float
 ) -> PrunedSpace:
-    """Removes every option that no plan within ε of the optimum uses, at any of the budgets.
+    """Removes every option that no plan within ε of the optimum uses, whatever the budget.
 
     Args:
         cells: The cells of each block.
-        budgets: Each at least the size of the smallest plan.
+        budgets: Each at least the size of the smallest plan. The certificates cover every
+            budget from the smallest to the largest of them, listed or not; those listed are
+            solved exactly first.
         epsilon: A share of the optimal error: 0.5 keeps what half more error still needs.
+            What lies within it up to round-off stays, and so does what cannot be decided.
+
+    Raises:
+        InfeasibleBudget: A budget is smaller than the smallest plan.
     """
     program = Program(cells)
     menu = program.menu
-    bounds: list[list[Bound]] = [[] for _ in menu.cells]
-    survives = np.zeros(len(menu.cells), dtype=bool)
-    lagrangian = _Lagrangian(menu, program.relaxation)
-    thresholds = {budget: (1 + epsilon) * program.solve(budget).error for budget in budgets}
-    # What bounds show to be needed at one budget need not be proven superfluous at another.
-    for budget, threshold in thresholds.items():
-        survives |= lagrangian.judge(budget, threshold * (1 + _ROUND_OFF), ~survives).needed
-    for budget, threshold in thresholds.items():
-        verdict = lagrangian.judge(budget, threshold * (1 + _ROUND_OFF), ~survives)
-        for number in np.flatnonzero(verdict.undecided).tolist():
-            error = _forced_optimum(menu, number, budget)
-            if error is None or error <= threshold * (1 + _ROUND_OFF):
-                survives[number] = True
-            else:
-                bounds[number].append(Bound(budget, Proof.PROGRAM, 0.0, error, threshold))
-        for number in np.flatnonzero(verdict.refuted).tolist():
-            bounds[number].append(verdict.bound(number, budget, threshold))
-    return _collect(menu, survives, bounds)
+    low, high = min(budgets), max(budgets)
+    known = _KnownPlans(program, epsilon)
+    for budget in sorted(budgets):
+        known.solve(budget)
+    lagrangian = Lagrangian(menu, program.relaxation, low, high)
+    doubtful = np.flatnonzero(~lagrangian.needed(epsilon))
+    ranges = _Ranges(menu, known, lagrangian)
+    ranges.judge(doubtful, low, high, _HALVINGS)
+    bounds = {
+        number: found
+        for number in doubtful.tolist()
+        if (found := _settled(menu, known, number, ranges.open[number])) is not None
+    }
+    removed = {
+        number: tuple(sorted((*ranges.bounds[number], *found), key=lambda b: b.from_nbytes))
+        for number, found in bounds.items()
+    }
+    return _collect(menu, removed, low, high, epsilon)
 
 
-def _collect(menu: Menu, survives: Booleans, bounds: Sequence[Sequence[Bound]]) -> PrunedSpace:
-    survivors: dict[str, list[Option]] = {name: [] for name in menu.names}
-    removed = []
-    for number, cell in enumerate(menu.cells):
-        if survives[number]:
-            survivors[cell.block].append(cell.option)
+class _KnownPlans:
+    """Plans found so far, as the least known error by size: upper bounds of the optimum."""
+
+    def __init__(self, program: Program, epsilon: float) -> None:
+        self._program = program
+        self._share = 1 + epsilon
+        self._sizes: list[int] = program.relaxation.nbytes.tolist()
+        self._errors: list[float] = program.relaxation.error.tolist()
+        self.solve = cache(self._solve)
+
+    def threshold(self, budget: int) -> float:
+        """`(1 + ε)` times the least known error within a budget."""
+        return self._share * self._errors[bisect_right(self._sizes, budget) - 1]
+
+    def first_beaten(self, error: float) -> int | None:
+        """The smallest size from which on a plan with this error is above the threshold."""
+        place = bisect_right(self._errors, -error / self._share, key=lambda known: -known)
+        while place < len(self._sizes) and not _exceeds(error, self._share * self._errors[place]):
+            place += 1
+        return self._sizes[place] if place < len(self._sizes) else None
+
+    def _solve(self, budget: int) -> float:
+        """`(1 + ε)` times the optimum within a budget."""
+        solution = self._program.solve(budget)
+        place = bisect_left(self._sizes, solution.nbytes)
+        is_new = self._sizes[place : place + 1] != [solution.nbytes]
+        if is_new and solution.error < self._errors[place - 1]:  # the floor is known: place > 0
+            self._sizes.insert(place, solution.nbytes)
+            self._errors.insert(place, solution.error)
+        return self._share * solution.error
+
+
+def _exceeds(error: float, threshold: float) -> bool:
+    """Whether an error is above the threshold by more than round-off."""
+    return error > threshold * (1 + _ROUND_OFF)
+
+
+class _Ranges:
+    """What sizes and Lagrangian bounds decide, range by range.
+
+    Attributes:
+        bounds: Cell number to the bounds found.
+        open: Cell number to the ranges that they leave, smallest first.
+    """
+
+    def __init__(self, menu: Menu, known: _KnownPlans, lagrangian: Lagrangian) -> None:
+        self._known = known
+        self._lagrangian = lagrangian
+        floor = menu.nbytes[menu.smallest]
+        self._smallest = int(floor.sum()) - floor[menu.block] + menu.nbytes
+        self.bounds: dict[int, list[Bound]] = {n: [] for n in range(len(menu.cells))}
+        self.open: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(menu.cells))}
+
+    def judge(self, cells: Integers, low: int, high: int, halvings: int) -> None:
+        """Judges some cells for the budgets from `low` to `high`, halving where undecided."""
+        threshold = self._known.threshold(low)
+        error, multiplier = self._lagrangian.lower(cells, high)
+        oversized = self._smallest[cells] > high
+        decided = oversized | (error > threshold * (1 + _ROUND_OFF))
+        for place in np.flatnonzero(decided).tolist():
+            bound = (
+                Bound(low, high, Proof.SIZE, 0.0, None, threshold)
+                if oversized[place]
+                else Bound(
+                    low,
+                    high,
+                    Proof.LAGRANGIAN,
+                    float(multiplier[place]),
+                    float(error[place]),
+                    threshold,
+                )
+            )
+            self.bounds[int(cells[place])].append(bound)
+        rest = cells[~decided]
+        if len(rest) and halvings and low < high:
+            middle = (low + high) // 2
+            self.judge(rest, low, middle, halvings - 1)
+            self.judge(rest, middle + 1, high, halvings - 1)
         else:
-            removed.append(Removal(cell.block, cell.option, tuple(bounds[number])))
-    counts = np.diff(menu.first).tolist()
+            for number in rest.tolist():
+                self.open[number].append((low, high))
+
+
+def _settled(
+    menu: Menu, known: _KnownPlans, number: int, ranges: Sequence[tuple[int, int]]
+) -> list[Bound] | None:
+    """The integer program's bounds for the ranges left open; None where the cell is needed.
+
+    From the end of a range downwards: the best plan with the cell either is within ε of the
+    optimum at its own size, or bounds every budget from there on.
+    """
+    if not ranges:
+        return []
+    forced = menu.forcing(number)
+    relaxation = Relaxation(forced)
+    bounds: list[Bound] = []
+    for low, high in _joined(ranges):
+        budget = high
+        while budget >= low:
+            if budget < relaxation.floor_nbytes:
+                bounds.append(Bound(low, budget, Proof.SIZE, 0.0, None, known.threshold(low)))
+                break
+            choice, proven = best_choice(forced, relaxation, budget)
+            if not proven or len(bounds) >= _PROGRAMS:
+                return None
+            error = forced.total_error(choice)
+            start = max(forced.total_nbytes(choice), low)
+            if not _exceeds(error, known.solve(start)):
+                return None
+            beaten = known.first_beaten(error)
+            start = start if beaten is None else max(min(start, beaten), low)
+            threshold = known.threshold(start)
+            bounds.append(Bound(start, budget, Proof.PROGRAM, 0.0, error, threshold))
+            budget = start - 1
+    return bounds
+
+
+def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges that follow each other as one, largest first."""
+    joined: list[tuple[int, int]] = []
+    for low, high in reversed(ranges):
+        if joined and joined[-1][0] == high + 1:
+            joined[-1] = (low, joined[-1][1])
+        else:
+            joined.append((low, high))
+    return joined
+
+
+def _collect(
+    menu: Menu, removed: Mapping[int, tuple[Bound, ...]], low: int, high: int, epsilon: float
+) -> PrunedSpace:
+    survivors: dict[str, list[Option]] = {name: [] for name in menu.names}
+    for number, cell in enumerate(menu.cells):
+        if number not in removed:
+            survivors[cell.block].append(cell.option)
     return PrunedSpace(
         survivors={name: tuple(options) for name, options in survivors.items()},
-        removed=tuple(removed),
-        log10_before=sum(math.log10(count) for count in counts),
+        removed=tuple(
+            Removal(menu.cells[number].block, menu.cells[number].option, bounds)
+            for number, bounds in removed.items()
+        ),
+        log10_before=sum(math.log10(count) for count in np.diff(menu.first).tolist()),
         log10_after=sum(math.log10(len(options)) for options in survivors.values()),
+        from_nbytes=low,
+        to_nbytes=high,
+        epsilon=epsilon,
     )
 
 
-def _forced_optimum(menu: Menu, number: int, budget: int) -> float | None:
-    """The least error of a plan with a cell; None where it cannot be proven."""
-    forced = menu.forcing(number)
-    choice, proven = best_choice(forced, Relaxation(forced), budget)
-    return forced.total_error(choice) if proven else None
-
-
-@dataclass(frozen=True, eq=False)
-class _Verdict:
-    """What the Lagrangian bounds say at one budget, one entry a cell."""
-
-    needed: Booleans
-    refuted: Booleans
-    undecided: Booleans
-    oversized: Booleans
-    lower: Floats
-    multiplier: Floats
-
-    def bound(self, number: int, budget: int, threshold: float) -> Bound:
-        if self.oversized[number]:
-            return Bound(budget, Proof.SIZE, 0.0, None, threshold)
-        return Bound(
-            budget,
-            Proof.LAGRANGIAN,
-            float(self.multiplier[number]),
-            float(self.lower[number]),
-            threshold,
-        )
-
-
-class _Row(NamedTuple):
-    """At one multiplier λ: the relaxed optimum, and what forcing each cell does to it."""
-
-    multiplier: float
-    total: float  # L(λ) without its budget term
-    reduced: Floats
-    nbytes: int
-    swap_nbytes: Integers
-    error: float
-    swap_error: Floats
-
-
-class _Lagrangian:
-    """Lower and upper bounds of the error with each cell forced, over a set of multipliers."""
-
-    def __init__(self, menu: Menu, relaxation: Relaxation) -> None:
-        self._menu = menu
-        self._relaxation = relaxation
-        self._rows: dict[int, _Row] = {}
-
-    def _steps(self, budget: int) -> list[int]:
-        """Steps of the relaxation to take bounds at: many near the budget, a few everywhere."""
-        last = len(self._relaxation.slope)
-        here = self._relaxation.steps_within(budget)
-        near = range(max(here - _NEAR, 0), min(here + _NEAR, last) + 1)
-        spread = np.linspace(0, last, min(_SPREAD, last + 1)).astype(np.int64).tolist()
-        return sorted({*near, *spread})
-
-    def _row(self, steps: int) -> _Row:
-        """The bounds after some whole steps, where the next one sets the multiplier."""
-        if steps not in self._rows:
-            menu, slope = self._menu, self._relaxation.slope
-            multiplier = float(slope[steps]) if steps < len(slope) else 0.0
-            choice = self._relaxation.choice(steps)
-            priced = menu.error + multiplier * menu.nbytes
-            least = menu.least(priced)
-            self._rows[steps] = _Row(
-                multiplier=multiplier,
-                total=float(least.sum()),
-                reduced=priced - least[menu.block],
-                nbytes=menu.total_nbytes(choice),
-                swap_nbytes=menu.nbytes - menu.nbytes[choice][menu.block],
-                error=menu.total_error(choice),
-                swap_error=menu.error - menu.error[choice][menu.block],
-            )
-        return self._rows[steps]
-
-    def judge(self, budget: int, threshold: float, wanted: Booleans) -> _Verdict:
-        """Which of the wanted cells are needed at a budget, which are not, and which may be."""
-        menu = self._menu
-        lower = np.full(len(menu.cells), -np.inf)
-        upper = np.full(len(menu.cells), np.inf)
-        multiplier = np.zeros(len(menu.cells))
-        steps = self._steps(budget)
-        self._rows = {step: self._rows[step] for step in steps if step in self._rows}
-        for row in map(self._row, steps):
-            price = row.multiplier
-            round_off = _SUM_ROUND_OFF * (abs(row.total) + price * budget)
-            bound = row.total - price * budget + row.reduced - round_off
-            better = bound > lower
-            lower[better], multiplier[better] = bound[better], price
-            fits = row.nbytes + row.swap_nbytes <= budget
-            np.minimum(upper, np.where(fits, row.error + row.swap_error, np.inf), out=upper)
-        floor = menu.nbytes[menu.smallest]
-        oversized = int(floor.sum()) - floor[menu.block] + menu.nbytes > budget
-        needed = wanted & ~oversized & (upper <= threshold)
-        refuted = wanted & ~needed & (oversized | (lower > threshold))
-        return _Verdict(needed, refuted, wanted & ~needed & ~refuted, oversized, lower, multiplier)
-
-
 def verify(space: PrunedSpace, cells: Mapping[str, Sequence[Cell]]) -> bool:
-    """Whether each size and Lagrangian bound of a certificate holds, by plain arithmetic."""
+    """Whether the certificates hold for these cells.
+
+    The bounds of an option must follow each other over all budgets, and each must exceed its
+    threshold. Sizes and Lagrangian bounds are recomputed in plain arithmetic, thresholds and
+    the other bounds by the integer program.
+    """
+    optimum = cache(lambda budget: Program(cells).solve(budget).error)
     for removal in space.removed:
-        (own,) = (c for c in cells[removal.block] if c.option == removal.option)
-        others = [options for name, options in cells.items() if name != removal.block]
+        ends = [space.from_nbytes - 1, *(bound.to_nbytes for bound in removal.bounds)]
+        starts = [*(bound.from_nbytes for bound in removal.bounds), space.to_nbytes + 1]
+        if starts != [end + 1 for end in ends]:
+            return False
         for bound in removal.bounds:
-            if bound.proof is Proof.SIZE:
-                least = own.nbytes + sum(min(c.nbytes for c in options) for options in others)
-                if least <= bound.budget:
-                    return False
-            elif bound.proof is Proof.LAGRANGIAN:
-                price = bound.multiplier
-                terms = [min(c.error + price * c.nbytes for c in options) for options in others]
-                total = math.fsum([own.error + price * (own.nbytes - bound.budget), *terms])
-                if total <= bound.threshold:
-                    return False
+            least = (1 + space.epsilon) * optimum(bound.from_nbytes)
+            if bound.threshold < least * (1 - _ROUND_OFF) or not _holds(removal, bound, cells):
+                return False
     return True
+
+
+def _holds(removal: Removal, bound: Bound, cells: Mapping[str, Sequence[Cell]]) -> bool:
+    """Whether no plan with the option is below the threshold at the end of the range."""
+    (own,) = (cell for cell in cells[removal.block] if cell.option == removal.option)
+    others = [choices for name, choices in cells.items() if name != removal.block]
+    if bound.proof is Proof.SIZE:
+        least = own.nbytes + sum(min(cell.nbytes for cell in choices) for choices in others)
+        return least > bound.to_nbytes
+    if bound.proof is Proof.PROGRAM:
+        forced = {**cells, removal.block: [own]}
+        return Program(forced).solve(bound.to_nbytes).error > bound.threshold
+    price = bound.multiplier
+    terms = [min(cell.error + price * cell.nbytes for cell in choices) for choices in others]
+    total = math.fsum([own.error, price * (own.nbytes - bound.to_nbytes), *terms])
+    return total > bound.threshold

@@ -84,7 +84,7 @@ def test_two_limits_at_once_are_both_held_at_the_optimum(
         return
     solution = Program(cells).solve(budget, max_bit_operations=limit)
 
-    assert solution.error == pytest.approx(min(fitting), rel=1e-6, abs=1e-6)
+    assert solution.error == pytest.approx(min(fitting), rel=1e-9, abs=1e-9)
     assert solution.nbytes <= budget
     assert solution.bit_operations <= limit
 
@@ -105,7 +105,7 @@ def test_our_search_and_highs_agree_on_instances_beyond_brute_force(seed: int) -
 
     for share in (0.1, 0.37, 0.7):
         budget = int(floor + share * (ceiling - floor))
-        theirs = _solve_with_highs(program.menu, budget, None)
+        theirs = _solve_with_highs(program.menu, budget, np.inf)
         assert program.solve(budget).error == pytest.approx(
             program.menu.total_error(theirs), rel=1e-9
         )
@@ -133,6 +133,44 @@ def test_a_budget_below_the_smallest_plan_names_the_floor() -> None:
 
     with pytest.raises(InfeasibleBudget, match=r"budget is 12 bytes, .* smallest plan needs 13"):
         Program(cells).solve(12)
+
+
+@pytest.mark.parametrize(("limit", "floor"), [(5.0, "10"), (0.0, "10")])
+def test_limits_that_only_fail_together_name_the_floor_within_the_bytes(
+    limit: float, floor: str
+) -> None:
+    cells = {"b": [make_cell("b", 0, 1, 1.0, 10.0), make_cell("b", 1, 10, 1.0, 1.0)]}
+
+    with pytest.raises(InfeasibleBudget, match=f"smallest plan needs {floor}$"):
+        Program(cells).solve(5, max_bit_operations=limit)
+
+
+def test_bit_operations_may_reach_their_limit_exactly() -> None:
+    cells = {
+        name: [make_cell(name, 0, 1, 1.0, 3e11), make_cell(name, 1, 2, 0.1, 7e11 + 1)]
+        for name in ("b", "c", "d")
+    }
+
+    solution = Program(cells).solve(10, max_bit_operations=13e11 + 1)
+
+    assert solution.bit_operations == 13e11 + 1
+    assert solution.error == 2.1
+
+
+def test_the_optimum_is_exact_beside_errors_many_magnitudes_larger() -> None:
+    rng = np.random.default_rng(0)
+    cells = {}
+    for number in range(7):
+        size = int(rng.lognormal(21, 1))
+        cells[f"b{number}"] = [
+            make_cell(f"b{number}", i, size * bits, 10.0 ** (-3 * i) * rng.lognormal())
+            for i, bits in enumerate((2, 3, 4, 6, 8))
+        ]
+    plans = [(nbytes, error) for nbytes, error, _ in all_plans(cells)]
+
+    for budget in np.quantile([nbytes for nbytes, _ in plans], (0.1, 0.5, 0.9)).astype(int):
+        best = min(error for nbytes, error in plans if nbytes <= budget)
+        assert Program(cells).solve(int(budget)).error == best
 
 
 def test_the_proxy_front_does_not_repeat_itself() -> None:

@@ -1,0 +1,71 @@
+"""Lagrangian bounds of the least error with one cell forced, at many multipliers at once.
+
+For a multiplier λ ≥ 0 every choice within a budget B has an error of at least
+`Σ_blocks min_i (error_i + λ nbytes_i) - λB`; with cell i of a block forced, that block's minimum
+is replaced by the cell's own term. The largest of these bounds over some multipliers counts.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.menu import Floats, Integers, Menu
+from search.relaxation import Relaxation
+
+# Multipliers are taken at this many steps of the relaxation within the range of budgets, and at
+# some over all steps: a large forced cell moves the multiplier far away.
+_WITHIN = 512
+_OVERALL = 64
+# Bounds are lowered by this share of their terms, more than double precision can lose.
+_ROUND_OFF = 1e-12
+
+
+class Lagrangian:
+    """Bounds for budgets from `low` to `high`, both at least the floor."""
+
+    def __init__(self, menu: Menu, relaxation: Relaxation, low: int, high: int) -> None:
+        self._menu = menu
+        self._relaxation = relaxation
+        self._low = low
+        self._high = high
+        self._steps = self._chosen_steps()
+        slopes = np.append(relaxation.slope, 0.0)  # after the last step bytes buy nothing
+        self._multiplier: Floats = slopes[self._steps]
+        self._least: Floats = np.stack(
+            [menu.least(menu.error + price * menu.nbytes) for price in self._multiplier]
+        )
+        self._total: Floats = self._least.sum(axis=1)
+
+    def _chosen_steps(self) -> Integers:
+        relaxation = self._relaxation
+        last = len(relaxation.slope)
+        first = relaxation.steps_within(self._low)
+        end = min(relaxation.steps_within(self._high) + 1, last)
+        within = np.linspace(first, end, _WITHIN).astype(np.int64)
+        overall = np.linspace(0, last, _OVERALL).astype(np.int64)
+        return np.unique(np.concatenate([within, overall]))
+
+    def lower(self, cells: Integers, budget: int) -> tuple[Floats, Floats]:
+        """For each of some cells a lower bound of every choice with it, and its multiplier."""
+        menu = self._menu
+        price = self._multiplier[:, None]
+        own = menu.error[cells] + price * menu.nbytes[cells]
+        total = self._total[:, None]
+        bound = total - self._least[:, menu.block[cells]] + own - price * budget
+        bound -= _ROUND_OFF * (total + own + price * budget)
+        best = bound.argmax(axis=0)
+        return bound[best, np.arange(len(cells))], self._multiplier[best]
+
+    def needed(self, epsilon: float) -> NDArray[np.bool_]:
+        """The cells that, put into a choice of the relaxation, leave it within ε somewhere."""
+        menu, relaxation = self._menu, self._relaxation
+        found = np.zeros(len(menu.cells), dtype=bool)
+        first, last = map(relaxation.steps_within, (self._low, self._high))
+        for steps in range(first, last + 1):  # optimal for their own sizes
+            found[relaxation.choice(steps)] = True
+        for step in self._steps.tolist():
+            choice = self._relaxation.choice(step)
+            nbytes = menu.total_nbytes(choice) + menu.nbytes - menu.nbytes[choice][menu.block]
+            error = menu.total_error(choice) + menu.error - menu.error[choice][menu.block]
+            least = self._relaxation.optimum(np.maximum(nbytes, self._low).astype(np.float64))
+            found |= (nbytes <= self._high) & (error <= (1 + epsilon) * least)
+        return found
