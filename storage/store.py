@@ -267,10 +267,10 @@ class Store:
         return self._database.write_once(outcomes.fail, lease, number, attempt, failure)
 
     def fence(self, lease: Lease) -> list[Trial]:
-        """Starts a new attempt of what a driver's death or a cancelling left without a result.
+        """Starts a new attempt of what a driver's death or a cancel left without a result.
 
         Returns:
-            Those trials, now running, to be dispatched again; results of older attempts are refused.
+            Those trials, now running, to be dispatched again; older results are refused.
         """
         return self._database.write(trials.fence, lease)
 

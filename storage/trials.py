@@ -163,9 +163,7 @@ def cancel_running(connection: Connection, lease: Lease) -> int:
     return len(running)
 
 
-def _open(
-    connection: Connection, lease: Lease, state: TrialState
-) -> dict[int, tuple[int, int]]:
+def _open(connection: Connection, lease: Lease, state: TrialState) -> dict[int, tuple[int, int]]:
     """Row to number and attempt of the study's trials in a state."""
     query = select(Trial.id, Trial.number, Trial.attempt).where(
         Trial.study_id == lease.study_id, Trial.state == state

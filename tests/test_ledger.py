@@ -15,7 +15,8 @@ from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, Origin, Trial, TrialState
 from search.front import hypervolume, pareto_front
 from search.space import SearchSpace
-from storage.store import Lease, Store
+from storage.records import Lease
+from storage.store import Store
 from workers.ledger import MAX_LOST, Assignment, Progress, Seed, TrialLedger
 from workers.outcome import Failure, Outcome
 from workers.spool import Spool

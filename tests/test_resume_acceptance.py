@@ -58,4 +58,4 @@ def _check_front(study: Study) -> None:
     volumes = [
         row[0] for row in study.rows("SELECT hypervolume FROM hypervolume ORDER BY completed")
     ]
-    assert volumes == sorted(volumes, key=float)
+    assert volumes == sorted(volumes)
