@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitfront.errors import InvalidModel
 from bitfront.plan import Recovery
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer, InputRange, input_grid, input_nbytes
@@ -117,12 +118,8 @@ class Adapter(nn.Module):
     def __init__(self, shape: AdapterShape, generator: torch.Generator) -> None:
         super().__init__()
         self.shape = shape
-        self.down = nn.Linear(shape.width, shape.hidden)
-        self.up = nn.Linear(shape.hidden, shape.width)
-        for linear in (self.down, self.up):
-            bound = 1 / math.sqrt(linear.in_features)
-            nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
-            nn.init.zeros_(linear.bias)
+        self.down = _first_linear(*shape.matrix("down"), generator)
+        self.up = _first_linear(*shape.matrix("up"), generator)
         self._formats: dict[str, InputFormat] = {}
         self._quantizes = False
 
@@ -174,8 +171,21 @@ class Adapter(nn.Module):
         return self._product(name, inputs)
 
 
+def _first_linear(rows: int, columns: int, generator: torch.Generator) -> nn.Linear:
+    """A Linear with random weights of a generator, not of torch's global one."""
+    linear = nn.Linear(columns, rows, device="meta")
+    bound = 1 / math.sqrt(columns)
+    weight = bound * (2 * torch.rand(rows, columns, generator=generator) - 1)
+    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(torch.zeros(rows))
+    return linear
+
+
 class StoredAdapter:
-    """The adapter that a checkpoint holds: packed weights, float16 biases, input formats."""
+    """The adapter that a checkpoint holds: packed weights, float16 biases, input formats.
+
+    Raises:
+        InvalidModel: A tensor is missing, or does not fit the shape.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], shape: AdapterShape) -> None:
         self._shape = shape
@@ -188,6 +198,8 @@ class StoredAdapter:
                 key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)
             }
             rows, columns = shape.matrix(name)
+            if "bias" not in own:
+                raise InvalidModel(f"the stored adapter has no bias for its product {name}")
             self._biases[name] = own.pop("bias").float()
             scale, zero = own.pop("input_scale", None), own.pop("input_zero", None)
             form = None if scale is None or zero is None else InputFormat(scale, zero)

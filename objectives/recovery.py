@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from bitfront.errors import InvalidModel
 from bitfront.plan import Recovery
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder
@@ -19,7 +20,7 @@ from objectives.adapter import AdapterShape, StoredAdapter
 from objectives.prompt import CONTEXT_KEY, prompted_features
 from objectives.training import RecoveryData, Training
 
-__all__ = ["Recovered", "RecoveryData", "recover", "recovery_nbytes"]
+__all__ = ["Recovered", "RecoveryData", "recover"]
 
 
 class Recovered:
@@ -44,10 +45,16 @@ class Recovered:
         model: DualEncoder,
         data: RecoveryData,
     ) -> Self:
-        """The recovery that `state` describes; the plan it was trained under is on the model."""
+        """The recovery that `state` describes; the plan it was trained under is on the model.
+
+        Raises:
+            InvalidModel: A tensor is missing, or does not fit the recovery.
+        """
         device = model.device
         placed = {name: tensor.to(device) for name, tensor in state.items()}
         if recovery.context_length:
+            if CONTEXT_KEY not in placed:
+                raise InvalidModel("the stored recovery has no context, but its prompt needs one")
             text_features = prompted_features(model, data.tokens, placed[CONTEXT_KEY])
         else:
             text_features = functional.normalize(data.text_features.to(device), dim=-1)
@@ -71,16 +78,6 @@ class Recovered:
     def state(self) -> dict[str, Tensor]:
         """The tensors to store: the context, and the packed adapter."""
         return dict(self._state)
-
-
-def recovery_nbytes(
-    recovery: Recovery, *, feature_width: int, text_width: int, quantizer: QuantizerSpec
-) -> int:
-    """The bytes of `Recovered.state()`: float16 context, packed adapter, its biases and formats."""
-    nbytes = 2 * recovery.context_length * text_width
-    if recovery.reduction:
-        nbytes += AdapterShape.of(recovery, feature_width, quantizer).nbytes
-    return nbytes
 
 
 def recover(
