@@ -4,6 +4,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from bitfront.errors import InvalidMetric, SpecError
 from bitfront.layers import Tower
@@ -16,6 +18,7 @@ from objectives.calibration import Ranges, calibrate
 from objectives.cost import bit_operations, bits_per_weight, configuration_nbytes
 from objectives.data import SplitName, Task
 from objectives.evaluation import Evaluator
+from objectives.recovery import RecoveryData, recover
 from tests.scene_models import scene_spec, scene_task, untrained_encoder
 
 ADAPTER = Recovery(context_length=0, reduction=4, steps=3)
@@ -78,7 +81,7 @@ def sequence(model: DualEncoder) -> list[Configuration]:
     both = redrawn(model, base, (Tower.VISION, Tower.TEXT), seed=2)
     found = [Configuration(plan) for plan in (base, one_layer, text, both, base, Plan(()))]
     found += [Configuration(base, ADAPTER), Configuration(text, PROMPT), Configuration(base)]
-    return [*found, *found[::-1]]
+    return [*found, *found[1:3]]
 
 
 def figures(evaluation: Evaluation) -> dict[str, float]:
@@ -202,6 +205,47 @@ def test_a_recovery_changes_the_result_and_follows_the_seed(
 
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("recovery", [ADAPTER, PROMPT])
+def test_a_recovery_is_trained_under_its_plan_and_taught_by_full_precision(
+    recovery: Recovery,
+    spec: JobSpec,
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+    evaluator: Evaluator,
+) -> None:
+    plan = uniform(model, 2)
+
+    loss = evaluator.evaluate(Configuration(plan, recovery)).metrics["loss_nats"]
+
+    other = copy.deepcopy(model)
+    teacher_images, teacher_classes = towers(other, task, SplitName.TUNING)
+    PlanSwitch(other, spec.quantizer, ranges).to(plan)
+    images, classes = towers(other, task, SplitName.TUNING)
+    data = RecoveryData(
+        image_features=images,
+        labels=task.split(SplitName.TUNING).labels,
+        teacher_image_features=teacher_images,
+        teacher_text_features=teacher_classes,
+        text_features=classes,
+        tokens=task.tokens[0],
+        scale=model.logit_scale,
+    )
+    recovered = recover(other, recovery, spec.quantizer, data, spec.search.seed)
+    shown = recovered.adapt(towers(other, task, SplitName.SELECTION)[0])
+    scores = model.logit_scale * functional.normalize(shown, dim=-1) @ recovered.text_features().T
+    labels = task.split(SplitName.SELECTION).labels
+    assert loss == pytest.approx(functional.cross_entropy(scores, labels).item(), rel=1e-3)
+
+
+def towers(model: DualEncoder, task: Task, split: SplitName) -> tuple[Tensor, Tensor]:
+    """Image features, and the classes' mean features, under the plan that is on the model."""
+    with torch.no_grad():
+        images = model.encode_images(torch.cat(list(task.image_batches(split))))
+        texts = [functional.normalize(model.encode_texts(t), dim=-1) for t in task.tokens]
+    return images, functional.normalize(torch.stack(texts).mean(dim=0), dim=-1)
 
 
 def test_a_latency_is_measured_where_the_job_asks_for_it(
