@@ -112,7 +112,7 @@ class RecoverySpace(Section):
     reduction: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0, 2, 4)
     adapter_bits: tuple[Literal[4, 6, 8, 16], ...] = (8,)
     blend: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.2, 0.5)
-    distillation: tuple[Annotated[float, Field(ge=0)], ...] = (1.0,)
+    distillation: tuple[Annotated[float, Field(ge=0)], ...] = (4.0,)
     steps: tuple[Annotated[int, Field(ge=1)], ...] = (60,)
 
     @model_validator(mode="after")
