@@ -26,13 +26,13 @@ _START, _END = _CODES["<start>"], _CODES["<end>"]
 
 def build_clip(seed: int = 0) -> open_clip.CLIP:
     """The model before training, with the initial weights of a seed."""
-    vision = CLIPVisionCfg(layers=3, width=96, head_width=24, patch_size=4, image_size=SIDE)
+    vision = CLIPVisionCfg(layers=5, width=64, head_width=16, patch_size=4, image_size=SIDE)
     text = CLIPTextCfg(
-        context_length=CONTEXT_LENGTH, vocab_size=len(VOCABULARY), width=96, heads=4, layers=2
+        context_length=CONTEXT_LENGTH, vocab_size=len(VOCABULARY), width=64, heads=4, layers=3
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return open_clip.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
+        return open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text)
 
 
 def load_clip(checkpoint: Path = CHECKPOINT) -> open_clip.CLIP:

@@ -1,7 +1,8 @@
 """Trains the reference checkpoint: `python -m bitfront.reference.train`.
 
 First calm single digits, then scenes that grow wilder: without the first stage the loss stays
-where the relation is known and the digits are not.
+where the relation is known and the digits are not. A linear probe that reads the digits and the
+relation from the image feature shortens the way further; the checkpoint leaves it out.
 """
 
 import copy
@@ -17,7 +18,7 @@ import numpy as np
 import open_clip
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -46,6 +47,7 @@ from bitfront.reference.scenes import (
 
 logger = logging.getLogger(__name__)
 
+FACTS = (10, 10, 2)  # outcomes of the first digit, the second one, and the relation
 DIGITS = tuple(name_digit(digit) for digit in range(10))
 CALM = Jitter(
     scale=(1.0, 1.2), rotation=0.1, ink=(0.6, 0.8), background=(0.0, 0.1), noise=(0.02, 0.05)
@@ -68,17 +70,19 @@ class Schedule:
         peak_rate: The learning rate after warm-up, at the top of its cosine.
         decay: Weight decay.
         averaging: Share of the averaged weights that a step keeps.
+        probing: Weight of the probe's loss beside the contrast's.
         interval: Steps between two checkpoints.
     """
 
-    digit_steps: int = 400
-    calm_steps: int = 1400
-    ramp_steps: int = 1600
-    wild_steps: int = 3600
+    digit_steps: int = 300
+    calm_steps: int = 300
+    ramp_steps: int = 1200
+    wild_steps: int = 1800
     batch_size: int = 128
-    peak_rate: float = 1.5e-3
-    decay: float = 0.05
-    averaging: float = 0.999
+    peak_rate: float = 2e-3
+    decay: float = 0.1
+    averaging: float = 0.998
+    probing: float = 0.5
     interval: int = 500
 
     @property
@@ -113,13 +117,28 @@ def draw_captions(names: Sequence[str], wildness: float, rng: np.random.Generato
     return tokens[:, : count + longest + 2]
 
 
-def draw_step(
-    schedule: Schedule, step: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The images of a step, their captions (each once), and the caption of each image."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a step sees.
+
+    Attributes:
+        images: `(n, 3, 24, 24)` float32, normalised.
+        captions: `(m, length)` int64, each caption once.
+        targets: `(n,)` int64, the caption of each image.
+        facts: `(n, 1)` or `(n, 3)` int64, the first digit, the second one, and the relation.
+    """
+
+    images: Tensor
+    captions: Tensor
+    targets: Tensor
+    facts: Tensor
+
+
+def draw_batch(schedule: Schedule, step: int, rng: np.random.Generator) -> Batch:
+    """The batch of a step."""
     if step < schedule.digit_steps:
         images, digits = draw_digits(schedule.batch_size, rng)
-        return images, draw_captions(DIGITS, 0.0, rng), digits
+        return Batch(images, draw_captions(DIGITS, 0.0, rng), digits, digits[:, None])
     wildness = schedule.wildness(step)
     scenes = draw_scenes(
         "train",
@@ -127,31 +146,38 @@ def draw_step(
         seed=int(rng.integers(2**31)),
         jitter=CALM.towards(WIDE, wildness),
     )
-    classes, positions = np.unique(scenes.labels.numpy(), return_inverse=True)
+    labels = scenes.labels
+    classes, targets = np.unique(labels.numpy(), return_inverse=True)
     captions = draw_captions([CLASSES[index] for index in classes], wildness, rng)
-    return scenes.images, captions, torch.from_numpy(positions)
+    facts = torch.stack([labels // 10 % 10, labels % 10, labels // 100], dim=1)
+    return Batch(scenes.images, captions, torch.from_numpy(targets), facts)
 
 
 def train(schedule: Schedule, seed: int) -> Iterator[tuple[int, open_clip.CLIP]]:
     """The steps so far and the averaged model, once an interval."""
     rng = np.random.default_rng(seed)
     model = build_clip(seed).train()
+    probe = nn.Parameter(torch.zeros(model.visual.output_dim, sum(FACTS)))
     averaging = get_ema_multi_avg_fn(schedule.averaging)  # type: ignore[no-untyped-call]  # torch's
     averaged = AveragedModel(model, multi_avg_fn=averaging)
-    optimiser = AdamW(_groups(model, schedule.decay), lr=schedule.peak_rate, betas=(0.9, 0.98))
+    groups = [*_groups(model, schedule.decay), {"params": [probe], "weight_decay": 0.0}]
+    optimiser = AdamW(groups, lr=schedule.peak_rate, betas=(0.9, 0.98))
     rates = OneCycleLR(optimiser, schedule.peak_rate, schedule.steps, pct_start=0.08)
     losses: list[float] = []
     started = time.monotonic()
     for step in range(1, schedule.steps + 1):
-        loss = contrast(model, *draw_step(schedule, step - 1, rng))
+        batch = draw_batch(schedule, step - 1, rng)
+        features = model.encode_image(batch.images)
+        contrast = contrast_loss(model, features, batch)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        total = contrast + schedule.probing * probe_loss(features @ probe, batch.facts)
+        total.backward()  # type: ignore[no-untyped-call]  # torch's
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         rates.step()
         model.logit_scale.data.clamp_(max=math.log(100))
         averaged.update_parameters(model)
-        losses.append(loss.item())
+        losses.append(contrast.item())
         if step % 100 == 0:
             elapsed = time.monotonic() - started
             logger.info("step %d: loss %.3f, %.0f s", step, np.mean(losses[-100:]), elapsed)
@@ -181,12 +207,21 @@ def encode_captions(model: open_clip.CLIP, captions: Tensor) -> Tensor:
     return features
 
 
-def contrast(model: open_clip.CLIP, images: Tensor, captions: Tensor, targets: Tensor) -> Tensor:
+def contrast_loss(model: open_clip.CLIP, features: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy of each image's similarity to every caption, against its own caption."""
-    image_features = model.encode_image(images, normalize=True)
-    text_features = functional.normalize(encode_captions(model, captions), dim=-1)
-    logits = model.logit_scale.exp() * image_features @ text_features.T
-    return functional.cross_entropy(logits, targets)
+    text_features = functional.normalize(encode_captions(model, batch.captions), dim=-1)
+    similarity = functional.normalize(features, dim=-1) @ text_features.T
+    return functional.cross_entropy(model.logit_scale.exp() * similarity, batch.targets)
+
+
+def probe_loss(logits: Tensor, facts: Tensor) -> Tensor:
+    """Summed cross-entropy of the facts, whose logits `(n, 22)` lie side by side."""
+    parts = torch.split(logits, list(FACTS), dim=1)
+    losses = [
+        functional.cross_entropy(part, fact)
+        for part, fact in zip(parts, facts.unbind(dim=1), strict=False)
+    ]
+    return torch.stack(losses).sum()
 
 
 @torch.no_grad()
