@@ -3,7 +3,7 @@
 Every method evaluates the same way on the selection split of the reference; an evaluation
 that another method or seed has made already is looked up, which changes no curve.
 
-    python -m benchmarks.search --trials 160 --seeds 5
+    python -m benchmarks.search --trials 100 --seeds 5
 """
 
 import json
@@ -40,7 +40,7 @@ SPEC = {
     "model": {"source": "reference"},
     "data": {
         "source": "reference",
-        "samples": {"calibration": 96, "tuning": 64, "selection": 512, "test": 64},
+        "samples": {"calibration": 96, "tuning": 64, "selection": 384, "test": 64},
     },
     "space": {"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [8]},
     "search": {"budgets": 12},
@@ -139,7 +139,7 @@ def curve(
 
 
 @click.command()
-@click.option("--trials", default=160)
+@click.option("--trials", default=100)
 @click.option("--seeds", default=5)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("docs/images"))
 def main(trials: int, seeds: int, out: Path) -> None:

@@ -17,6 +17,8 @@ _ENVIRONMENT = {
     # A cancelled trial's process gets this long to end by itself.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # The older of Tune's two displays is the one that can be silenced.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # The driver handles signals itself.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
@@ -37,6 +39,8 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
 
     # Tune complains of the result files that it was told not to write.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # That a token guards a cluster of our own is no news to the person.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     init = partial(
         ray.init, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False
     )
