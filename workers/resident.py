@@ -16,6 +16,10 @@ from objectives.evaluation import Evaluator
 from search.seeds import full_precision
 from workers.report import ModelReport
 
+# Levels of the quantizer over which entropies are taken: at 4 bits they begin to matter, and
+# the joint distribution of two layers is still small.
+_ENTROPY_BITS = 4
+
 
 @lru_cache(maxsize=1)
 def evaluator(spec_json: str) -> Evaluator:
@@ -33,10 +37,9 @@ def cell_meter(spec_json: str) -> CellMeter:
 def inspect(spec_json: str) -> ModelReport:
     """Loads a job's model and data, and reports what the driver plans with."""
     resident = evaluator(spec_json)
-    model, task, spec = resident.model, resident.task, resident.spec
+    model, task = resident.model, resident.task
     full = resident.evaluate(full_precision(model.layers))
-    bits = max((b for b in spec.space.activation_bits if b < 16), default=8)
-    entropies = measure_entropies(model, task, resident.ranges, bits)
+    entropies = measure_entropies(model, task, resident.ranges, _ENTROPY_BITS)
     splits = {name.value: task.split(name).identity for name in SplitName}
     return ModelReport(
         layers=model.layers,
