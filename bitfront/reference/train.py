@@ -154,7 +154,7 @@ def draw_batch(schedule: Schedule, step: int, rng: np.random.Generator) -> Batch
 
 
 def train(schedule: Schedule, seed: int) -> Iterator[tuple[int, open_clip.CLIP]]:
-    """The steps so far and the averaged model, once an interval."""
+    """The steps so far and the averaged model, once an interval and at the end."""
     rng = np.random.default_rng(seed)
     model = build_clip(seed).train()
     probe = nn.Parameter(torch.zeros(model.visual.output_dim, sum(FACTS)))
@@ -181,7 +181,7 @@ def train(schedule: Schedule, seed: int) -> Iterator[tuple[int, open_clip.CLIP]]
         if step % 100 == 0:
             elapsed = time.monotonic() - started
             logger.info("step %d: loss %.3f, %.0f s", step, np.mean(losses[-100:]), elapsed)
-        if step % schedule.interval == 0:
+        if step % schedule.interval == 0 or step == schedule.steps:
             yield step, averaged.module.eval()
 
 
