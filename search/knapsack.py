@@ -12,15 +12,25 @@ bits: sums are exact whatever their order, and equal errors are equal.
 
 from dataclasses import dataclass
 from math import frexp
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from search.menu import Floats, Integers, Menu
 from search.relaxation import Relaxation
 
-LABEL_LIMITS = (2**9, 2**12, 2**15, 2**18)
+LABEL_LIMITS = (2**9, 2**12, 2**17)
+_HISTORY = 2**25  # labels remembered over all blocks, 8 bytes each
 _ERROR_BITS = 60
 _ROUND_OFF = 2.0**-48
+
+
+class _History(NamedTuple):
+    """Where labels come from: the label one block before, and the cell added."""
+
+    parent: NDArray[np.int32]
+    cell: NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +51,9 @@ class _Labels:
             self.parent[kept],
             self.cell[kept],
         )
+
+    def history(self) -> _History:
+        return _History(self.parent.astype(np.int32), self.cell.astype(np.int32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +143,9 @@ class _Search:
         use = _later([max(0, int(core.nbytes[block].max())) for block in blocks])
         zero = np.zeros(1, dtype=np.int64)
         labels = _Labels(zero, zero, np.zeros(1), zero, zero)
-        history: list[_Labels] = []
+        history: list[_History] = []
         complete = True
+        limit = min(limit, _HISTORY // max(len(blocks), 1))
         for i, cells in enumerate(blocks):
             labels = self._extended(labels, cells, core.slack - int(relief[i + 1]))
             self._update(labels, history)
@@ -143,7 +157,7 @@ class _Search:
                 complete = False
                 nearest = np.argpartition(labels.reduced, limit)[:limit]
                 labels = labels.take(np.sort(nearest))
-            history.append(labels)
+            history.append(labels.history())
         return complete
 
     def _extended(self, labels: _Labels, cells: Integers, room: int) -> _Labels:
@@ -169,7 +183,7 @@ class _Search:
         before = np.minimum.accumulate(np.concatenate([[np.iinfo(np.int64).max], error[:-1]]))
         return extended.take(kept[error < before])
 
-    def _update(self, labels: _Labels, history: list[_Labels]) -> None:
+    def _update(self, labels: _Labels, history: list[_History]) -> None:
         """Takes over the best label that fits, completed by the base."""
         last = int(np.searchsorted(labels.nbytes, self.core.slack, side="right")) - 1
         if last < 0:
@@ -180,7 +194,7 @@ class _Search:
             return
         self.best_error, self.best_nbytes = found
         self.best = self.core.base.copy()
-        stage = labels
+        stage = labels.history()
         for earlier in (*history[::-1], None):
             cell = int(stage.cell[last])
             self.best[self.menu.block[cell]] = cell

@@ -1,14 +1,18 @@
 """Options: the joint precisions of a block's layers, and which of them are worth measuring."""
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
 
+from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer, LayerKind
 from bitfront.plan import Option
 from bitfront.precision import Precision
 from bitfront.profile import Cell
 from bitfront.spec import SpaceSpec
+
+_MOST_OPTIONS = 100_000
 
 
 def layer_precisions(layer: Layer, space: SpaceSpec) -> list[Precision]:
@@ -35,9 +39,19 @@ def layer_precisions(layer: Layer, space: SpaceSpec) -> list[Precision]:
 
 
 def block_options(block: Block, layers: Sequence[Layer], space: SpaceSpec) -> list[Option]:
-    """Every joint option of a block: `k^d` for `d` layers of `k` precisions each."""
+    """Every joint option of a block: `k^d` for `d` layers of `k` precisions each.
+
+    Raises:
+        SpecError: There are too many to list, let alone to measure.
+    """
     known = {layer.name: layer for layer in layers}
     choices = [layer_precisions(known[name], space) for name in block.layers]
+    count = math.prod(map(len, choices))
+    if count > _MOST_OPTIONS:
+        raise SpecError(
+            f"block {block.name} has {count:,} joint options, more than {_MOST_OPTIONS:,}: "
+            "search fewer precisions, or lower partition.depth"
+        )
     return [Option(precisions) for precisions in product(*choices)]
 
 
@@ -57,17 +71,20 @@ def screen(
         block: The block.
         options: Its joint options.
         singles: Layer name to its measured cells, by the option of that layer alone.
-        slack: At least 1; larger keeps more. 0 keeps everything.
+        slack: Larger keeps more; below 1 counts as 1, but 0 keeps everything.
     """
     if slack == 0 or len(block.layers) == 1:
         return list(options)
     predicted = [_predict(block, option, singles) for option in options]
-    kept: list[Option] = []
-    for option, (nbytes, error) in zip(options, predicted, strict=True):
-        beaten = any(n <= nbytes and e * slack < error for n, e in predicted)
-        if not beaten or _is_even(option):
-            kept.append(option)
-    return kept
+    least_error: dict[int, float] = {}  # of the options at most so large
+    least = math.inf
+    for nbytes, error in sorted(predicted):
+        least_error[nbytes] = least = min(least, error)
+    return [
+        option
+        for option, (nbytes, error) in zip(options, predicted, strict=True)
+        if error <= least_error[nbytes] * max(slack, 1.0) or _is_even(option)
+    ]
 
 
 def _predict(

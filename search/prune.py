@@ -129,8 +129,8 @@ def prune(
     Args:
         cells: The cells of each block.
         budgets: Each at least the size of the smallest plan. The certificates cover every
-            budget from the smallest to the largest of them, listed or not; those listed are
-            solved exactly first.
+            budget from the smallest to the largest of them, listed or not; where there is
+            something to prove, those listed are solved exactly first.
         epsilon: A share of the optimal error: 0.5 keeps what half more error still needs.
             What lies within it up to round-off stays, and so does what cannot be decided.
 
@@ -141,10 +141,11 @@ def prune(
     menu = program.menu
     low, high = min(budgets), max(budgets)
     known = _KnownPlans(program, epsilon)
-    for budget in sorted(budgets):
-        known.solve(budget)
+    known.solve(low)
     lagrangian = Lagrangian(menu, program.relaxation, low, high)
     doubtful = np.flatnonzero(~lagrangian.needed(epsilon))
+    for budget in budgets if len(doubtful) else ():
+        known.solve(budget)
     ranges = _Ranges(menu, known, lagrangian)
     ranges.judge(doubtful, low, high, _HALVINGS)
     bounds = {

@@ -1,7 +1,7 @@
 """Rank correlation against scipy's."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -12,6 +12,7 @@ pairs = st.lists(st.tuples(coarse, coarse), min_size=2, max_size=20)
 
 
 @given(pairs)
+@settings(deadline=None)
 def test_it_is_spearmans(values: list[tuple[float, float]]) -> None:
     first, second = [a for a, _ in values], [b for _, b in values]
     if len(set(first)) == 1 or len(set(second)) == 1:

@@ -53,7 +53,7 @@ def all_plans(cells: Cells) -> list[tuple[int, float, float]]:
 
 
 @given(instances(), st.floats(0, 1.1))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_the_solution_is_the_brute_force_optimum(cells: Cells, share: float) -> None:
     plans = all_plans(cells)
     sizes = [nbytes for nbytes, _, _ in plans]
@@ -112,6 +112,7 @@ def test_our_search_and_highs_agree_on_instances_beyond_brute_force(seed: int) -
 
 
 @given(instances())
+@settings(deadline=None)
 def test_more_bytes_never_make_it_worse(cells: Cells) -> None:
     program = Program(cells)
     low, high = program.relaxation.floor_nbytes, program.relaxation.ceiling_nbytes
