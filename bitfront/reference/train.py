@@ -75,12 +75,12 @@ class Schedule:
     """
 
     digit_steps: int = 300
-    calm_steps: int = 300
-    ramp_steps: int = 1200
-    wild_steps: int = 1800
+    calm_steps: int = 600
+    ramp_steps: int = 1000
+    wild_steps: int = 2100
     batch_size: int = 128
     peak_rate: float = 2e-3
-    decay: float = 0.1
+    decay: float = 0.2
     averaging: float = 0.998
     probing: float = 0.5
     interval: int = 500
