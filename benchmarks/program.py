@@ -59,7 +59,7 @@ def measure(
 @click.command()
 @click.option("--repeats", default=3)
 @click.option("--blocks", "sizes", multiple=True, type=int, default=(30, 100, 300, 1000))
-@click.option("--epsilon", "epsilons", multiple=True, type=float, default=(0.1, 0.01))
+@click.option("--epsilon", "epsilons", multiple=True, type=float, default=(0.5, 0.01, 0.001))
 def main(repeats: int, sizes: tuple[int, ...], epsilons: tuple[float, ...]) -> None:
     """Prints medians over seeds 0, 1, ... and the exponent with which time grows."""
     for hard in (False, True):

@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from search.menu import Floats, Integers, Menu
 from search.relaxation import Relaxation
 
-LABEL_LIMITS = (2**9, 2**12, 2**17)
+# Labels kept after each block: a first search finds a good choice, so that the next ones need
+# fewer. The last limit is for few blocks, whose combinations are almost all kept.
+LABEL_LIMITS = (2**9, 2**12, 2**17, 2**20)
+_FEW_BLOCKS = 10
 _HISTORY = 2**25  # labels remembered over all blocks, 8 bytes each
 _ERROR_BITS = 60
 _ROUND_OFF = 2.0**-48
@@ -215,5 +218,6 @@ def best_choice(menu: Menu, relaxation: Relaxation, budget: int) -> tuple[Intege
     if budget >= relaxation.ceiling_nbytes:
         return relaxation.choice(len(relaxation.slope)), True
     search = _Search(menu, _core(menu, relaxation, budget))
-    proven = any(search.run(limit) for limit in LABEL_LIMITS)
+    limits = LABEL_LIMITS if len(menu) <= _FEW_BLOCKS else LABEL_LIMITS[:-1]
+    proven = any(search.run(limit) for limit in limits)
     return search.best, proven

@@ -15,6 +15,9 @@ from search.menu import Floats, Integers, Menu
 from search.relaxation import Relaxation
 
 _TOLERANCE = 1e-10  # the least that HiGHS takes
+_TIME_LIMIT_S = 30.0
+_QUESTIONS = 20
+_FOUND = (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +29,19 @@ class Solution:
         error: Summed error of the cells.
         nbytes: Their bytes.
         bit_operations: Their bit operations.
+        proven: Whether no better one exists, up to round-off (of the solver, where bit
+            operations are limited); false only on profiles whose errors are all but linear in
+            size, and where the solver's time ran out.
     """
 
     choice: Mapping[str, Cell]
     error: float
     nbytes: int
     bit_operations: float
+    proven: bool = True
 
     @classmethod
-    def of(cls, menu: Menu, choice: Integers) -> "Solution":
+    def of(cls, menu: Menu, choice: Integers, *, proven: bool = True) -> "Solution":
         """The solution of a choice of cell numbers, one a block."""
         cells = [menu.cells[number] for number in choice]
         return cls(
@@ -42,6 +49,7 @@ class Solution:
             error=menu.total_error(choice),
             nbytes=menu.total_nbytes(choice),
             bit_operations=fsum(cell.bit_operations for cell in cells),
+            proven=proven,
         )
 
 
@@ -67,29 +75,23 @@ class Program:
         """
         if budget_nbytes < self.relaxation.floor_nbytes:
             raise InfeasibleBudget(budget_nbytes, self.relaxation.floor_nbytes)
-        solution = self._solve_bytes(budget_nbytes)
+        choice, proven = best_choice(self.menu, self.relaxation, budget_nbytes)
+        solution = Solution.of(self.menu, choice, proven=proven)
         if max_bit_operations is None or solution.bit_operations <= max_bit_operations:
             return solution
-        least = self._fewest_bit_operations(budget_nbytes)
+        least, frugal = self._fewest_bit_operations(budget_nbytes)
         if least > max_bit_operations:
             raise InfeasibleBudget(max_bit_operations, least, "bit operations")
-        choice = _solve_with_highs(self.menu, budget_nbytes, max_bit_operations)
-        return Solution.of(self.menu, choice)
+        found = _solve_with_highs(self.menu, budget_nbytes, max_bit_operations)
+        if found is None:
+            return Solution.of(self.menu, frugal, proven=False)
+        return Solution.of(self.menu, found[0], proven=found[1])
 
-    def _solve_bytes(self, budget_nbytes: int) -> Solution:
-        choice, proven = best_choice(self.menu, self.relaxation, budget_nbytes)
-        solution = Solution.of(self.menu, choice)
-        if proven:
-            return solution
-        # Only where errors are all but a function of size; HiGHS may do better, or worse.
-        other = Solution.of(self.menu, _solve_with_highs(self.menu, budget_nbytes, np.inf))
-        return min(solution, other, key=lambda found: (found.error, found.nbytes))
-
-    def _fewest_bit_operations(self, budget_nbytes: int) -> float:
-        """The least bit operations of a plan within a budget."""
+    def _fewest_bit_operations(self, budget_nbytes: int) -> tuple[float, Integers]:
+        """The least bit operations within a budget, and a choice that has them."""
         menu = replace(self.menu, error=_operations(self.menu))
         choice, _ = best_choice(menu, Relaxation(menu), budget_nbytes)
-        return menu.total_error(choice)
+        return menu.total_error(choice), choice
 
     def proxy_front(
         self, budgets: Sequence[int], *, max_bit_operations: float | None = None
@@ -108,38 +110,39 @@ def _operations(menu: Menu) -> Floats:
     return np.array([cell.bit_operations for cell in menu.cells], dtype=np.float64)
 
 
-def _solve_with_highs(menu: Menu, budget_nbytes: int, max_bit_operations: float) -> Integers:
-    """The optimum by HiGHS within limits that some choice holds.
+def _solve_with_highs(
+    menu: Menu, budget_nbytes: int, max_bit_operations: float
+) -> tuple[Integers, bool] | None:
+    """The optimum by HiGHS within limits that some choice holds, and whether it is proven.
 
     The solver holds a limit but for a tolerance: a choice that uses it is forbidden by name,
-    and the solver asked again.
+    and the solver asked again. None where it finds no choice.
     """
     operations = _operations(menu)
     problem, chosen = _posed(menu, operations, budget_nbytes, max_bit_operations)
-    while True:
+    for _ in range(_QUESTIONS):
         problem.solve(
             pulp.HiGHS(
                 msg=False,
                 gapRel=0,
                 gapAbs=0,
                 threads=1,
+                timeLimit=_TIME_LIMIT_S,
                 mip_feasibility_tolerance=_TOLERANCE,
                 primal_feasibility_tolerance=_TOLERANCE,
                 dual_feasibility_tolerance=_TOLERANCE,
             )
         )
-        if problem.sol_status != pulp.LpSolutionOptimal:
-            # Within the tolerance of infeasible: the choice of fewest bit operations is left.
-            rare = replace(menu, error=operations)
-            return best_choice(rare, Relaxation(rare), budget_nbytes)[0]
-        values = np.array([variable.value() for variable in chosen])
-        choice = np.array(
-            [a + int(np.argmax(values[a:b])) for a, b in pairwise(menu.first.tolist())]
-        )
+        values = [variable.value() for variable in chosen]
+        if problem.sol_status not in _FOUND or None in values:
+            return None
+        ranges = pairwise(menu.first.tolist())
+        choice = np.array([a + int(np.argmax(values[a:b])) for a, b in ranges])
         is_small = menu.total_nbytes(choice) <= budget_nbytes
         if is_small and fsum(operations[choice].tolist()) <= max_bit_operations:
-            return choice
+            return choice, problem.sol_status == pulp.LpSolutionOptimal
         problem += pulp.lpSum(chosen[number] for number in choice) <= len(menu) - 1
+    return None
 
 
 def _posed(

@@ -105,7 +105,10 @@ def test_our_search_and_highs_agree_on_instances_beyond_brute_force(seed: int) -
 
     for share in (0.1, 0.37, 0.7):
         budget = int(floor + share * (ceiling - floor))
-        theirs = _solve_with_highs(program.menu, budget, np.inf)
+        found = _solve_with_highs(program.menu, budget, np.inf)
+        assert found is not None
+        theirs, proven = found
+        assert proven
         assert program.solve(budget).error == pytest.approx(
             program.menu.total_error(theirs), rel=1e-9
         )
@@ -144,6 +147,27 @@ def test_limits_that_only_fail_together_name_the_floor_within_the_bytes(
 
     with pytest.raises(InfeasibleBudget, match=f"smallest plan needs {floor}$"):
         Program(cells).solve(5, max_bit_operations=limit)
+
+
+def test_what_cannot_be_proven_within_reason_says_so() -> None:
+    rng = np.random.default_rng(0)
+    cells = {}
+    for number in range(12):  # errors linear in size: a subset-sum problem
+        weights = 8 * int(rng.lognormal(17, 1))
+        cells[f"b{number}"] = [
+            make_cell(f"b{number}", i, weights * bits // 8 + 3 * i, float(weights * (8 - bits)))
+            for i, bits in enumerate((2, 3, 4, 5, 6, 8))
+        ]
+    program = Program(cells)
+    floor, ceiling = program.relaxation.floor_nbytes, program.relaxation.ceiling_nbytes
+    budget = (floor + ceiling) // 2
+
+    solution = program.solve(budget)
+
+    assert not solution.proven
+    assert solution.nbytes <= budget
+    relaxed = float(program.relaxation.optimum(np.array([float(budget)]))[0])
+    assert relaxed <= solution.error <= relaxed * (1 + 1e-5)
 
 
 def test_bit_operations_may_reach_their_limit_exactly() -> None:
