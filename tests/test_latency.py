@@ -129,9 +129,9 @@ def test_the_text_tower_costs_an_image_nothing(model: DualEncoder, switch: PlanS
 
 def test_an_adapter_adds_its_two_products(model: DualEncoder, switch: PlanSwitch) -> None:
     known = _known_times(model, tower=3.0, float32=0.05, int8=0.02).entries
-    device = describe_device(model.device)
-    known[LatencyKey(device, "int8-dynamic", 16, 64, 2)] = 0.3
-    known[LatencyKey(device, "int8-dynamic", 64, 16, 2)] = 0.5
+    device, width = describe_device(model.device), model.feature_width
+    known[LatencyKey(device, "int8-dynamic", width // 4, width, 2)] = 0.3
+    known[LatencyKey(device, "int8-dynamic", width, width // 4, 2)] = 0.5
     plan = _uniform(model, FULL).plan
     table = LatencyTable(known)
 
