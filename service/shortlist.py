@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Profile
 from bitfront.spec import JobSpec
@@ -53,7 +54,19 @@ class Shortlist:
         limit = self._spec.constraints.max_nbytes
         if limit is not None:
             high = limit - fixed if high is None else min(high, limit - fixed)
-        return budget_axis(self._cells, search.budgets, low, high)
+        axis = budget_axis(self._cells, search.budgets, low, high)
+        baselines = [size for size in self._uniform_nbytes() if axis[0] <= size <= axis[-1]]
+        return sorted({*axis, *baselines})
+
+    def _uniform_nbytes(self) -> list[int]:
+        """The sizes of the uniform plans that lie in the space: there the program competes."""
+        sizes = {(c.block, c.option): c.nbytes for c in self._profile.cells}
+        found = []
+        for plan in uniform_plans(self._profile.layers, self._spec.space):
+            places = [(block.name, _option(plan, block)) for block in self._profile.blocks]
+            if all(place in sizes for place in places):
+                found.append(sum(sizes[place] for place in places))
+        return found
 
     def _prune(self, epsilon: float) -> PrunedSpace | None:
         if not self._spec.search.prune:
@@ -72,12 +85,13 @@ class Shortlist:
         return SearchSpace(self._profile.blocks, options, {}, self._spec.space.recovery)
 
     def seeds(self) -> list[Seed]:
-        """Full precision, the proxy front, the uniform baselines, then what recovery adds."""
+        """Full precision, the uniform baselines, the proxy front, then what recovery adds."""
         layers = self._profile.layers
         plans = [self._plan(solution) for solution in self.solutions]
         uniform = uniform_plans(layers, self._spec.space)
-        seeds = [Seed(full_precision(layers), Origin.BASELINE), *self.program_seeds()]
+        seeds = [Seed(full_precision(layers), Origin.BASELINE)]
         seeds += [Seed(Configuration(plan), Origin.BASELINE) for plan in uniform]
+        seeds += self.program_seeds()
         recovered = with_recoveries(plans, self.space.seed_recoveries())
         seeds += [Seed(configuration, Origin.PROGRAM) for configuration in recovered]
         return seeds
@@ -97,8 +111,7 @@ class Shortlist:
         """The summed error of a plan's cells; None where one was not measured."""
         total = 0.0
         for block in self._profile.blocks:
-            option = Option(tuple(plan.precision(layer) for layer in block.layers))
-            error = self._errors.get((block.name, option))
+            error = self._errors.get((block.name, _option(plan, block)))
             if error is None:
                 return None
             total += error
@@ -155,3 +168,8 @@ class Shortlist:
                 certificate = {"kind": "dominated"}
             records.append(OptionRecord(cell, place in kept, certificate))
         return records
+
+
+def _option(plan: Plan, block: Block) -> Option:
+    """What a plan gives a block."""
+    return Option(tuple(plan.precision(layer) for layer in block.layers))
