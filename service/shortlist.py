@@ -8,7 +8,7 @@ from dataclasses import asdict
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Profile
-from bitfront.spec import JobSpec
+from bitfront.spec import JobSpec, Objective
 from bitfront.trial import Origin, Trial, TrialState
 from search.correlation import rank_correlation
 from search.menu import by_block
@@ -38,7 +38,13 @@ class Shortlist:
     def __init__(self, spec: JobSpec, profile: Profile) -> None:
         self._spec = spec
         self._profile = profile
-        self._cells = {name: undominated(cells) for name, cells in by_block(profile.cells).items()}
+        self._counts_operations = not {Objective.ERROR, Objective.NBYTES}.issuperset(
+            spec.objectives
+        )
+        self._cells = {
+            name: undominated(cells, bit_operations=self._counts_operations)
+            for name, cells in by_block(profile.cells).items()
+        }
         self._errors = {(cell.block, cell.option): cell.error for cell in profile.cells}
         self._budgets = self._axis()
         self.solutions = Program(self._cells).proxy_front(self._budgets)
@@ -69,7 +75,8 @@ class Shortlist:
         return found
 
     def _prune(self, epsilon: float) -> PrunedSpace | None:
-        if not self._spec.search.prune:
+        # The bounds are about bytes: with a further objective they would drop what it needs.
+        if not self._spec.search.prune or self._counts_operations:
             return None
         return prune(self._cells, self._budgets, epsilon)
 

@@ -55,7 +55,6 @@ def _check_front(study: Study) -> None:
     assert [row[0] for row in stored] == expected
     tested = "SELECT count(*) FROM front JOIN trial ON trial.id = trial_id WHERE test_error IS NULL"
     assert study.count(tested) == 0
-    volumes = [
-        row[0] for row in study.rows("SELECT hypervolume FROM hypervolume ORDER BY completed")
-    ]
+    rows = study.rows("SELECT hypervolume FROM hypervolume ORDER BY completed")
+    volumes = [float(str(row[0])) for row in rows]
     assert volumes == sorted(volumes)
