@@ -86,12 +86,16 @@ def _driving(
     lease = take(store, spec.study)
     orders = Orders()
     run = _Run(spec, store, lease, orders, reporter, _spool(url, spec.study))
-    with heartbeat(store, lease, orders):
+    with signals(orders), heartbeat(store, lease, orders):
         try:
-            # Ray takes the signals over when it connects: ours come after it.
+            # Ray takes the signals over when it connects: ours are set once more after it.
             with connected(spec.search.workers, address), signals(orders):
                 yield run
         except LeaseLost:
+            raise
+        except SystemExit:
+            # Ray's own handler of SIGTERM, which holds while it connects.
+            store.release(lease, StudyState.CANCELLED, "ended while connecting to Ray")
             raise
         except BitfrontError as error:
             store.release(lease, StudyState.FAILED, str(error))

@@ -1,6 +1,10 @@
-"""The reference's architecture with its initial weights, and a small task for it."""
+"""A small model with initial weights that reads the reference's scenes, and a task for it."""
 
-from bitfront.reference.digit_clip import build_clip, tokenize
+import open_clip
+import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+from bitfront.reference.digit_clip import CONTEXT_LENGTH, VOCABULARY, tokenize
 from bitfront.spec import JobSpec
 from bitfront.vlm import DualEncoder
 from bitfront.vlm.open_clip_models import open_clip_encoder
@@ -8,9 +12,21 @@ from bitfront.vlm.reference_model import preprocess_picture
 from objectives.data import Task, load_task
 
 
+def untrained_clip(seed: int = 0) -> open_clip.CLIP:
+    """A model that needs no checkpoint, and does not change with the reference's shape."""
+    vision = CLIPVisionCfg(layers=3, width=96, head_width=24, patch_size=4, image_size=24)
+    text = CLIPTextCfg(
+        context_length=CONTEXT_LENGTH, vocab_size=len(VOCABULARY), width=96, heads=4, layers=2
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return open_clip.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
+
+
 def untrained_encoder(seed: int = 0) -> DualEncoder:
-    """A dual encoder that needs no checkpoint."""
-    return open_clip_encoder(build_clip(seed), preprocess=preprocess_picture, tokenize=tokenize)
+    """The dual encoder of `untrained_clip`."""
+    model = untrained_clip(seed)
+    return open_clip_encoder(model, preprocess=preprocess_picture, tokenize=tokenize)
 
 
 def scene_spec(**changes: object) -> JobSpec:

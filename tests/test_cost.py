@@ -7,7 +7,6 @@ from bitfront.layers import LayerKind, Tower
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.quant.packing import packed_weight
-from bitfront.reference.digit_clip import build_clip
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder
 from objectives.cost import (
@@ -18,7 +17,7 @@ from objectives.cost import (
     layer_nbytes,
 )
 from objectives.recovery import RecoveryData, recover
-from tests.scene_models import untrained_encoder
+from tests.scene_models import untrained_clip, untrained_encoder
 
 FORMATS = (
     Precision(2, 8),
@@ -68,7 +67,7 @@ def test_bytes_are_those_of_the_tensors_that_a_checkpoint_holds(
 
 def parameters() -> dict[str, torch.Tensor]:
     """The library's own parameters, before anything was rewritten."""
-    return {name: tensor.detach() for name, tensor in build_clip().named_parameters()}
+    return {name: tensor.detach() for name, tensor in untrained_clip().named_parameters()}
 
 
 def test_parts_tell_towers_and_scales_apart(model: DualEncoder) -> None:

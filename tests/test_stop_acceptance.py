@@ -52,5 +52,6 @@ def test_a_second_driver_is_refused_while_the_first_one_runs(tmp_path: Path) -> 
     assert second.wait(timeout=60) == 2
     assert "study 'held' is being run by" in study.log.read_text()
     driver.terminate()
-    assert driver.wait(timeout=120) == 1
+    # 15 where Ray was still connecting: until then its own handler of SIGTERM holds.
+    assert driver.wait(timeout=120) in (1, 15)
     assert study.rows("SELECT state, owner FROM study") == [("cancelled", None)]

@@ -114,11 +114,11 @@ def test_a_context_leaves_no_trace() -> None:
     assert torch.equal(encoder.encode_texts(tokens), before)
 
 
-@pytest.mark.parametrize("shape", [(2, 95), (96,), (1, 2, 96)])
+@pytest.mark.parametrize("shape", [(2, 63), (64,), (1, 2, 64)])
 def test_a_context_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     encoder = make("reference")
 
-    with pytest.raises(SpecError, match=r"prompt vectors must be \(count, 96\)"):
+    with pytest.raises(SpecError, match=r"prompt vectors must be \(count, 64\)"):
         encoder.encode_texts(encoder.tokenize(["two above one"]), torch.ones(shape))
 
 
@@ -136,7 +136,7 @@ def test_embedded_words_are_in_full_precision_under_a_plan() -> None:
     encoder = make("reference")
     words = encoder.embed_words("two above one")
 
-    encoder.put_weight("token_embedding.weight", torch.zeros(36, 96))
+    encoder.put_weight("token_embedding.weight", torch.zeros(36, 64))
 
     assert torch.equal(encoder.embed_words("two above one"), words)
     assert words.any()
