@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from platformdirs import user_state_path
+
 from bitfront.errors import BitfrontError, ChangedJob, Interrupted, LeaseLost
 from bitfront.plan import Configuration, digest
 from bitfront.spec import JobSpec
@@ -16,7 +18,7 @@ from service.heartbeat import Orders, heartbeat, signals, take
 from service.profiling import measure_profile
 from service.progress import Reporter
 from service.shortlist import Shortlist
-from storage.records import Lease
+from storage.records import Lease, StudyRecord
 from storage.store import Store, open_store
 from workers.cluster import connected
 from workers.ledger import Progress, TrialLedger
@@ -85,7 +87,7 @@ def _driving(
     """Holds the study's lease and a connection to Ray; in the end, leaves the study's state."""
     lease = take(store, spec.study)
     orders = Orders()
-    run = _Run(spec, store, lease, orders, reporter, _spool(url, spec.study))
+    run = _Run(spec, store, lease, orders, reporter, _spool(url, store.study(spec.study)))
     with signals(orders), heartbeat(store, lease, orders):
         try:
             # Ray takes the signals over when it connects: ours are set once more after it.
@@ -105,13 +107,19 @@ def _driving(
         store.release(lease, run.state, run.message)
 
 
-def _spool(url: str, study: str) -> Spool:
-    """The folder where workers leave results: beside a SQLite file, or as the environment says."""
+def _spool(url: str, study: StudyRecord) -> Spool:
+    """Where workers leave results: beside a SQLite file, else in the person's state folder.
+
+    Its name holds the moment of creation: a study that is deleted and made anew under the same
+    name must not find results of the old one.
+    BITFRONT_SPOOL names another place; on several machines it must be one that all share.
+    """
     folder = os.environ.get("BITFRONT_SPOOL")
     if folder is None:
         prefix = "sqlite:///"
-        folder = f"{url.removeprefix(prefix)}.spool" if url.startswith(prefix) else "spool"
-    return Spool(Path(folder).absolute() / study)
+        state = user_state_path("bitfront") / "spool"
+        folder = f"{url.removeprefix(prefix)}.spool" if url.startswith(prefix) else str(state)
+    return Spool(Path(folder).absolute() / f"{study.name}-{study.created_at:%Y%m%dT%H%M%S%f}")
 
 
 class _Run:
