@@ -28,8 +28,8 @@ from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation
 from bitfront.vlm import load_model
 from objectives.calibration import calibrate
-from objectives.data import load_task
 from objectives.evaluation import Evaluator
+from objectives.load import load_task
 from service.shortlist import Shortlist
 
 T = TypeVar("T")

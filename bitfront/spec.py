@@ -1,5 +1,6 @@
 """The job specification: what a person writes in JOB.yaml, valid once built."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
@@ -10,6 +11,7 @@ from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
 from bitfront.sizes import parse_nbytes
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+REFERENCE_CLIP, REFERENCE_LLAVA = "digit-clip", "digit-llava"
 
 
 def _weight_bits(bits: int) -> int:
@@ -47,13 +49,16 @@ class ModelSource(StrEnum):
 class ModelSpec(Section):
     """The model: `name` is an open_clip model name, or a hub name or folder of transformers.
 
-    `weights` is a checkpoint file or an open_clip pretrained tag.
+    A bundled model has the name `digit-clip` or `digit-llava`. `weights` is a checkpoint file
+    or an open_clip pretrained tag. `dtype` is what LLaVA's weights are loaded in: by default
+    bfloat16 on a GPU and float32 elsewhere; dual encoders are always in float32.
     """
 
     source: ModelSource
-    name: str = "digit-clip"
+    name: str = REFERENCE_CLIP
     weights: str | None = None
     device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class DataSource(StrEnum):
@@ -62,6 +67,7 @@ class DataSource(StrEnum):
     REFERENCE = "reference"
     IMAGE_FOLDER = "image_folder"
     DATASETS = "datasets"
+    QUESTIONS = "questions"
 
 
 class Samples(Section):
@@ -74,16 +80,25 @@ class Samples(Section):
 
 
 class DataSpec(Section):
-    """The task: images with one class each; captions are made from `templates`.
+    """The task: images with one class each, or questions about images with their answers.
 
-    `path` is a folder with one sub-folder a class, or a `datasets` dataset saved to disk.
+    `path` is a folder with one sub-folder a class, a `datasets` dataset saved to disk, or a
+    JSON Lines file of questions whose images lie beside it. Captions of classes are made from
+    `templates`; a question is put to the model as `prompt`. An answer is what `answer_pattern`
+    finds in the model's text (its first group, where it has one); without a pattern it is the
+    whole text, which must end within `answer_tokens` tokens.
     """
 
     source: DataSource
     path: str | None = None
     image_column: str = "image"
     label_column: str = "label"
+    question_column: str = "question"
+    answer_column: str = "answer"
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    prompt: str = "USER: <image>\n{} ASSISTANT:"
+    answer_pattern: str | None = None
+    answer_tokens: int = Field(16, ge=1)
     samples: Samples = Samples()
     seed: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=1)
@@ -94,6 +109,15 @@ class DataSpec(Section):
             raise ValueError(f"data of source {self.source} needs a path")
         if any("{}" not in template for template in self.templates):
             raise ValueError("data.templates: each one needs {} where the class name goes")
+        if "{}" not in self.prompt:
+            raise ValueError("data.prompt needs {} where the question goes")
+        if self.answer_pattern is not None:
+            try:
+                re.compile(self.answer_pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"data.answer_pattern is no regular expression: {error}"
+                ) from error
         return self
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from bitfront.errors import InvalidModel
 from bitfront.layers import Tower
 from bitfront.quant.inputs import InputRange
-from bitfront.vlm import DualEncoder
-from objectives.data import SplitName, Task
+from bitfront.vlm import LayeredModel
+from objectives.task import SplitName, Task
 
 SAMPLED_VALUES = 1 << 18
 
@@ -20,30 +20,29 @@ Ranges = Mapping[str, Mapping[float, InputRange]]
 
 
 def watch_calibration(
-    model: DualEncoder, task: Task, callback: Callable[[str, Tensor], None]
+    model: LayeredModel, task: Task, callback: Callable[[str, Tensor], None]
 ) -> None:
-    """Shows `callback` every layer's input while calibration images and captions run through.
+    """Shows `callback` every layer's input while the calibration split runs through.
 
     It is called with `(layer name, input)`, batch by batch, without gradients.
     """
     with torch.no_grad(), model.watch_inputs(callback):
-        for pixels in task.image_batches(SplitName.CALIBRATION):
-            model.encode_images(pixels.to(model.device))
-        for tokens in task.caption_batches():
-            model.encode_texts(tokens.to(model.device))
+        for stream in task.streams(model, SplitName.CALIBRATION):
+            for batch in range(len(stream.sizes)):
+                stream.run(batch)
 
 
-def calibration_batches(task: Task) -> dict[Tower, int]:
+def calibration_batches(model: LayeredModel, task: Task) -> dict[Tower, int]:
     """How many batches of a calibration run go through each tower."""
-    images, captions = len(task.split(SplitName.CALIBRATION)), len(task.captions)
     return {
-        Tower.VISION: math.ceil(images / task.batch_size),
-        Tower.TEXT: math.ceil(captions / task.batch_size),
+        tower: len(stream.sizes)
+        for stream in task.streams(model, SplitName.CALIBRATION)
+        for tower in stream.towers
     }
 
 
 def calibrate(
-    model: DualEncoder, task: Task, clips: Sequence[float]
+    model: LayeredModel, task: Task, clips: Sequence[float]
 ) -> dict[str, dict[float, InputRange]]:
     """The range of every layer's input for each clip percentile, in one pass.
 
@@ -54,7 +53,7 @@ def calibrate(
 
     Args:
         model: In full precision.
-        task: Its calibration split feeds the vision tower, its captions the text tower.
+        task: Its calibration split runs through the model.
         clips: Percentiles in (0.5, 1.0].
 
     Returns:
@@ -64,7 +63,7 @@ def calibrate(
     Raises:
         InvalidModel: An input is not finite.
     """
-    batches = calibration_batches(task)
+    batches = calibration_batches(model, task)
     towers = {layer.name: layer.tower for layer in model.layers}
     gathered: dict[str, _Values] = {}
 
@@ -91,7 +90,7 @@ class _Values:
         low, high = (value.item() for value in torch.aminmax(inputs.float()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InvalidModel(
-                f"the input of layer {self._layer} is not finite on the calibration images: "
+                f"the input of layer {self._layer} is not finite on the calibration samples: "
                 "check the model's weights and data type"
             )
         self._low, self._high = min(self._low, low), max(self._high, high)

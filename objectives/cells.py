@@ -8,10 +8,10 @@ from bitfront.plan import Option, Plan, digest
 from bitfront.precision import Precision
 from bitfront.profile import Cell
 from bitfront.spec import JobSpec
-from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.vlm import LayeredModel, PlanSwitch
 from objectives.cost import layer_bit_operations, layer_nbytes
-from objectives.data import Task
 from objectives.measures import build_measure
+from objectives.task import Task
 from objectives.teacher import FULL_PLAN, Teacher
 
 # Goes up when the same option of the same model would come out with another error.
@@ -28,7 +28,7 @@ class CellMeter:
         spec: The job, for its quantizer and error measure.
     """
 
-    def __init__(self, model: DualEncoder, task: Task, switch: PlanSwitch, spec: JobSpec) -> None:
+    def __init__(self, model: LayeredModel, task: Task, switch: PlanSwitch, spec: JobSpec) -> None:
         self._model = model
         self._switch = switch
         self._spec = spec

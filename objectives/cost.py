@@ -6,7 +6,7 @@ from bitfront.precision import Precision
 from bitfront.quant.inputs import input_nbytes
 from bitfront.quant.packing import packed_length, weight_nbytes
 from bitfront.spec import QuantizerSpec
-from bitfront.vlm import DualEncoder
+from bitfront.vlm import DualEncoder, LayeredModel
 from objectives.adapter import AdapterShape
 
 _FULL_BITS = 16
@@ -29,7 +29,7 @@ def layer_bit_operations(layer: Layer, precision: Precision) -> float:
 
 
 def configuration_nbytes(
-    model: DualEncoder, configuration: Configuration, quantizer: QuantizerSpec
+    model: LayeredModel, configuration: Configuration, quantizer: QuantizerSpec
 ) -> dict[str, int]:
     """The bytes of a configuration's packed checkpoint, part by part; their sum is `nbytes`.
 
@@ -53,7 +53,7 @@ def configuration_nbytes(
     return parts
 
 
-def bits_per_weight(model: DualEncoder, configuration: Configuration) -> float:
+def bits_per_weight(model: LayeredModel, configuration: Configuration) -> float:
     """The mean width of the model's own weights; what no plan changes counts at 16 bits.
 
     Scales, zero points, prompt and adapter are no weights of the model: they are in `nbytes`.
@@ -66,8 +66,11 @@ def bits_per_weight(model: DualEncoder, configuration: Configuration) -> float:
     return bits / (fixed + sum(layer.weights for layer in model.layers))
 
 
-def bit_operations(model: DualEncoder, configuration: Configuration) -> float:
-    """Multiply-accumulates times both widths for one image and one caption, adapter included."""
+def bit_operations(model: LayeredModel, configuration: Configuration) -> float:
+    """Multiply-accumulates times both widths for one sample, adapter included.
+
+    A sample is an image and a caption, or an image and a question of nominal length.
+    """
     precisions = dict(configuration.plan)
     total = sum(
         layer_bit_operations(layer, precisions.get(layer.name, Precision(_FULL_BITS)))
@@ -75,6 +78,7 @@ def bit_operations(model: DualEncoder, configuration: Configuration) -> float:
     )
     recovery = configuration.recovery
     if recovery is not None and recovery.reduction:
+        assert isinstance(model, DualEncoder)
         hidden = max(1, model.feature_width // recovery.reduction)
         macs = 2 * hidden * model.feature_width
         total += float(macs * recovery.adapter_bits**2)
@@ -86,8 +90,9 @@ def _input_nbytes(layer: Layer, precision: Precision, quantizer: QuantizerSpec) 
 
 
 def _recovery_parts(
-    model: DualEncoder, recovery: Recovery, quantizer: QuantizerSpec
+    model: LayeredModel, recovery: Recovery, quantizer: QuantizerSpec
 ) -> dict[str, int]:
+    assert isinstance(model, DualEncoder)
     parts = {}
     if recovery.context_length:
         parts["prompt"] = 2 * recovery.context_length * model.text_width

@@ -18,9 +18,9 @@ from bitfront.errors import SpecError
 from bitfront.layers import Layer, LayerKind
 from bitfront.profile import LayerEntropy
 from bitfront.quant.inputs import input_levels
-from bitfront.vlm import DualEncoder
+from bitfront.vlm import LayeredModel
 from objectives.calibration import Ranges, calibration_batches, watch_calibration
-from objectives.data import Task
+from objectives.task import Task
 
 # Below 1, since the blur of the assignment is uncertainty too: at 1 two copies of one tensor
 # would leave half of the range open at 4 bits.
@@ -55,7 +55,7 @@ def entropy_nats(probabilities: Float[Tensor, "*shape"]) -> float:
 
 
 def measure_entropies(
-    model: DualEncoder,
+    model: LayeredModel,
     task: Task,
     ranges: Ranges,
     bits: int,
@@ -82,7 +82,7 @@ def measure_entropies(
 
     Args:
         model: In full precision.
-        task: Its calibration images and captions run through the model once.
+        task: Its calibration split runs through the model once.
         ranges: What `calibrate` returned; the widest clip counts.
         bits: Width of the codes, at most 8; 4 bits need few samples and tell layers apart.
         temperature: See `soft_assignment`.
@@ -93,7 +93,7 @@ def measure_entropies(
     if not 2 <= bits <= 8:
         raise SpecError(f"entropies are over codes of 2 to 8 bits, got {bits}")
     chain = Chain(list_steps(model.layers, ranges, bits), temperature)
-    batches = calibration_batches(task)
+    batches = calibration_batches(model, task)
     quotas = {layer.name: max(1, SAMPLED_VALUES // batches[layer.tower]) for layer in model.layers}
     watch_calibration(model, task, lambda name, x: chain.add(name, x, quotas[name]))
     return chain.entropies()

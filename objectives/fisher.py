@@ -22,7 +22,7 @@ class FisherError:
     The first sum runs over the weights of the block's layers, with the diagonal Fisher
     information `F_w = mean_x E_y[(d log p(y | x) / dw)^2]`, the second over the elements of
     their inputs, with `g` the same gradient there. Both are measured once, with labels drawn
-    from the model (see `Teacher.feature_gradients`), so an option costs no run of the model.
+    from the model (see `Teacher.output_gradients`), so an option costs no run of the model.
     """
 
     def __init__(self, teacher: Teacher, quantizer: QuantizerSpec) -> None:
@@ -56,12 +56,17 @@ class FisherError:
         return self._input_errors[key]
 
     def _measure_information(self, tower: Tower) -> dict[str, Tensor]:
-        """`F_w` of every layer of a tower."""
+        """`F_w` of every layer that the tower's stream runs through."""
         teacher = self._teacher
+        towers = teacher.stream(tower).towers
         weights = {
-            layer.name: [module.get_parameter("weight") for module in modules(teacher, layer)]
+            layer.name: list(
+                dict.fromkeys(
+                    module.get_parameter("weight") for module in teacher.model.modules(layer.name)
+                )
+            )
             for layer in teacher.model.layers
-            if layer.tower is tower
+            if layer.tower in towers
         }
         sums = {layer: torch.zeros(()).double() for layer in weights}
 
@@ -77,22 +82,23 @@ class FisherError:
                 stack.callback(copy.requires_grad_, False)  # noqa: FBT003 - torch's argument
                 copy.requires_grad_()
             teacher.backward(tower, harvest)
-        return {layer: total / (DRAWS * teacher.images) for layer, total in sums.items()}
+        return {layer: total / (DRAWS * teacher.predictions) for layer, total in sums.items()}
 
     def _measure_inputs(self, tower: Tower, bits: int, clip: float) -> None:
-        """The second term's summand of every layer of a tower, at one input format."""
+        """The second term's summand of every layer that the tower's stream runs through."""
         teacher = self._teacher
+        towers = teacher.stream(tower).towers
         sums: dict[str, float] = {}
         with ExitStack() as stack:
             for layer in teacher.model.layers:
-                if layer.tower is tower and layer.kind is not LayerKind.EMBEDDING:
+                if layer.tower in towers and layer.kind is not LayerKind.EMBEDDING:
                     sums[layer.name] = 0.0
                     watch = _watch(layer, self._quantizer_of(layer, bits, clip), sums)
-                    for module in modules(teacher, layer):
+                    for module in teacher.model.multiplying(layer.name):
                         stack.callback(module.register_forward_pre_hook(watch).remove)
             teacher.backward(tower)
         for name, total in sums.items():
-            error = total / (2 * DRAWS * teacher.images)
+            error = total / (2 * DRAWS * teacher.predictions)
             self._input_errors[name, bits, clip] = error
 
     def _quantizer_of(self, layer: Layer, bits: int, clip: float) -> InputQuantizer:
@@ -100,11 +106,6 @@ class FisherError:
         return InputQuantizer(
             bits, self._teacher.switch.ranges[layer.name][clip] if static else None
         )
-
-
-def modules(teacher: Teacher, layer: Layer) -> tuple[nn.Module, ...]:
-    """The modules that hold a layer's weight."""
-    return teacher.model.modules(layer.name)
 
 
 def _watch(

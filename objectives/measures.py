@@ -32,10 +32,11 @@ class Measure(Protocol):
 
 
 class OutputDivergence:
-    """`mean_x KL(p(. | x) || q(. | x))` over the calibration images, in nats.
+    """`mean_x KL(p(. | x) || q(. | x))` over the calibration split's predictions, in nats.
 
-    `p` and `q` are the softmax over all classes of the scaled cosines, in full precision and
-    with the plan on; they are computed in float64.
+    `p` and `q` are the softmax of the task's logits, in full precision and with the plan on:
+    over all classes for an image, over the vocabulary for each token of an answer, behind the
+    right tokens before it. They are computed in float64.
     """
 
     def __init__(self, teacher: Teacher) -> None:
@@ -43,10 +44,10 @@ class OutputDivergence:
 
     def error(self, block: Block, plan: Plan) -> float:
         """The divergence under the plan."""
-        teacher, tower = self._teacher, block.tower
-        features = teacher.runner.run(teacher.inputs[tower], plan, keep=False)
-        reference = teacher.scores(tower, teacher.features[tower])
-        return divergence_nats(reference, teacher.scores(tower, features))
+        teacher, stream = self._teacher, self._teacher.stream(block.tower)
+        output = teacher.runner.run(stream, plan, keep=False)
+        reference = teacher.scores(stream, teacher.outputs[stream.key])
+        return divergence_nats(reference, teacher.scores(stream, output))
 
 
 class LayerOutputs:
@@ -78,8 +79,8 @@ class LayerOutputs:
             for layer, calls in outputs.items():
                 for module in teacher.model.modules(layer):
                     stack.callback(module.register_forward_hook(partial(_note, calls)).remove)
-            given = teacher.inputs[block.tower]
-            teacher.runner.run(given, plan, keep=False, watched=layers)
+            stream = teacher.stream(block.tower)
+            teacher.runner.run(stream, plan, keep=False, watched=layers)
         return outputs
 
 
@@ -91,7 +92,7 @@ class WeightedOutput:
     """`mean_x sum_e g_e^2 (y'_e - y_e)^2 / 2` over the elements of the block's output, in nats.
 
     `y` is the output of the block's last layer, `y'` the same under the plan, and `g` the
-    gradient of the model's own loss there (see `Teacher.feature_gradients`): the error that
+    gradient of the model's own loss there (see `Teacher.output_gradients`): the error that
     BRECQ (https://arxiv.org/abs/2102.05426) reconstructs blocks by.
     """
 
@@ -110,7 +111,7 @@ class WeightedOutput:
             float((weight * change.square()).sum())
             for weight, (_, change) in zip(self._weights[1], changes, strict=True)
         )
-        return total / (2 * self._teacher.images)
+        return total / (2 * self._teacher.predictions)
 
     def _squared_gradients(self, block: Block, layer: str) -> list[Tensor]:
         """The mean of `g^2` over the draws, for every call of the layer."""

@@ -51,11 +51,20 @@ def open_image(source: Source, index: int) -> Image.Image:
     Raises:
         InvalidSample: The image cannot be read; the message says where it is.
     """
+    return decode_image(source.content(index), source.where(index))
+
+
+def decode_image(content: bytes, where: str) -> Image.Image:
+    """An encoded image in RGB.
+
+    Raises:
+        InvalidSample: It cannot be read; the message says where it is.
+    """
     try:
-        return Image.open(BytesIO(source.content(index))).convert("RGB")
+        return Image.open(BytesIO(content)).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidSample(
-            f"the image {source.where(index)} cannot be read ({error}): replace or remove it"
+            f"the image {where} cannot be read ({error}): replace or remove it"
         ) from error
 
 
@@ -104,33 +113,18 @@ class DatasetSource:
     """A `datasets` dataset saved to disk, with an image column and a label column."""
 
     def __init__(self, spec: DataSpec) -> None:
-        root = _existing_folder(spec.path)
-        self.title = f"dataset {root}"
-        dataset = _load_dataset(root)
-        for column in (spec.image_column, spec.label_column):
-            if column not in dataset.column_names:
-                raise SpecError(
-                    f"the {self.title} has no column {column!r}; its columns are "
-                    f"{', '.join(dataset.column_names)}: set data.image_column and "
-                    "data.label_column"
-                )
+        dataset = load_dataset(spec, (spec.image_column, spec.label_column))
+        self.title = f"dataset {spec.path}"
         self.classes, self.labels = _read_labels(dataset, spec.label_column, self.title)
         self.names = [str(index) for index in range(len(self.labels))]
-        self._cells = _undecoded(dataset, spec.image_column, self.title)
+        self._cells = undecoded_images(dataset, spec.image_column, self.title)
 
     def content(self, index: int) -> bytes:
         """The encoded image: from the dataset, or from the file that it names."""
         cell = self._cells(index)
         if cell is None:
             raise InvalidSample(f"{self.where(index)} has no image: remove it from the dataset")
-        if cell["bytes"] is not None:
-            return cell["bytes"]
-        try:
-            return Path(cell["path"] or "").read_bytes()
-        except OSError as error:
-            raise InvalidSample(
-                f"the image of {self.where(index)} cannot be read: {error}"
-            ) from error
+        return read_cell(cell, self.where(index))
 
     def where(self, index: int) -> str:
         """The row of the dataset."""
@@ -144,7 +138,24 @@ def _existing_folder(path: str | None) -> Path:
     return root
 
 
-def _load_dataset(root: Path) -> "Dataset":
+def load_dataset(spec: DataSpec, columns: Sequence[str]) -> "Dataset":
+    """The job's dataset, which has all of the columns.
+
+    Raises:
+        MissingData: There is none at the path, or the package is missing.
+        SpecError: A column is missing.
+    """
+    dataset = _open_dataset(_existing_folder(spec.path))
+    for column in columns:
+        if column not in dataset.column_names:
+            raise SpecError(
+                f"the dataset {spec.path} has no column {column!r}; its columns are "
+                f"{', '.join(dataset.column_names)}: set data.image_column and its like"
+            )
+    return dataset
+
+
+def _open_dataset(root: Path) -> "Dataset":
     try:
         import datasets
     except ImportError as error:
@@ -182,14 +193,30 @@ def _read_labels(dataset: "Dataset", column: str, title: str) -> tuple[tuple[str
     return classes, [codes[value] for value in values]
 
 
-class _EncodedImage(TypedDict):
+class EncodedImage(TypedDict):
+    """An image cell as a dataset stores it."""
+
     bytes: bytes | None
     path: str | None
 
 
-def _undecoded(
+def read_cell(cell: EncodedImage, where: str) -> bytes:
+    """The encoded image: from the dataset, or from the file that it names.
+
+    Raises:
+        InvalidSample: The file cannot be read; the message says whose it is.
+    """
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    try:
+        return Path(cell["path"] or "").read_bytes()
+    except OSError as error:
+        raise InvalidSample(f"the image of {where} cannot be read: {error}") from error
+
+
+def undecoded_images(
     dataset: "Dataset", column: str, title: str
-) -> Callable[[int], _EncodedImage | None]:
+) -> Callable[[int], EncodedImage | None]:
     """Reads one row's image as it is stored."""
     import datasets
 
@@ -198,4 +225,4 @@ def _undecoded(
             f"the column {column!r} of {title} has no images: cast it to datasets.Image"
         )
     cells = dataset.cast_column(column, datasets.Image(decode=False))
-    return lambda index: cast("_EncodedImage | None", cells[index][column])
+    return lambda index: cast("EncodedImage | None", cells[index][column])

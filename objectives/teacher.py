@@ -1,4 +1,4 @@
-"""The model in full precision on one split: its features, and gradients of its own loss."""
+"""The model in full precision on the calibration split: its outputs, and gradients of its loss."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,86 +8,78 @@ from torch import Tensor
 
 from bitfront.layers import Tower
 from bitfront.plan import Plan
-from bitfront.vlm import DualEncoder, PlanSwitch
-from objectives.data import SplitName, Task
-from objectives.similarity import class_features, logits
-from objectives.towers import TowerInput, TowerRunner
+from bitfront.vlm import LayeredModel, PlanSwitch
+from objectives.runner import StreamRunner
+from objectives.streams import Stream
+from objectives.task import SplitName, Task
 
 FULL_PLAN = Plan(())
 DRAWS = 4
 
 
 class Teacher:
-    """Full-precision features over the calibration split, computed once.
+    """What full precision gives on the calibration split, computed once.
 
     Attributes:
-        runner: What runs the towers; it knows all activations between blocks.
-        inputs: The calibration images, and the captions.
-        features: Each tower's features, not normalised.
+        runner: What runs the streams; it knows all activations between blocks.
+        streams: The calibration samples, each tower in one of them.
+        outputs: What each stream gives, by its key.
     """
 
-    def __init__(self, model: DualEncoder, task: Task, switch: PlanSwitch, seed: int) -> None:
+    def __init__(self, model: LayeredModel, task: Task, switch: PlanSwitch, seed: int) -> None:
         self.model = model
         self.task = task
         self.switch = switch
-        self.runner = TowerRunner(model, switch)
-        self.inputs = {
-            Tower.VISION: TowerInput.images(task, SplitName.CALIBRATION, model),
-            Tower.TEXT: TowerInput.captions(task),
-        }
-        self.features = {
-            tower: self.runner.run(given, FULL_PLAN) for tower, given in self.inputs.items()
-        }
+        self.runner = StreamRunner(model, switch)
+        self.streams = task.streams(model, SplitName.CALIBRATION)
+        self.outputs = {stream.key: self.runner.run(stream, FULL_PLAN) for stream in self.streams}
         self._seed = seed
 
+    def stream(self, tower: Tower) -> Stream:
+        """The stream that runs through a tower."""
+        return next(stream for stream in self.streams if tower in stream.towers)
+
     @property
-    def images(self) -> int:
-        """The number of calibration images."""
-        return len(self.features[Tower.VISION])
+    def predictions(self) -> int:
+        """The number of predicted distributions: one an image, or one a token of an answer."""
+        return len(self.task.scores(self.model, self.outputs))
 
-    def scores(self, tower: Tower, features: Tensor) -> Float[Tensor, "n classes"]:
-        """The logits where one tower has other features; the other tower keeps its own."""
-        given = {**self.features, tower: features}
-        classes = class_features(given[Tower.TEXT], len(self.task.templates))
-        return logits(given[Tower.VISION], classes, self.model.logit_scale)
+    def scores(self, stream: Stream, output: Tensor) -> Float[Tensor, "predictions classes"]:
+        """The logits where one stream gives something else; the others keep their own."""
+        return self.task.scores(self.model, {**self.outputs, stream.key: output})
 
-    def feature_gradients(self, tower: Tower) -> Iterator[Float[Tensor, "n d"]]:
-        """Gradients of `sum_i -log p(y_i | x_i)` for a tower's features, `DRAWS` times.
+    def output_gradients(self, stream: Stream) -> Iterator[Float[Tensor, "rows d"]]:
+        """Gradients of `sum_i -log p(y_i | x_i)` for what a stream gives, `DRAWS` times.
 
         The labels `y_i` are drawn from the model's own probabilities: then the square of such
-        a gradient, divided by the number of images, has the Fisher information as its mean
-        (the cross terms between images have mean zero).
+        a gradient, divided by the number of predictions, has the Fisher information as its
+        mean (the cross terms between predictions have mean zero).
         """
         generator = torch.Generator().manual_seed(self._seed)
         for _ in range(DRAWS):
-            features = self.features[tower].clone().requires_grad_()
+            output = self.outputs[stream.key].clone().requires_grad_()
             with torch.enable_grad():
-                log_p = torch.log_softmax(self.scores(tower, features), dim=-1)
+                log_p = torch.log_softmax(self.scores(stream, output).float(), dim=-1)
                 drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
                 loss = -log_p.gather(1, drawn.to(log_p.device)).sum()
-            (gradient,) = torch.autograd.grad(loss, features)
+            (gradient,) = torch.autograd.grad(loss, output)
             yield gradient
 
     def backward(self, tower: Tower, on_batch: Callable[[], None] = lambda: None) -> None:
-        """Sends every draw's gradient back through the tower, batch by batch.
+        """Sends every draw's gradient back through the stream of a tower, batch by batch.
 
         Tensor hooks and parameters that require gradients receive them; `on_batch` is called
-        behind each batch of images, whose gradients are independent, and behind each draw for
-        captions, whose gradients belong together.
+        behind each batch whose gradients are independent, and behind each draw where all of
+        them belong together.
         """
         self.switch.clear()
-        for gradient in self.feature_gradients(tower):
-            given = self.inputs[tower]
-            parts = torch.split(gradient, list(given.sizes))
-            for batch, part in enumerate(parts):
-                samples = given.read(batch).to(self.model.device)
+        stream = self.stream(tower)
+        for gradient in self.output_gradients(stream):
+            for batch, part in enumerate(torch.split(gradient, list(stream.rows))):
                 with torch.enable_grad():
-                    if tower is Tower.VISION:
-                        features = self.model.encode_images(samples)
-                    else:
-                        features = self.model.encode_texts(samples)
-                torch.autograd.backward(features, part)
-                if tower is Tower.VISION:
+                    output = stream.run(batch)
+                torch.autograd.backward(output, part)
+                if stream.are_independent:
                     on_batch()
-            if tower is Tower.TEXT:
+            if not stream.are_independent:
                 on_batch()

@@ -3,13 +3,15 @@
 import open_clip
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor
 
 from bitfront.reference.digit_clip import CONTEXT_LENGTH, VOCABULARY, tokenize
 from bitfront.spec import JobSpec
 from bitfront.vlm import DualEncoder
 from bitfront.vlm.open_clip_models import open_clip_encoder
 from bitfront.vlm.reference_model import preprocess_picture
-from objectives.data import Task, load_task
+from objectives.classification import ClassificationTask, load_classification
+from objectives.task import SplitName
 
 
 def untrained_clip(seed: int = 0) -> open_clip.CLIP:
@@ -45,6 +47,12 @@ def scene_spec(**changes: object) -> JobSpec:
     return JobSpec.model_validate({**content, **changes})
 
 
-def scene_task(spec: JobSpec, model: DualEncoder) -> Task:
+def scene_task(spec: JobSpec, model: DualEncoder) -> ClassificationTask:
     """The job's scenes."""
-    return load_task(spec.data, model)
+    return load_classification(spec.data, model)
+
+
+def all_pixels(task: ClassificationTask, name: SplitName) -> Tensor:
+    """The pixels of a whole split."""
+    split = task.split(name)
+    return split.read(0, len(split))

@@ -8,8 +8,9 @@ from bitfront.layers import LayerKind
 from bitfront.vlm import DualEncoder
 from objectives import calibration
 from objectives.calibration import calibrate, watch_calibration
-from objectives.data import SplitName, Task
-from tests.scene_models import scene_spec, scene_task, untrained_encoder
+from objectives.classification import ClassificationTask as Task
+from objectives.task import SplitName
+from tests.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def inputs(model: DualEncoder, task: Task) -> dict[str, Tensor]:
     """All values that every layer sees, from one large batch a tower."""
     seen: dict[str, Tensor] = {}
     with torch.no_grad(), model.watch_inputs(seen.__setitem__):
-        model.encode_images(torch.cat(list(task.image_batches(SplitName.CALIBRATION))))
+        model.encode_images(all_pixels(task, SplitName.CALIBRATION))
         model.encode_texts(task.captions)
     return seen
 

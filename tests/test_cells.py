@@ -17,11 +17,12 @@ from bitfront.spec import ErrorMeasure, JobSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.calibration import Ranges, calibrate
 from objectives.cells import CellMeter
+from objectives.classification import ClassificationTask as Task
 from objectives.cost import layer_bit_operations, layer_nbytes
-from objectives.data import SplitName, Task
 from objectives.entropy import measure_entropies
 from objectives.measures import ENTROPY_BITS
-from tests.scene_models import scene_spec, scene_task, untrained_encoder
+from objectives.task import SplitName
+from tests.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder
 
 VISION = "visual.transformer.resblocks.1"
 TEXT = "transformer.resblocks.0"
@@ -72,7 +73,7 @@ def uniform(block: Block, precision: Precision) -> Option:
 def features(model: DualEncoder, task: Task) -> tuple[Tensor, Tensor]:
     """Image and text features in one batch each."""
     with torch.no_grad():
-        pixels = torch.cat(list(task.image_batches(SplitName.CALIBRATION)))
+        pixels = all_pixels(task, SplitName.CALIBRATION)
         return model.encode_images(pixels), model.encode_texts(task.captions)
 
 
@@ -153,7 +154,10 @@ def test_expansions_estimate_the_divergence(
 
 
 def test_the_gradient_measure_weighs_by_the_fisher_information(
-    meters: dict[ErrorMeasure, CellMeter], model: DualEncoder, task: Task, ranges: Ranges
+    meters: dict[ErrorMeasure, CellMeter],
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
 ) -> None:
     """At the last layer, where the expectation over all labels can be written down."""
     block = BLOCKS[-1]
@@ -178,7 +182,10 @@ def test_the_gradient_measure_weighs_by_the_fisher_information(
 
 
 def test_the_entropy_measure_is_the_weighted_relative_change(
-    meters: dict[ErrorMeasure, CellMeter], model: DualEncoder, task: Task, ranges: Ranges
+    meters: dict[ErrorMeasure, CellMeter],
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
 ) -> None:
     block = BLOCKS[-1]
     option = uniform(block, Precision(3, 8))
@@ -206,7 +213,10 @@ def test_cells_do_not_depend_on_what_was_measured_before(
 
 @pytest.mark.parametrize("kind", ErrorMeasure)
 def test_measuring_leaves_the_model_as_it_was(
-    kind: ErrorMeasure, meters: dict[ErrorMeasure, CellMeter], model: DualEncoder, task: Task
+    kind: ErrorMeasure,
+    meters: dict[ErrorMeasure, CellMeter],
+    model: DualEncoder,
+    task: Task,
 ) -> None:
     before = features(untrained_encoder(), task)
 

@@ -14,7 +14,7 @@ from bitfront.quant.inputs import InputRange, input_levels
 from bitfront.vlm import DualEncoder
 from objectives import entropy
 from objectives.calibration import Ranges, calibrate
-from objectives.data import SplitName, Task
+from objectives.classification import ClassificationTask as Task
 from objectives.entropy import (
     TEMPERATURE,
     Chain,
@@ -23,7 +23,8 @@ from objectives.entropy import (
     soft_assignment,
     spaced_channels,
 )
-from tests.scene_models import scene_spec, scene_task, untrained_encoder
+from objectives.task import SplitName
+from tests.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder
 
 BITS = 4
 
@@ -83,7 +84,7 @@ def test_entropies_agree_with_the_slow_definition(
 ) -> None:
     """On so few values that a layer's every sampled value can be looked at."""
     monkeypatch.setattr(entropy, "CHANNELS", 4)
-    pixels = torch.cat(list(task.image_batches(SplitName.CALIBRATION)))
+    pixels = all_pixels(task, SplitName.CALIBRATION)
     inputs: dict[str, Tensor] = {}
     with torch.no_grad(), model.watch_inputs(inputs.__setitem__):
         model.encode_images(pixels)

@@ -13,13 +13,14 @@ from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec, Objective
 from bitfront.trial import Evaluation
-from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch
 from objectives.calibration import Ranges, calibrate
+from objectives.classification import ClassificationTask as Task
 from objectives.cost import bit_operations, bits_per_weight, configuration_nbytes
-from objectives.data import SplitName, Task
 from objectives.evaluation import Evaluator
 from objectives.recovery import RecoveryData, recover
-from tests.scene_models import scene_spec, scene_task, untrained_encoder
+from objectives.task import SplitName
+from tests.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder
 
 ADAPTER = Recovery(context_length=0, reduction=4, steps=3)
 PROMPT = Recovery(context_length=2, reduction=0, steps=2)
@@ -48,7 +49,12 @@ def ranges(model: DualEncoder, task: Task) -> Ranges:
 
 
 def fresh(
-    spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges, *, cache_nbytes: int = 1 << 30
+    spec: JobSpec,
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+    *,
+    cache_nbytes: int = 1 << 30,
 ) -> Evaluator:
     """An evaluator with a model of its own, for a model has one switch."""
     return Evaluator(spec, copy.deepcopy(model), task, ranges, cache_nbytes=cache_nbytes)
@@ -59,7 +65,7 @@ def evaluator(spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges) -> 
     return fresh(spec, model, task, ranges)
 
 
-def uniform(model: DualEncoder, bits: int) -> Plan:
+def uniform(model: LayeredModel, bits: int) -> Plan:
     return Plan.uniform([layer.name for layer in model.layers], Precision(bits, 8))
 
 
@@ -95,7 +101,11 @@ def figures(evaluation: Evaluation) -> dict[str, float]:
 
 
 def test_results_are_the_same_to_the_last_bit_with_and_without_caches(
-    spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges, evaluator: Evaluator
+    spec: JobSpec,
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+    evaluator: Evaluator,
 ) -> None:
     small = fresh(spec, model, task, ranges, cache_nbytes=2_000_000)
     alone: dict[str, dict[str, float]] = {}
@@ -109,7 +119,11 @@ def test_results_are_the_same_to_the_last_bit_with_and_without_caches(
 
 
 def test_error_and_loss_are_those_of_zero_shot_classification(
-    spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges, evaluator: Evaluator
+    spec: JobSpec,
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+    evaluator: Evaluator,
 ) -> None:
     plan = uniform(model, 3)
 
@@ -117,7 +131,7 @@ def test_error_and_loss_are_those_of_zero_shot_classification(
 
     other = copy.deepcopy(model)
     PlanSwitch(other, spec.quantizer, ranges).to(plan)
-    pixels = torch.cat(list(task.image_batches(SplitName.TEST)))
+    pixels = all_pixels(task, SplitName.TEST)
     with torch.no_grad():
         images = other.encode_images(pixels).double().numpy()
         texts = [other.encode_texts(tokens).double().numpy() for tokens in task.tokens]
@@ -243,7 +257,7 @@ def test_a_recovery_is_trained_under_its_plan_and_taught_by_full_precision(
 def towers(model: DualEncoder, task: Task, split: SplitName) -> tuple[Tensor, Tensor]:
     """Image features, and the classes' mean features, under the plan that is on the model."""
     with torch.no_grad():
-        images = model.encode_images(torch.cat(list(task.image_batches(split))))
+        images = model.encode_images(all_pixels(task, split))
         texts = [functional.normalize(model.encode_texts(t), dim=-1) for t in task.tokens]
     return images, functional.normalize(torch.stack(texts).mean(dim=0), dim=-1)
 

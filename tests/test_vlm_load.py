@@ -30,7 +30,7 @@ from transformers import (
 from bitfront.errors import InvalidModel, MissingModel, SpecError, UnavailableDevice
 from bitfront.reference.scenes import normalise, picture
 from bitfront.spec import ModelSource, ModelSpec
-from bitfront.vlm import load_model
+from bitfront.vlm import DualEncoder, load_model
 from bitfront.vlm.load import choose_device
 from bitfront.vlm.reference_model import preprocess_picture
 
@@ -81,6 +81,7 @@ def test_an_open_clip_model_loads_from_a_local_file(tmp_path: Path, suffix: str)
         torch.save(model.state_dict(), path)
 
     encoder = load_model(spec("open_clip", NAME, path))
+    assert isinstance(encoder, DualEncoder)
     tokens = encoder.tokenize(["a cat", "two dogs and a bird"])
     pixels = encoder.preprocess(PICTURE)[None]
 
@@ -101,6 +102,7 @@ def test_an_open_clip_model_loads_from_a_folder(tmp_path: Path) -> None:
     save_file(weights_of(tiny_clip()), tmp_path / "same.safetensors")
 
     encoder = load_model(spec("open_clip", f"local-dir:{tmp_path}"))
+    assert isinstance(encoder, DualEncoder)
 
     assert (
         encoder.identity
@@ -170,6 +172,7 @@ def test_a_transformers_model_loads_from_a_folder(tmp_path: Path, kind: str) -> 
     model = save_transformers(kind, tmp_path)
 
     encoder = load_model(spec("transformers", str(tmp_path)))
+    assert isinstance(encoder, DualEncoder)
     tokens = encoder.tokenize(["two dogs", "a photo of one"])
     pixels = encoder.preprocess(PICTURE.convert("L"))[None]
 

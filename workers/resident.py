@@ -8,11 +8,11 @@ from importlib.metadata import version
 import torch
 
 from bitfront.spec import JobSpec
-from bitfront.vlm import DualEncoder
+from bitfront.vlm import LayeredModel
 from objectives.cells import CellMeter
-from objectives.data import SplitName
 from objectives.entropy import measure_entropies
 from objectives.evaluation import Evaluator
+from objectives.task import SplitName
 from search.seeds import full_precision
 from workers.report import ModelReport
 
@@ -40,7 +40,7 @@ def inspect(spec_json: str) -> ModelReport:
     model, task = resident.model, resident.task
     full = resident.evaluate(full_precision(model.layers))
     entropies = measure_entropies(model, task, resident.ranges, _ENTROPY_BITS)
-    splits = {name.value: task.split(name).identity for name in SplitName}
+    splits = {name.value: task.split_identity(name) for name in SplitName}
     return ModelReport(
         layers=model.layers,
         fixed_nbytes=model.fixed_nbytes,
@@ -51,7 +51,7 @@ def inspect(spec_json: str) -> ModelReport:
     )
 
 
-def _provenance(model: DualEncoder) -> dict[str, str]:
+def _provenance(model: LayeredModel) -> dict[str, str]:
     packages = ("bitfront", "torch", "open_clip_torch", "transformers", "ray", "optuna")
     versions = {package: version(package) for package in packages}
     device = str(model.device)

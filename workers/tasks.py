@@ -33,7 +33,7 @@ def _measure(spec_json: str, block: Block, options: Sequence[Option]) -> Iterato
 
 
 def _evaluate_on_test(spec_json: str, configuration: Configuration) -> Evaluation:
-    from objectives.data import SplitName
+    from objectives.task import SplitName
     from workers import resident
 
     evaluator = resident.evaluator(spec_json)

@@ -1,7 +1,6 @@
 """A dual encoder with its layers: the one form in which every library's model is used."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +8,10 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from bitfront.errors import InvalidModel, SpecError
-from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.errors import SpecError
+from bitfront.layers import LayerKind, Tower
 from bitfront.vlm.captions import CaptionLayout, Tokenize
-from bitfront.vlm.identity import model_identity
-from bitfront.vlm.rewrite import call_every_weight
-from bitfront.vlm.trace import Site, find_sites
+from bitfront.vlm.layered import LayeredModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,25 +39,13 @@ class Interface:
     context_length: int
 
 
-class DualEncoder:
-    """An image and a text encoder whose layers can be watched and given other weights.
-
-    The model is rewritten in place: afterwards every layer's weight belongs to a Linear,
-    Conv2d or Embedding that is called as a module. It is put in eval mode, without gradients
-    for its parameters.
+class DualEncoder(LayeredModel):
+    """An image and a text encoder.
 
     Attributes:
-        module: The rewritten model.
-        layers: In order of execution, vision tower first.
-        kept: Parameters that stay in 16 bits with their numbers of elements: norms, biases,
-            positions, class embeddings, the logit scale, and what encoding never runs.
-        buffers: The floating-point tensors that a checkpoint holds beside the parameters
-            (batch norm statistics) with their numbers of elements.
-        device: Where the model is.
         feature_width: Width of a feature.
         text_width: Width of an embedded token, and so of a prompt vector.
         context_length: Tokens in a row.
-        identity: Hash of the architecture and the weights, as they were before rewriting.
     """
 
     def __init__(self, model: nn.Module, interface: Interface) -> None:
@@ -69,42 +54,11 @@ class DualEncoder:
         Raises:
             InvalidModel: A weight is not finite, or the model cannot be rewritten.
         """
-        _refuse_non_finite(model)
-        model.eval().requires_grad_(requires_grad=False)
-        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        self.module = model
-        self.device = next(model.parameters()).device
-        self.identity = model_identity(model)
-        self.buffers: Mapping[str, int] = {
-            name: tensor.numel()
-            for name, tensor in model.state_dict().items()
-            if name not in aliases and tensor.is_floating_point()
-        }
         self._interface = interface
         self._layout: CaptionLayout | None = None
-        names = call_every_weight(model)
-        wanted = {
-            module: name
-            for module, name in names.items()
-            if not isinstance(module, nn.Embedding) or module is interface.token_embedding
-        }
-        sites = find_sites(model, wanted, self._runs())
-        self._sites: dict[str, Site] = {site.layer.name: site for site in sites}
-        self.layers: tuple[Layer, ...] = tuple(site.layer for site in sites)
-        self.kept: Mapping[str, int] = {
-            name: count for name, count in sizes.items() if name not in self._sites
-        }
-        # Aliases of the original storage: whatever `put_weight` does, these stay as they are.
-        self._originals = {
-            site.layer.name: site.modules[0].get_parameter("weight").detach() for site in sites
-        }
-
-    def _runs(self) -> dict[Tower, Callable[[], object]]:
-        """What runs each tower on one empty sample."""
-        interface = self._interface
-        pixels = torch.zeros(1, *interface.image_shape, device=self.device)
-        tokens = torch.zeros(1, interface.context_length, dtype=torch.long, device=self.device)
+        device = next(model.parameters()).device
+        pixels = torch.zeros(1, *interface.image_shape, device=device)
+        tokens = torch.zeros(1, interface.context_length, dtype=torch.long, device=device)
 
         def run_vision() -> None:
             self.feature_width = int(interface.encode_images(pixels).shape[-1])
@@ -112,7 +66,8 @@ class DualEncoder:
         def run_text() -> None:
             interface.encode_texts(tokens)
 
-        return {Tower.VISION: run_vision, Tower.TEXT: run_text}
+        runs = {Tower.VISION: run_vision, Tower.TEXT: run_text}
+        super().__init__(model, interface.token_embedding, runs)
 
     @property
     def context_length(self) -> int:
@@ -133,11 +88,6 @@ class DualEncoder:
     def logit_scale(self) -> float:
         """The factor on cosine similarities."""
         return float(self._interface.logit_scale.detach().exp())
-
-    @property
-    def fixed_nbytes(self) -> int:
-        """Bytes of everything that no plan changes, at 2 bytes an element."""
-        return 2 * (sum(self.kept.values()) + sum(self.buffers.values()))
 
     def preprocess(self, image: Image) -> Float[Tensor, "c h w"]:
         """The picture as the model takes it: resized, in its channels, normalised."""
@@ -199,54 +149,3 @@ class DualEncoder:
         if self._layout is None:
             self._layout = CaptionLayout.of(self.tokenize)
         return self._layout
-
-    @contextmanager
-    def watch_inputs(self, callback: Callable[[str, Tensor], None]) -> Iterator[None]:
-        """Calls back with a layer's name and input whenever it runs; embeddings give none.
-
-        The input is what the weight multiplies: with a plan on, the quantized one.
-        """
-
-        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            return lambda _module, args: callback(name, args[0])
-
-        hooks = [
-            module.register_forward_pre_hook(watch(name))
-            for name, site in self._sites.items()
-            if site.layer.kind is not LayerKind.EMBEDDING
-            for module in site.modules
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def modules(self, layer: str) -> tuple[nn.Module, ...]:
-        """The modules that hold the layer's weight: one, or several when it is tied.
-
-        Raises:
-            SpecError: The model has no such layer.
-        """
-        if layer not in self._sites:
-            raise SpecError(f"the model has no layer {layer!r}: its first is {self.layers[0].name}")
-        return self._sites[layer].modules
-
-    def weight(self, layer: str) -> Float[Tensor, "rows columns"]:
-        """The layer's full-precision weight, whatever plan is on the model."""
-        self.modules(layer)
-        return self._originals[layer].flatten(1)
-
-    def put_weight(self, layer: str, weight: Float[Tensor, "rows columns"] | None) -> None:
-        """Gives the layer another weight; None gives it its own back, bit for bit."""
-        modules = self.modules(layer)
-        original = self._originals[layer]
-        for module in modules:
-            parameter = module.get_parameter("weight")
-            parameter.data = original if weight is None else weight.view_as(original)
-
-
-def _refuse_non_finite(model: nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
-            raise InvalidModel(f"{name} has values that are NaN or infinite")

@@ -5,24 +5,26 @@ import torch
 from bitfront.errors import SpecError, UnavailableDevice
 from bitfront.spec import ModelSource, ModelSpec
 from bitfront.vlm.encoder import DualEncoder
+from bitfront.vlm.generative import GenerativeModel
 from bitfront.vlm.open_clip_models import load_open_clip
 from bitfront.vlm.reference_model import load_reference
 from bitfront.vlm.transformers_models import load_transformers
 
 
-def load_model(spec: ModelSpec) -> DualEncoder:
-    """The model that the specification names, in float32 on its device.
+def load_model(spec: ModelSpec) -> DualEncoder | GenerativeModel:
+    """The model that the specification names, on its device.
 
     Raises:
         MissingModel: The model or its weights cannot be found.
-        InvalidModel: The weights do not fit, are not finite, or no dual encoder is there.
+        InvalidModel: The weights do not fit, are not finite, or it is of a kind
+            that is not known.
         SpecError: There is no such kind of device.
         UnavailableDevice: This machine has no such device.
     """
     device = choose_device(spec.device)
     match spec.source:
         case ModelSource.REFERENCE:
-            return load_reference(device)
+            return load_reference(spec.name, device)
         case ModelSource.OPEN_CLIP:
             return load_open_clip(spec, device)
         case ModelSource.TRANSFORMERS:

@@ -13,7 +13,7 @@ from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer, InputRange
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import QuantizerSpec
-from bitfront.vlm.encoder import DualEncoder
+from bitfront.vlm.layered import LayeredModel
 
 _WeightKey = tuple[str, int, int]  # layer, bits, group
 
@@ -37,7 +37,7 @@ class PlanSwitch:
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: LayeredModel,
         quantizer: QuantizerSpec,
         ranges: Mapping[str, Mapping[float, InputRange]],
         cache_nbytes: int = 2 << 30,
@@ -84,7 +84,7 @@ class PlanSwitch:
         if quantize is not None:
             self._hooks[layer] = [
                 module.register_forward_pre_hook(_hook(quantize, module), prepend=True)
-                for module in self._model.modules(layer)
+                for module in self._model.multiplying(layer)
             ]
         self._applied[layer] = precision
 
@@ -106,8 +106,7 @@ class PlanSwitch:
         Raises:
             SpecError: There is no such layer, or its range is not known.
         """
-        modules = self._model.modules(layer)
-        if not precision.quantizes_input or isinstance(modules[0], nn.Embedding):
+        if not self._model.multiplying(layer) or not precision.quantizes_input:
             return None
         if self._quantizer.activations == "dynamic":
             return InputQuantizer(precision.activation_bits, None)

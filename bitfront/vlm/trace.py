@@ -28,7 +28,10 @@ class _Seen:
 
 
 class _Watch:
-    """Notes every call of the named modules, in order of execution."""
+    """Notes every call of the named modules, in order of execution.
+
+    A matrix that is tied to an embedding is noted where it multiplies.
+    """
 
     def __init__(self, names: Mapping[nn.Module, str]) -> None:
         self.names = names
@@ -44,7 +47,11 @@ class _Watch:
         key = (id(given), given._version)  # noqa: SLF001  # the count has no public name
         _, source = self.sources.setdefault(key, (given, name))
         seen = self.seen.setdefault(name, _Seen(self.tower, source))
-        seen.outputs += output.numel()
+        if not isinstance(module, nn.Embedding):
+            if seen.outputs == 0 and seen.modules:
+                self.seen[name] = self.seen.pop(name)
+                seen.source = source
+            seen.outputs += output.numel()
         seen.modules[module] = None
 
 
@@ -78,13 +85,12 @@ def find_sites(
 
 
 def _layer(name: str, seen: _Seen, scope: str | None) -> Layer:
-    module = next(iter(seen.modules))
-    weight = module.get_parameter("weight")
+    weight = next(iter(seen.modules)).get_parameter("weight")
     rows, columns = weight.shape[0], weight[0].numel()
     kind = LayerKind.LINEAR
-    if isinstance(module, nn.Conv2d):
+    if any(isinstance(module, nn.Conv2d) for module in seen.modules):
         kind = LayerKind.CONVOLUTION
-    elif isinstance(module, nn.Embedding):
+    elif all(isinstance(module, nn.Embedding) for module in seen.modules):
         kind = LayerKind.EMBEDDING
     # One sample gives `rows` outputs a position; packed weights may run in parts, hence ceil.
     positions = 0 if kind is LayerKind.EMBEDDING else -(-seen.outputs // rows)

@@ -1,7 +1,8 @@
-"""transformers' CLIP and SigLIP, from a folder or the hub, weights in safetensors only."""
+"""transformers' CLIP, SigLIP and LLaVA, from a folder or the hub, weights in safetensors only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL.Image import Image
@@ -19,12 +20,15 @@ from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
 from bitfront.vlm.captions import Tokenize
 from bitfront.vlm.encoder import DualEncoder, Interface
+from bitfront.vlm.generative import GenerativeModel
+from bitfront.vlm.llava_models import LLAVA_KINDS, Llava, llava_model, load_wording
 
 _KINDS = ("clip", "siglip")
+_Load = Callable[..., tuple[Llava, dict[str, set[str]]]]
 
 
-def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder:
-    """The CLIP or SigLIP that the specification names.
+def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | GenerativeModel:
+    """The CLIP, SigLIP, LLaVA or LLaVA-NeXT that the specification names.
 
     Raises:
         MissingModel: There is no such folder or hub name, or it has no safetensors weights.
@@ -42,8 +46,11 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder:
     place = str(Path(name).expanduser()) if is_path else name
     try:
         kind = AutoConfig.from_pretrained(place).model_type
+        if kind in LLAVA_KINDS:
+            return _load_llava(kind, place, spec, device)
         if kind not in _KINDS:
-            raise InvalidModel(f"{name} is a {kind!r} model, but must be one of {_KINDS}")
+            known = (*_KINDS, *LLAVA_KINDS)
+            raise InvalidModel(f"{name} is a {kind!r} model, but must be one of {known}")
         model, report = AutoModel.from_pretrained(
             place, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
@@ -54,9 +61,7 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder:
             f"transformers could not get {name!r} as a folder or from the hub or its cache: "
             f"{str(error).strip().partition(chr(10))[0]}"
         ) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise InvalidModel(f"the weights of {name} lack {len(missing)} tensors, first {missing[0]}")
+    _refuse_missing(name, report["missing_keys"])
     length = model.config.text_config.max_position_embeddings
 
     def preprocess(image: Image) -> Tensor:
@@ -75,6 +80,37 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder:
         return tokens
 
     return transformers_encoder(model.to(device), preprocess=preprocess, tokenize=tokenize)
+
+
+def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) -> GenerativeModel:
+    """A LLaVA, its weights read shard by shard straight to the device."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if spec.dtype != "auto":
+        dtype = getattr(torch, spec.dtype)
+    load = cast(
+        "Callable[..., tuple[Llava, dict[str, set[str]]]]", LLAVA_KINDS[kind].from_pretrained
+    )
+    model, report = load(
+        place,
+        use_safetensors=True,
+        dtype=dtype,
+        device_map={"": device},
+        output_loading_info=True,
+    )
+    _refuse_missing(spec.name, report["missing_keys"])
+    end = model.generation_config.eos_token_id
+    if end is None:
+        raise InvalidModel(
+            f"{spec.name} names no token that ends an answer: "
+            "set eos_token_id in its generation_config.json"
+        )
+    ends = frozenset([end] if isinstance(end, int) else end)
+    return llava_model(model, load_wording(place), ends)
+
+
+def _refuse_missing(name: str, keys: Collection[str]) -> None:
+    if keys:
+        raise InvalidModel(f"the weights of {name} lack {len(keys)} tensors, first {min(keys)}")
 
 
 def transformers_encoder(

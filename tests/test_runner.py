@@ -17,8 +17,10 @@ from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.open_clip_models import open_clip_encoder
 from bitfront.vlm.reference_model import preprocess_picture
 from objectives.cache import TensorCache
-from objectives.data import SplitName, Task
-from objectives.towers import TowerInput, TowerRunner
+from objectives.classification import ClassificationTask as Task
+from objectives.runner import StreamRunner
+from objectives.streams import ImageStream, Stream
+from objectives.task import SplitName
 from tests.scene_models import scene_spec, scene_task, untrained_encoder
 
 DYNAMIC = QuantizerSpec(activations="dynamic", scale_search=False)
@@ -40,10 +42,10 @@ def switch(model: DualEncoder) -> PlanSwitch:
     return PlanSwitch(model, DYNAMIC, {})
 
 
-def inputs(task: Task, model: DualEncoder, tower: Tower) -> TowerInput:
+def inputs(task: Task, model: DualEncoder, tower: Tower) -> Stream:
     if tower is Tower.TEXT:
-        return TowerInput.captions(task)
-    return TowerInput.images(task, SplitName.SELECTION, model)
+        return task.caption_stream(model)
+    return task.images(model, SplitName.SELECTION)
 
 
 def plans(model: DualEncoder, count: int, seed: int) -> list[Plan]:
@@ -57,13 +59,13 @@ def plans(model: DualEncoder, count: int, seed: int) -> list[Plan]:
     return found
 
 
-def blocks_run(model: DualEncoder, runner: TowerRunner, given: TowerInput, plan: Plan) -> int:
+def blocks_run(model: DualEncoder, runner: StreamRunner, given: Stream, plan: Plan) -> int:
     """How many transformer blocks of the reference compute anything during a run."""
     ran: set[nn.Module] = set()
     blocks = [
         module
         for name, module in model.module.named_modules()
-        if name.split(".")[-1] == "mlp" and (name[0] == "v") == (given.tower is Tower.VISION)
+        if name.split(".")[-1] == "mlp" and (name[0] == "v") == (Tower.VISION in given.towers)
     ]
     hooks = [
         block.register_forward_hook(lambda module, _args, _out: ran.add(module)) for block in blocks
@@ -80,7 +82,7 @@ def test_features_are_the_same_to_the_last_bit_whatever_is_kept(
     tower: Tower, limit: int, model: DualEncoder, task: Task, switch: PlanSwitch
 ) -> None:
     given = inputs(task, model, tower)
-    plain, keeping = TowerRunner(model, switch, 0), TowerRunner(model, switch, limit)
+    plain, keeping = StreamRunner(model, switch, 0), StreamRunner(model, switch, limit)
 
     for plan in plans(model, 12, seed=limit):
         assert torch.equal(keeping.run(given, plan), plain.run(given, plan))
@@ -91,7 +93,7 @@ def test_features_are_the_same_to_the_last_bit_whatever_is_kept(
 def test_only_the_blocks_behind_the_change_run_again(
     tower: Tower, model: DualEncoder, task: Task, switch: PlanSwitch
 ) -> None:
-    runner, given = TowerRunner(model, switch), inputs(task, model, tower)
+    runner, given = StreamRunner(model, switch), inputs(task, model, tower)
     base = Plan.uniform([layer.name for layer in model.layers], Precision(4, 8))
     scopes = dict.fromkeys(x.scope for x in model.layers if x.tower is tower and x.scope != tower)
     depth = len(scopes)
@@ -106,7 +108,7 @@ def test_only_the_blocks_behind_the_change_run_again(
 def test_a_change_in_one_tower_runs_no_block_of_the_other(
     model: DualEncoder, task: Task, switch: PlanSwitch
 ) -> None:
-    runner, given = TowerRunner(model, switch), inputs(task, model, Tower.VISION)
+    runner, given = StreamRunner(model, switch), inputs(task, model, Tower.VISION)
     base = Plan.uniform([layer.name for layer in model.layers], Precision(4, 8))
     runner.run(given, base)
 
@@ -119,14 +121,14 @@ def test_images_of_skipped_blocks_are_not_decoded_again(
     model: DualEncoder, task: Task, switch: PlanSwitch
 ) -> None:
     reads: list[int] = []
-    whole = inputs(task, model, Tower.VISION)
+    split = task.split(SplitName.SELECTION)
 
     def read(batch: int) -> Tensor:
         reads.append(batch)
-        return whole.read(batch)
+        return split.read(16 * batch, min(16 * batch + 16, len(split)))
 
-    given = TowerInput(whole.key, whole.tower, whole.sizes, read, whole.stand_for)
-    runner = TowerRunner(model, switch)
+    given = ImageStream(model, "counted", [16, 4], read)
+    runner = StreamRunner(model, switch)
     base = Plan.uniform([layer.name for layer in model.layers], Precision(4, 8))
     runner.run(given, base)
     reads.clear()
@@ -137,7 +139,7 @@ def test_images_of_skipped_blocks_are_not_decoded_again(
 
 
 def test_watched_layers_run(model: DualEncoder, task: Task, switch: PlanSwitch) -> None:
-    runner, given = TowerRunner(model, switch), inputs(task, model, Tower.VISION)
+    runner, given = StreamRunner(model, switch), inputs(task, model, Tower.VISION)
     base = Plan.uniform([layer.name for layer in model.layers], Precision(4, 8))
     runner.run(given, base)
     layer = "visual.transformer.resblocks.1.mlp.c_fc.weight"
@@ -172,8 +174,8 @@ def test_a_tower_that_cannot_be_taken_up_again_runs_whole(task: Task) -> None:
     clip.visual = Leaky(clip.visual)
     model = open_clip_encoder(clip, preprocess=preprocess_picture, tokenize=tokenize)
     switch = PlanSwitch(model, DYNAMIC, {})
-    given = TowerInput.images(task, SplitName.SELECTION, model)
-    plain, keeping = TowerRunner(model, switch, 0), TowerRunner(model, switch)
+    given = task.images(model, SplitName.SELECTION)
+    plain, keeping = StreamRunner(model, switch, 0), StreamRunner(model, switch)
 
     for plan in plans(model, 4, seed=1):
         assert torch.equal(keeping.run(given, plan), plain.run(given, plan))

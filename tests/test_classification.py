@@ -11,8 +11,9 @@ from bitfront.errors import BitfrontError, InvalidSample, MissingData, SpecError
 from bitfront.reference.scenes import CLASSES, TEMPLATES, split_scans
 from bitfront.spec import DataSource, DataSpec, Samples
 from bitfront.vlm import DualEncoder
-from objectives.data import SplitName, Task, load_task
-from tests.scene_models import untrained_encoder
+from objectives.classification import load_classification
+from objectives.task import SplitName
+from tests.scene_models import all_pixels, untrained_encoder
 
 FEW = Samples(calibration=4, tuning=3, selection=5, test=6)
 
@@ -44,12 +45,8 @@ def folder_spec(root: Path, *, samples: Samples = FEW, seed: int = 0) -> DataSpe
     )
 
 
-def pixels(task: Task, name: SplitName) -> torch.Tensor:
-    return torch.cat(list(task.image_batches(name)))
-
-
 def test_reference_splits_have_the_wanted_samples_and_share_no_scan(model: DualEncoder) -> None:
-    task = load_task(DataSpec(source=DataSource.REFERENCE, samples=FEW), model)
+    task = load_classification(DataSpec(source=DataSource.REFERENCE, samples=FEW), model)
 
     assert task.classes == CLASSES
     assert task.templates == TEMPLATES
@@ -62,7 +59,7 @@ def test_reference_splits_have_the_wanted_samples_and_share_no_scan(model: DualE
 def test_reference_takes_the_templates_that_a_job_names(model: DualEncoder) -> None:
     spec = DataSpec(source=DataSource.REFERENCE, samples=FEW, templates=("this is {}",))
 
-    task = load_task(spec, model)
+    task = load_classification(spec, model)
 
     assert task.templates == ("this is {}",)
     assert torch.equal(task.captions[:1], model.tokenize([f"this is {CLASSES[0]}"]))
@@ -71,11 +68,12 @@ def test_reference_takes_the_templates_that_a_job_names(model: DualEncoder) -> N
 def test_captions_go_template_by_template(tmp_path: Path, model: DualEncoder) -> None:
     spec = folder_spec(write_folder(tmp_path, {"seven": 10, "three": 10}))
 
-    task = load_task(spec, model)
+    task = load_classification(spec, model)
 
     texts = ["a seven", "a three", "a picture of a seven", "a picture of a three"]
     assert torch.equal(task.captions, model.tokenize(texts))
-    assert torch.equal(torch.cat(list(task.caption_batches())), task.captions)
+    stream = task.caption_stream(model)
+    assert (stream.sizes, stream.key) == ((4,), "captions")
 
 
 def test_folder_splits_are_disjoint_and_depend_on_the_seed(
@@ -83,12 +81,14 @@ def test_folder_splits_are_disjoint_and_depend_on_the_seed(
 ) -> None:
     root = write_folder(tmp_path, {"seven": 10, "three": 8})
 
-    one, again, other = (load_task(folder_spec(root, seed=seed), model) for seed in (0, 0, 1))
+    one, again, other = (
+        load_classification(folder_spec(root, seed=seed), model) for seed in (0, 0, 1)
+    )
 
-    images = torch.cat([pixels(one, name) for name in SplitName]).flatten(1)
+    images = torch.cat([all_pixels(one, name) for name in SplitName]).flatten(1)
     assert len(torch.unique(images, dim=0)) == 18
     assert one.identity == again.identity
-    assert torch.equal(pixels(one, SplitName.TEST), pixels(again, SplitName.TEST))
+    assert torch.equal(all_pixels(one, SplitName.TEST), all_pixels(again, SplitName.TEST))
     assert one.identity != other.identity
 
 
@@ -97,7 +97,7 @@ def test_a_folder_image_comes_as_the_model_takes_it_with_its_label(
 ) -> None:
     root = write_folder(tmp_path, {"seven": 9, "three_above": 9})
 
-    task = load_task(folder_spec(root), model)
+    task = load_classification(folder_spec(root), model)
 
     assert task.classes == ("seven", "three above")
     files = {
@@ -106,16 +106,16 @@ def test_a_folder_image_comes_as_the_model_takes_it_with_its_label(
         for file in (root / name).iterdir()
     }
     for name in SplitName:
-        expected = [files[image.numpy().tobytes()] for image in pixels(task, name)]
+        expected = [files[image.numpy().tobytes()] for image in all_pixels(task, name)]
         assert task.split(name).labels.tolist() == expected
 
 
 def test_adding_an_image_leaves_the_order_of_the_others(tmp_path: Path, model: DualEncoder) -> None:
     root = write_folder(tmp_path, {"seven": 9, "three": 9})
-    before = pixels(load_task(folder_spec(root), model), SplitName.CALIBRATION)
+    before = all_pixels(load_classification(folder_spec(root), model), SplitName.CALIBRATION)
     Image.new("RGB", (20, 30), (200, 0, 0)).save(root / "three" / "new.png")
 
-    after = pixels(load_task(folder_spec(root), model), SplitName.CALIBRATION)
+    after = all_pixels(load_classification(folder_spec(root), model), SplitName.CALIBRATION)
 
     assert sum(any(torch.equal(image, old) for old in before) for image in after) >= 3
 
@@ -123,12 +123,13 @@ def test_adding_an_image_leaves_the_order_of_the_others(tmp_path: Path, model: D
 def test_identity_follows_content_not_place(tmp_path: Path, model: DualEncoder) -> None:
     here, there = (write_folder(tmp_path / name, {"a": 9, "of": 9}) for name in ("here", "there"))
     first, second = (
-        load_task(folder_spec(root), model).split(SplitName.TEST).identity for root in (here, there)
+        load_classification(folder_spec(root), model).split(SplitName.TEST).identity
+        for root in (here, there)
     )
     for file in there.rglob("*.png"):
         Image.new("RGB", (20, 30), (1, 2, 3)).save(file)
 
-    changed = load_task(folder_spec(there), model)
+    changed = load_classification(folder_spec(there), model)
 
     assert first == second
     assert changed.split(SplitName.TEST).identity != first
@@ -138,25 +139,25 @@ def test_identity_follows_the_captions(tmp_path: Path, model: DualEncoder) -> No
     root = write_folder(tmp_path, {"seven": 9, "three": 9})
     spec = folder_spec(root)
 
-    one = load_task(spec, model)
-    other = load_task(spec.model_copy(update={"templates": ("the {}",)}), model)
+    one = load_classification(spec, model)
+    other = load_classification(spec.model_copy(update={"templates": ("the {}",)}), model)
 
     assert one.split(SplitName.TEST).identity != other.split(SplitName.TEST).identity
 
 
 def test_the_last_batch_is_short(tmp_path: Path, model: DualEncoder) -> None:
-    task = load_task(folder_spec(write_folder(tmp_path, {"seven": 9, "three": 9})), model)
+    task = load_classification(folder_spec(write_folder(tmp_path, {"seven": 9, "three": 9})), model)
 
-    assert [len(batch) for batch in task.image_batches(SplitName.TEST)] == [4, 2]
+    assert task.images(model, SplitName.TEST).sizes == (4, 2)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path, model: DualEncoder) -> None:
     root = write_folder(tmp_path, {"seven": 1, "three": 17})
     (root / "seven" / "0.png").write_bytes(b"no image")
-    task = load_task(folder_spec(root), model)
+    task = load_classification(folder_spec(root), model)
 
     with pytest.raises(InvalidSample, match=r"seven/0\.png"):
-        [pixels(task, name) for name in SplitName]
+        [all_pixels(task, name) for name in SplitName]
 
 
 def saved_dataset(root: Path, *, labels: datasets.Features | None = None) -> Path:
@@ -179,7 +180,7 @@ def dataset_spec(root: Path, **changes: object) -> DataSpec:
 def test_a_saved_dataset_gives_disjoint_splits_with_its_labels(
     tmp_path: Path, model: DualEncoder
 ) -> None:
-    task = load_task(dataset_spec(saved_dataset(tmp_path / "set")), model)
+    task = load_classification(dataset_spec(saved_dataset(tmp_path / "set")), model)
 
     assert task.classes == ("seven", "three")
     expected = {
@@ -189,7 +190,9 @@ def test_a_saved_dataset_gives_disjoint_splits_with_its_labels(
     seen = {
         image.numpy().tobytes(): label
         for name in SplitName
-        for image, label in zip(pixels(task, name), task.split(name).labels.tolist(), strict=True)
+        for image, label in zip(
+            all_pixels(task, name), task.split(name).labels.tolist(), strict=True
+        )
     }
     assert seen == expected
 
@@ -200,7 +203,7 @@ def test_texts_may_be_the_labels_of_a_dataset(tmp_path: Path, model: DualEncoder
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     datasets.Dataset.from_dict(content, features=kinds).save_to_disk(tmp_path / "set")
 
-    task = load_task(dataset_spec(tmp_path / "set"), model)
+    task = load_classification(dataset_spec(tmp_path / "set"), model)
 
     assert task.classes == ("seven", "three")
 
@@ -254,7 +257,7 @@ def test_bad_data_is_refused_with_the_way_out(
     prepare, kind, message = MISTAKES[mistake]
 
     with pytest.raises(kind, match=message):
-        load_task(prepare(tmp_path), model)
+        load_classification(prepare(tmp_path), model)
 
 
 def test_an_unlabelled_row_is_refused(tmp_path: Path, model: DualEncoder) -> None:
@@ -265,7 +268,7 @@ def test_an_unlabelled_row_is_refused(tmp_path: Path, model: DualEncoder) -> Non
     datasets.Dataset.from_dict(content, features=kinds).save_to_disk(tmp_path / "set")
 
     with pytest.raises(InvalidSample, match=r"row 16 of .* has the label -1"):
-        load_task(dataset_spec(tmp_path / "set"), model)
+        load_classification(dataset_spec(tmp_path / "set"), model)
 
 
 def test_several_splits_ask_for_one(tmp_path: Path, model: DualEncoder) -> None:
@@ -273,7 +276,7 @@ def test_several_splits_ask_for_one(tmp_path: Path, model: DualEncoder) -> None:
     datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "set")
 
     with pytest.raises(MissingData, match=r"several splits \(train, test\)"):
-        load_task(dataset_spec(tmp_path / "set"), model)
+        load_classification(dataset_spec(tmp_path / "set"), model)
 
 
 def test_a_missing_package_names_the_extra(
@@ -282,4 +285,4 @@ def test_a_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, "datasets", None)
 
     with pytest.raises(MissingData, match=r"pip install bitfront\[datasets\]"):
-        load_task(dataset_spec(tmp_path), model)
+        load_classification(dataset_spec(tmp_path), model)

@@ -1,32 +1,23 @@
-"""The task that a job is measured on: captions for all classes, and four disjoint splits."""
+"""Classification: captions for all classes, and four disjoint splits of images."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bitfront.errors import InvalidSample, MissingData, SpecError
+from bitfront.errors import InvalidSample, SpecError
 from bitfront.plan import digest
 from bitfront.reference.scenes import CLASSES, SIDE, TEMPLATES, draw_scenes
 from bitfront.spec import DataSource, DataSpec
-from bitfront.vlm import DualEncoder
+from bitfront.vlm import DualEncoder, LayeredModel
+from objectives.deal import HELD_NBYTES, deal, fingerprint
+from objectives.similarity import class_features, logits
 from objectives.sources import DatasetSource, FolderSource, Source, open_image
-
-HELD_NBYTES = 512 << 20
-
-
-class SplitName(StrEnum):
-    """What a split's samples are for."""
-
-    CALIBRATION = "calibration"
-    TUNING = "tuning"
-    SELECTION = "selection"
-    TEST = "test"
+from objectives.streams import CaptionStream, ImageStream, Stream
+from objectives.task import SplitName, Task
 
 
 @dataclass(frozen=True)
@@ -50,11 +41,6 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, batch_size: int) -> Iterator[Float[Tensor, "n c h w"]]:
-        """The pixels batch by batch on the CPU, always in the same order."""
-        for start in range(0, len(self), batch_size):
-            yield self.read(start, min(start + batch_size, len(self)))
-
     @cached_property
     def identity(self) -> str:
         """The hash of the captions and of the samples: contents and labels, in order."""
@@ -62,7 +48,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Task:
+class ClassificationTask(Task):
     """Zero-shot classification over all class captions.
 
     Attributes:
@@ -83,27 +69,47 @@ class Task:
         """The split of that name."""
         return self.splits[name]
 
+    def images(self, model: DualEncoder, name: SplitName) -> ImageStream:
+        """The images of a split, through the vision tower."""
+        split, size = self.splits[name], self.batch_size
+        starts = range(0, len(split), size)
+        sizes = [min(size, len(split) - start) for start in starts]
+
+        def read(batch: int) -> Tensor:
+            return split.read(starts[batch], starts[batch] + sizes[batch])
+
+        return ImageStream(model, name.value, sizes, read)
+
+    def caption_stream(self, model: DualEncoder) -> CaptionStream:
+        """All captions, template by template, through the text tower."""
+        return CaptionStream(model, torch.split(self.captions, self.batch_size))
+
+    def streams(self, model: LayeredModel, name: SplitName) -> tuple[Stream, ...]:
+        """The images of a split, and the captions."""
+        assert isinstance(model, DualEncoder)
+        return self.images(model, name), self.caption_stream(model)
+
+    def scores(
+        self, model: LayeredModel, outputs: Mapping[str, Tensor]
+    ) -> Float[Tensor, "images classes"]:
+        """The scaled cosine of every image with every class."""
+        assert isinstance(model, DualEncoder)
+        (images,) = (features for key, features in outputs.items() if key != CaptionStream.key)
+        classes = class_features(outputs[CaptionStream.key], len(self.templates))
+        return logits(images, classes, model.logit_scale)
+
+    def split_identity(self, name: SplitName) -> str:
+        """The hash of the captions and of the samples: contents and labels, in order."""
+        return self.splits[name].identity
+
     @property
     def captions(self) -> Int[Tensor, "captions context_length"]:
         """The tokens of all captions, template by template."""
         return self.tokens.flatten(0, 1)
 
-    def caption_batches(self) -> Iterator[Int[Tensor, "n context_length"]]:
-        """The tokens of all captions, batch by batch on the CPU."""
-        yield from torch.split(self.captions, self.batch_size)
 
-    def image_batches(self, name: SplitName) -> Iterator[Float[Tensor, "n c h w"]]:
-        """The pixels of a split, batch by batch on the CPU."""
-        return self.splits[name].batches(self.batch_size)
-
-    @property
-    def identity(self) -> str:
-        """The hash of the captions and of all samples."""
-        return digest([self.splits[name].identity for name in SplitName])
-
-
-def load_task(spec: DataSpec, model: DualEncoder) -> Task:
-    """The task of a job, with its images prepared as the model wants them.
+def load_classification(spec: DataSpec, model: DualEncoder) -> ClassificationTask:
+    """The classes and images of a job, prepared as the model wants them.
 
     Images of a folder or a dataset are decoded batch by batch when they are used, and kept as
     long as a split's pixels take at most `HELD_NBYTES`.
@@ -113,8 +119,14 @@ def load_task(spec: DataSpec, model: DualEncoder) -> Task:
             than the splits ask for.
         InvalidSample: A label is no class. (An image that cannot be read raises it when its
             batch is used.)
-        SpecError: A column is missing, or the reference scenes do not fit the model.
+        SpecError: A column is missing, the source has questions instead of classes, or the
+            reference scenes do not fit the model.
     """
+    if spec.source is DataSource.QUESTIONS:
+        raise SpecError(
+            "data of source questions is for a generative model, but this one tells classes "
+            "apart: set data.source to image_folder or datasets"
+        )
     if spec.source is DataSource.REFERENCE:
         classes, templates, splits = _reference(spec, model)
     else:
@@ -122,7 +134,7 @@ def load_task(spec: DataSpec, model: DualEncoder) -> Task:
         source: Source = kind(spec)
         classes, templates, splits = source.classes, spec.templates, _deal(source, spec, model)
     tokens = [model.tokenize([text.replace("{}", name) for name in classes]) for text in templates]
-    return Task(classes, templates, torch.stack(tokens), splits, spec.batch_size)
+    return ClassificationTask(classes, templates, torch.stack(tokens), splits, spec.batch_size)
 
 
 def _reference(
@@ -146,7 +158,7 @@ def _reference(
 def _scene_split(name: SplitName, captions: str, images: Tensor, labels: Tensor) -> Split:
     def contents() -> list[str]:
         return [
-            _fingerprint(image.numpy().tobytes(), label)
+            fingerprint(image.numpy().tobytes(), str(label))
             for image, label in zip(images, labels.tolist(), strict=True)
         ]
 
@@ -155,30 +167,17 @@ def _scene_split(name: SplitName, captions: str, images: Tensor, labels: Tensor)
 
 def _deal(source: Source, spec: DataSpec, model: DualEncoder) -> dict[SplitName, Split]:
     """Four disjoint splits, in a random order that depends on the seed and on the names only."""
-    wanted = {name: int(getattr(spec.samples, name.value)) for name in SplitName}
-    total = sum(wanted.values())
-    if len(source.labels) < total:
-        asked = ", ".join(f"{name} {count}" for name, count in wanted.items())
-        raise MissingData(
-            f"the {source.title} has {len(source.labels)} samples, but the splits ask for "
-            f"{total} ({asked}): lower data.samples"
-        )
     for index, label in enumerate(source.labels):
         if not 0 <= label < len(source.classes):
             raise InvalidSample(
                 f"{source.where(index)} has the label {label}, but there are "
                 f"{len(source.classes)} classes (0 to {len(source.classes) - 1})"
             )
-    order = sorted(
-        range(len(source.names)),
-        key=lambda index: hashlib.sha256(f"{spec.seed}/{source.names[index]}".encode()).digest(),
-    )
     captions = digest([source.classes, spec.templates])
-    splits, start = {}, 0
-    for name, count in wanted.items():
-        splits[name] = _source_split(name, captions, source, order[start : start + count], model)
-        start += count
-    return splits
+    return {
+        name: _source_split(name, captions, source, indices, model)
+        for name, indices in deal(source.names, source.title, spec).items()
+    }
 
 
 def _source_split(
@@ -189,14 +188,10 @@ def _source_split(
         return torch.stack([model.preprocess(image) for image in images])
 
     def contents() -> list[str]:
-        return [_fingerprint(source.content(index), source.labels[index]) for index in indices]
+        return [fingerprint(source.content(index), str(source.labels[index])) for index in indices]
 
     labels = torch.tensor([source.labels[index] for index in indices])
     return Split(name, labels, captions, _Held(read, len(indices)), contents)
-
-
-def _fingerprint(content: bytes, label: int) -> str:
-    return hashlib.sha256(content + f"/{label}".encode()).hexdigest()
 
 
 class _Held:

@@ -1,0 +1,170 @@
+"""transformers' LLaVA and LLaVA-NeXT, from a folder or the hub, weights in safetensors only."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import (
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+)
+
+from bitfront.errors import InvalidModel, InvalidSample
+from bitfront.layers import Tower
+from bitfront.vlm.generative import GenerativeModel, Prompt, Speech
+
+Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+LLAVA_KINDS: dict[str, type[Llava]] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+}
+
+# Text beside the image in the sample that positions are counted on.
+_TEXT_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How a model's words become tokens, and tokens words.
+
+    Attributes:
+        prepare: A question's text and its picture to a prompt.
+        encode_answer: An answer's tokens with the end behind them.
+        decode: Tokens to text, without the end.
+    """
+
+    prepare: Callable[[str, Image | None], Prompt]
+    encode_answer: Callable[[str], Tensor]
+    decode: Callable[[Sequence[int]], str]
+
+
+def load_wording(place: str) -> Wording:
+    """The words of a stored model, as its processor knows them."""
+    processor = AutoProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]  # theirs
+    tokenizer = processor.tokenizer
+
+    def prepare(text: str, image: Image | None) -> Prompt:
+        if image is None:
+            tokens = tokenizer(text, return_tensors="pt")["input_ids"][0]
+            return Prompt(tokens)
+        given = processor(images=image.convert("RGB"), text=text, return_tensors="pt")
+        size = given.get("image_sizes")
+        return Prompt(
+            given["input_ids"][0],
+            given["pixel_values"][0],
+            None if size is None else (int(size[0][0]), int(size[0][1])),
+        )
+
+    def encode_answer(answer: str) -> Tensor:
+        tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*tokens, tokenizer.eos_token_id])
+
+    def decode(tokens: Sequence[int]) -> str:
+        text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+        return text.strip()
+
+    return Wording(prepare, encode_answer, decode)
+
+
+def llava_model(model: Llava, wording: Wording, ends: frozenset[int]) -> GenerativeModel:
+    """The generative model of a LLaVA that is already built.
+
+    What its features never pass is dropped: the vision tower's last layers behind
+    `vision_feature_layer`, and SigLIP's pooling head.
+    """
+    _drop_unused(model)
+    config, inner = model.config, model.model
+    device, dtype = model.device, model.dtype
+    embeddings = inner.vision_tower.embeddings
+    shape = (1, embeddings.patch_embedding.in_channels, *[embeddings.image_size] * 2)
+    length = config.image_seq_length + _TEXT_TOKENS
+
+    def run_vision() -> None:
+        inner.vision_tower(torch.zeros(shape, device=device, dtype=dtype))
+
+    def run_projector() -> None:
+        width = inner.multi_modal_projector.linear_1.in_features
+        tokens = torch.zeros(1, config.image_seq_length, width, device=device, dtype=dtype)
+        inner.multi_modal_projector(tokens)
+
+    def run_language() -> None:
+        tokens = torch.zeros(1, length, dtype=torch.long, device=device)
+        model.lm_head(inner.language_model(input_ids=tokens, use_cache=False)[0])
+
+    def logits(tokens: Tensor, pixels: Tensor | None, sizes: Tensor | None, kept: int) -> Tensor:
+        given = _images(pixels, sizes)
+        found = model(input_ids=tokens, **given, logits_to_keep=kept, use_cache=False)
+        result: Tensor = found.logits
+        return result
+
+    def continue_from(
+        tokens: Tensor, pixels: Tensor | None, sizes: Tensor | None, state: object
+    ) -> tuple[Tensor, object]:
+        given = _images(pixels, sizes)
+        found = model(
+            input_ids=tokens, **given, past_key_values=state, logits_to_keep=1, use_cache=True
+        )
+        return found.logits[:, -1], found.past_key_values
+
+    def prepare(text: str, image: Image | None) -> Prompt:
+        prompt = wording.prepare(text, image)
+        places = int((prompt.tokens == config.image_token_id).sum())
+        if image is not None and places == 0:
+            raise InvalidSample(
+                f"the prompt {text!r} has no image token, but its sample has an image: "
+                "put <image> into data.prompt"
+            )
+        if image is None and places:
+            raise InvalidSample(
+                f"the prompt {text!r} has an image token, but its sample has no image"
+            )
+        return prompt
+
+    speech = Speech(
+        runs={
+            Tower.VISION: run_vision,
+            Tower.PROJECTOR: run_projector,
+            Tower.LANGUAGE: run_language,
+        },
+        token_embedding=inner.get_input_embeddings(),
+        logits=logits,
+        continue_from=continue_from,
+        prepare=prepare,
+        encode_answer=wording.encode_answer,
+        decode=wording.decode,
+        ends=ends,
+    )
+    return GenerativeModel(model, speech)
+
+
+def _images(pixels: Tensor | None, sizes: Tensor | None) -> dict[str, Tensor]:
+    given = {"pixel_values": pixels, "image_sizes": sizes}
+    return {name: tensor for name, tensor in given.items() if tensor is not None}
+
+
+def _drop_unused(model: Llava) -> None:
+    """Drops the vision tower's parts behind the hidden states that are used.
+
+    Raises:
+        InvalidModel: The vision tower is built in a way that is not known.
+    """
+    tower, config = model.model.vision_tower, model.config
+    layers = getattr(getattr(tower, "encoder", None), "layers", None)
+    if layers is None:
+        raise InvalidModel(
+            f"the vision tower {type(tower).__name__} has no encoder.layers: "
+            "it must be a CLIP or a SigLIP"
+        )
+    # Hidden state 0 is the embedding; negative numbers count from the last layer's.
+    chosen = config.vision_feature_layer
+    several = [chosen] if isinstance(chosen, int) else list(chosen)
+    states = [state if state >= 0 else len(layers) + 1 + state for state in several]
+    del layers[max(states) :]
+    tower.config.num_hidden_layers = len(layers)
+    config.vision_feature_layer = states[0] if isinstance(chosen, int) else states
+    if getattr(tower, "use_head", False):
+        tower.use_head = False
+        del tower.head

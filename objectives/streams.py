@@ -1,0 +1,118 @@
+"""Streams: samples that run through a model, always cut into the same batches."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bitfront.layers import Tower
+from bitfront.vlm import DualEncoder, GenerativeModel, QuestionBatch
+
+
+class Stream(ABC):
+    """Samples that run through some towers of a model, batch by batch.
+
+    Attributes:
+        key: What tells them from others.
+        towers: The towers that they run through.
+        sizes: Samples in each batch.
+        rows: Rows of each batch's output.
+        are_independent: Whether a row of the output counts for itself: true of images and of
+            questions, but not of captions, which all images share.
+    """
+
+    key: str
+    towers: frozenset[Tower]
+    sizes: tuple[int, ...]
+    rows: tuple[int, ...]
+    are_independent = True
+
+    @abstractmethod
+    def run(
+        self, batch: int, *, first: int | None = None, stand_in: bool = False
+    ) -> Float[Tensor, "rows d"]:
+        """What the model gives for a batch; gradients flow where they are enabled.
+
+        Args:
+            batch: Its number.
+            first: Only so many of its samples, from the start.
+            stand_in: The first blocks are skipped: what only they would look at may be
+                empty, and so needs no decoding.
+        """
+
+
+class ImageStream(Stream):
+    """Images through the vision tower of a dual encoder."""
+
+    towers = frozenset({Tower.VISION})
+
+    def __init__(
+        self, model: DualEncoder, key: str, sizes: Sequence[int], read: Callable[[int], Tensor]
+    ) -> None:
+        """Takes the sizes of the batches, and what reads one's pixels by its number."""
+        self._model = model
+        self._read = read
+        self.key = key
+        self.sizes = self.rows = tuple(sizes)
+
+    def run(self, batch: int, *, first: int | None = None, stand_in: bool = False) -> Tensor:
+        """The image features, not normalised."""
+        if not stand_in:
+            return self._model.encode_images(self._read(batch)[:first])
+        size = self.sizes[batch] if first is None else min(first, self.sizes[batch])
+        return self._model.encode_images(torch.zeros(size, *self._model.image_shape))
+
+
+class CaptionStream(Stream):
+    """Captions through the text tower of a dual encoder."""
+
+    key = "captions"
+    towers = frozenset({Tower.TEXT})
+    are_independent = False
+
+    def __init__(self, model: DualEncoder, batches: Sequence[Tensor]) -> None:
+        """Takes the captions' tokens, batch by batch."""
+        self._model = model
+        self._batches = batches
+        self.sizes = self.rows = tuple(map(len, batches))
+
+    def run(
+        self,
+        batch: int,
+        *,
+        first: int | None = None,
+        stand_in: bool = False,  # noqa: ARG002 - the positions of tokens always count
+    ) -> Tensor:
+        """The text features, not normalised."""
+        return self._model.encode_texts(self._batches[batch][:first])
+
+
+class QuestionStream(Stream):
+    """Questions with their answers through a generative model."""
+
+    towers = frozenset({Tower.VISION, Tower.PROJECTOR, Tower.LANGUAGE})
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        key: str,
+        shapes: Sequence[tuple[int, int]],
+        read: Callable[[int], QuestionBatch],
+    ) -> None:
+        """Takes each batch's questions and tokens an answer, and what reads one by its number."""
+        self._model = model
+        self._read = read
+        self.key = key
+        self.sizes = tuple(size for size, _ in shapes)
+        self.rows = tuple(size * length for size, length in shapes)
+
+    def run(self, batch: int, *, first: int | None = None, stand_in: bool = False) -> Tensor:
+        """The logits `(questions * answer tokens, vocabulary)` at the answers' tokens."""
+        questions = self._read(batch)
+        if first is not None:
+            questions = questions.pick(slice(first))
+        if stand_in:
+            questions = questions.without_pixels()
+        return self._model.answer_logits(questions).flatten(0, 1)
