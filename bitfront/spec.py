@@ -193,6 +193,28 @@ class PartitionSpec(Section):
     threshold: float | None = None
 
 
+class VisionSpec(Section):
+    """Visual-encoder optimisation (Q-VLM, Eqs 8 to 10): learns the vision tower's input ranges.
+
+    The bounds of the vision tower's inputs are trained, with the tower at `weight_bits` and
+    `activation_bits`, for `epochs` over `samples` calibration samples. The loss is the language
+    model's own, plus the entropy of the decoder's inputs weighted by their influence, plus the
+    errors at the tower's output and, times `output_weight` (eta), at the model's. `entropy_share`
+    sets lambda1: what the entropy's part is of the language loss at the first step.
+    `error_weight` is lambda2.
+    """
+
+    weight_bits: WeightBits = 4
+    activation_bits: ActivationBits = 4
+    samples: int = Field(64, ge=1)
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(8, ge=1)
+    rate: float = Field(1e-2, gt=0)
+    entropy_share: float = Field(0.1, ge=0)
+    error_weight: float = Field(1.0, ge=0)
+    output_weight: float = Field(0.5, ge=0)
+
+
 class ErrorMeasure(StrEnum):
     """What a cell's error measures."""
 

@@ -1,6 +1,7 @@
 """Inputs: rounding what flows into a layer, with a gradient straight through the rounding."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,29 @@ class InputRange:
                 f"a layer's input ranges from {self.low} to {self.high}: "
                 "both must be finite and in this order"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class RangeScale:
+    """Factors on the two ends of a measured range, as visual-encoder optimisation learns them."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise InvalidModel(f"a range is scaled by {self.low} and {self.high}: not finite")
+        if self.low < 0 or self.high < 0:
+            raise InvalidModel(f"a range is scaled by {self.low} and {self.high}: below zero")
+
+    def of(self, measured: InputRange) -> InputRange:
+        """The range with its ends scaled."""
+        low, high = measured.low * self.low, measured.high * self.high
+        return InputRange(min(low, high), max(low, high))
+
+
+# Layer name to activation bits to what its range is scaled by.
+LearnedBounds = Mapping[str, Mapping[int, RangeScale]]
 
 
 class InputQuantizer:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from bitfront.errors import SpecError
 from bitfront.plan import Plan
 from bitfront.precision import Precision
-from bitfront.quant.inputs import InputQuantizer, InputRange
+from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm.layered import LayeredModel
@@ -30,9 +31,11 @@ class PlanSwitch:
         quantizer: How weights and inputs get their codes.
         ranges: Layer name and clip to the static range of the layer's input.
         cache_nbytes: How much quantized weight to keep; the least recently used goes first.
+        bounds: What static ranges are scaled by, by layer and activation bits.
 
     Attributes:
         ranges: The same as the argument.
+        bounds: The same as the argument.
     """
 
     def __init__(
@@ -41,8 +44,10 @@ class PlanSwitch:
         quantizer: QuantizerSpec,
         ranges: Mapping[str, Mapping[float, InputRange]],
         cache_nbytes: int = 2 << 30,
+        bounds: LearnedBounds = MappingProxyType({}),
     ) -> None:
         self._model = model
+        self.bounds = bounds
         self._quantizer = quantizer
         self.ranges = ranges
         self._cache_nbytes = cache_nbytes
@@ -116,7 +121,10 @@ class PlanSwitch:
                 f"the input range of {layer} at clip {precision.clip} is not known: "
                 "calibrate the model for it first"
             )
-        return InputQuantizer(precision.activation_bits, known)
+        scale = self.bounds.get(layer, {}).get(precision.activation_bits)
+        return InputQuantizer(
+            precision.activation_bits, known if scale is None else scale.of(known)
+        )
 
 
 def _hook(
