@@ -12,6 +12,11 @@ class Tower(StrEnum):
     PROJECTOR = "projector"
     LANGUAGE = "language"
 
+    @property
+    def follows_vision(self) -> bool:
+        """Whether its input comes out of the vision tower."""
+        return self in (Tower.PROJECTOR, Tower.LANGUAGE)
+
 
 class LayerKind(StrEnum):
     """What the weight does with its input."""

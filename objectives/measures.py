@@ -7,7 +7,6 @@ precision, at the block's output and at its weights and inputs. `entropy` is rel
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -73,19 +72,7 @@ class LayerOutputs:
         }
 
     def _record(self, block: Block, layers: Sequence[str], plan: Plan) -> dict[str, list[Tensor]]:
-        outputs: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-        teacher = self._teacher
-        with ExitStack() as stack:
-            for layer, calls in outputs.items():
-                for module in teacher.model.modules(layer):
-                    stack.callback(module.register_forward_hook(partial(_note, calls)).remove)
-            stream = teacher.stream(block.tower)
-            teacher.runner.run(stream, plan, keep=False, watched=layers)
-        return outputs
-
-
-def _note(calls: list[Tensor], _module: nn.Module, _args: object, output: Tensor) -> None:
-    calls.append(output)
+        return self._teacher.runner.observe(self._teacher.stream(block.tower), plan, layers)
 
 
 class WeightedOutput:

@@ -5,8 +5,8 @@ on the layers up to it only. So the activations between blocks are kept by the p
 to there, and a run starts behind the last block whose part it shares with an earlier one.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -54,6 +54,26 @@ class _Joint:
                 del module.forward
 
 
+class _Reached(Exception):
+    """Ends a run whose observed layers have all been seen."""
+
+
+class _Ending:
+    """Counts the calls of the observed layers in a batch, and ends its run behind the last."""
+
+    def __init__(self, expected: int) -> None:
+        self._left = expected
+
+    def note(
+        self, outputs: list[Tensor], _module: nn.Module, _args: object, output: Tensor
+    ) -> None:
+        """A forward hook that keeps a layer's output."""
+        outputs.append(output)
+        self._left -= 1
+        if self._left == 0:
+            raise _Reached
+
+
 class StreamRunner:
     """Runs streams under plans; equal arguments give equal bits, whatever was run before.
 
@@ -69,6 +89,7 @@ class StreamRunner:
         self._model = model
         self._switch = switch
         self._joints: dict[frozenset[Tower], list[_Joint]] = {}
+        self._calls: dict[frozenset[Tower], Mapping[str, int]] = {}
         self.cache = TensorCache(cache_nbytes)
 
     def run(
@@ -114,6 +135,70 @@ class StreamRunner:
         for depth, outputs in kept.items():
             self.cache.put(keys[depth], outputs)
         return torch.cat(features)
+
+    def observe(self, given: Stream, plan: Plan, layers: Sequence[str]) -> dict[str, list[Tensor]]:
+        """What some layers give under a plan, call by call; nothing behind them runs.
+
+        A run starts behind the last transformer block that holds none of the layers, and what
+        leaves that block is kept: until another plan differs before it, it runs once.
+
+        Args:
+            given: The samples.
+            plan: The precisions; those behind the layers do not matter.
+            layers: All of one stream. An embedding's output is observed only where its weight
+                multiplies nothing.
+        """
+        self._switch.to(plan)
+        joints = self._joints_of(given)
+        inside = [layer for layer in layers if not self._model.acts_from_the_start(layer)]
+        usable = [n for n, joint in enumerate(joints) if joint.layers.isdisjoint(inside)]
+        keys = {n: (given.key, n, plan.part(joints[n].layers)) for n in usable}
+        start = next((n for n in reversed(usable) if keys[n] in self.cache), -1)
+        begun = self.cache.get(keys[start]) if start >= 0 else None
+        last = usable[-1] if usable else -1
+        passed: list[Tensor] = []
+        calls: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+        expected = sum(self._calls_of(given)[layer] for layer in layers)
+        for batch in range(len(given.sizes)):
+            with ExitStack() as stack:
+                if begun is not None:
+                    stack.enter_context(joints[start].skipped(begun[batch]))
+                if last > start:
+                    hook = joints[last].modules[-1].register_forward_hook(partial(_note, passed))
+                    stack.callback(hook.remove)
+                ending = _Ending(expected)
+                for layer, outputs in calls.items():
+                    for module in self._watchable(layer):
+                        watch = partial(ending.note, outputs)
+                        stack.callback(module.register_forward_hook(watch).remove)
+                with suppress(_Reached), torch.no_grad():
+                    given.run(batch, stand_in=begun is not None)
+            if last > start and len(passed) == batch:  # these samples do not pass the block
+                passed.append(torch.empty(0))
+        if last > start:
+            self.cache.put(keys[last], passed)
+        return calls
+
+    def _watchable(self, layer: str) -> tuple[nn.Module, ...]:
+        return self._model.multiplying(layer) or self._model.modules(layer)
+
+    def _calls_of(self, given: Stream) -> Mapping[str, int]:
+        """How often each layer of a stream runs for a batch."""
+        if given.towers not in self._calls:
+            calls: dict[str, int] = {}
+
+            def count(layer: str, *_: object) -> None:
+                calls[layer] = calls.get(layer, 0) + 1
+
+            with ExitStack() as stack:
+                for layer in self._model.layers:
+                    for module in self._watchable(layer.name):
+                        hook = module.register_forward_hook(partial(count, layer.name))
+                        stack.callback(hook.remove)
+                with torch.no_grad():
+                    given.run(0, first=1)
+            self._calls[given.towers] = calls
+        return self._calls[given.towers]
 
     def _admitted(
         self, keys: Sequence[tuple[str, int, Plan]], joints: Sequence[_Joint], start: int, n: int

@@ -169,7 +169,8 @@ ADDITIONS = {
     "a key indented by mistake": (
         "  study: x",
         "line 6: data.study is no known key: the keys of data are source, path, image_column, "
-        "label_column, question_column, answer_column, templates, prompt, answer_pattern, answer_tokens, samples, seed, batch_size",
+        "label_column, question_column, answer_column, templates, prompt, answer_pattern, "
+        "answer_tokens, samples, seed, batch_size",
     ),
     "a second document": (
         "---\nstudy: second",
