@@ -8,8 +8,6 @@ that another method or seed has made already is looked up, which changes no curv
 
 import json
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,21 +15,19 @@ import click
 import matplotlib as mpl
 import numpy as np
 
+from benchmarks.in_process import profile
 from bitfront.layers import Block
-from bitfront.plan import Configuration, Option
-from bitfront.profile import Cell, Profile
+from bitfront.plan import Configuration
+from bitfront.profile import Profile
 from bitfront.spec import JobSpec, Sampler
-from objectives.cells import CellMeter
 from objectives.evaluation import Evaluator
 from search.front import hypervolume
 from search.options import block_options
 from search.sampler import Outcome, Proposer
 from search.space import SearchSpace
-from service.profiling import measure_profile
-from service.progress import NullReporter
 from service.shortlist import Shortlist
-from storage.store import open_store
 from workers import resident
+from workers.order import WorkOrder
 
 Measure = Callable[[Configuration], tuple[float, ...]]
 
@@ -45,37 +41,6 @@ SPEC = {
     "space": {"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [8]},
     "search": {"budgets": 12},
 }
-
-
-class InProcess:
-    """Measures cells in this process, as `workers.tasks.TaskPool` does on a cluster."""
-
-    def __init__(self, meter: CellMeter) -> None:
-        self._meter = meter
-
-    def cells(
-        self,
-        work: Sequence[tuple[Block, Sequence[Option]]],
-        on_cell: Callable[[Block, Cell], None],
-    ) -> None:
-        """Measures every option of every block."""
-        for block, options in work:
-            for option in options:
-                on_cell(block, self._meter.measure(block, option))
-
-
-def profile(spec: JobSpec) -> tuple[Profile, float]:
-    """The reference's profile, and the seconds that measuring it took."""
-    spec_json = spec.model_dump_json()
-    with tempfile.TemporaryDirectory() as folder:
-        store = open_store(f"sqlite:///{folder}/bitfront.db")
-        store.create_study(spec, {})
-        lease = store.acquire(spec.study, "benchmark", 3600)
-        started_s = time.perf_counter()
-        pool = InProcess(resident.cell_meter(spec_json))
-        report = resident.inspect(spec_json)
-        measured = measure_profile(spec, store, lease, pool, report, NullReporter())
-        return measured, time.perf_counter() - started_s
 
 
 def unpruned(spec: JobSpec, measured: Profile) -> SearchSpace:
@@ -146,7 +111,7 @@ def main(trials: int, seeds: int, out: Path) -> None:
     """Runs every method with every seed, prints a table and draws the curves."""
     spec = JobSpec.model_validate(SPEC)
     measured, profile_s = profile(spec)
-    evaluator: Evaluator = resident.evaluator(spec.model_dump_json())
+    evaluator: Evaluator = resident.evaluator(WorkOrder(spec).to_json())
     known: dict[str, tuple[float, ...]] = {}
 
     def measure(configuration: Configuration) -> tuple[float, ...]:

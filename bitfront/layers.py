@@ -13,9 +13,9 @@ class Tower(StrEnum):
     LANGUAGE = "language"
 
     @property
-    def follows_vision(self) -> bool:
-        """Whether its input comes out of the vision tower."""
-        return self in (Tower.PROJECTOR, Tower.LANGUAGE)
+    def sees_images(self) -> bool:
+        """Whether the image goes through it: all but the text tower of a dual encoder."""
+        return self is not Tower.TEXT
 
 
 class LayerKind(StrEnum):

@@ -1,6 +1,7 @@
 """What profiling a model yields: entropies, dependencies, cells, and the keys they live under."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from bitfront.layers import Block, Layer
 from bitfront.plan import Option, digest
@@ -86,3 +87,30 @@ class Profile:
     blocks: tuple[Block, ...]
     cells: tuple[Cell, ...]
     fixed_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClipChoice:
+    """The clips that a search found for an option of a block.
+
+    Attributes:
+        option: The option with its clips.
+        error: The block's output error under it: for each layer whose output leaves the
+            block, the squared change over the squared output, summed.
+        evaluations: Runs of the calibration split through the block that it took.
+    """
+
+    option: Option
+    error: float
+    evaluations: int
+
+
+class FindingKind(StrEnum):
+    """What a stage found out that is no cell.
+
+    `CLIPS`: the options of some blocks with their searched clips, and the runs that took.
+    `BOUNDS`: the learned bounds of the vision tower's inputs, by layer and activation bits.
+    """
+
+    CLIPS = "clips"
+    BOUNDS = "bounds"

@@ -153,7 +153,8 @@ class SpaceSpec(Section):
     """What the search may choose: the precisions of every layer, and the recovery.
 
     `keep` maps patterns of layer names (shell wildcards) to a fixed weight width: those
-    layers are no variable.
+    layers are no variable. `clips` are the percentiles that static input ranges may be cut at;
+    several are no further options, but searched for each option (see `profile.clip_search`).
     """
 
     weight_bits: tuple[WeightBits, ...] = (2, 3, 4, 6, 8)
@@ -224,8 +225,19 @@ class ErrorMeasure(StrEnum):
     ENTROPY = "entropy"
 
 
+class ClipSearchKind(StrEnum):
+    """How the clips of a block's inputs are searched: together, or layer by layer."""
+
+    JOINT = "joint"
+    SEQUENTIAL = "sequential"
+
+
 class ProfileSpec(Section):
     """How cells are measured.
+
+    `clip_search`: how the clips of `space.clips` are searched, where there are several, for
+    every option that no other one dominates. `vision`: visual-encoder optimisation, for a
+    generative model; it runs before everything else.
 
     `slack`: a joint option is measured only if no other one is at most as large with less
     than `1 / slack` of its error, both predicted by the sum of single-layer errors; 0
@@ -234,6 +246,8 @@ class ProfileSpec(Section):
 
     measure: ErrorMeasure = ErrorMeasure.OUTPUT_KL
     slack: float = Field(1.5, ge=0)
+    clip_search: ClipSearchKind = ClipSearchKind.JOINT
+    vision: VisionSpec | None = None
 
 
 class Objective(StrEnum):

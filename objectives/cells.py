@@ -7,6 +7,7 @@ from bitfront.layers import Block, Layer
 from bitfront.plan import Option, Plan, digest
 from bitfront.precision import Precision
 from bitfront.profile import Cell
+from bitfront.quant.inputs import bounds_to_json
 from bitfront.spec import JobSpec
 from bitfront.vlm import LayeredModel, PlanSwitch
 from objectives.cost import layer_bit_operations, layer_nbytes
@@ -40,7 +41,10 @@ class CellMeter:
     def identity(self) -> str:
         """The hash of what a cell's error depends on beside model, samples and option."""
         quantizer = self._spec.quantizer.model_dump(mode="json")
-        return digest([VERSION, quantizer, self._spec.profile.measure, self._spec.data.seed])
+        content = [VERSION, quantizer, self._spec.profile.measure, self._spec.data.seed]
+        if self._switch.bounds:
+            content.append(bounds_to_json(self._switch.bounds))
+        return digest(content)
 
     def measure(self, block: Block, option: Option) -> Cell:
         """The cost and the error of an option.

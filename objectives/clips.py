@@ -5,7 +5,7 @@ cut decides what the next one has to round.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 from torch import Tensor
@@ -13,27 +13,12 @@ from torch import Tensor
 from bitfront.layers import Block, Layer
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
+from bitfront.profile import ClipChoice
 from bitfront.vlm import LayeredModel, PlanSwitch
 from objectives.runner import StreamRunner
 from objectives.streams import Stream
 from objectives.task import SplitName, Task
 from objectives.teacher import FULL_PLAN
-
-
-@dataclass(frozen=True, slots=True)
-class ClipChoice:
-    """The clips that a search found for an option of a block.
-
-    Attributes:
-        option: The option with its clips.
-        error: The block's output error under it: for each layer whose output leaves the
-            block, the squared change over the squared output, summed.
-        evaluations: Runs of the calibration split through the block that it took.
-    """
-
-    option: Option
-    error: float
-    evaluations: int
 
 
 class ClipSearch:

@@ -45,7 +45,7 @@ def list_pairs(layers: Sequence[Layer]) -> Iterator[tuple[Block, Block]]:
     for (tower, source), members in groupby(multiplying, key=lambda x: (x.tower, x.source)):
         steps.append(Block(source, tower, tuple(layer.name for layer in members)))
     for before, after in pairwise(steps):
-        if before.tower is after.tower or after.tower.follows_vision:
+        if before.tower.sees_images is after.tower.sees_images:
             yield before, after
 
 

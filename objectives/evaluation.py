@@ -1,10 +1,12 @@
 """Evaluating configurations, with nothing done twice: what a trial is worth on a split."""
 
 import math
+from types import MappingProxyType
 from typing import Self
 
 from bitfront.errors import InvalidMetric, SpecError
 from bitfront.plan import Configuration
+from bitfront.quant.inputs import LearnedBounds
 from bitfront.spec import JobSpec, Objective
 from bitfront.trial import Evaluation
 from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel, PlanSwitch, load_model
@@ -34,6 +36,7 @@ class Evaluator:
         ranges: What `calibrate` returned for the job's clips.
         cache_nbytes: How much of the activations between blocks to keep; 0 keeps neither
             them nor features nor recoveries.
+        bounds: What visual-encoder optimisation learned.
 
     Attributes:
         spec: The job.
@@ -51,12 +54,13 @@ class Evaluator:
         ranges: Ranges,
         *,
         cache_nbytes: int = 1 << 30,
+        bounds: LearnedBounds = MappingProxyType({}),
     ) -> None:
         self.spec = spec
         self.model = model
         self.task = task
         self.ranges = ranges
-        self.switch = PlanSwitch(model, spec.quantizer, ranges)
+        self.switch = PlanSwitch(model, spec.quantizer, ranges, bounds=bounds)
         self._stopwatch = Stopwatch(model.device)
         self._judge = self._build_judge(cache_nbytes)
         self._latencies = LatencyTable()
@@ -77,7 +81,7 @@ class Evaluator:
         return AnswerJudge(self.model, self.task, self.switch, self._stopwatch, cache_nbytes)
 
     @classmethod
-    def from_spec(cls, spec: JobSpec) -> Self:
+    def from_spec(cls, spec: JobSpec, bounds: LearnedBounds = MappingProxyType({})) -> Self:
         """Loads a job's model and task, and calibrates the model for every clip of the job.
 
         Raises:
@@ -86,7 +90,7 @@ class Evaluator:
         model = load_model(spec.model)
         task = load_task(spec.data, model)
         clips = sorted({1.0, *spec.space.clips})
-        return cls(spec, model, task, calibrate(model, task, clips))
+        return cls(spec, model, task, calibrate(model, task, clips), bounds=bounds)
 
     def evaluate(
         self, configuration: Configuration, split: SplitName = SplitName.SELECTION

@@ -15,6 +15,8 @@ from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import QuantizerSpec
 from objectives.teacher import DRAWS, Teacher
 
+_FULL_BITS = 16
+
 
 class FisherError:
     """`sum_l (sum_w F_w (w' - w)^2 + mean_x sum_e g_e^2 (x'_e - x_e)^2) / 2`, in nats.
@@ -88,24 +90,21 @@ class FisherError:
         """The second term's summand of every layer that the tower's stream runs through."""
         teacher = self._teacher
         towers = teacher.stream(tower).towers
+        precision = Precision(_FULL_BITS, bits, clip=clip)
         sums: dict[str, float] = {}
         with ExitStack() as stack:
             for layer in teacher.model.layers:
                 if layer.tower in towers and layer.kind is not LayerKind.EMBEDDING:
                     sums[layer.name] = 0.0
-                    watch = _watch(layer, self._quantizer_of(layer, bits, clip), sums)
+                    quantize = teacher.switch.input_quantizer(layer.name, precision)
+                    assert quantize is not None, "an input in 16 bits has no error"
+                    watch = _watch(layer, quantize, sums)
                     for module in teacher.model.multiplying(layer.name):
                         stack.callback(module.register_forward_pre_hook(watch).remove)
             teacher.backward(tower)
         for name, total in sums.items():
             error = total / (2 * DRAWS * teacher.predictions)
             self._input_errors[name, bits, clip] = error
-
-    def _quantizer_of(self, layer: Layer, bits: int, clip: float) -> InputQuantizer:
-        static = self._quantizer.activations == "static"
-        return InputQuantizer(
-            bits, self._teacher.switch.ranges[layer.name][clip] if static else None
-        )
 
 
 def _watch(

@@ -19,20 +19,21 @@ def layer_precisions(layer: Layer, space: SpaceSpec) -> list[Precision]:
     """What one layer may take, without two ways to say the same.
 
     A weight in 16 bits has no group, an input in 16 bits no clip, an embedding no input; a
-    group of the whole row or more is one scale a row.
+    group of the whole row or more is one scale a row. Clips are not chosen here: every
+    precision has the widest.
     """
     kept = next((bits for name, bits in space.keep.items() if fnmatchcase(layer.name, name)), None)
     found: dict[Precision, None] = {}
     takes_input = layer.kind is not LayerKind.EMBEDDING
-    for bits, activation, group, clip in product(
+    widest = max(space.clips)
+    for bits, activation, group in product(
         (kept,) if kept is not None else sorted(space.weight_bits),
         sorted(space.activation_bits) if takes_input else (16,),
         space.groups,
-        space.clips,
     ):
         coarse = bits == 16 or group >= layer.columns
         precision = Precision(
-            bits, activation, 0 if coarse else group, 1.0 if activation == 16 else clip
+            bits, activation, 0 if coarse else group, 1.0 if activation == 16 else widest
         )
         found[precision] = None
     return list(found)

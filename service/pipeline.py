@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from platformdirs import user_state_path
 
 from bitfront.errors import BitfrontError, ChangedJob, Interrupted, LeaseLost
 from bitfront.plan import Configuration, digest
+from bitfront.profile import FindingKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
 from search.space import SearchSpace
@@ -191,7 +193,32 @@ class _Run:
         changed = [str(d) for d in differences if d.name in report.identities]
         if changed and not accept_changes:
             raise ChangedJob(self.lease.name, tuple(changed))
-        return report
+        if self._spec.profile.vision is None:
+            return report
+        self._pool.use_bounds(self._bounds(report))
+        return self._pool.inspect()
+
+    def _bounds(self, report: ModelReport) -> dict[str, object]:
+        """The learned bounds of the vision tower's inputs: known already, or learned now."""
+        assert self._spec.profile.vision is not None
+        ids = report.identities
+        key = digest(
+            {
+                "model": [ids["model"], ids["calibration"]],
+                "quantizer": self._spec.quantizer.model_dump(mode="json"),
+                "vision": self._spec.profile.vision.model_dump(mode="json"),
+                "seed": self._spec.search.seed,
+            }
+        )
+        known = self._store.findings([key])
+        if key in known:
+            return known[key]
+        self._reporter.stage("optimise the vision tower", total=None)
+        started_s = time.perf_counter()
+        bounds = self._pool.optimise_vision(self._spool.folder / f"vision-{key[:16]}")
+        seconds = time.perf_counter() - started_s
+        self._store.put_finding(self.lease, key, FindingKind.BOUNDS, bounds, seconds)
+        return bounds
 
     def _profile(self, report: ModelReport) -> Shortlist:
         """Measures the cells, solves the program, and stores the pruned space."""
@@ -234,7 +261,7 @@ class _Run:
             review=review,
             on_progress=self._show,
         )
-        run_trials(ledger, self._spec, self._spool, self._orders.cancel)
+        run_trials(ledger, self._spec.search, self._pool.order, self._spool, self._orders.cancel)
         self._stop_reason = ledger.stop_reason
         self._store.set_correlation(
             self.lease, shortlist.correlation(self._store.trials(self.lease.name))
@@ -294,8 +321,10 @@ class _Run:
 def _evaluation_key(spec: JobSpec, report: ModelReport, configuration: Configuration) -> str:
     """Names everything that a configuration's values depend on."""
     ids = report.identities
+    vision = {} if spec.profile.vision is None else {"bounds": ids["cells"]}
     return digest(
         {
+            **vision,
             "configuration": configuration.digest,
             "splits": [ids["model"], ids["calibration"], ids["tuning"], ids["selection"]],
             "quantizer": spec.quantizer.model_dump(mode="json"),

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from bitfront.layers import Block, Layer
 from bitfront.plan import Option
 from bitfront.profile import Cell, CellKey, Profile
-from bitfront.spec import JobSpec
-from search.options import block_options, screen
+from bitfront.spec import JobSpec, Objective
+from search.options import block_options, screen, undominated
 from search.partition import partition
+from service.clipping import Clipping, has_clips
 from service.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
@@ -108,8 +109,21 @@ def measure_profile(
             for block in blocks
         }
     found = measuring.cells("joint cells", [(block, options[block.name]) for block in blocks])
-    cells = tuple(found[block.name][option] for block in blocks for option in options[block.name])
+    if has_clips(spec):
+        clipping = Clipping(spec, store, lease, pool, report, reporter)
+        worthy = {name: [c.option for c in _worthy(spec, known)] for name, known in found.items()}
+        chosen = clipping.choose(blocks, worthy)
+        work: _Work = [(block, list(dict.fromkeys(chosen[block.name]))) for block in blocks]
+        for name, clipped in measuring.cells("cells with clips", work).items():
+            found[name] |= clipped
+    cells = tuple(found[block.name][option] for block in blocks for option in found[block.name])
     return Profile(report.layers, blocks, cells, report.fixed_nbytes)
+
+
+def _worthy(spec: JobSpec, cells: Mapping[Option, Cell]) -> list[Cell]:
+    """The cells that no other one of their block dominates, in every cost that counts."""
+    counts_operations = bool(set(spec.objectives) - {Objective.ERROR, Objective.NBYTES})
+    return undominated(list(cells.values()), bit_operations=counts_operations)
 
 
 def _measure_singles(

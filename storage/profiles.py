@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from bitfront.errors import InvalidMetric
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Option
-from bitfront.profile import Cell, CellKey, LayerEntropy
+from bitfront.profile import Cell, CellKey, FindingKind, LayerEntropy
 from storage import tables
 from storage.access import find_id, guard
 from storage.events import add_event, insert_new
@@ -162,6 +162,37 @@ def put_cells(
     ]
     # In one order, so that two studies that measure the same cells cannot block each other.
     insert_new(connection, tables.Cell, sorted(rows, key=lambda row: str(row["digest"])))
+
+
+def findings(connection: Connection, keys: Sequence[str]) -> dict[str, dict[str, object]]:
+    """What any study has found out under these keys."""
+    table = tables.Finding
+    found: dict[str, dict[str, object]] = {}
+    for start in range(0, len(keys), _MOST_KEYS):
+        chunk = keys[start : start + _MOST_KEYS]
+        query = select(table.key, table.content).where(table.key.in_(chunk))
+        found |= {row.key: row.content for row in connection.execute(query)}
+    return found
+
+
+def put_finding(
+    connection: Connection,
+    lease: Lease,
+    key: str,
+    kind: FindingKind,
+    content: Mapping[str, object],
+    seconds: float,
+) -> None:
+    """Records a finding; a key that is there already keeps its content."""
+    guard(connection, lease)
+    row = {
+        "key": key,
+        "kind": kind,
+        "content": dict(content),
+        "seconds": seconds,
+        "study_id": lease.study_id,
+    }
+    insert_new(connection, tables.Finding, [row])
 
 
 def save_options(connection: Connection, lease: Lease, records: Iterable[OptionRecord]) -> None:

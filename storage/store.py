@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from bitfront.layers import Block, Layer
-from bitfront.profile import Cell, CellKey, LayerEntropy
+from bitfront.profile import Cell, CellKey, FindingKind, LayerEntropy
 from bitfront.trial import Cause, Evaluation, FrontChange, StudyState, Trial, TrialState
 from storage import leases, outcomes, profiles, queries, studies, trials
 from storage.engine import Database
@@ -202,6 +202,21 @@ class Store:
     def put_cells(self, lease: Lease, measured: Sequence[tuple[CellKey, Cell, float]]) -> None:
         """Records measured cells with their seconds; a known key keeps its first cell."""
         self._database.write(profiles.put_cells, lease, measured)
+
+    def findings(self, keys: Sequence[str]) -> dict[str, dict[str, object]]:
+        """What any study has found out under these keys."""
+        return self._database.read(profiles.findings, keys)
+
+    def put_finding(
+        self,
+        lease: Lease,
+        key: str,
+        kind: FindingKind,
+        content: Mapping[str, object],
+        seconds: float,
+    ) -> None:
+        """Records a finding of plain JSON; a known key keeps its first content."""
+        self._database.write(profiles.put_finding, lease, key, kind, content, seconds)
 
     def save_options(self, lease: Lease, records: Iterable[OptionRecord]) -> None:
         """Records what each block may still take, in place of what was recorded before."""

@@ -23,6 +23,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from bitfront.layers import LayerKind, Tower
+from bitfront.profile import FindingKind
 from bitfront.trial import Cause, Origin, StudyState, TrialState
 from storage.records import Request
 
@@ -370,6 +371,22 @@ class Evaluation(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     objectives: Mapped[dict[str, object]]  # objective name -> value
     metrics: Mapped[dict[str, object]]
+    seconds: Mapped[float]
+    study_id: Mapped[int | None] = mapped_column(
+        ForeignKey("study.id", ondelete="SET NULL"), index=True
+    )
+    created_at: Mapped[datetime] = mapped_column(default=Now())
+
+
+class Finding(Base):
+    """What a stage found out that is no cell, under the hash of all that it depends on."""
+
+    __tablename__ = "finding"
+    __table_args__ = (_one_of("kind", FindingKind),)
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    content: Mapped[dict[str, object]]
     seconds: Mapped[float]
     study_id: Mapped[int | None] = mapped_column(
         ForeignKey("study.id", ondelete="SET NULL"), index=True

@@ -4,16 +4,26 @@ import platform
 import socket
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
-from bitfront.spec import JobSpec
-from bitfront.vlm import LayeredModel
+from bitfront.errors import SpecError
+from bitfront.layers import Tower
+from bitfront.plan import Plan
+from bitfront.precision import Precision
+from bitfront.profile import LayerEntropy
+from bitfront.quant.inputs import bounds_from_json, bounds_to_json
+from bitfront.vlm import GenerativeModel, LayeredModel
 from objectives.cells import CellMeter
+from objectives.clips import ClipSearch
 from objectives.entropy import measure_entropies
 from objectives.evaluation import Evaluator
+from objectives.questions import QuestionTask
 from objectives.task import SplitName
+from objectives.vision import optimise_vision
 from search.seeds import full_precision
+from workers.order import WorkOrder
 from workers.report import ModelReport
 
 # Levels of the quantizer over which entropies are taken: at 4 bits they begin to matter, and
@@ -22,33 +32,77 @@ _ENTROPY_BITS = 4
 
 
 @lru_cache(maxsize=1)
-def evaluator(spec_json: str) -> Evaluator:
-    """The process's evaluator for a job; another job replaces it."""
-    return Evaluator.from_spec(JobSpec.model_validate_json(spec_json))
+def evaluator(order: str) -> Evaluator:
+    """The process's evaluator for a work order; another order replaces it."""
+    work = WorkOrder.from_json(order)
+    return Evaluator.from_spec(work.spec, bounds_from_json(work.bounds))
 
 
 @lru_cache(maxsize=1)
-def cell_meter(spec_json: str) -> CellMeter:
-    """The process's cell meter for a job, on the same model as its evaluator."""
-    resident = evaluator(spec_json)
+def cell_meter(order: str) -> CellMeter:
+    """The process's cell meter for an order, on the same model as its evaluator."""
+    resident = evaluator(order)
     return CellMeter(resident.model, resident.task, resident.switch, resident.spec)
 
 
-def inspect(spec_json: str) -> ModelReport:
+@lru_cache(maxsize=1)
+def clip_search(order: str) -> ClipSearch:
+    """The process's clip search for an order, on the same model as its evaluator."""
+    resident = evaluator(order)
+    clips = sorted(resident.spec.space.clips, reverse=True)
+    return ClipSearch(resident.model, resident.task, resident.switch, clips)
+
+
+def inspect(order: str) -> ModelReport:
     """Loads a job's model and data, and reports what the driver plans with."""
-    resident = evaluator(spec_json)
+    resident = evaluator(order)
     model, task = resident.model, resident.task
     full = resident.evaluate(full_precision(model.layers))
-    entropies = measure_entropies(model, task, resident.ranges, _ENTROPY_BITS)
     splits = {name.value: task.split_identity(name) for name in SplitName}
     return ModelReport(
         layers=model.layers,
         fixed_nbytes=model.fixed_nbytes,
-        entropies=tuple(entropies),
+        entropies=tuple(_entropies(resident)),
         full=full,
-        identities={"model": model.identity, "cells": cell_meter(spec_json).identity, **splits},
+        identities={"model": model.identity, "cells": cell_meter(order).identity, **splits},
         provenance=_provenance(model),
     )
+
+
+def _entropies(resident: Evaluator) -> list[LayerEntropy]:
+    """The layers' entropies; where the vision tower was optimised, behind its quantized form."""
+    vision = resident.spec.profile.vision
+    plan = Plan(())
+    if resident.switch.bounds and vision is not None:
+        precision = Precision(vision.weight_bits, vision.activation_bits)
+        layers = [layer.name for layer in resident.model.layers if layer.tower is Tower.VISION]
+        plan = Plan.uniform(layers, precision)
+    resident.switch.to(plan)
+    try:
+        return measure_entropies(resident.model, resident.task, resident.ranges, _ENTROPY_BITS)
+    finally:
+        resident.switch.clear()
+
+
+def optimise(order: str, checkpoint: Path) -> dict[str, object]:
+    """Learns the bounds of the vision tower's inputs; a run that was ended goes on."""
+    resident = evaluator(order)
+    spec = resident.spec
+    if not isinstance(resident.model, GenerativeModel) or spec.profile.vision is None:
+        raise SpecError(
+            "profile.vision needs a generative model: it trains on the language model's loss"
+        )
+    assert isinstance(resident.task, QuestionTask)
+    bounds = optimise_vision(
+        resident.model,
+        resident.task,
+        resident.ranges,
+        spec.quantizer,
+        spec.profile.vision,
+        spec.search.seed,
+        checkpoint=checkpoint,
+    )
+    return bounds_to_json(bounds)
 
 
 def _provenance(model: LayeredModel) -> dict[str, str]:

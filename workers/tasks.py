@@ -1,52 +1,91 @@
-"""Profile work as Ray tasks: what the model is, its cells, and the front on the test split."""
+"""Work as Ray tasks: what the model is, its bounds, clips and cells, its front on test data."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import ray
 
 from bitfront.errors import Interrupted
 from bitfront.layers import Block
-from bitfront.plan import Configuration, Option
-from bitfront.profile import Cell
-from bitfront.spec import JobSpec
+from bitfront.plan import Configuration, Option, Plan
+from bitfront.profile import Cell, ClipChoice
+from bitfront.spec import ClipSearchKind, JobSpec
 from bitfront.trial import Evaluation
+from workers.order import WorkOrder
 from workers.report import ModelReport
 
 # How long a request to end may wait for the next result.
 _PATIENCE_S = 0.5
 
 
-def _inspect(spec_json: str) -> ModelReport:
+def _inspect(order: str) -> ModelReport:
     from workers import resident
 
-    report: ModelReport = resident.inspect(spec_json)
+    report: ModelReport = resident.inspect(order)
     return report
 
 
-def _measure(spec_json: str, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
+def _measure(order: str, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
     from workers import resident
 
-    meter = resident.cell_meter(spec_json)
+    meter = resident.cell_meter(order)
     for option in options:
         yield meter.measure(block, option)
 
 
-def _evaluate_on_test(spec_json: str, configuration: Configuration) -> Evaluation:
+def _evaluate_on_test(order: str, configuration: Configuration) -> Evaluation:
     from objectives.task import SplitName
     from workers import resident
 
-    evaluator = resident.evaluator(spec_json)
+    evaluator = resident.evaluator(order)
     return evaluator.evaluate(configuration, SplitName.TEST)
 
 
+def _optimise(order: str, checkpoint: Path) -> dict[str, object]:
+    from workers import resident
+
+    bounds: dict[str, object] = resident.optimise(order, checkpoint)
+    return bounds
+
+
+def _walk(order: str, blocks: Sequence[Block], options: Sequence[Option]) -> list[ClipChoice]:
+    from objectives.clips import walk
+    from workers import resident
+
+    search = resident.clip_search(order)
+    wanted = {block.name: option for block, option in zip(blocks, options, strict=True)}
+    chosen = walk(search, blocks, wanted, joint=_is_joint(order))
+    return [chosen[block.name] for block in blocks]
+
+
+def _choose(
+    order: str, block: Block, options: Sequence[Option], prefix: Plan
+) -> Iterator[tuple[Option, ClipChoice]]:
+    from workers import resident
+
+    search = resident.clip_search(order)
+    find = search.joint if _is_joint(order) else search.sequential
+    for option in options:
+        yield option, find(block, option, prefix)
+
+
+def _is_joint(order: str) -> bool:
+    return WorkOrder.from_json(order).spec.profile.clip_search is ClipSearchKind.JOINT
+
+
 class TaskPool:
-    """Runs a job's tasks on the connected Ray cluster, one CPU (and GPU share) each."""
+    """Runs a job's tasks on the connected Ray cluster, one CPU (and GPU share) each.
+
+    Attributes:
+        order: What every worker is told of the job.
+    """
 
     def __init__(self, spec: JobSpec, is_over: Callable[[], bool]) -> None:
         """Takes the job, and a question that is asked between results: shall it end?"""
         self._is_over = is_over
-        self._spec_json = spec.model_dump_json()
+        self._spec = spec
+        self.order = WorkOrder(spec).to_json()
         self._options = {
             "num_cpus": 1,
             "num_gpus": spec.search.gpus_per_worker,
@@ -54,21 +93,66 @@ class TaskPool:
             "max_retries": 3,
         }
 
+    def use_bounds(self, bounds: Mapping[str, object]) -> None:
+        """Tells all later work the learned bounds."""
+        self.order = WorkOrder(self._spec, bounds).to_json()
+
     def inspect(self) -> ModelReport:
         """Loads the model on a worker and reports what it is."""
-        task = ray.remote(_inspect).options(**self._options).remote(self._spec_json)
-        while not ray.wait([task], timeout=_PATIENCE_S)[0]:
-            self._raise_if_over([task])
-        return ray.get(task)
+        report: ModelReport = self._run(ray.remote(_inspect), self.order)
+        return report
+
+    def optimise_vision(self, checkpoint: Path) -> dict[str, object]:
+        """Learns the bounds of the vision tower's inputs on a worker, as JSON content."""
+        bounds: dict[str, object] = self._run(ray.remote(_optimise), self.order, checkpoint)
+        return bounds
+
+    def walk_clips(
+        self, chains: Sequence[Sequence[tuple[Block, Option]]]
+    ) -> list[list[ClipChoice]]:
+        """The clips of the blocks of each chain, each block behind those before it."""
+        task = ray.remote(_walk).options(**self._options)
+        pending = [
+            task.remote(self.order, [block for block, _ in chain], [option for _, option in chain])
+            for chain in chains
+        ]
+        waiting = pending
+        while waiting:
+            self._raise_if_over(waiting)
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_PATIENCE_S)
+        return ray.get(pending)
 
     def cells(
         self, work: Sequence[tuple[Block, Sequence[Option]]], on_cell: Callable[[Block, Cell], None]
     ) -> None:
         """Measures options block by block; each cell is handed over as soon as it is known."""
         task = ray.remote(_measure).options(num_returns="streaming", **self._options)
+        self._stream(
+            {task.remote(self.order, block, list(options)): block for block, options in work},
+            on_cell,
+        )
+
+    def clips(
+        self,
+        work: Sequence[tuple[Block, Sequence[Option]]],
+        prefix: Plan,
+        on_choice: Callable[[Block, tuple[Option, ClipChoice]], None],
+    ) -> None:
+        """Searches the clips of options block by block, behind a prefix."""
+        task = ray.remote(_choose).options(num_returns="streaming", **self._options)
         streams = {
-            task.remote(self._spec_json, block, list(options)): block for block, options in work
+            task.remote(self.order, block, list(options), prefix): block for block, options in work
         }
+        self._stream(streams, on_choice)
+
+    def _run(self, function: Any, *arguments: object) -> Any:  # noqa: ANN401 - Ray's are untyped
+        task = function.options(**self._options).remote(*arguments)
+        while not ray.wait([task], timeout=_PATIENCE_S)[0]:
+            self._raise_if_over([task])
+        return ray.get(task)
+
+    def _stream(self, streams: dict[Any, Block], on_result: Callable[[Block, Any], None]) -> None:
+        """Hands every result of every stream over as soon as it is there."""
         while streams:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=_PATIENCE_S)
             self._raise_if_over(list(streams))
@@ -78,13 +162,13 @@ class TaskPool:
                 except StopIteration:
                     del streams[stream]
                 else:
-                    on_cell(streams[stream], ray.get(reference))
+                    on_result(streams[stream], ray.get(reference))
 
     def test(self, configurations: Iterable[Configuration]) -> Iterator[tuple[int, Evaluation]]:
         """Evaluates configurations on the test split; yields (position, evaluation)."""
         task = ray.remote(_evaluate_on_test).options(**self._options)
         pending = {
-            task.remote(self._spec_json, configuration): position
+            task.remote(self.order, configuration): position
             for position, configuration in enumerate(configurations)
         }
         while pending:

@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from bitfront.plan import Configuration
-from bitfront.spec import JobSpec
+from bitfront.spec import SearchSpec
 from workers.ledger import Assignment, TrialLedger
 from workers.outcome import Failure, Outcome, worker_name
 from workers.spool import Spool
@@ -49,7 +49,7 @@ class TrialWorker(tune.Trainable):
             # Imported here: the driver defines this class, but loads no model.
             from workers import resident
 
-            evaluator = resident.evaluator(cast("str", self._assignment["spec"]))
+            evaluator = resident.evaluator(cast("str", self._assignment["order"]))
             content = cast("dict[str, object]", self._assignment["configuration"])
             evaluation = evaluator.evaluate(Configuration.from_dict(content))
         except Exception as error:  # noqa: BLE001 - recorded with its traceback by the ledger
@@ -85,10 +85,10 @@ class LedgerSearcher(_Live, Searcher):
     one is kept, ends the experiment, and is raised by `run_trials`.
     """
 
-    def __init__(self, ledger: TrialLedger, spec: JobSpec, spool: Spool, workers: int) -> None:
+    def __init__(self, ledger: TrialLedger, order: str, spool: Spool, workers: int) -> None:
         super().__init__()
         self._ledger = ledger
-        self._spec_json = spec.model_dump_json()
+        self._order = order
         self._spool = spool
         self._workers = workers
         self._out: dict[str, Assignment] = {}
@@ -112,7 +112,7 @@ class LedgerSearcher(_Live, Searcher):
             "number": assignment.number,
             "attempt": assignment.attempt,
             "configuration": assignment.configuration.to_dict(),
-            "spec": self._spec_json,
+            "order": self._order,
             "spool": str(self._spool.folder),
         }
 
@@ -162,7 +162,7 @@ def _short_name(trial: Trial) -> str:
 
 
 def run_trials(
-    ledger: TrialLedger, spec: JobSpec, spool: Spool, cancelled: threading.Event
+    ledger: TrialLedger, spec: SearchSpec, order: str, spool: Spool, cancelled: threading.Event
 ) -> None:
     """Runs trials until the ledger has no more, or until `cancelled` is set.
 
@@ -171,9 +171,8 @@ def run_trials(
     Raises:
         BitfrontError: What the ledger raised: a lost lease, too many failures.
     """
-    search = spec.search
-    searcher = LedgerSearcher(ledger, spec, spool, search.workers)
-    resources = {"cpu": 1.0, "gpu": search.gpus_per_worker}
+    searcher = LedgerSearcher(ledger, order, spool, spec.workers)
+    resources = {"cpu": 1.0, "gpu": spec.gpus_per_worker}
     with tempfile.TemporaryDirectory(prefix="bitfront-tune-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(TrialWorker, resources),

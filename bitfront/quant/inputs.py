@@ -54,6 +54,29 @@ class RangeScale:
 LearnedBounds = Mapping[str, Mapping[int, RangeScale]]
 
 
+def bounds_to_json(bounds: LearnedBounds) -> dict[str, object]:
+    """Plain JSON content; `bounds_from_json` reads it back."""
+    return {
+        layer: {str(bits): [scale.low, scale.high] for bits, scale in sorted(scales.items())}
+        for layer, scales in sorted(bounds.items())
+    }
+
+
+def bounds_from_json(content: Mapping[str, object]) -> LearnedBounds:
+    """The bounds that `bounds_to_json` wrote.
+
+    Raises:
+        InvalidModel: The content is no bounds.
+    """
+    try:
+        return {
+            layer: {int(bits): RangeScale(*ends) for bits, ends in dict(scales).items()}  # type: ignore[call-overload]  # what is none raises
+            for layer, scales in content.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise InvalidModel(f"these are no learned bounds: {error}") from error
+
+
 class InputQuantizer:
     """Rounds an input to its levels, and back to the input's dtype.
 

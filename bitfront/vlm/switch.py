@@ -67,7 +67,7 @@ class PlanSwitch:
         """
         wanted = dict(plan)
         for layer, precision in plan:
-            self._input_quantizer(layer, precision)
+            self.input_quantizer(layer, precision)
         names = [layer.name for layer in self._model.layers]
         changed = [name for name in names if self._applied.get(name) != wanted.get(name)]
         for name in changed:
@@ -85,7 +85,7 @@ class PlanSwitch:
         if precision is None:
             self._applied.pop(layer, None)
             return
-        quantize = self._input_quantizer(layer, precision)
+        quantize = self.input_quantizer(layer, precision)
         if quantize is not None:
             self._hooks[layer] = [
                 module.register_forward_pre_hook(_hook(quantize, module), prepend=True)
@@ -105,7 +105,7 @@ class PlanSwitch:
             self._cached_nbytes -= oldest.nbytes
         return weight
 
-    def _input_quantizer(self, layer: str, precision: Precision) -> InputQuantizer | None:
+    def input_quantizer(self, layer: str, precision: Precision) -> InputQuantizer | None:
         """What the layer's input goes through; None where it stays as it is.
 
         Raises:

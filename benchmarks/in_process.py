@@ -1,0 +1,70 @@
+"""Profiles and evaluates in this process, as a study does on a cluster."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+from bitfront.layers import Block
+from bitfront.plan import Option, Plan
+from bitfront.profile import Cell, ClipChoice, Profile
+from bitfront.spec import JobSpec
+from objectives.clips import walk
+from service.profiling import measure_profile
+from service.progress import NullReporter
+from storage.store import open_store
+from workers import resident
+from workers.order import WorkOrder
+
+
+class InProcess:
+    """Does what `workers.tasks.TaskPool` does, without Ray."""
+
+    def __init__(self, order: str) -> None:
+        self.order = order
+
+    def cells(
+        self,
+        work: Sequence[tuple[Block, Sequence[Option]]],
+        on_cell: Callable[[Block, Cell], None],
+    ) -> None:
+        """Measures every option of every block."""
+        meter = resident.cell_meter(self.order)
+        for block, options in work:
+            for option in options:
+                on_cell(block, meter.measure(block, option))
+
+    def walk_clips(
+        self, chains: Sequence[Sequence[tuple[Block, Option]]]
+    ) -> list[list[ClipChoice]]:
+        """The clips of the blocks of each chain."""
+        search = resident.clip_search(self.order)
+        found = []
+        for chain in chains:
+            options = {block.name: option for block, option in chain}
+            found.append(list(walk(search, [block for block, _ in chain], options).values()))
+        return found
+
+    def clips(
+        self,
+        work: Sequence[tuple[Block, Sequence[Option]]],
+        prefix: Plan,
+        on_choice: Callable[[Block, tuple[Option, ClipChoice]], None],
+    ) -> None:
+        """Searches the clips of options."""
+        search = resident.clip_search(self.order)
+        for block, options in work:
+            for option in options:
+                on_choice(block, (option, search.joint(block, option, prefix)))
+
+
+def profile(spec: JobSpec) -> tuple[Profile, float]:
+    """The profile of a job's model, and the seconds that measuring it took."""
+    order = WorkOrder(spec).to_json()
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(f"sqlite:///{folder}/bitfront.db")
+        store.create_study(spec, {})
+        lease = store.acquire(spec.study, "benchmark", 3600)
+        started_s = time.perf_counter()
+        report = resident.inspect(order)
+        measured = measure_profile(spec, store, lease, InProcess(order), report, NullReporter())
+        return measured, time.perf_counter() - started_s

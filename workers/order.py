@@ -1,0 +1,35 @@
+"""A work order: what a worker process needs to know of a job, as one text."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Self
+
+from bitfront.plan import canonical_json
+from bitfront.spec import JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOrder:
+    """The job, and what earlier stages found for all workers.
+
+    Attributes:
+        spec: The job.
+        bounds: Learned bounds of the vision tower's inputs, as JSON content; empty without.
+    """
+
+    spec: JobSpec
+    bounds: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+    def to_json(self) -> str:
+        """One text for equal orders: a worker that has seen it has the model loaded."""
+        return canonical_json(
+            {"spec": self.spec.model_dump(mode="json"), "bounds": dict(self.bounds)}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The order that `to_json` wrote."""
+        content = json.loads(text)
+        return cls(JobSpec.model_validate(content["spec"]), content["bounds"])
