@@ -10,7 +10,7 @@ from itertools import product
 
 from torch import Tensor
 
-from bitfront.layers import Block, Layer
+from bitfront.layers import Block, Layer, Tower
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import ClipChoice
@@ -32,6 +32,9 @@ class ClipSearch:
         cache_nbytes: How much of the activations between transformer blocks to keep; what
             leaves the block before the searched one is enough.
         split: The split.
+
+    Attributes:
+        runner: What runs the split's streams.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class ClipSearch:
         self._clips = tuple(clips)
         self._layers = {layer.name: layer for layer in model.layers}
         self._streams = task.streams(model, split)
-        self._runner = StreamRunner(model, switch, cache_nbytes)
+        self.runner = StreamRunner(model, switch, cache_nbytes)
         self._full: tuple[tuple[str, ...], dict[str, list[Tensor]]] = ((), {})
 
     def joint(self, block: Block, option: Option, prefix: Plan) -> ClipChoice:
@@ -95,6 +98,10 @@ class ClipSearch:
         finally:
             self._switch.to(FULL_PLAN)
 
+    def stream(self, tower: Tower) -> Stream:
+        """The samples that run through a tower."""
+        return next(stream for stream in self._streams if tower in stream.towers)
+
     def _joint(self, block: Block, option: Option, prefix: Plan) -> ClipChoice:
         given = dict(zip(block.layers, option.precisions, strict=True))
         last = self._steps(block)[-1].layers
@@ -126,9 +133,9 @@ class ClipSearch:
 
     def _errors(self, block: Block, outputs: Sequence[str], plan: Plan) -> dict[str, float]:
         """Each output layer's squared change from full precision over its squared output."""
-        stream = next(s for s in self._streams if block.tower in s.towers)
+        stream = self.stream(block.tower)
         full = self._full_outputs(stream, tuple(outputs))
-        changed = self._runner.observe(stream, plan, outputs)
+        changed = self.runner.observe(stream, plan, outputs)
         errors = {}
         for name in outputs:
             pairs = list(zip(full[name], changed[name], strict=True))
@@ -139,7 +146,7 @@ class ClipSearch:
 
     def _full_outputs(self, stream: Stream, layers: tuple[str, ...]) -> dict[str, list[Tensor]]:
         if self._full[0] != layers:
-            self._full = layers, self._runner.observe(stream, FULL_PLAN, layers)
+            self._full = layers, self.runner.observe(stream, FULL_PLAN, layers)
         return self._full[1]
 
     def _steps(self, block: Block) -> list[Block]:

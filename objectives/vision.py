@@ -45,7 +45,8 @@ class VisionEpoch:
         epoch: Its number, from 1.
         loss: The whole loss.
         language_nats: The cross-entropy of the answers' tokens.
-        entropy: The weighted mean entropy of the inputs behind the vision tower.
+        entropy: The mean entropy of the inputs behind the vision tower, in [0, 1]; each counts
+            alike, so that epochs compare.
         tower_error: The relative error of what goes into the projector.
         output_error: The relative error of the logits at the answers' tokens.
     """
@@ -93,7 +94,7 @@ def optimise_vision(
         spec: The settings.
         seed: Of the order of the batches in each epoch.
         checkpoint: A file that the state is written to after each epoch, and from which a
-            run with the same `vision_identity` goes on; one that is done returns at once.
+            run with the same `vision_identity` goes on.
         on_epoch: Called after each epoch that runs here, its state already written.
 
     Returns:
@@ -270,7 +271,7 @@ class _Training:
         self._optimizer.step()
         with torch.no_grad():
             self._factors.clamp_(SMALLEST_FACTOR, LARGEST_FACTOR)
-        return _figures(loss, parts, influences)
+        return _figures(loss, parts)
 
     def _rate(self, step: int) -> float:
         done = (self.epochs * len(self._samples) + step) / (self._spec.epochs * len(self._samples))
@@ -313,8 +314,8 @@ class _Training:
         }
 
 
-def _figures(loss: Tensor, parts: LossParts, influences: Tensor) -> Float64[Tensor, "5"]:
-    entropy = (influences * parts.entropies).mean()
+def _figures(loss: Tensor, parts: LossParts) -> Float64[Tensor, "5"]:
+    entropy = parts.entropies.mean()
     figures = (loss, parts.language, entropy, parts.tower_error, parts.output_error)
     return torch.tensor([float(figure.detach()) for figure in figures], dtype=torch.float64)
 

@@ -122,20 +122,28 @@ def profile(
     show_default=True,
     help="Folder for the database and the pictures.",
 )
+@click.option(
+    "--model",
+    type=click.Choice(["clip", "llava"]),
+    default="clip",
+    show_default=True,
+    help="The bundled model: one that tells scenes apart, or one that answers questions.",
+)
 @click.option("--trials", type=click.IntRange(1), help="How many trials, instead of the demo's.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the sampler.")
 @workers_option
-def demo(out: Path, trials: int | None, seed: int | None, workers: int | None) -> None:
-    """Search the bundled model and show its front.
+def demo(out: Path, model: str, trials: int | None, seed: int | None, workers: int | None) -> None:
+    """Search a bundled model and show its front.
 
     It needs nothing but the install.
     """
-    from service.demo import demo_job, show
+    from service.demo import DemoModel, demo_job, show
     from storage.store import open_store
 
     url = file_url(out / "bitfront.db")
     with open_store(url) as store:
-        spec = demo_job(store, overrides(trials=trials, seed=seed, workers=workers))
+        changes = overrides(trials=trials, seed=seed, workers=workers)
+        spec = demo_job(store, changes, DemoModel(model))
     _drive(spec, url, None, resume=False, accept_changes=False)
     with open_store(url) as store:
         show(store, spec.study, out)

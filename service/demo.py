@@ -1,6 +1,7 @@
 """The demonstration: the bundled model's job, and what it found beside uniform precisions."""
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from importlib.resources import as_file, files
 from itertools import count
 from pathlib import Path
@@ -23,13 +24,23 @@ from storage.store import Store
 SHOWN_BASELINE: Final = "w3"
 
 
-def demo_job(store: Store, overrides: Mapping[str, object]) -> JobSpec:
+class DemoModel(StrEnum):
+    """The bundled model that a demo searches."""
+
+    CLIP = "clip"
+    LLAVA = "llava"
+
+
+def demo_job(
+    store: Store, overrides: Mapping[str, object], model: DemoModel = DemoModel.CLIP
+) -> JobSpec:
     """The demo's job under the first name that is free: demo, demo-2, demo-3 and so on."""
     taken = {summary.name for summary in store.studies()}
-    names = ("demo" if n == 1 else f"demo-{n}" for n in count(1))
-    name = next(name for name in names if name not in taken)
-    with as_file(files("service") / "demo.yaml") as path:
-        return load_job(path, {**overrides, "study": name})
+    with as_file(files("service") / f"demo-{model}.yaml") as path:
+        spec = load_job(path, overrides)
+        names = (spec.study if n == 1 else f"{spec.study}-{n}" for n in count(1))
+        name = next(name for name in names if name not in taken)
+        return spec.model_copy(update={"study": name})
 
 
 def show(store: Store, study: str, out: Path) -> None:

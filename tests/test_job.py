@@ -150,7 +150,9 @@ def test_a_byte_order_mark_is_no_content(job: Path) -> None:
     assert load_job(job).study == "first"
 
 
-@pytest.mark.parametrize("name", ["service/demo.yaml", "examples/reference.yaml"])
+@pytest.mark.parametrize(
+    "name", ["service/demo-clip.yaml", "service/demo-llava.yaml", "examples/reference.yaml"]
+)
 def test_the_jobs_we_ship_are_valid(name: str) -> None:
     assert load_job(ROOT / name).model.source is ModelSource.REFERENCE
 

@@ -1,8 +1,8 @@
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from objectives.vision_losses import (
     soft_entropy,
 )
 
-SPEC = VisionSpec(samples=8, epochs=3, batch_size=4, rate=0.02)
+SPEC = VisionSpec(samples=5, epochs=2, batch_size=2, rate=0.02)
 QUANTIZER = QuantizerSpec(scale_search=False)
 
 
@@ -57,7 +57,7 @@ def model() -> GenerativeModel:
 
 @pytest.fixture(scope="module")
 def task(model: GenerativeModel) -> QuestionTask:
-    return questions(model, 8)
+    return questions(model, 6)
 
 
 @pytest.fixture(scope="module")
@@ -107,23 +107,15 @@ def inputs_of(model: GenerativeModel, sample: Sample) -> tuple[dict[str, Tensor]
     return seen, logits
 
 
-def mean_entropy(
-    model: GenerativeModel,
-    loss: VisionLoss,
-    samples: list[Sample],
-    bounds: LearnedBounds,
-    ranges: Ranges,
-) -> float:
-    """Of the inputs behind the quantized vision tower, by the means of the partition."""
+def measured_entropies(
+    model: GenerativeModel, loss: VisionLoss, sample: Sample, quota: int
+) -> list[float]:
+    """Of the steps' inputs under whatever is on the model, as the partition measures it."""
     chain = Chain(loss.steps, TEMPERATURE)
-    switch = PlanSwitch(model, QUANTIZER, ranges, bounds=bounds)
-    switch.to(vision_plan(model, Precision(SPEC.weight_bits, SPEC.activation_bits)))
-    with torch.no_grad(), model.watch_inputs(lambda name, x: chain.add(name, x, 1 << 20)):
-        for sample in samples:
-            model.answer_logits(sample.batch)
-    switch.clear()
+    with torch.no_grad(), model.watch_inputs(lambda name, x: chain.add(name, x, quota)):
+        model.answer_logits(sample.batch)
     found = {entropy.layer: entropy.entropy for entropy in chain.entropies()}
-    return float(np.mean([found[step.lead.name] for step in loss.steps]))
+    return [found[step.lead.name] for step in loss.steps]
 
 
 def test_entropy_of_values_is_that_of_their_mean_assignment() -> None:
@@ -156,19 +148,10 @@ def test_steps_have_the_entropies_that_the_partition_measures(
     model: GenerativeModel, loss: VisionLoss, samples: list[Sample]
 ) -> None:
     for sample in samples:
-        chain = Chain(loss.steps, TEMPERATURE)
-        with (
-            torch.no_grad(),
-            model.watch_inputs(
-                lambda name, inputs, chain=chain: chain.add(name, inputs, ENTROPY_VALUES)
-            ),
-        ):
-            model.answer_logits(sample.batch)
-        measured = {entropy.layer: entropy.entropy for entropy in chain.entropies()}
+        expected = measured_entropies(model, loss, sample, ENTROPY_VALUES)
 
         found = loss.parts(sample).entropies
 
-        expected = [measured[step.lead.name] for step in loss.steps]
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
@@ -238,14 +221,13 @@ def test_influences_are_the_norms_that_plain_autograd_finds(
 
 
 def test_influences_are_equal_where_nothing_is_lost(
-    loss: VisionLoss, samples: list[Sample]
+    model: GenerativeModel, ranges: Ranges, loss: VisionLoss, samples: list[Sample]
 ) -> None:
-    leaf = torch.zeros(1, requires_grad=True)
-    doubtful = replace(samples[0], logits=samples[0].logits)
+    bounds = TrainedBounds(model, ranges, SPEC.activation_bits)
+    with quantized(model, ranges, bounds):
+        lossless = loss.sample(samples[0].batch)
 
-    with pytest.raises(RuntimeError):  # full precision depends on no factor
-        loss.influences([doubtful], leaf)
-    assert loss.influences([], leaf).tolist() == [1] * len(loss.steps)
+        assert loss.influences([lossless], bounds.factors).tolist() == [1] * len(loss.steps)
 
 
 def test_total_adds_entropies_and_errors_with_their_weights(loss: VisionLoss) -> None:
@@ -256,10 +238,10 @@ def test_total_adds_entropies_and_errors_with_their_weights(loss: VisionLoss) ->
         )
         return float(loss.total(parts, torch.ones(len(loss.steps)), 0.25))
 
-    assert total(1, 0, 0, 0) == 1
-    assert total(0, 1, 0, 0) == pytest.approx(0.25 * len(loss.steps))
-    assert total(0, 0, 1, 0) == pytest.approx(SPEC.error_weight)
-    assert total(0, 0, 0, 1) == pytest.approx(SPEC.error_weight * SPEC.output_weight)
+    assert total(1.0, 0.0, 0.0, 0.0) == 1
+    assert total(0.0, 1.0, 0.0, 0.0) == pytest.approx(0.25 * len(loss.steps))
+    assert total(0.0, 0.0, 1.0, 0.0) == pytest.approx(SPEC.error_weight)
+    assert total(0.0, 0.0, 0.0, 1.0) == pytest.approx(SPEC.error_weight * SPEC.output_weight)
 
 
 def test_bounds_have_the_gradients_of_lsq_plus(
@@ -338,27 +320,67 @@ def test_the_first_epoch_reports_the_loss_of_the_formula(
     assert epoch.loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_entropy_term_lowers_the_entropies_behind_the_vision_tower(
-    model: GenerativeModel,
-    task: QuestionTask,
-    ranges: Ranges,
-    loss: VisionLoss,
-    samples: list[Sample],
-) -> None:
-    only_entropy = SPEC.model_copy(update={"entropy_share": 1e4, "error_weight": 0.0})
+@dataclass(frozen=True)
+class Cut:
+    """A trained model whose vision tower clips much and rounds little: the errors are smooth."""
 
-    learned = optimise_vision(model, task, ranges, QUANTIZER, only_entropy, 0)
+    model: GenerativeModel
+    loss: VisionLoss
+    sample: Sample
+    bounds: TrainedBounds
 
-    before = mean_entropy(model, loss, samples, {}, ranges)
-    after = mean_entropy(model, loss, samples, learned, ranges)
-    assert after < before - 1e-3
+
+@pytest.fixture
+def cut(trained: tuple[GenerativeModel, QuestionTask, Ranges]) -> Iterator[Cut]:
+    model, task, ranges = trained
+    spec = VisionSpec(activation_bits=8)
+    loss = VisionLoss(model, ranges, spec)
+    sample = loss.sample(task.split(SplitName.CALIBRATION).read(0))
+    bounds = TrainedBounds(model, ranges, spec.activation_bits)
+    with torch.no_grad():
+        bounds.factors.fill_(0.6)
+    with bounds.on(model, QUANTIZER, ranges, spec.weight_bits):
+        yield Cut(model, loss, sample, bounds)
+
+
+@pytest.mark.parametrize("part", ["tower_error", "output_error"])
+def test_gradients_of_clipping_are_those_of_finite_differences(part: str, cut: Cut) -> None:
+    def value() -> Tensor:
+        found: Tensor = getattr(cut.loss.parts(cut.sample), part)
+        return found
+
+    (gradient,) = torch.autograd.grad(value(), cut.bounds.factors)
+
+    with torch.no_grad():
+        cut.bounds.factors.fill_(0.65)
+        above = float(value())
+        cut.bounds.factors.fill_(0.55)
+        below = float(value())
+    assert float(gradient.sum()) == pytest.approx((above - below) / 0.1, rel=0.15)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_steps_down_the_entropy_term_lower_the_entropies(sign: int, cut: Cut) -> None:
+    ones, nothing = torch.ones(len(cut.loss.steps)), torch.tensor(0.0)
+    before = measured_entropies(cut.model, cut.loss, cut.sample, ENTROPY_VALUES)
+
+    for _ in range(5):
+        entropies = cut.loss.parts(cut.sample).entropies
+        alone = LossParts(nothing, entropies, nothing, nothing)
+        total = sign * cut.loss.total(alone, ones, entropy_weight=1.0)
+        (gradient,) = torch.autograd.grad(total, cut.bounds.factors)
+        with torch.no_grad():
+            cut.bounds.factors -= 0.02 * gradient.sign()
+
+    after = measured_entropies(cut.model, cut.loss, cut.sample, ENTROPY_VALUES)
+    assert sign * np.mean(after) < sign * np.mean(before) - 1e-3
 
 
 def test_a_trained_model_loses_less_from_epoch_to_epoch(
     trained: tuple[GenerativeModel, QuestionTask, Ranges],
 ) -> None:
     model, task, ranges = trained
-    spec = VisionSpec(samples=24, epochs=4)
+    spec = VisionSpec(samples=24, epochs=4, rate=0.03)
     epochs: list[VisionEpoch] = []
 
     learned = optimise_vision(model, task, ranges, QUANTIZER, spec, 0, on_epoch=epochs.append)
@@ -380,7 +402,7 @@ def test_factors_stay_in_their_range(
 
     factors = factors_of(optimise_vision(model, task, ranges, QUANTIZER, fast, 0))
 
-    assert factors.min() == SMALLEST_FACTOR
+    assert factors.min() >= SMALLEST_FACTOR
     assert factors.max() == LARGEST_FACTOR
 
 
@@ -417,31 +439,27 @@ def test_only_the_first_samples_are_trained_on(
         for row in (places < 3).nonzero().flatten():
             sample = loss.sample(split.read(number).pick(row[None]))
             with quantized(model, ranges, bounds), torch.no_grad():
-                found.append(float(loss.parts(sample).language))
+                parts = loss.parts(sample)
+            found.append((float(parts.language), float(parts.entropies.mean())))
     assert len(found) == 3
-    assert epochs[0].language_nats == pytest.approx(np.mean(found), rel=1e-5)
+    expected = np.mean(found, axis=0)
+    assert [epochs[0].language_nats, epochs[0].entropy] == pytest.approx(expected, rel=1e-5)
 
 
 class Stopped(Exception):
     """What an interruption looks like."""
 
 
-def stop_after(epoch: int) -> "list[VisionEpoch]":
-    return _Stopping(epoch)
-
-
-class _Stopping(list[VisionEpoch]):
-    def __init__(self, epoch: int) -> None:
-        super().__init__()
-        self._epoch = epoch
-
-    def append(self, epoch: VisionEpoch) -> None:
-        super().append(epoch)
-        if epoch.epoch == self._epoch:
+def stopping(after: int, seen: list[VisionEpoch]) -> Callable[[VisionEpoch], None]:
+    def note(epoch: VisionEpoch) -> None:
+        seen.append(epoch)
+        if epoch.epoch == after:
             raise Stopped
 
+    return note
 
-@pytest.mark.parametrize("stopped", [1, 2, 3])
+
+@pytest.mark.parametrize("stopped", [1, 2])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     stopped: int, model: GenerativeModel, task: QuestionTask, ranges: Ranges, tmp_path: Path
 ) -> None:
@@ -450,11 +468,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     expected = optimise_vision(
         model, task, ranges, QUANTIZER, SPEC, 0, checkpoint=whole, on_epoch=through.append
     )
-    begun = stop_after(stopped)
+    begun: list[VisionEpoch] = []
+    stop = stopping(stopped, begun)
     with pytest.raises(Stopped):
-        optimise_vision(
-            model, task, ranges, QUANTIZER, SPEC, 0, checkpoint=part, on_epoch=begun.append
-        )
+        optimise_vision(model, task, ranges, QUANTIZER, SPEC, 0, checkpoint=part, on_epoch=stop)
 
     rest: list[VisionEpoch] = []
     found = optimise_vision(
@@ -534,7 +551,7 @@ def test_a_checkpoint_of_something_else_is_refused(
 ) -> None:
     path = tmp_path / "checkpoint"
     path.write_bytes(checkpoint)
-    longer = SPEC.model_copy(update={"epochs": 4})
+    longer = SPEC.model_copy(update={"epochs": 3})
     others: list[tuple[GenerativeModel, QuestionTask, VisionSpec, int]] = [
         (model, task, SPEC, 1),
         (model, task, longer, 0),
@@ -548,19 +565,24 @@ def test_a_checkpoint_of_something_else_is_refused(
     assert path.read_bytes() == checkpoint
 
 
+def hooks_of(model: GenerativeModel) -> list[tuple[int, ...]]:
+    return [
+        (*module._forward_pre_hooks, *module._forward_hooks) for module in model.module.modules()
+    ]
+
+
 def test_the_model_is_left_as_it_was_whatever_happens(
     model: GenerativeModel, task: QuestionTask, ranges: Ranges, samples: list[Sample]
 ) -> None:
     before = model.answer_logits(samples[0].batch)
+    hooks = hooks_of(model)
 
     optimise_vision(model, task, ranges, QUANTIZER, SPEC, 0)
     with pytest.raises(Stopped):
-        optimise_vision(model, task, ranges, QUANTIZER, SPEC, 0, on_epoch=stop_after(1).append)
+        optimise_vision(model, task, ranges, QUANTIZER, SPEC, 0, on_epoch=stopping(1, []))
 
     assert torch.equal(model.answer_logits(samples[0].batch), before)
-    for module in model.module.modules():
-        assert not module._forward_pre_hooks
-        assert not module._forward_hooks
+    assert hooks_of(model) == hooks
     for parameter in model.module.parameters():
         assert parameter.grad is None
         assert not parameter.requires_grad
@@ -607,5 +629,5 @@ def test_questions_without_images_are_refused(
     data = {"source": "questions", "path": str(path), "prompt": "<image> {}", "samples": samples}
     text_only = load_questions(DataSpec.model_validate(data), model)
 
-    with pytest.raises(SpecError, match="none of the first 8 calibration questions has one"):
+    with pytest.raises(SpecError, match="none of the first 5 calibration questions has one"):
         optimise_vision(model, text_only, ranges, QUANTIZER, SPEC, 0)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from bitfront.layers import Tower
 from bitfront.vlm.layered import LayeredModel
 
+IMAGE_TOKEN = "<image>"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
@@ -90,7 +92,7 @@ class Speech:
     encode_answer: Callable[[str], Tensor]
     decode: Callable[[Sequence[int]], str]
     ends: frozenset[int]
-    image_token: str = "<image>"
+    image_token: str = IMAGE_TOKEN
 
 
 class GenerativeModel(LayeredModel):

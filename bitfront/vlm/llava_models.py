@@ -14,7 +14,7 @@ from transformers import (
 
 from bitfront.errors import InvalidModel, InvalidSample
 from bitfront.layers import Tower
-from bitfront.vlm.generative import GenerativeModel, Prompt, Speech
+from bitfront.vlm.generative import IMAGE_TOKEN, GenerativeModel, Prompt, Speech
 
 Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 LLAVA_KINDS: dict[str, type[Llava]] = {
@@ -41,10 +41,16 @@ class Wording:
     decode: Callable[[Sequence[int]], str]
 
 
-def load_wording(place: str) -> Wording:
-    """The words of a stored model, as its processor knows them."""
+def load_wording(place: str, ends: frozenset[int]) -> Wording:
+    """The words of a stored model, as its processor knows them.
+
+    Args:
+        place: Folder or hub name.
+        ends: The tokens that end its answers; the tokenizer's own is taken where it is one.
+    """
     processor = AutoProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]  # theirs
     tokenizer = processor.tokenizer
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends)
 
     def prepare(text: str, image: Image | None) -> Prompt:
         if image is None:
@@ -60,7 +66,7 @@ def load_wording(place: str) -> Wording:
 
     def encode_answer(answer: str) -> Tensor:
         tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        return torch.tensor([*tokens, tokenizer.eos_token_id])
+        return torch.tensor([*tokens, end])
 
     def decode(tokens: Sequence[int]) -> str:
         text: str = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -110,18 +116,22 @@ def llava_model(model: Llava, wording: Wording, ends: frozenset[int]) -> Generat
         return found.logits[:, -1], found.past_key_values
 
     def prepare(text: str, image: Image | None) -> Prompt:
-        prompt = wording.prepare(text, image)
-        places = int((prompt.tokens == config.image_token_id).sum())
+        places = text.count(IMAGE_TOKEN)
         if image is not None and places == 0:
             raise InvalidSample(
                 f"the prompt {text!r} has no image token, but its sample has an image: "
-                "put <image> into data.prompt"
+                f"put {IMAGE_TOKEN} into data.prompt"
+            )
+        if image is not None and places > 1:
+            raise InvalidSample(
+                f"the prompt {text!r} has {places} image tokens, but its sample has one image: "
+                f"leave {IMAGE_TOKEN} out of the question"
             )
         if image is None and places:
             raise InvalidSample(
                 f"the prompt {text!r} has an image token, but its sample has no image"
             )
-        return prompt
+        return wording.prepare(text, image)
 
     speech = Speech(
         runs={
@@ -149,7 +159,8 @@ def _drop_unused(model: Llava) -> None:
     """Drops the vision tower's parts behind the hidden states that are used.
 
     Raises:
-        InvalidModel: The vision tower is built in a way that is not known.
+        InvalidModel: The vision tower is built in a way that is not known, or has fewer
+            layers than the model wants features of.
     """
     tower, config = model.model.vision_tower, model.config
     layers = getattr(getattr(tower, "encoder", None), "layers", None)
@@ -162,6 +173,11 @@ def _drop_unused(model: Llava) -> None:
     chosen = config.vision_feature_layer
     several = [chosen] if isinstance(chosen, int) else list(chosen)
     states = [state if state >= 0 else len(layers) + 1 + state for state in several]
+    if not all(0 <= state <= len(layers) for state in states):
+        raise InvalidModel(
+            f"vision_feature_layer is {chosen}, but the vision tower has {len(layers)} layers: "
+            "correct it in the model's config.json"
+        )
     del layers[max(states) :]
     tower.config.num_hidden_layers = len(layers)
     config.vision_feature_layer = states[0] if isinstance(chosen, int) else states

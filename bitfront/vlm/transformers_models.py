@@ -83,21 +83,39 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | Ge
 
 
 def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) -> GenerativeModel:
-    """A LLaVA, its weights read shard by shard straight to the device."""
+    """A LLaVA, its weights read shard by shard straight to the device.
+
+    Raises:
+        InvalidModel: Its weights cannot be read, are incomplete or do not fit, or it names no
+            token that ends an answer.
+    """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if spec.dtype != "auto":
         dtype = getattr(torch, spec.dtype)
     load = cast(
         "Callable[..., tuple[Llava, dict[str, set[str]]]]", LLAVA_KINDS[kind].from_pretrained
     )
-    model, report = load(
-        place,
-        use_safetensors=True,
-        dtype=dtype,
-        device_map={"": device},
-        output_loading_info=True,
-    )
+    try:
+        model, report = load(
+            place,
+            use_safetensors=True,
+            dtype=dtype,
+            device_map={"": device},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except SafetensorError as error:
+        raise InvalidModel(
+            f"the weights of {spec.name} cannot be read: {error}; fetch them again"
+        ) from error
     _refuse_missing(spec.name, report["missing_keys"])
+    mismatched = report["mismatched_keys"]
+    if mismatched:
+        name, stored, wanted = min(mismatched)
+        raise InvalidModel(
+            f"the weights of {spec.name} have another shape than its config.json says: {name} is "
+            f"{tuple(stored)}, but must be {tuple(wanted)}"
+        )
     end = model.generation_config.eos_token_id
     if end is None:
         raise InvalidModel(
@@ -105,7 +123,7 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
             "set eos_token_id in its generation_config.json"
         )
     ends = frozenset([end] if isinstance(end, int) else end)
-    return llava_model(model, load_wording(place), ends)
+    return llava_model(model, load_wording(place, ends), ends)
 
 
 def _refuse_missing(name: str, keys: Collection[str]) -> None:
