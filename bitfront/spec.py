@@ -201,8 +201,8 @@ class VisionSpec(Section):
     `activation_bits`, for `epochs` over `samples` calibration samples. The loss is the language
     model's own, plus the entropy of the decoder's inputs weighted by their influence, plus the
     errors at the tower's output and, times `output_weight` (eta), at the model's. `entropy_share`
-    sets lambda1: what the entropy's part is of the language loss at the first step.
-    `error_weight` is lambda2.
+    sets lambda1: what the entropy's part is of the language loss at the first step; it is large,
+    for the entropy hardly moves with the ranges. `error_weight` is lambda2.
     """
 
     weight_bits: WeightBits = 4
@@ -211,7 +211,7 @@ class VisionSpec(Section):
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(8, ge=1)
     rate: float = Field(1e-2, gt=0)
-    entropy_share: float = Field(0.1, ge=0)
+    entropy_share: float = Field(100.0, ge=0)
     error_weight: float = Field(1.0, ge=0)
     output_weight: float = Field(0.5, ge=0)
 

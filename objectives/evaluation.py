@@ -78,6 +78,10 @@ class Evaluator:
                 "latency_s is not measured for a generative model: "
                 "put bit_operations in its place among the objectives"
             )
+        if self.spec.space.recovery is not None:
+            raise SpecError(
+                "a generative model has no recovery yet: leave space.recovery out of the job"
+            )
         return AnswerJudge(self.model, self.task, self.switch, self._stopwatch, cache_nbytes)
 
     @classmethod

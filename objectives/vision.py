@@ -3,11 +3,8 @@
 Two factors a layer are trained on the calibration questions; nothing of the model changes.
 """
 
-import hashlib
-import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,25 +12,24 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from bitfront.errors import InvalidModel, SpecError
 from bitfront.layers import LayerKind, Tower
-from bitfront.plan import Plan, canonical_json, digest
+from bitfront.plan import Plan, digest
 from bitfront.precision import FULL, Precision
 from bitfront.quant.inputs import InputRange, LearnedBounds, RangeScale, fake_quantize_input
 from bitfront.spec import QuantizerSpec, VisionSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
 from objectives.calibration import Ranges
+from objectives.checkpoint import read_checkpoint, write_checkpoint
 from objectives.questions import QuestionTask
 from objectives.task import SplitName
 from objectives.vision_losses import LossParts, Sample, VisionLoss
 
 SMALLEST_FACTOR, LARGEST_FACTOR = 0.05, 1.5
 
-_FORMAT = "bitfront.vision.1"
+_FORMAT = "bitfront.vision.1"  # of a checkpoint
 _FACTORS, _GENERATOR = "factors", "generator"
 
 
@@ -295,13 +291,19 @@ class _Training:
             **self._optimizer.state[self._factors],
         }
         content = {"epochs": self.epochs, "entropy_weight": self._entropy_weight}
-        _write(path, identity, content, {name: tensor.cpu() for name, tensor in tensors.items()})
+        write_checkpoint(
+            path,
+            _FORMAT,
+            identity,
+            content,
+            {name: tensor.cpu() for name, tensor in tensors.items()},
+        )
 
     def load(self, path: Path, identity: str) -> None:
         """Goes back to the state that was written; stays where there is no file."""
         if not path.exists():
             return
-        content, tensors = _read(path, identity)
+        content, tensors = read_checkpoint(path, _FORMAT, identity)
         self.epochs = int(content["epochs"])
         self._entropy_weight = float(content["entropy_weight"])
         self._generator.set_state(tensors.pop(_GENERATOR))
@@ -318,63 +320,6 @@ def _figures(loss: Tensor, parts: LossParts) -> Float64[Tensor, "5"]:
     entropy = parts.entropies.mean()
     figures = (loss, parts.language, entropy, parts.tower_error, parts.output_error)
     return torch.tensor([float(figure.detach()) for figure in figures], dtype=torch.float64)
-
-
-def _write(
-    path: Path, identity: str, content: Mapping[str, object], tensors: Mapping[str, Tensor]
-) -> None:
-    """Puts a checkpoint in the place of the one before, in one go."""
-    header = {
-        **content,
-        "identity": identity,
-        "checksum": _checksum(identity, content, tensors),
-    }
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(save(dict(tensors), {_FORMAT: canonical_json(header)}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read(path: Path, identity: str) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The content and the tensors of a checkpoint.
-
-    Raises:
-        InvalidModel: It is damaged, no checkpoint, or that of another optimisation.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_FORMAT])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        found, checksum = header.pop("identity"), header.pop("checksum")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InvalidModel(
-            f"{path} is no checkpoint of a visual-encoder optimisation, or a damaged one: "
-            "remove it, or give another path"
-        ) from error
-    if checksum != _checksum(found, header, tensors):
-        raise InvalidModel(
-            f"the checkpoint {path} is damaged, its checksum is wrong: remove it to start again"
-        )
-    if found != identity:
-        raise InvalidModel(
-            f"the checkpoint {path} belongs to another model, other samples or other settings: "
-            "remove it, or give another path"
-        )
-    return header, tensors
-
-
-def _checksum(identity: str, content: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of all that a checkpoint holds."""
-    sha = hashlib.sha256(canonical_json([identity, dict(content)]).encode())
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        sha.update(tensor.numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _cut(task: QuestionTask, spec: VisionSpec) -> list[QuestionBatch]:

@@ -42,7 +42,7 @@ END = WORDS.index("</s>")
 SIDE, PATCH = 24, 8
 GRID = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 
-_VISION = {
+_VISION: dict[str, Any] = {
     "hidden_size": 24,
     "intermediate_size": 40,
     "num_hidden_layers": 4,
@@ -50,7 +50,7 @@ _VISION = {
     "image_size": SIDE,
     "patch_size": PATCH,
 }
-_TEXT = {
+_TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -150,12 +150,12 @@ def processor(build: Build = Build()) -> LlavaProcessor | LlavaNextProcessor:
         tiles = LlavaNextImageProcessor(
             size={"shortest_edge": SIDE}, crop_size=crop, image_grid_pinpoints=GRID
         )
-        return LlavaNextProcessor(tiles, tokenizer(), **settings)  # type: ignore[no-untyped-call]
+        return LlavaNextProcessor(tiles, tokenizer(), **settings)  # type: ignore[no-untyped-call]  # theirs
     if is_clip:
-        images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=crop)
-        return LlavaProcessor(images, tokenizer(), **settings)  # type: ignore[no-untyped-call]
-    images = SiglipImageProcessor(size=crop)
-    return LlavaProcessor(images, tokenizer(), **settings)  # type: ignore[no-untyped-call]
+        crops = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=crop)
+        return LlavaProcessor(crops, tokenizer(), **settings)  # type: ignore[no-untyped-call]  # theirs
+    whole = SiglipImageProcessor(size=crop)
+    return LlavaProcessor(whole, tokenizer(), **settings)  # type: ignore[no-untyped-call]  # theirs
 
 
 def save_llava(

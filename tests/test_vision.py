@@ -380,7 +380,7 @@ def test_a_trained_model_loses_less_from_epoch_to_epoch(
     trained: tuple[GenerativeModel, QuestionTask, Ranges],
 ) -> None:
     model, task, ranges = trained
-    spec = VisionSpec(samples=24, epochs=4, rate=0.03)
+    spec = VisionSpec(samples=24, epochs=4, rate=0.03, entropy_share=0.1)
     epochs: list[VisionEpoch] = []
 
     learned = optimise_vision(model, task, ranges, QUANTIZER, spec, 0, on_epoch=epochs.append)

@@ -82,11 +82,13 @@ def _with_found_paths(spec: JobSpec, document: Document) -> JobSpec:
     data, model = spec.data, spec.model
     if data.path and data.source is not DataSource.REFERENCE:
         found = _found(folder, data.path)
-        if not found.is_dir():
-            kind = "is no folder" if found.exists() else "does not exist"
+        is_file = data.source is DataSource.QUESTIONS
+        if not (found.is_file() if is_file else found.is_dir()):
+            wanted = "file" if is_file else "folder"
+            kind = f"is no {wanted}" if found.exists() else "does not exist"
             raise SpecError(
                 f"{document.path}, line {document.line(('data', 'path'))}: "
-                f"data.path: the folder {found} {kind}"
+                f"data.path: the {wanted} {found} {kind}"
             )
         data = data.model_copy(update={"path": str(found)})
     updates: dict[str, str] = {}

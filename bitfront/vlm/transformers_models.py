@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
 
 import torch
 from PIL.Image import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -24,7 +25,13 @@ from bitfront.vlm.generative import GenerativeModel
 from bitfront.vlm.llava_models import LLAVA_KINDS, Llava, llava_model, load_wording
 
 _KINDS = ("clip", "siglip")
-_Load = Callable[..., tuple[Llava, dict[str, set[str]]]]
+
+
+class _Report(TypedDict):
+    """What transformers says of a checkpoint; a mismatch is name, stored and wanted shape."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 
 def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | GenerativeModel:
@@ -92,9 +99,7 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if spec.dtype != "auto":
         dtype = getattr(torch, spec.dtype)
-    load = cast(
-        "Callable[..., tuple[Llava, dict[str, set[str]]]]", LLAVA_KINDS[kind].from_pretrained
-    )
+    load = cast("Callable[..., tuple[Llava, _Report]]", LLAVA_KINDS[kind].from_pretrained)
     try:
         model, report = load(
             place,
@@ -108,14 +113,13 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
         raise InvalidModel(
             f"the weights of {spec.name} cannot be read: {error}; fetch them again"
         ) from error
-    _refuse_missing(spec.name, report["missing_keys"])
-    mismatched = report["mismatched_keys"]
-    if mismatched:
-        name, stored, wanted = min(mismatched)
+    if report["mismatched_keys"]:
+        name, stored, wanted = min(report["mismatched_keys"])
         raise InvalidModel(
             f"the weights of {spec.name} have another shape than its config.json says: {name} is "
             f"{tuple(stored)}, but must be {tuple(wanted)}"
         )
+    _refuse_missing(spec.name, report["missing_keys"])
     end = model.generation_config.eos_token_id
     if end is None:
         raise InvalidModel(
