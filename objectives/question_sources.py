@@ -73,11 +73,19 @@ class JsonQuestions:
             raise MissingData(f"there is no file {spec.path!r}: set data.path to the questions")
         self._lines: list[_Line] = []
         self._numbers: list[int] = []
-        for number, text in enumerate(self._path.read_text().splitlines(), 1):
+        for number, text in enumerate(self._read().split("\n"), 1):
             if text.strip():
                 self._lines.append(self._parse(number, text))
                 self._numbers.append(number)
         self.names = [f"{line.image}/{line.question}" for line in self._lines]
+
+    def _read(self) -> str:
+        try:
+            return self._path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSample(
+                f"{self._path} cannot be read ({error}): it must be a text file in UTF-8"
+            ) from error
 
     def _parse(self, number: int, text: str) -> _Line:
         try:
@@ -167,10 +175,13 @@ def _texts(dataset: "Dataset", column: str, title: str) -> list[str]:
 
 
 def _answers(dataset: "Dataset", column: str, title: str) -> list[tuple[str, ...]]:
-    values = [(v,) if isinstance(v, str) else tuple(v or ()) for v in dataset[column][:]]
-    if not all(isinstance(answer, str) for answers in values for answer in answers):
-        raise SpecError(f"the column {column!r} of {title} must hold texts, or lists of texts")
-    return values
+    found: list[tuple[str, ...]] = []
+    for value in dataset[column][:]:
+        answers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(answer, str) for answer in answers):
+            raise SpecError(f"the column {column!r} of {title} must hold texts, or lists of texts")
+        found.append(tuple(answers))
+    return found
 
 
 class ReferenceQuestions:

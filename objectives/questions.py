@@ -13,6 +13,7 @@ from bitfront.plan import digest
 from bitfront.spec import DataSource, DataSpec
 from bitfront.vlm import GenerativeModel, LayeredModel, QuestionBatch
 from bitfront.vlm.generative import Prompt
+from objectives.answers import normalise
 from objectives.deal import HELD_NBYTES, deal, fingerprint
 from objectives.question_sources import (
     DatasetQuestions,
@@ -68,7 +69,7 @@ class QuestionSplit:
         """
         found = []
         for index in self._indices:
-            answers = tuple(answer for answer in self._source.answers(index) if answer.strip())
+            answers = tuple(answer for answer in self._source.answers(index) if normalise(answer))
             if not answers:
                 raise InvalidSample(
                     f"{self._source.where(index)} has no answer: give it one, or remove it"
@@ -83,16 +84,25 @@ class QuestionSplit:
 
     @cached_property
     def batches(self) -> list[Int[Tensor, " n"]]:
-        """The places of the questions in each batch, which are of one shape."""
+        """The places of the questions in each batch, which are of one shape.
+
+        Those with images come first: what a first batch shows of a model holds for all towers.
+        """
         groups: dict[_Shape, list[int]] = {}
         for place, (prompt, answer) in enumerate(zip(self._prompts, self.answers, strict=True)):
             pixels = () if prompt.pixels is None else tuple(prompt.pixels.shape)
             groups.setdefault(_Shape(len(prompt.tokens), len(answer), pixels), []).append(place)
+        ordered = sorted(groups.items(), key=lambda group: not group[0].pixels)
         return [
             part
-            for places in groups.values()
+            for _, places in ordered
             for part in torch.split(torch.tensor(places), self._spec.batch_size)
         ]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether some question has an image."""
+        return any(prompt.pixels is not None for prompt in self._prompts)
 
     def read(self, batch: int) -> QuestionBatch:
         """The questions of a batch, on the CPU."""
@@ -172,9 +182,19 @@ class QuestionTask(Task):
         return self.splits[name]
 
     def streams(self, model: LayeredModel, name: SplitName) -> tuple[Stream, ...]:
-        """The questions of a split with their answers."""
+        """The questions of a split with their answers.
+
+        Raises:
+            InvalidSample: A question cannot be used, or those for calibration are all without
+                an image: then nothing is known of the vision tower.
+        """
         assert isinstance(model, GenerativeModel)
         split = self.splits[name]
+        if name is SplitName.CALIBRATION and not split.has_images:
+            raise InvalidSample(
+                f"none of the {len(split)} questions for calibration has an image, so the vision "
+                "tower's inputs cannot be measured: add images, or raise data.samples.calibration"
+            )
         shapes = [(len(part), len(split.answers[int(part[0])])) for part in split.batches]
         return (QuestionStream(model, name.value, shapes, split.read),)
 

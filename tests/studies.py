@@ -26,10 +26,10 @@ search: {budgets: 5, workers: 2}
 class Study:
     """A job that is run and killed as a person's own process would be."""
 
-    def __init__(self, folder: Path, name: str, trials: int) -> None:
+    def __init__(self, folder: Path, name: str, trials: int, job: str = JOB) -> None:
         self.database = folder / "bitfront.db"
         self.job = folder / "job.yaml"
-        self.job.write_text(f"study: {name}\nstop: {{trials: {trials}}}{JOB}")
+        self.job.write_text(f"study: {name}\nstop: {{trials: {trials}}}{job}")
         self.log = folder / "log.txt"
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
