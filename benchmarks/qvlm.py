@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import click
 import torch
@@ -28,7 +29,7 @@ from bitfront.spec import JobSpec, PartitionSpec, QuantizerSpec, VisionSpec
 from bitfront.vlm import GenerativeModel, LayeredModel, PlanSwitch, load_model
 from objectives.calibration import Ranges, calibrate, watch_calibration
 from objectives.clips import ClipSearch, prefix_behind, walk
-from objectives.ded import list_pairs, measure_ded
+from objectives.ded import Ded, list_pairs, measure_ded
 from objectives.entropy import entropy_nats, measure_entropies, soft_assignment
 from objectives.evaluation import Evaluator
 from objectives.load import load_task
@@ -91,14 +92,13 @@ class Subject:
 # Dependency and DED
 
 
-def estimators(subject: Subject, bits: int) -> dict[str, Callable[[str, str], float]]:
-    """What may stand for DED, as functions of the first layers of both steps."""
+Estimate = Callable[[Ded], float]
+
+
+def estimators(subject: Subject, bits: int) -> dict[str, Estimate]:
+    """What may stand for DED, as functions of a pair of steps."""
     entropies = {entry.layer: entry for entry in subject.entropies(bits)}
-    seen: dict[str, list[Tensor]] = {}
-    watch_calibration(
-        subject.model, subject.task, lambda name, x: seen.setdefault(name, []).append(x.flatten())
-    )
-    values = {name: torch.cat(parts) for name, parts in seen.items()}
+    values = inputs_under(subject, Plan(()))
 
     def error(layer: str, clip: float = 1.0) -> float:
         x = values[layer]
@@ -111,16 +111,62 @@ def estimators(subject: Subject, bits: int) -> dict[str, Callable[[str, str], fl
         p = soft_assignment(x[:: max(1, len(x) // _ELEMENTS)], levels)
         return -float(torch.special.xlogy(p, p).sum(dim=-1).mean()) / math.log(2**bits)
 
+    steps = {before.layers[0]: before.layers for before, _ in list_pairs(subject.model.layers)}
+    behind: dict[str, Tensor] = {}
+
+    def rounded_before(pair: Ded) -> Tensor:
+        """The later step's input where the earlier one is rounded."""
+        if pair.before not in behind:
+            plan = Plan.uniform(steps[pair.before], Precision(bits, bits))
+            behind[pair.before] = inputs_under(subject, plan, pair.after)[pair.after]
+        return behind[pair.before]
+
+    def arriving(pair: Ded) -> float:
+        x = values[pair.after]
+        return float((rounded_before(pair) - x).square().sum() / x.square().sum())
+
+    def changed_codes(pair: Ded) -> float:
+        levels = input_levels(subject.ranges[pair.after][1.0], bits)
+        joint = torch.zeros(len(levels), len(levels), dtype=torch.float64)
+        codes = [codes_of(x, levels) for x in (values[pair.after], rounded_before(pair))]
+        ones = torch.ones(len(codes[0]), dtype=torch.float64)
+        joint = joint.index_put_((codes[0], codes[1]), ones, accumulate=True) / len(ones)
+        return (entropy_nats(joint) - entropy_nats(joint.sum(dim=1))) / math.log(2**bits)
+
     return {
-        "conditional entropy (Eq 4)": lambda a, _: entropies[a].dependency or 0.0,
-        "entropy of the earlier input": lambda a, _: entropies[a].entropy,
-        "entropy of the later input": lambda _, b: entropies[b].entropy,
-        "mean entropy of an element (Eq 5)": lambda _, b: element(b),
-        "mutual information": lambda a, b: entropies[b].entropy - (entropies[a].dependency or 0.0),
-        "quantization error, earlier input": lambda a, _: error(a),
-        "quantization error, later input": lambda _, b: error(b),
-        "the same at its best clip": lambda _, b: min(error(b, clip) for clip in CLIPS),
+        "conditional entropy (Eq 4)": lambda pair: entropies[pair.before].dependency or 0.0,
+        "entropy of the earlier input": lambda pair: entropies[pair.before].entropy,
+        "entropy of the later input": lambda pair: entropies[pair.after].entropy,
+        "mean entropy of an element (Eq 5)": lambda pair: element(pair.after),
+        "mutual information": lambda pair: (
+            entropies[pair.after].entropy - (entropies[pair.before].dependency or 0.0)
+        ),
+        "conditional entropy of the later codes, before and after rounding": changed_codes,
+        "rounding error that arrives": arriving,
+        "quantization error, earlier input": lambda pair: error(pair.before),
+        "quantization error, later input": lambda pair: error(pair.after),
     }
+
+
+def codes_of(x: Tensor, levels: Tensor) -> Tensor:
+    """The nearest level of every value."""
+    step = levels[1] - levels[0]
+    return ((x - levels[0]) / step).round().clamp(0, len(levels) - 1).long()
+
+
+def inputs_under(subject: Subject, plan: Plan, only: str | None = None) -> dict[str, Tensor]:
+    """The layers' inputs over the calibration split under a plan, flat."""
+    switch = PlanSwitch(subject.model, QUANTIZER, subject.ranges)
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, x: Tensor) -> None:
+        if only in (None, name):
+            seen.setdefault(name, []).append(x.flatten())
+
+    switch.to(plan)
+    watch_calibration(subject.model, subject.task, keep)
+    switch.clear()
+    return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
 @click.group()
@@ -134,27 +180,44 @@ def main() -> None:
 def ded(seeds: int, bits: int) -> None:
     """Spearman's rank correlation of every estimator with DED, over all neighbouring steps."""
     for name in MODELS:
-        found: dict[str, list[float]] = {}
+        truths: list[list[float]] = []
+        guesses: dict[str, list[list[float]]] = {}
         for seed in range(seeds):
             subject = Subject.load(job(name, seed))
             started_s = time.perf_counter()
             pairs = measure_ded(subject.searcher(), subject.model.layers, Precision(bits, bits))
             seconds = time.perf_counter() - started_s
-            known = [pair for pair in pairs if pair.after in subject.ranges]
-            truth = [pair.difference for pair in known]
+            truths.append([pair.difference for pair in pairs])
             for title, estimate in estimators(subject, bits).items():
-                guess = [estimate(pair.before, pair.after) for pair in known]
-                found.setdefault(title, []).append(float(spearmanr(guess, truth)[0]))
-            runs, zeros = sum(pair.evaluations for pair in pairs), truth.count(0.0)
+                guesses.setdefault(title, []).append([estimate(pair) for pair in pairs])
+            runs, zeros = sum(pair.evaluations for pair in pairs), truths[-1].count(0.0)
             click.echo(
-                f"{name}, seed {seed}: {len(known)} pairs, {zeros} without any difference, "
+                f"{name}, seed {seed}: {len(pairs)} pairs, {zeros} without any difference, "
                 f"{runs} joint runs, {seconds:.0f} s"
             )
-        click.echo(f"\n| {name}, W{bits}A{bits} | Spearman with DED | each seed |\n|---|---|---|")
-        for title, values in sorted(found.items(), key=lambda entry: -statistics.fmean(entry[1])):
-            each = ", ".join(f"{value:+.2f}" for value in values)
-            click.echo(f"| {title} | {statistics.fmean(values):+.2f} | {each} |")
+        repeated = [spearman(one, other) for one, other in combinations(truths, 2)]
+        click.echo(f"DED of one seed with that of another: {_signed(repeated)}\n")
+        click.echo(f"| {name}, W{bits}A{bits} | each seed | means over the seeds |\n|---|---|---|")
+        rows = []
+        for title, values in guesses.items():
+            each = [spearman(guess, truth) for guess, truth in zip(values, truths, strict=True)]
+            rows.append((spearman(_means(values), _means(truths)), title, each))
+        for mean, title, each in sorted(rows, reverse=True):
+            click.echo(f"| {title} | {_signed(each)} | {mean:+.2f} |")
         click.echo()
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's rank correlation."""
+    return float(spearmanr(one, other)[0])
+
+
+def _means(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.fmean(column) for column in zip(*rows, strict=True)]
+
+
+def _signed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:+.2f}" for value in values)
 
 
 @main.command()
@@ -181,6 +244,13 @@ def by_sample(
     subject: Subject, before: str, after: str, bits: int
 ) -> tuple[list[float], list[float], list[float]]:
     """For each calibration sample: entropy and rounding error of the later input, and DED."""
+    seen: list[Tensor] = []
+
+    def keep(name: str, x: Tensor) -> None:
+        if name == after:
+            seen.extend(x)
+
+    watch_calibration(subject.model, subject.task, keep)
     search = subject.searcher()
     runner, stream = search.runner, search.stream(Tower.LANGUAGE)
     full = runner.observe(stream, Plan(()), (before, after))
@@ -200,13 +270,6 @@ def by_sample(
                 )
                 for name in (before, after)
             )
-    seen: list[Tensor] = []
-
-    def keep(name: str, x: Tensor) -> None:
-        if name == after:
-            seen.extend(x)
-
-    watch_calibration(subject.model, subject.task, keep)
     levels = input_levels(subject.ranges[after][1.0], bits)
     rounded = InputQuantizer(bits, subject.ranges[after][1.0])
     entropy, error, truth = [], [], []

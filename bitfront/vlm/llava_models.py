@@ -98,7 +98,10 @@ def llava_model(model: Llava, wording: Wording, ends: frozenset[int]) -> Generat
 
     def run_language() -> None:
         tokens = torch.zeros(1, length, dtype=torch.long, device=device)
-        model.lm_head(inner.language_model(input_ids=tokens, use_cache=False)[0])
+        # Without a mask transformers looks into the positions' values, which meta tensors lack.
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+        given = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
+        model.lm_head(inner.language_model(**given)[0])
 
     def logits(tokens: Tensor, pixels: Tensor | None, sizes: Tensor | None, kept: int) -> Tensor:
         given = _images(pixels, sizes)
