@@ -27,7 +27,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from bitfront.layers import Block, Layer, LayerKind
+from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import Cell, LayerEntropy
@@ -387,7 +387,13 @@ def time_profile(seed: int, repeats: int, samples: int) -> None:
         f"Width of {LLAVA_7B.name}: {title}, {str(dtype)[6:]}, {torch.get_num_threads()} threads, "
         f"{samples} samples of {tokens} tokens, medians of {repeats}"
     )
-
+    length = LLAVA_7B.image_tokens + tokens - shape.image_tokens
+    if shape.image_size != LLAVA_7B.image_size:
+        table.row(
+            "images",
+            f"{shape.image_size} x {shape.image_size} pixels; at {LLAVA_7B.image_size} a sample "
+            f"has {length} tokens, so cells take about {length / tokens:.0f} times as long",
+        )
     mlp = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     decoder = "model.language_model.layers"
     cells = {
@@ -421,10 +427,10 @@ def time_profile(seed: int, repeats: int, samples: int) -> None:
 def _extrapolate(
     table: Table, seconds: Mapping[str, float], weight_s: float, samples: int, seed: int
 ) -> None:
-    """Prints the whole profile of 7B, with the arithmetic.
+    """Prints the whole profile of 7B on samples of the same length, with the arithmetic.
 
-    A cell runs from the block's own layer to the end, or from further up where the activations
-    before it are not kept: the first is counted at the mean depth, the second over all layers.
+    A cell runs from the block's own layer to the end where the activations before it are kept
+    (then the mean over all layers counts), and through the whole model where they are not.
     """
     model = build(LLAVA_7B, torch.device("meta"), torch.float16, seed)
     search = lay_out(model, Grain.ENTROPY, seed)
@@ -432,16 +438,16 @@ def _extrapolate(
         len(block_options(Block(x.name, x.tower, (x.name,)), model.layers, SPEC.space))
         for x in model.layers
     )
-    layer_s = max(seconds["first"] - seconds["last"], 0.0)
-    rest_s = max(seconds["last"] - layer_s, 0.0)
-    many = CALIBRATION_SAMPLES / samples
-    mean_depth = (LLAVA_7B.layers + 1) / 2
     measured = singles + search.joint
     weights = sum(layer.weights for layer in model.layers)
     widths = len(SPEC.space.weight_bits)
     quantize_s = widths * weights * weight_s
+    vision_s = max(seconds["vision"] - seconds["first"], 0.0)
+    layer_s = max(seconds["first"] - seconds["last"], 0.0)
+    rest_s = max(seconds["last"] - layer_s, 0.0)
+    table.row("one vision layer (vision - first; 0 if lost in noise)", f"{vision_s:.3f} s")
     table.row("one decoder layer (first - last)", f"{layer_s:.3f} s")
-    table.row("all else behind it (last - one layer)", f"{rest_s:.3f} s")
+    table.row("all else behind it (last - one decoder layer)", f"{rest_s:.3f} s")
     table.row(
         "cells of 7B",
         f"{measured:,} = {singles:,} of single layers + {search.joint:,} joint ones "
@@ -452,14 +458,29 @@ def _extrapolate(
         f"{quantize_s / 3600:.2f} h = {widths} widths x {weights:,} weights x "
         f"{weight_s * 1e9:.2f} ns",
     )
-    for depth, what in ((mean_depth, "activations kept"), (LLAVA_7B.layers, "none kept")):
-        cell_s = many * (depth * layer_s + rest_s)
+    runs = [_layers_run(layer, LLAVA_7B) for layer in model.layers]
+    means = [statistics.mean(counts) for counts in zip(*runs, strict=True)]
+    whole = [LLAVA_7B.used_vision_layers, LLAVA_7B.layers]
+    for (seeing, telling), what in ((means, "activations kept"), (whole, "none kept")):
+        cell_s = seeing * vision_s + telling * layer_s + rest_s
+        total_s = measured * cell_s * CALIBRATION_SAMPLES / samples + quantize_s
         table.row(
             f"whole profile, {what}",
-            f"{(measured * cell_s + quantize_s) / 3600:.2f} h = {measured:,} cells x "
-            f"{CALIBRATION_SAMPLES}/{samples} x ({depth:g} layers x {layer_s:.3f} s + "
-            f"{rest_s:.3f} s) + quantizing",
+            f"{total_s / 3600:.2f} h = {measured:,} cells x {CALIBRATION_SAMPLES}/{samples} x "
+            f"({seeing:.1f} vision layers x {vision_s:.3f} s + {telling:.1f} decoder layers x "
+            f"{layer_s:.3f} s + {rest_s:.3f} s) + quantizing",
         )
+
+
+def _layers_run(layer: Layer, shape: Shape) -> tuple[int, int]:
+    """How many vision and decoder layers run for a cell of one layer."""
+    number = layer.scope.rpartition(".")[2]
+    place = int(number) if number.isdigit() else 0
+    if layer.tower is Tower.VISION:
+        return shape.used_vision_layers - place, shape.layers
+    if layer.name == "lm_head.weight":
+        return 0, 0
+    return 0, shape.layers - place
 
 
 @click.command()

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
+from PIL.Image import Image
 from torch import Tensor
 
 from bitfront.errors import SpecError
 from bitfront.plan import Configuration
 from bitfront.spec import Objective
-from bitfront.vlm import GenerativeModel, PlanSwitch
+from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
 from objectives.answers import is_right, parse
 from objectives.cache import TensorCache
 from objectives.classification_judge import FEATURES_NBYTES
@@ -55,10 +56,7 @@ class AnswerJudge:
         Raises:
             SpecError: The configuration has a recovery.
         """
-        if configuration.recovery is not None:
-            raise SpecError(
-                "a generative model has no recovery yet: leave space.recovery out of the job"
-            )
+        _refuse_recovery(configuration)
         (stream,) = self._task.streams(self._model, split)
         full = self._full_logits(split)
         before = self._runner.cache.hits
@@ -81,6 +79,25 @@ class AnswerJudge:
             "unparsed": answers.count(None) / len(answers),
             **figures,
         }
+
+    def text(self, configuration: Configuration, question: str, image: Image | None) -> str:
+        """The greedy text for any question, up to its end or the task's limit of tokens.
+
+        Raises:
+            InvalidSample: The model cannot read the question.
+            SpecError: The configuration has a recovery.
+        """
+        _refuse_recovery(configuration)
+        prompt = self._task.split(SplitName.TEST).prepare(question, image)
+        batch = QuestionBatch(
+            prompt.tokens[None],
+            torch.zeros(1, 1, dtype=torch.int64),
+            None if prompt.pixels is None else prompt.pixels[None],
+            None if prompt.size is None else torch.tensor([prompt.size]),
+        )
+        self._switch.to(configuration.plan)
+        (tokens,) = self._model.generate(batch, self._task.answer_tokens)
+        return self._model.decode(tokens)
 
     def _full_logits(self, split: SplitName) -> Float[Tensor, "tokens vocabulary"]:
         kept = self._full.get(split)
@@ -121,3 +138,10 @@ class AnswerJudge:
         if not self._model.has_ended(tokens):
             return None
         return parse(self._model.decode(tokens), self._task.answer_pattern)
+
+
+def _refuse_recovery(configuration: Configuration) -> None:
+    if configuration.recovery is not None:
+        raise SpecError(
+            "a generative model has no recovery yet: leave space.recovery out of the job"
+        )

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from functools import cached_property
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -70,6 +71,26 @@ class ClassificationJudge:
             Objective.ERROR.value: error_rate(scores, labels),
             "loss_nats": loss_nats(scores, labels),
         }
+
+    def probabilities(
+        self, configuration: Configuration, pixels: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n classes"]:
+        """The share of each class for any pictures, as the model prepares them.
+
+        A recovery is trained if it is not known.
+        """
+        recovered = self._recovered(configuration)
+        classes = (
+            self._class_features(configuration.plan)
+            if recovered is None
+            else recovered.text_features()
+        )
+        self._switch.to(configuration.plan)
+        with torch.no_grad():
+            images = self._model.encode_images(pixels)
+        if recovered is not None:
+            images = recovered.adapt(images)
+        return logits(images, classes, self._model.logit_scale).softmax(dim=-1)
 
     def _scores(self, configuration: Configuration, split: SplitName) -> Float[Tensor, "n classes"]:
         recovered = self._recovered(configuration)

@@ -44,6 +44,7 @@ class Evaluator:
         task: Its task.
         ranges: The static input ranges.
         switch: The model's switch.
+        judge: What measures how well a configuration does.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Evaluator:
         self.ranges = ranges
         self.switch = PlanSwitch(model, spec.quantizer, ranges, bounds=bounds)
         self._stopwatch = Stopwatch(model.device)
-        self._judge = self._build_judge(cache_nbytes)
+        self.judge = self._build_judge(cache_nbytes)
         self._latencies = LatencyTable()
 
     def _build_judge(self, cache_nbytes: int) -> Judge:
@@ -115,7 +116,7 @@ class Evaluator:
             UnavailableDevice: The job asks for a latency that cannot be measured here.
         """
         self._stopwatch.reset()
-        quality = self._judge.figures(configuration, split)
+        quality = self.judge.figures(configuration, split)
         nbytes = configuration_nbytes(self.model, configuration, self.spec.quantizer)
         figures = {
             **quality,

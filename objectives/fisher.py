@@ -75,7 +75,8 @@ class FisherError:
         def harvest() -> None:
             for layer, copies in weights.items():
                 parts = [copy.grad.flatten(1).double() for copy in copies if copy.grad is not None]
-                sums[layer] = sums[layer] + torch.stack(parts).sum(dim=0).square()
+                if parts:  # questions without images never pass the vision tower
+                    sums[layer] = sums[layer] + torch.stack(parts).sum(dim=0).square()
                 for copy in copies:
                     copy.grad = None
 

@@ -110,7 +110,8 @@ class WeightedOutput:
 
         teacher = self._teacher
         with ExitStack() as stack:
-            for module in teacher.model.modules(layer):
+            # Of a tied weight, the output is what it multiplies, as in `StreamRunner.observe`.
+            for module in teacher.model.multiplying(layer) or teacher.model.modules(layer):
                 stack.callback(module.register_forward_hook(watch).remove)
             teacher.backward(block.tower)
         squares = [

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
+from PIL.Image import Image
 from torch import Tensor
 
 from bitfront.errors import InvalidSample, SpecError
@@ -150,15 +151,23 @@ class QuestionSplit:
         is_held = prompt.pixels is None or not prompt.pixels.is_meta
         return prompt if is_held else self._prepare(place)
 
-    def _prepare(self, place: int) -> Prompt:
-        index = self._indices[place]
-        image = self._source.image(index)
+    def prepare(self, question: str, image: Image | None) -> Prompt:
+        """Any question as the job puts it to the model; without an image, without its token.
+
+        Raises:
+            InvalidSample: The model cannot read it.
+        """
         template = self._spec.prompt
         if image is None:
             token = self._model.image_token
             template = template.replace(f"{token}\n", "").replace(token, "").strip()
+        return self._model.prepare(template.replace("{}", question), image)
+
+    def _prepare(self, place: int) -> Prompt:
+        index = self._indices[place]
+        image = self._source.image(index)
         try:
-            return self._model.prepare(template.replace("{}", self._source.question(index)), image)
+            return self.prepare(self._source.question(index), image)
         except InvalidSample as error:
             raise InvalidSample(f"{self._source.where(index)}: {error}") from error
 

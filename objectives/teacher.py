@@ -78,7 +78,8 @@ class Teacher:
             for batch, part in enumerate(torch.split(gradient, list(stream.rows))):
                 with torch.enable_grad():
                     output = stream.run(batch)
-                torch.autograd.backward(output, part)
+                if output.requires_grad:  # questions without images never pass the vision tower
+                    torch.autograd.backward(output, part)
                 if stream.are_independent:
                     on_batch()
             if not stream.are_independent:

@@ -10,13 +10,14 @@ from pathlib import Path
 from platformdirs import user_state_path
 
 from bitfront.errors import BitfrontError, ChangedJob, Interrupted, LeaseLost
-from bitfront.plan import Configuration, digest
+from bitfront.plan import Configuration
 from bitfront.profile import FindingKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
 from search.space import SearchSpace
 from service.changes import accept_spec
 from service.heartbeat import Orders, heartbeat, signals, take
+from service.keys import bounds_key, evaluation_key
 from service.profiling import measure_profile
 from service.progress import Reporter
 from service.shortlist import Shortlist
@@ -200,16 +201,7 @@ class _Run:
 
     def _bounds(self, report: ModelReport) -> dict[str, object]:
         """The learned bounds of the vision tower's inputs: known already, or learned now."""
-        assert self._spec.profile.vision is not None
-        ids = report.identities
-        key = digest(
-            {
-                "model": [ids["model"], ids["calibration"]],
-                "quantizer": self._spec.quantizer.model_dump(mode="json"),
-                "vision": self._spec.profile.vision.model_dump(mode="json"),
-                "seed": self._spec.search.seed,
-            }
-        )
+        key = bounds_key(self._spec, report.identities)
         known = self._store.findings([key])
         if key in known:
             return known[key]
@@ -245,7 +237,7 @@ class _Run:
             return self._review(shortlist, trials)
 
         def key(configuration: Configuration) -> str:
-            return _evaluation_key(self._spec, report, configuration)
+            return evaluation_key(self._spec, report, configuration)
 
         ledger = TrialLedger(
             self._store,
@@ -316,20 +308,3 @@ class _Run:
             values = {chosen[position].number: evaluation.values}
             self._store.save_test_values(self.lease, values)
             self._reporter.advance()
-
-
-def _evaluation_key(spec: JobSpec, report: ModelReport, configuration: Configuration) -> str:
-    """Names everything that a configuration's values depend on."""
-    ids = report.identities
-    vision = {} if spec.profile.vision is None else {"bounds": ids["cells"]}
-    return digest(
-        {
-            **vision,
-            "configuration": configuration.digest,
-            "splits": [ids["model"], ids["calibration"], ids["tuning"], ids["selection"]],
-            "quantizer": spec.quantizer.model_dump(mode="json"),
-            "objectives": [objective.value for objective in spec.objectives],
-            "device": report.provenance["device"],
-            "seed": spec.search.seed,
-        }
-    )

@@ -19,7 +19,7 @@ from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
 from bitfront.vlm.generative import Prompt
-from bitfront.vlm.llava_models import LLAVA_KINDS, Llava
+from bitfront.vlm.llava_models import LLAVA_KINDS, Llava, llava_model, load_wording
 from tests.llava_models import END, WORDS, Build, load_llava, photo, processor, save_llava
 
 BUILDS = (
@@ -457,3 +457,21 @@ def test_features_of_a_layer_that_is_not_there_are_refused(layer: object, tmp_pa
 
     with pytest.raises(InvalidModel, match=r"vision_feature_layer is .*has 4 layers"):
         load_llava(tmp_path)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+def test_a_model_without_weights_has_the_same_layers_on_the_meta_device(
+    build: Build, tmp_path: Path
+) -> None:
+    stock = save_llava(tmp_path, build)
+    wording = load_wording(str(tmp_path), frozenset({END}))
+    with torch.device("meta"):
+        bare = type(stock)(stock.config)  # type: ignore[arg-type]  # each kind has its own
+
+    model = llava_model(bare, wording, frozenset({END}))
+
+    whole = load_llava(tmp_path)
+    assert model.device.type == "meta"
+    assert model.layers == whole.layers
+    assert model.kept == whole.kept
+    assert model.identity != whole.identity

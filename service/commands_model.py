@@ -1,0 +1,116 @@
+"""Commands that put a stored configuration to work: classify, ask."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import click
+
+from service.deployment import database_option
+from service.limits import limit_options, refusal
+
+if TYPE_CHECKING:
+    from bitfront.plan import Configuration
+    from objectives.evaluation import Evaluator
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+PICTURE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def configuration_options(command: Command) -> Command:
+    """Adds what picks a configuration: a study, and a trial or limits."""
+    study = click.option("--study", required=True, help="The study whose results are used.")
+    trial = click.option(
+        "--trial", type=click.IntRange(0), help="A trial.  [default: the best within the limits]"
+    )
+    return study(trial(limit_options(command)))
+
+
+@click.command()
+@click.argument("pictures", type=PICTURE, nargs=-1, required=True)
+@click.option(
+    "--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes."
+)
+@configuration_options
+@database_option
+def classify(
+    pictures: tuple[Path, ...],
+    top: int,
+    study: str,
+    trial: int | None,
+    url: str,
+    **limits: float | None,
+) -> None:
+    """Say what PICTURES show, with a configuration that a study found."""
+    from objectives.pictures import classify as classify_pictures
+    from objectives.pictures import open_picture
+
+    opened = [open_picture(path) for path in pictures]
+    evaluator, configuration = _load(url, study, trial, limits)
+    rows = classify_pictures(evaluator, configuration, opened, top)
+    for path, row in zip(pictures, rows, strict=True):
+        named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in row)
+        click.echo(f"{path}: {named}")
+
+
+@click.command()
+@click.argument("picture", type=PICTURE)
+@click.argument("question")
+@configuration_options
+@database_option
+def ask(
+    picture: Path,
+    question: str,
+    study: str,
+    trial: int | None,
+    url: str,
+    **limits: float | None,
+) -> None:
+    """Answer QUESTION about PICTURE, with a configuration that a study found."""
+    from objectives.pictures import ask as ask_model
+    from objectives.pictures import open_picture
+
+    opened = open_picture(picture)
+    evaluator, configuration = _load(url, study, trial, limits)
+    click.echo(ask_model(evaluator, configuration, opened, question))
+
+
+def _load(
+    url: str, study: str, trial: int | None, limits: dict[str, float | None]
+) -> tuple["Evaluator", "Configuration"]:
+    """The study's model and data, and the configuration that was picked.
+
+    Raises:
+        BitfrontError: There is no such study or trial, or its model cannot be loaded.
+        ClickException: No trial holds the limits.
+    """
+    from bitfront.errors import SpecError
+    from bitfront.quant.inputs import bounds_from_json
+    from objectives.evaluation import Evaluator
+    from service.keys import bounds_key
+    from storage.records import Limits
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        record = store.study(study)
+        spec = record.spec
+        bounds: dict[str, object] = {}
+        if spec.profile.vision is not None:
+            key = bounds_key(spec, record.provenance)
+            bounds = store.findings([key])[key]
+        if trial is None:
+            asked = Limits(**limits)
+            best = store.best(study, asked)
+            if best is None:
+                raise click.ClickException(refusal(study, asked, store.nearest(study, asked)))
+            trial = best.number
+        found = {known.number: known for known in store.trials(study)}
+    if trial not in found:
+        raise SpecError(f"study {study!r} has no trial {trial}: see 'bitfront front {study}'")
+    click.echo(f"trial {trial} of study {study}", err=True)
+    evaluator = Evaluator.from_spec(spec, bounds_from_json(bounds))
+    return evaluator, found[trial].configuration
+
+
+COMMANDS: Final = (classify, ask)
