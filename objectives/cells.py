@@ -42,6 +42,8 @@ class CellMeter:
         """The hash of what a cell's error depends on beside model, samples and option."""
         quantizer = self._spec.quantizer.model_dump(mode="json")
         content = [VERSION, quantizer, self._spec.profile.measure, self._spec.data.seed]
+        if self._model.device.type != "cpu":  # ranges come out a little different there
+            content.append(self._model.device.type)
         if self._switch.bounds:
             content.append(bounds_to_json(self._switch.bounds))
         return digest(content)

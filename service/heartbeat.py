@@ -16,7 +16,7 @@ from storage.store import Store
 
 logger = logging.getLogger(__name__)
 
-LEASE_S = 30.0
+LEASE_S = 30.0  # a driver that gave no sign of life for so long is taken for dead
 HEARTBEAT_S = 2.0
 
 

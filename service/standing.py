@@ -5,15 +5,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bitfront.trial import StudyState, TrialState
+from service.heartbeat import LEASE_S
 from service.render import MISSING, optional
 from service.tables import pairs_text, table
 from service.units import duration_text, percent_text
 
 if TYPE_CHECKING:
     from storage.records import Status, StudyRecord, StudySummary
-
-SILENT_AFTER_S = 30.0
-"""A driver that gave no sign of life for so long is taken for dead."""
 
 ENDED = frozenset(
     {StudyState.COMPLETE, StudyState.STOPPED, StudyState.CANCELLED, StudyState.FAILED}
@@ -66,7 +64,7 @@ def is_driven(study: "StudyRecord", now: datetime) -> bool:
     """Whether some process runs the study."""
     if study.owner is None or study.heartbeat_at is None:
         return False
-    return (now - study.heartbeat_at).total_seconds() < SILENT_AFTER_S
+    return (now - study.heartbeat_at).total_seconds() < LEASE_S
 
 
 def is_interrupted(study: "StudyRecord", now: datetime) -> bool:
