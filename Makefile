@@ -40,6 +40,7 @@ imports: $(STAMP)
 
 reference: $(STAMP)
 	$(BIN)/python -m bitfront.reference.train
+	$(BIN)/python -m bitfront.reference.train_llava
 
 wheel: $(STAMP)
 	rm -rf build dist

@@ -221,3 +221,22 @@ def test_an_uncalibrated_clip_is_refused_and_nothing_changes(model: DualEncoder)
     assert torch.equal(outputs(model), before)
     assert switch.to(Plan.uniform([FIRST], Precision(2, 4))) == 1
     switch.clear()
+
+
+def test_a_second_switch_takes_the_first_one_s_plan_off(model: DualEncoder) -> None:
+    one, other = PlanSwitch(model, STATIC, RANGES), PlanSwitch(model, DYNAMIC, RANGES)
+    coarse = Plan.uniform(NAMES, Precision(2, 4, 0, 0.99))
+    fine = Plan.of({FIRST: Precision(6, 8)})
+    full = outputs(model)
+
+    one.to(coarse)
+    other.to(fine)
+    behind_both = outputs(model)
+    other.clear()
+
+    assert torch.equal(outputs(model), full)
+    assert other.to(fine) == 1
+    assert torch.equal(outputs(model), behind_both)
+    assert one.to(coarse) == len(NAMES)
+    one.clear()
+    assert torch.equal(outputs(model), full)

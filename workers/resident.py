@@ -93,6 +93,7 @@ def optimise(order: str, checkpoint: Path) -> dict[str, object]:
             "profile.vision needs a generative model: it trains on the language model's loss"
         )
     assert isinstance(resident.task, QuestionTask)
+    resident.switch.clear()
     bounds = optimise_vision(
         resident.model,
         resident.task,

@@ -1,1 +1,1 @@
-"""The bundled reference: digit scenes, and a small trained CLIP that reads them."""
+"""The bundled references: digit scenes with a small CLIP, digit questions with a small LLaVA."""

@@ -29,7 +29,10 @@ class LayeredModel:
             (batch norm statistics) with their numbers of elements.
         device: Where the model is.
         identity: Hash of the architecture and the weights, as they were before rewriting.
+        switch: The `PlanSwitch` whose plan is on the model; None before the first.
     """
+
+    switch: object | None = None
 
     def __init__(
         self,

@@ -20,7 +20,9 @@ _WeightKey = tuple[str, int, int]  # layer, bits, group
 
 
 class PlanSwitch:
-    """Puts plans onto a model and takes them off again; a model has one switch at a time.
+    """Puts plans onto a model and takes them off again.
+
+    A model shows the plan of one switch: what another one put on is taken off first.
 
     A layer that a plan does not name keeps its own weight; at 16 bits a named one is rounded
     to float16, as a checkpoint would hold it. With dynamic activations a convolution's range
@@ -65,6 +67,7 @@ class PlanSwitch:
         Raises:
             SpecError: The plan names an unknown layer, or one whose input range is not known.
         """
+        self._take_over()
         wanted = dict(plan)
         for layer, precision in plan:
             self.input_quantizer(layer, precision)
@@ -73,6 +76,18 @@ class PlanSwitch:
         for name in changed:
             self._set(name, wanted.get(name))
         return len(changed)
+
+    def _take_over(self) -> None:
+        other = self._model.switch
+        if other is not self:
+            self._model.switch = self
+            if isinstance(other, PlanSwitch):
+                other.take_off()
+
+    def take_off(self) -> None:
+        """Takes this switch's plan off the model; another one's stays."""
+        for name in list(self._applied):
+            self._set(name, None)
 
     def clear(self) -> int:
         """Brings the model back to full precision, bit for bit; returns how many changed."""
