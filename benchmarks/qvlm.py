@@ -10,7 +10,7 @@ A seed draws its own calibration, selection and test samples.
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -36,10 +36,7 @@ from objectives.load import load_task
 from objectives.questions import QuestionTask
 from objectives.task import SplitName, Task
 from objectives.vision import optimise_vision
-from search.menu import by_block
-from search.options import undominated
 from search.partition import partition
-from search.program import Program
 from search.seeds import full_precision
 from service.shortlist import Shortlist
 from workers import resident
@@ -449,7 +446,7 @@ def behind_vision(
 SPACES: Mapping[str, dict[str, object]] = {
     "weights mixed, inputs at 4 bits": {"activation_bits": [4], "clips": [1.0]},
     "weights mixed, inputs at 4 bits, clips searched": {"activation_bits": [4], "clips": CLIPS},
-    "weights and inputs mixed (4, 6, 8 bits)": {"activation_bits": [4, 6, 8], "clips": [1.0]},
+    "weights and inputs mixed (4 and 8 bits)": {"activation_bits": [4, 8], "clips": [1.0]},
 }
 
 
@@ -487,9 +484,8 @@ def front(seeds: int, depth: int) -> None:
 def at_uniform_size(spec: JobSpec, title: str) -> Iterator[tuple[str, tuple[float, float, float]]]:
     """Test accuracy, bytes and bit operations: full precision, uniform W4A4, the search's best.
 
-    The best is the configuration with the least selection error among uniform W4A4, which a
-    study tries too, and the program's plans of at most its bytes. Where inputs are mixed, the
-    best of at most its bit operations comes as well.
+    The best is the configuration with the least selection error among the program's plans of
+    at most the bytes of uniform W4A4.
     """
     measured, seconds = profile(spec)
     evaluator: Evaluator = resident.evaluator(WorkOrder(spec).to_json())
@@ -501,34 +497,18 @@ def at_uniform_size(spec: JobSpec, title: str) -> Iterator[tuple[str, tuple[floa
         return 1 - known["error"], known["nbytes"], known["bit_operations"]
 
     uniform = Configuration(Plan.uniform(names, Precision(4, 4)))
-    allowed = evaluator.evaluate(uniform).metrics
-
-    def best(configurations: Iterable[Configuration]) -> Configuration:
-        """The least selection error within the bytes."""
-        known = {c: evaluator.evaluate(c).metrics for c in (uniform, *configurations)}
-        within = [c for c in known if known[c]["nbytes"] <= allowed["nbytes"]]
-        return min(within, key=lambda c: known[c]["error"])
-
+    limit = evaluator.evaluate(uniform).metrics["nbytes"]
+    best: tuple[float, Configuration] | None = None
+    for start in shortlist.program_seeds():
+        known = evaluator.evaluate(start.configuration).metrics
+        if known["nbytes"] <= limit and (best is None or known["error"] < best[0]):
+            best = known["error"], start.configuration
+    assert best is not None
     click.echo(f"{title}, seed {spec.data.seed}: {len(measured.cells)} cells, {seconds:.0f} s")
     if title == next(iter(SPACES)):
         yield "full precision", figures(full_precision(measured.layers))
         yield "uniform W4A4", figures(uniform)
-    yield title, figures(best(start.configuration for start in shortlist.program_seeds()))
-    if len(spec.space.activation_bits) > 1:
-        cells = {
-            block: undominated(cells, bit_operations=True)
-            for block, cells in by_block(measured.cells).items()
-        }
-        limit = int(allowed["nbytes"]) - measured.fixed_nbytes
-        solutions = Program(cells).proxy_front(
-            [limit * share // 20 for share in range(13, 21)],
-            max_bit_operations=allowed["bit_operations"],
-        )
-        plans = [
-            Plan.from_options((b, solution.choice[b.name].option) for b in measured.blocks)
-            for solution in solutions
-        ]
-        yield f"{title}, no more bit operations", figures(best(map(Configuration, plans)))
+    yield title, figures(best[1])
 
 
 def _show(title: str, rows: Mapping[str, Sequence[Row]]) -> None:
