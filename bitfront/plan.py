@@ -3,12 +3,16 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Self, cast
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any, Self, cast
 
 from bitfront.errors import SpecError
 from bitfront.layers import Block
 from bitfront.precision import ACTIVATION_BITS, FULL, WEIGHT_BITS, Precision
+
+# How often a recovery in training is looked at, its start included.
+STAGES = 4
 
 
 def canonical_json(value: object) -> str:
@@ -109,30 +113,62 @@ class Plan:
         return digest(self.to_dict())
 
 
-@dataclass(frozen=True, slots=True, order=True)
+class ClassPosition(StrEnum):
+    """Where the class's name stands in a learnable prompt (CoOp, CLASS_TOKEN_POSITION)."""
+
+    END = "end"
+    MIDDLE = "middle"
+    FRONT = "front"
+
+
+class TeacherText(StrEnum):
+    """What the teacher reads: hand-written templates, or a prompt learnt in full precision."""
+
+    TEMPLATES = "templates"
+    PROMPT = "prompt"
+
+
+@dataclass(frozen=True, slots=True, order=True, kw_only=True)
 class Recovery:
-    """P4Q settings: a learnable text prompt, an image adapter, and how they are trained.
+    """P4Q settings: a learnable prompt, a low-bit adapter, and how they are trained.
+
+    A dual encoder has its prompt beside the class names and its adapter behind the image
+    feature; a generative model has its prompt behind the image's tokens and its adapter behind
+    the projector, and knows no classes.
 
     Attributes:
-        context_length: Learnable context vectors before the class name; 0 for no prompt.
+        context_length: Learnable context vectors; 0 for no prompt.
+        class_position: Where the class's name stands among them.
+        class_specific: Whether each class has a context of its own.
         reduction: The adapter's hidden width is the feature width divided by this; 0 for
             no adapter.
         adapter_bits: Bits of the adapter's weights and inputs; 16 leaves it unquantized.
         blend: Share of the adapter's output in the image feature, in [0, 1].
         distillation: Weight of the teacher's cross-entropy beside the label's.
+        teacher: What the teacher reads.
+        shots: Tuning samples of each class, or of each answer; 0 for all.
+        views: Augmented views of each tuning sample beside the sample itself.
         steps: Optimiser steps of training.
     """
 
     context_length: int = 8
+    class_position: ClassPosition = ClassPosition.END
+    class_specific: bool = False
     reduction: int = 4
     adapter_bits: int = 8
     blend: float = 0.2
     distillation: float = 1.0
+    teacher: TeacherText = TeacherText.TEMPLATES
+    shots: int = 0
+    views: int = 0
     steps: int = 100
 
     def __post_init__(self) -> None:
-        if self.context_length < 0 or self.reduction < 0:
-            raise SpecError("a recovery's context_length and reduction must not be negative")
+        self._read_names()
+        counts = ("context_length", "reduction", "shots", "views")
+        for name in counts:
+            if getattr(self, name) < 0:
+                raise SpecError(f"a recovery's {name} must not be negative")
         if self.context_length == 0 and self.reduction == 0:
             raise SpecError("a recovery needs a prompt (context_length) or an adapter (reduction)")
         if self.adapter_bits not in WEIGHT_BITS or self.adapter_bits not in ACTIVATION_BITS:
@@ -141,6 +177,38 @@ class Recovery:
             raise SpecError(f"blend must be in [0, 1], got {self.blend}")
         if self.distillation < 0 or self.steps < 1:
             raise SpecError("distillation must not be negative, and steps must be positive")
+
+    def _read_names(self) -> None:
+        """JSON knows the choices by their names only."""
+        try:
+            object.__setattr__(self, "class_position", ClassPosition(self.class_position))
+            object.__setattr__(self, "teacher", TeacherText(self.teacher))
+        except ValueError as error:
+            raise SpecError(f"a recovery's setting is none of its choices: {error}") from error
+
+    @property
+    def canonical(self) -> "Recovery":
+        """The recovery with the settings of what it does not have at their defaults.
+
+        Without an adapter its bits and its blend change nothing, without a prompt its form
+        does not, and without distillation there is no teacher: equal recoveries must have
+        equal hashes.
+        """
+        default = Recovery()
+        idle: tuple[str, ...] = ()
+        if not self.reduction:
+            idle += ("adapter_bits", "blend")
+        if not self.context_length:
+            idle += ("class_position", "class_specific")
+        if not self.distillation:
+            idle += ("teacher",)
+        return replace(self, **{name: getattr(default, name) for name in idle})
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The optimiser steps after which a trial's error is looked at: each quarter's start."""
+        quarters = range(STAGES)
+        return tuple(dict.fromkeys(self.steps * quarter // STAGES for quarter in quarters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +233,7 @@ class Configuration:
         try:
             plan = Plan.from_dict(cast("Mapping[str, str]", content["plan"]))
             settings = content["recovery"]
-            recovery = None if settings is None else Recovery(**cast("dict[str, int]", settings))
+            recovery = None if settings is None else Recovery(**cast("dict[str, Any]", settings))
         except (KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"this is no configuration: {error}") from error
         return cls(plan, recovery)

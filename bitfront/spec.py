@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from bitfront.plan import digest
+from bitfront.plan import ClassPosition, TeacherText, digest
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
 from bitfront.sizes import parse_nbytes
 
@@ -86,7 +86,8 @@ class DataSpec(Section):
     JSON Lines file of questions whose images lie beside it. Captions of classes are made from
     `templates`; a question is put to the model as `prompt`. An answer is what `answer_pattern`
     finds in the model's text (its first group, where it has one); without a pattern it is the
-    whole text, which must end within `answer_tokens` tokens.
+    whole text, which must end within `answer_tokens` tokens. `horizontal_flip` says that a
+    mirrored picture keeps its class: then augmented views may be mirrored.
     """
 
     source: DataSource
@@ -100,6 +101,7 @@ class DataSpec(Section):
     answer_pattern: str | None = None
     answer_tokens: int = Field(16, ge=1)
     samples: Samples = Samples()
+    horizontal_flip: bool = False
     seed: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=1)
 
@@ -130,13 +132,22 @@ class QuantizerSpec(Section):
 
 
 class RecoverySpace(Section):
-    """The P4Q settings that the sampler may choose from."""
+    """The P4Q settings that the sampler may choose from; see `bitfront.plan.Recovery`.
+
+    `class_position`, `class_specific`, `teacher` and `views` are for models that tell classes
+    apart. `shots` and `views` of 0 take every tuning sample, and only as it is.
+    """
 
     context_length: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0, 4, 8)
+    class_position: tuple[ClassPosition, ...] = (ClassPosition.END,)
+    class_specific: tuple[bool, ...] = (False,)
     reduction: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0, 2, 4)
     adapter_bits: tuple[Literal[4, 6, 8, 16], ...] = (8,)
     blend: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.2, 0.5)
     distillation: tuple[Annotated[float, Field(ge=0)], ...] = (4.0,)
+    teacher: tuple[TeacherText, ...] = (TeacherText.TEMPLATES,)
+    shots: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    views: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0,)
     steps: tuple[Annotated[int, Field(ge=1)], ...] = (60,)
 
     @model_validator(mode="after")
@@ -283,6 +294,8 @@ class SearchSpec(Section):
     `epsilon`: an option stays in the space if some plan that uses it is within this share
     of the optimal proxy error at some budget; None does not prune.
     `from_bits` and `to_bits`: the budget axis, in mean bits per searched weight.
+    `early_stop`: a recovery in training ends when it cannot reach the front any more.
+    `checkpoint_s`: seconds between two checkpoints of a recovery in training.
     """
 
     sampler: Sampler = Sampler.TPE
@@ -296,6 +309,8 @@ class SearchSpec(Section):
     to_bits: float | None = Field(None, gt=0, le=16)
     min_correlation: float = Field(0.5, ge=-1, le=1)
     max_attempts: int = Field(3, ge=1)
+    early_stop: bool = True
+    checkpoint_s: float = Field(10, ge=0)
 
     @model_validator(mode="after")
     def _has_a_budget_axis(self) -> Self:

@@ -8,15 +8,17 @@ from bitfront.plan import Configuration
 
 
 class TrialState(StrEnum):
-    """Where a trial stands; a complete or failed one never changes again.
+    """Where a trial stands; a complete, failed or pruned one never changes again.
 
-    A cancelled trial has no result: when its study is resumed, it runs again.
+    A pruned trial stopped, since it could not reach the front any more. A cancelled trial has
+    no result: when its study is resumed, it runs again.
     """
 
     RUNNING = "running"
     COMPLETE = "complete"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PRUNED = "pruned"
 
     @property
     def is_finished(self) -> bool:

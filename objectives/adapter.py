@@ -1,4 +1,4 @@
-"""The image adapter of P4Q: a low-bit residual bottleneck after the image features."""
+"""The image adapter of P4Q: a low-bit bottleneck after the image features."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -35,6 +35,8 @@ class AdapterShape:
         precision: Format of both weights and of their inputs.
         blend: Share of the adapter's output in the result.
         quantizer: How weights and inputs are mapped to codes.
+        is_residual: Whether the output is added to the feature, which keeps its length: a
+            decoder sees lengths, but cosine logits do not.
     """
 
     width: int
@@ -42,13 +44,21 @@ class AdapterShape:
     precision: Precision
     blend: float
     quantizer: QuantizerSpec
+    is_residual: bool = False
 
     @classmethod
-    def of(cls, recovery: Recovery, width: int, quantizer: QuantizerSpec) -> "AdapterShape":
+    def of(
+        cls,
+        recovery: Recovery,
+        width: int,
+        quantizer: QuantizerSpec,
+        *,
+        is_residual: bool = False,
+    ) -> "AdapterShape":
         """The adapter that a recovery asks for; its `reduction` must not be 0."""
         precision = Precision(recovery.adapter_bits, recovery.adapter_bits)
         hidden = max(1, width // recovery.reduction)
-        return cls(width, hidden, precision, recovery.blend, quantizer)
+        return cls(width, hidden, precision, recovery.blend, quantizer, is_residual)
 
     def matrix(self, linear: str) -> tuple[int, int]:
         """Rows and columns of the weight of `down` or `up`."""
@@ -78,19 +88,21 @@ class AdapterShape:
         return weights + biases + len(LINEARS) * input_nbytes(self.precision, self.quantizer)
 
 
-def scaled(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def scaled(features: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     """The features at length sqrt(d), so that an element is 1 in the mean square.
 
-    Cosine logits do not see the length; weights, learning rate and input range then fit
-    every model. A feature of length 0 stays 0.
+    Weights, learning rate and input range then fit every model. A feature of length 0 stays 0.
     """
     return functional.normalize(features, dim=-1) * math.sqrt(features.shape[-1])
 
 
-def _blended(features: Tensor, blend: float, matmul: Matmul) -> Tensor:
+def _adapted(features: Tensor, shape: AdapterShape, matmul: Matmul) -> Tensor:
     unit = scaled(features)
-    changed = matmul("up", functional.relu(matmul("down", unit)))
-    return blend * changed + (1 - blend) * unit
+    changed = shape.blend * matmul("up", functional.relu(matmul("down", unit)))
+    if not shape.is_residual:
+        return changed + (1 - shape.blend) * unit
+    length: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return features + length / math.sqrt(features.shape[-1]) * changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,28 +125,54 @@ class InputFormat:
 
 
 class Adapter(nn.Module):
-    """The adapter in training: full precision first, fake-quantized once `quantize` was called."""
+    """The adapter in training: full precision first, fake-quantized once `quantize` was called.
+
+    A residual one changes nothing at first.
+    """
 
     def __init__(self, shape: AdapterShape, generator: torch.Generator) -> None:
         super().__init__()
         self.shape = shape
         self.down = _first_linear(*shape.matrix("down"), generator)
         self.up = _first_linear(*shape.matrix("up"), generator)
+        if shape.is_residual:
+            nn.init.zeros_(self.up.weight)
         self._formats: dict[str, InputFormat] = {}
         self._quantizes = False
 
-    def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """`blend * adapter(z) + (1 - blend) * z` with z the scaled features; not normalised."""
-        return _blended(features, self.shape.blend, self._product)
+    def forward(self, features: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        """The adapted features, not normalised.
 
-    def quantize(self, features: Float[Tensor, "n d"]) -> None:
+        `blend * A(z) + (1 - blend) * z` with z the features at length sqrt(d) and A the two
+        products; where it is residual, `x + blend * A(z)` times the length of x over sqrt(d).
+        """
+        return _adapted(features, self.shape, self._product)
+
+    def quantize(self, features: Float[Tensor, "*n d"]) -> None:
         """Fake-quantize from now on, with the input formats that these features need.
 
         The formats hold for the rest of training and are the ones that are stored.
         """
         self._quantizes = True
         with torch.no_grad():
-            _blended(features, self.shape.blend, self._observe)
+            _adapted(features, self.shape, self._observe)
+
+    def formats(self) -> dict[str, Tensor]:
+        """The input formats, once there are some; `take_formats` puts them back."""
+        return {
+            f"{name}.{part}": tensor
+            for name, form in self._formats.items()
+            for part, tensor in (("scale", form.scale), ("zero", form.zero))
+        }
+
+    def take_formats(self, formats: Mapping[str, Tensor]) -> None:
+        """Fake-quantize from now on, with formats that are known; none take each row's own."""
+        self._quantizes = True
+        self._formats = {
+            name: InputFormat(formats[f"{name}.scale"], formats[f"{name}.zero"])
+            for name in LINEARS
+            if f"{name}.scale" in formats
+        }
 
     def stored(self) -> dict[str, Tensor]:
         """What a checkpoint holds; `StoredAdapter` computes with exactly these tensors."""
@@ -208,9 +246,9 @@ class StoredAdapter:
                 own, rows, columns, shape.precision, shape.quantizer
             )
 
-    def __call__(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    def __call__(self, features: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The adapted features, not normalised."""
-        return _blended(features, self._shape.blend, self._product)
+        return _adapted(features, self._shape, self._product)
 
     def _product(self, name: str, inputs: Tensor) -> Tensor:
         quantized = self._quantizers[name](inputs)

@@ -1,6 +1,6 @@
 """How well a configuration answers questions: exact match of greedy answers, loss, divergence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -8,12 +8,21 @@ from PIL.Image import Image
 from torch import Tensor
 
 from bitfront.errors import SpecError
-from bitfront.plan import Configuration
-from bitfront.spec import Objective
+from bitfront.layers import Tower
+from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.spec import JobSpec, Objective, RecoverySpace
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
-from objectives.answers import is_right, parse
+from objectives.answer_training import (
+    AnswerRecovered,
+    AnswerTraining,
+    TaughtQuestions,
+    by_question,
+)
+from objectives.answers import is_right, normalise, parse
 from objectives.cache import TensorCache
-from objectives.classification_judge import FEATURES_NBYTES
+from objectives.deal import first_of_each
+from objectives.features import MEMORY_NBYTES, FeatureKey, FeatureStore
+from objectives.judge import KEPT_RECOVERIES, Recoveries
 from objectives.questions import QuestionTask
 from objectives.runner import StreamRunner
 from objectives.similarity import divergence_nats, loss_nats
@@ -28,22 +37,40 @@ class AnswerJudge:
     One run with the right answer given shows the loss, the divergence from full precision,
     and which questions are answered with exactly that answer: those where each of its tokens
     has the highest logit behind the ones before it. Only the others are decoded.
+
+    What the projector gives is kept by the part of the plan up to it, for recoveries: neither
+    prompt nor adapter changes it.
     """
 
     def __init__(
         self,
+        spec: JobSpec,
         model: GenerativeModel,
         task: QuestionTask,
         switch: PlanSwitch,
         stopwatch: Stopwatch,
+        features: FeatureStore,
         cache_nbytes: int,
     ) -> None:
+        """Takes what it judges with.
+
+        Raises:
+            SpecError: The job's recovery has settings that need classes or augmented views.
+        """
+        if spec.space.recovery is not None:
+            _refuse_classes(spec.space.recovery)
+        self._spec = spec
         self._model = model
         self._task = task
         self._switch = switch
         self._stopwatch = stopwatch
+        self._features = features
         self._runner = StreamRunner(model, switch, cache_nbytes)
-        self._full = TensorCache(FEATURES_NBYTES if cache_nbytes else 0)
+        self._full = TensorCache(MEMORY_NBYTES if cache_nbytes else 0)
+        limit = KEPT_RECOVERIES if cache_nbytes else 0
+        self._recoveries = Recoveries(self.begin, self._load, stopwatch, limit)
+        towers = {Tower.VISION, Tower.PROJECTOR}
+        self._image_layers = frozenset(x.name for x in model.layers if x.tower in towers)
 
     def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
         """The figures of a configuration.
@@ -52,17 +79,11 @@ class AnswerJudge:
         the share whose text ends without an answer; `loss_nats` is the mean cross-entropy of
         the right answers' tokens, `output_kl_nats` the mean divergence from full precision
         there.
-
-        Raises:
-            SpecError: The configuration has a recovery.
         """
-        _refuse_recovery(configuration)
-        (stream,) = self._task.streams(self._model, split)
         full = self._full_logits(split)
-        before = self._runner.cache.hits
+        recovered = self._recoveries.get(configuration)
         with self._stopwatch.timed("answers"):
-            logits = self._runner.run(stream, configuration.plan)
-        self._stopwatch.hit(f"{stream.key}_blocks", self._runner.cache.hits - before)
+            logits = self._logits(configuration.plan, recovered, split)
         targets = self._targets(split)
         figures = {
             "loss_nats": loss_nats(logits, targets),
@@ -71,7 +92,7 @@ class AnswerJudge:
         if not bool(logits.isfinite().all()):
             return {Objective.ERROR.value: float("nan"), **figures}
         with self._stopwatch.timed("decoding"):
-            answers = self._answers(logits, targets, split)
+            answers = self._answers(configuration.plan, recovered, logits, targets, split)
         accepted = self._task.split(split).accepted
         right = sum(map(is_right, answers, accepted))
         return {
@@ -85,9 +106,7 @@ class AnswerJudge:
 
         Raises:
             InvalidSample: The model cannot read the question.
-            SpecError: The configuration has a recovery.
         """
-        _refuse_recovery(configuration)
         prompt = self._task.split(SplitName.TEST).prepare(question, image)
         batch = QuestionBatch(
             prompt.tokens[None],
@@ -95,9 +114,102 @@ class AnswerJudge:
             None if prompt.pixels is None else prompt.pixels[None],
             None if prompt.size is None else torch.tensor([prompt.size]),
         )
+        recovered = self._recoveries.get(configuration)
         self._switch.to(configuration.plan)
-        (tokens,) = self._model.generate(batch, self._task.answer_tokens)
+        features = None
+        if recovered is not None:
+            with torch.no_grad():
+                features = _adapted(recovered, self._model.image_features(batch))
+        (tokens,) = self._generate(batch, recovered, features)
         return self._model.decode(tokens)
+
+    def begin(self, configuration: Configuration) -> AnswerTraining:
+        """The training of the configuration's recovery, at its start, with the plan on."""
+        recovery = configuration.recovery
+        assert recovery is not None
+        batches = self._taught(configuration.plan, recovery)
+        self._switch.to(configuration.plan)
+        search, quantizer = self._spec.search, self._spec.quantizer
+        return AnswerTraining(self._model, recovery, quantizer, batches, search.seed)
+
+    def keep(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> None:
+        """Takes a recovery as known, as `Training.stored` gave it."""
+        self._recoveries.keep(configuration, stored)
+
+    def stored(self, configuration: Configuration) -> dict[str, Tensor]:
+        """The tensors of a configuration's recovery, which is trained if it is not known."""
+        return self._recoveries.stored(configuration)
+
+    def _load(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> AnswerRecovered:
+        recovery = configuration.recovery
+        assert recovery is not None
+        return AnswerRecovered.load(stored, recovery, self._spec.quantizer, self._model)
+
+    def _taught(self, plan: Plan, recovery: Recovery) -> list[TaughtQuestions]:
+        """The tuning questions, with what full precision makes of them."""
+        split = self._task.split(SplitName.TUNING)
+        features = self._projected(plan, SplitName.TUNING)
+        rows = [len(part) * len(split.answers[int(part[0])]) for part in split.batches]
+        teacher = torch.split(self._full_logits(SplitName.TUNING), rows)
+        firsts = [normalise(answers[0]) for answers in split.accepted]
+        chosen = first_of_each(firsts, recovery.shots)
+        taught = []
+        for number, places in enumerate(split.batches):
+            questions = split.read(number, with_pixels=False)
+            own = by_question(teacher[number], len(places))
+            rows_kept = torch.isin(places, chosen).nonzero().flatten()
+            if len(rows_kept):
+                taught.append(TaughtQuestions(questions, features[number], own).pick(rows_kept))
+        return taught
+
+    def _projected(self, plan: Plan, split: SplitName) -> list[Tensor | None]:
+        """What the projector gives for each batch of a split; None where it has no images."""
+        key = FeatureKey(f"{split}/projected", plan.part(self._image_layers))
+        kept = self._features.get(key)
+        self._stopwatch.hit(f"{split}_projected", kept is not None)
+        if kept is None:
+            self._switch.to(plan)
+            questions = self._task.split(split)
+            with self._stopwatch.timed("vision"), torch.no_grad():
+                found = [
+                    self._model.image_features(questions.read(batch))
+                    for batch in range(len(questions.batches))
+                ]
+            # A file has no place for nothing: questions without images have empty features.
+            kept = tuple(torch.empty(0) if tensor is None else tensor for tensor in found)
+            self._features.put(key, kept)
+        return [tensor if len(tensor) else None for tensor in kept]
+
+    def _logits(
+        self, plan: Plan, recovered: AnswerRecovered | None, split: SplitName
+    ) -> Float[Tensor, "tokens vocabulary"]:
+        """The logits at the tokens of the right answers."""
+        if recovered is None:
+            (stream,) = self._task.streams(self._model, split)
+            before = self._runner.cache.hits
+            found = self._runner.run(stream, plan)
+            self._stopwatch.hit(f"{stream.key}_blocks", self._runner.cache.hits - before)
+            return found
+        questions = self._task.split(split)
+        projected = self._projected(plan, split)
+        self._switch.to(plan)
+        parts = []
+        for number, features in enumerate(projected):
+            batch = questions.read(number, with_pixels=False)
+            with torch.no_grad():
+                logits = self._model.answer_logits(
+                    batch, features=_adapted(recovered, features), context=recovered.context
+                )
+            parts.append(logits.flatten(0, 1))
+        return torch.cat(parts)
+
+    def _generate(
+        self, batch: QuestionBatch, recovered: AnswerRecovered | None, features: Tensor | None
+    ) -> list[list[int]]:
+        limit = self._task.answer_tokens
+        if recovered is None:
+            return self._model.generate(batch, limit)
+        return self._model.generate(batch, limit, features=features, context=recovered.context)
 
     def _full_logits(self, split: SplitName) -> Float[Tensor, "tokens vocabulary"]:
         kept = self._full.get(split)
@@ -114,13 +226,20 @@ class AnswerJudge:
         parts = [questions.answers[int(place)] for batch in questions.batches for place in batch]
         return torch.cat(parts).to(self._model.device)
 
-    def _answers(self, logits: Tensor, targets: Tensor, split: SplitName) -> list[str | None]:
+    def _answers(
+        self,
+        plan: Plan,
+        recovered: AnswerRecovered | None,
+        logits: Tensor,
+        targets: Tensor,
+        split: SplitName,
+    ) -> list[str | None]:
         """The greedy answer to every question, parsed; None where there is none."""
         questions, task = self._task.split(split), self._task
         hits = (logits.argmax(dim=-1) == targets).cpu()
         answers: list[str | None] = [None] * len(questions)
         start = 0
-        for batch, places in enumerate(questions.batches):
+        for number, places in enumerate(questions.batches):
             length = len(questions.answers[int(places[0])])
             rows = hits[start : start + len(places) * length].view(len(places), length)
             start += rows.numel()
@@ -128,11 +247,27 @@ class AnswerJudge:
             for place in places[follows].tolist():
                 answers[place] = self._parse(questions.answers[place].tolist())
             if not bool(follows.all()):
-                others = questions.read(batch).pick(~follows)
-                written = self._model.generate(others, task.answer_tokens)
+                written = self._write(plan, recovered, split, number, ~follows)
                 for place, tokens in zip(places[~follows].tolist(), written, strict=True):
                     answers[place] = self._parse(tokens)
         return answers
+
+    def _write(
+        self,
+        plan: Plan,
+        recovered: AnswerRecovered | None,
+        split: SplitName,
+        number: int,
+        rows: Tensor,
+    ) -> list[list[int]]:
+        """Greedy answers to some questions of a batch."""
+        features = None if recovered is None else self._projected(plan, split)[number]
+        self._switch.to(plan)
+        batch = self._task.split(split).read(number, with_pixels=recovered is None)
+        if recovered is not None and features is not None:
+            own = by_question(features, len(batch))[rows.to(features.device)]
+            features = recovered.adapt(own.flatten(0, 1))
+        return self._generate(batch.pick(rows), recovered, features)
 
     def _parse(self, tokens: Sequence[int]) -> str | None:
         if not self._model.has_ended(tokens):
@@ -140,8 +275,15 @@ class AnswerJudge:
         return parse(self._model.decode(tokens), self._task.answer_pattern)
 
 
-def _refuse_recovery(configuration: Configuration) -> None:
-    if configuration.recovery is not None:
-        raise SpecError(
-            "a generative model has no recovery yet: leave space.recovery out of the job"
-        )
+def _adapted(recovered: AnswerRecovered, features: Tensor | None) -> Tensor | None:
+    return None if features is None else recovered.adapt(features)
+
+
+def _refuse_classes(space: RecoverySpace) -> None:
+    plain = RecoverySpace()
+    for name in ("class_position", "class_specific", "teacher", "views"):
+        if getattr(space, name) != getattr(plain, name):
+            raise SpecError(
+                f"space.recovery.{name} is for models that tell classes apart, but this one "
+                "answers questions: leave it out of the job"
+            )

@@ -1,7 +1,7 @@
 """A bounded store of tensors: what was used least recently goes first."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from torch import Tensor
 
@@ -16,8 +16,14 @@ class TensorCache:
         misses: How often it did not.
     """
 
-    def __init__(self, limit_nbytes: int) -> None:
+    def __init__(
+        self,
+        limit_nbytes: int,
+        on_drop: Callable[[Hashable, Sequence[Tensor]], None] = lambda _key, _tensors: None,
+    ) -> None:
+        """Takes the limit, and what is told of each group that must go for another."""
         self.limit_nbytes = limit_nbytes
+        self._on_drop = on_drop
         self.nbytes = 0
         self.hits = 0
         self.misses = 0
@@ -49,20 +55,23 @@ class TensorCache:
         self._seen.add(hash(key))
         return returns or self.nbytes + pending + nbytes <= self.limit_nbytes
 
-    def put(self, key: Hashable, tensors: Sequence[Tensor]) -> None:
+    def put(self, key: Hashable, tensors: Sequence[Tensor]) -> bool:
         """Keeps the tensors under a key, and drops what is used least for it.
 
-        They must not be changed afterwards. A group above the limit is not kept.
+        They must not be changed afterwards. A group above the limit is not kept: False.
         """
         nbytes = sum(tensor.nbytes for tensor in tensors)
         if nbytes > self.limit_nbytes:
-            return
-        self._drop(key)
+            return False
+        self._remove(key)
         while self.nbytes + nbytes > self.limit_nbytes:
-            self._drop(next(iter(self._groups)))
+            oldest = next(iter(self._groups))
+            self._on_drop(oldest, self._remove(oldest))
         self._groups[key] = tuple(tensors)
         self.nbytes += nbytes
+        return True
 
-    def _drop(self, key: Hashable) -> None:
+    def _remove(self, key: Hashable) -> tuple[Tensor, ...]:
         group = self._groups.pop(key, ())
         self.nbytes -= sum(tensor.nbytes for tensor in group)
+        return group

@@ -13,6 +13,8 @@ from bitfront.plan import digest
 from bitfront.reference.scenes import CLASSES, SIDE, TEMPLATES, draw_scenes
 from bitfront.spec import DataSource, DataSpec
 from bitfront.vlm import DualEncoder, LayeredModel
+from bitfront.vlm.captions import ClassNames
+from objectives.augmentation import Augmentation
 from objectives.deal import HELD_NBYTES, deal, fingerprint
 from objectives.similarity import class_features, logits
 from objectives.sources import DatasetSource, FolderSource, Source, open_image
@@ -57,6 +59,7 @@ class ClassificationTask(Task):
         tokens: `(templates, classes, context_length)` int64, every caption's tokens.
         splits: The four splits.
         batch_size: Images, or captions, that go through a tower at once.
+        augmentation: How augmented views are made.
     """
 
     classes: tuple[str, ...]
@@ -64,21 +67,28 @@ class ClassificationTask(Task):
     tokens: Int[Tensor, "templates classes context_length"]
     splits: Mapping[SplitName, Split]
     batch_size: int
+    augmentation: Augmentation
 
     def split(self, name: SplitName) -> Split:
         """The split of that name."""
         return self.splits[name]
 
-    def images(self, model: DualEncoder, name: SplitName) -> ImageStream:
-        """The images of a split, through the vision tower."""
+    def images(self, model: DualEncoder, name: SplitName, view: int = 0) -> ImageStream:
+        """The images of a split, or an augmented view of each, through the vision tower."""
         split, size = self.splits[name], self.batch_size
         starts = range(0, len(split), size)
         sizes = [min(size, len(split) - start) for start in starts]
 
         def read(batch: int) -> Tensor:
-            return split.read(starts[batch], starts[batch] + sizes[batch])
+            pixels = split.read(starts[batch], starts[batch] + sizes[batch])
+            return self.augmentation.view(pixels, view, starts[batch]) if view else pixels
 
-        return ImageStream(model, name.value, sizes, read)
+        key = f"{name.value}/view-{view}" if view else name.value
+        return ImageStream(model, key, sizes, read)
+
+    def names(self, model: DualEncoder) -> ClassNames:
+        """The classes for a learnable prompt, each with what follows it in the first template."""
+        return model.class_names(self.classes, self.templates[0].partition("{}")[2])
 
     def caption_stream(self, model: DualEncoder) -> CaptionStream:
         """All captions, template by template, through the text tower."""
@@ -134,7 +144,10 @@ def load_classification(spec: DataSpec, model: DualEncoder) -> ClassificationTas
         source: Source = kind(spec)
         classes, templates, splits = source.classes, spec.templates, _deal(source, spec, model)
     tokens = [model.tokenize([text.replace("{}", name) for name in classes]) for text in templates]
-    return ClassificationTask(classes, templates, torch.stack(tokens), splits, spec.batch_size)
+    augmentation = Augmentation(spec.seed, spec.horizontal_flip)
+    return ClassificationTask(
+        classes, templates, torch.stack(tokens), splits, spec.batch_size, augmentation
+    )
 
 
 def _reference(

@@ -1,36 +1,29 @@
-"""How well a configuration does on a split, and all that is kept between evaluations for it."""
+"""How well a configuration tells classes apart, and all that is kept between evaluations for it."""
 
-from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitfront.layers import Tower
-from bitfront.plan import Configuration, Plan
+from bitfront.plan import Configuration, Plan, Recovery, TeacherText
 from bitfront.spec import JobSpec, Objective
 from bitfront.vlm import DualEncoder, PlanSwitch
-from objectives.cache import TensorCache
+from bitfront.vlm.captions import ClassNames
+from objectives.class_training import ClassData, ClassRecovered, ClassTraining
 from objectives.classification import ClassificationTask
-from objectives.recovery import Recovered, RecoveryData, recover
+from objectives.deal import first_of_each
+from objectives.features import FeatureKey, FeatureStore
+from objectives.judge import KEPT_RECOVERIES, Recoveries
 from objectives.runner import StreamRunner
 from objectives.similarity import class_features, error_rate, logits, loss_nats
 from objectives.stopwatch import Stopwatch
 from objectives.streams import Stream
 from objectives.task import SplitName
 from objectives.teacher import FULL_PLAN
-
-KEPT_RECOVERIES = 256
-FEATURES_NBYTES = 256 << 20
-
-
-class Judge(Protocol):
-    """Measures how well a configuration does its task."""
-
-    def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
-        """`error`, `loss_nats`, and what else is measured; a figure may be NaN."""
 
 
 class ClassificationJudge:
@@ -47,6 +40,7 @@ class ClassificationJudge:
         task: ClassificationTask,
         switch: PlanSwitch,
         stopwatch: Stopwatch,
+        features: FeatureStore,
         cache_nbytes: int,
     ) -> None:
         self._spec = spec
@@ -55,9 +49,9 @@ class ClassificationJudge:
         self._switch = switch
         self._stopwatch = stopwatch
         self._runner = StreamRunner(model, switch, cache_nbytes)
-        self._features = TensorCache(FEATURES_NBYTES if cache_nbytes else 0)
-        self._recoveries: OrderedDict[str, Recovered] = OrderedDict()
-        self._kept_recoveries = KEPT_RECOVERIES if cache_nbytes else 0
+        self._features = features
+        limit = KEPT_RECOVERIES if cache_nbytes else 0
+        self._recoveries = Recoveries(self.begin, self._load, stopwatch, limit)
         self._layers = {
             frozenset({tower}): frozenset(x.name for x in model.layers if x.tower is tower)
             for tower in Tower
@@ -65,7 +59,13 @@ class ClassificationJudge:
 
     def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
         """`error` and `loss_nats` of the right class among all."""
-        scores = self._scores(configuration, split)
+        recovered = self._recoveries.get(configuration)
+        images = self._image_features(configuration.plan, split)
+        if recovered is None:
+            classes = self._class_features(configuration.plan)
+        else:
+            images, classes = recovered.adapt(images), recovered.text_features
+        scores = logits(images, classes, self._model.logit_scale)
         labels = self._task.split(split).labels
         return {
             Objective.ERROR.value: error_rate(scores, labels),
@@ -79,11 +79,11 @@ class ClassificationJudge:
 
         A recovery is trained if it is not known.
         """
-        recovered = self._recovered(configuration)
+        recovered = self._recoveries.get(configuration)
         classes = (
             self._class_features(configuration.plan)
             if recovered is None
-            else recovered.text_features()
+            else recovered.text_features
         )
         self._switch.to(configuration.plan)
         with torch.no_grad():
@@ -92,18 +92,39 @@ class ClassificationJudge:
             images = recovered.adapt(images)
         return logits(images, classes, self._model.logit_scale).softmax(dim=-1)
 
-    def _scores(self, configuration: Configuration, split: SplitName) -> Float[Tensor, "n classes"]:
-        recovered = self._recovered(configuration)
-        images = self._image_features(configuration.plan, split)
-        if recovered is None:
-            classes = self._class_features(configuration.plan)
-        else:
-            images, classes = recovered.adapt(images), recovered.text_features()
-        return logits(images, classes, self._model.logit_scale)
+    def begin(self, configuration: Configuration) -> ClassTraining:
+        """The training of the configuration's recovery, at its start, with the plan on."""
+        recovery = configuration.recovery
+        assert recovery is not None
+        data = self._data(configuration.plan, recovery)
+        # The text tower must have the plan while its prompt is trained.
+        self._switch.to(configuration.plan)
+        search, quantizer = self._spec.search, self._spec.quantizer
+        return ClassTraining(self._model, recovery, quantizer, data, search.seed)
 
-    def _image_features(self, plan: Plan, split: SplitName) -> Float[Tensor, "n d"]:
+    def keep(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> None:
+        """Takes a recovery as known, as `Training.stored` gave it."""
+        self._recoveries.keep(configuration, stored)
+
+    def stored(self, configuration: Configuration) -> dict[str, Tensor]:
+        """The tensors of a configuration's recovery, which is trained if it is not known."""
+        return self._recoveries.stored(configuration)
+
+    def _load(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> ClassRecovered:
+        recovery = configuration.recovery
+        assert recovery is not None
+        text = self._class_features(configuration.plan)
+        self._switch.to(configuration.plan)
+        quantizer = self._spec.quantizer
+        return ClassRecovered.load(stored, recovery, quantizer, self._model, self._names, text)
+
+    @cached_property
+    def _names(self) -> ClassNames:
+        return self._task.names(self._model)
+
+    def _image_features(self, plan: Plan, split: SplitName, view: int = 0) -> Float[Tensor, "n d"]:
         with self._stopwatch.timed("vision"):
-            return self._tower_features(self._task.images(self._model, split), plan)
+            return self._tower_features(self._task.images(self._model, split, view), plan)
 
     def _class_features(self, plan: Plan) -> Float[Tensor, "classes d"]:
         with self._stopwatch.timed("text"):
@@ -111,58 +132,57 @@ class ClassificationJudge:
             return class_features(features, len(self._task.templates))
 
     def _tower_features(self, given: Stream, plan: Plan) -> Float[Tensor, "n d"]:
-        key = (given.key, plan.part(self._layers[given.towers]))
+        key = FeatureKey(given.key, plan.part(self._layers[given.towers]))
         kept = self._features.get(key)
         self._stopwatch.hit(f"{given.key}_features", kept is not None)
         if kept is not None:
-            return kept[0]
+            return kept[0].to(self._model.device)
         before = self._runner.cache.hits
-        features = self._runner.run(given, plan)
+        # Another plan may share the beginning of this one, but hardly that of full precision.
+        features = self._runner.run(given, plan, keep=len(plan) > 0)
         self._stopwatch.hit(f"{given.key}_blocks", self._runner.cache.hits - before)
         self._features.put(key, [features])
         return features
 
-    def _recovered(self, configuration: Configuration) -> Recovered | None:
-        """The configuration's finished recovery: known already, or trained now."""
-        if configuration.recovery is None:
-            return None
-        recovered = self._recoveries.pop(configuration.digest, None)
-        self._stopwatch.hit("recovery", recovered is not None)
-        if recovered is None:
-            data = self._recovery_data(configuration.plan)
-            # The text tower must have the plan while its prompt is trained.
-            self._switch.to(configuration.plan)
-            with self._stopwatch.timed("recovery"):
-                recovered = recover(
-                    self._model,
-                    configuration.recovery,
-                    self._spec.quantizer,
-                    data,
-                    self._spec.search.seed,
-                )
-        self._recoveries[configuration.digest] = recovered
-        while len(self._recoveries) > self._kept_recoveries:
-            self._recoveries.popitem(last=False)
-        return recovered
-
-    def _recovery_data(self, plan: Plan) -> RecoveryData:
-        teacher_images, teacher_classes = self._teacher
-        return RecoveryData(
-            image_features=self._image_features(plan, SplitName.TUNING),
-            labels=self._task.split(SplitName.TUNING).labels,
-            teacher_image_features=teacher_images,
-            teacher_text_features=teacher_classes,
+    def _data(self, plan: Plan, recovery: Recovery) -> ClassData:
+        chosen = self._chosen(recovery.shots)
+        views = range(recovery.views + 1)
+        return ClassData(
+            image_features=self._tuning_features(plan, recovery),
+            labels=self._task.split(SplitName.TUNING).labels[chosen].repeat(len(views)),
+            teacher_image_features=self._tuning_features(FULL_PLAN, recovery),
+            teacher_text_features=self._teacher_text(recovery),
             text_features=self._class_features(plan),
-            tokens=self._task.tokens[0],
+            names=self._names,
             scale=self._model.logit_scale,
         )
 
-    @cached_property
-    def _teacher(self) -> tuple[Tensor, Tensor]:
-        """Full-precision features of the tuning images and of the classes."""
-        images = self._task.images(self._model, SplitName.TUNING)
-        captions = self._runner.run(self._task.caption_stream(self._model), FULL_PLAN, keep=False)
-        return (
-            self._runner.run(images, FULL_PLAN, keep=False),
-            class_features(captions, len(self._task.templates)),
+    def _tuning_features(self, plan: Plan, recovery: Recovery) -> Float[Tensor, "n d"]:
+        """The features of the chosen tuning samples, view by view, the samples themselves first."""
+        chosen = self._chosen(recovery.shots).to(self._model.device)
+        views = range(recovery.views + 1)
+        return torch.cat(
+            [self._image_features(plan, SplitName.TUNING, view)[chosen] for view in views]
         )
+
+    def _chosen(self, shots: int) -> Int[Tensor, " n"]:
+        """The places of the tuning samples that count."""
+        return first_of_each(self._task.split(SplitName.TUNING).labels.tolist(), shots)
+
+    def _teacher_text(self, recovery: Recovery) -> Float[Tensor, "classes d"]:
+        """The class features of full precision: from templates, or under a prompt of its own.
+
+        That prompt is as long as the student's, or as the default, and learnt from the labels
+        alone, on the same samples.
+        """
+        if recovery.teacher is TeacherText.TEMPLATES or not recovery.distillation:
+            return self._class_features(FULL_PLAN)
+        learnt = replace(
+            recovery,
+            context_length=recovery.context_length or Recovery().context_length,
+            reduction=0,
+            distillation=0,
+        )
+        found = self._recoveries.get(Configuration(FULL_PLAN, learnt.canonical))
+        assert found is not None
+        return found.text_features

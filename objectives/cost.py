@@ -1,12 +1,14 @@
 """What a configuration costs: bytes of its packed checkpoint, bits, and bit operations."""
 
-from bitfront.layers import Layer, LayerKind
+from collections.abc import Mapping
+
+from bitfront.layers import Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Recovery
 from bitfront.precision import Precision
 from bitfront.quant.inputs import input_nbytes
 from bitfront.quant.packing import packed_length, weight_nbytes
 from bitfront.spec import QuantizerSpec
-from bitfront.vlm import DualEncoder, LayeredModel
+from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel
 from objectives.adapter import AdapterShape
 
 _FULL_BITS = 16
@@ -29,13 +31,14 @@ def layer_bit_operations(layer: Layer, precision: Precision) -> float:
 
 
 def configuration_nbytes(
-    model: LayeredModel, configuration: Configuration, quantizer: QuantizerSpec
+    model: LayeredModel, configuration: Configuration, quantizer: QuantizerSpec, classes: int = 0
 ) -> dict[str, int]:
     """The bytes of a configuration's packed checkpoint, part by part; their sum is `nbytes`.
 
     Parts: `TOWER.codes` (packed codes, and weights at 16 bits), `TOWER.scales` (scales and
     zero points), `inputs` (static input ranges), `kept` (all that no plan changes, in 16
-    bits), and `prompt` and `adapter` where the recovery has them.
+    bits), and `prompt` and `adapter` where the recovery has them. `classes` is how many contexts
+    a class-specific prompt has.
     """
     precisions = dict(configuration.plan)
     towers = dict.fromkeys(layer.tower for layer in model.layers)
@@ -49,7 +52,7 @@ def configuration_nbytes(
         parts[f"{layer.tower}.scales"] += weight - codes
         parts["inputs"] += _input_nbytes(layer, precision, quantizer)
     if configuration.recovery is not None:
-        parts |= _recovery_parts(model, configuration.recovery, quantizer)
+        parts |= _recovery_parts(model, configuration.recovery, quantizer, classes)
     return parts
 
 
@@ -76,12 +79,31 @@ def bit_operations(model: LayeredModel, configuration: Configuration) -> float:
         layer_bit_operations(layer, precisions.get(layer.name, Precision(_FULL_BITS)))
         for layer in model.layers
     )
-    recovery = configuration.recovery
-    if recovery is not None and recovery.reduction:
-        assert isinstance(model, DualEncoder)
+    if configuration.recovery is not None:
+        total += _recovery_operations(model, configuration.recovery, precisions)
+    return total
+
+
+def _recovery_operations(
+    model: LayeredModel, recovery: Recovery, precisions: Mapping[str, Precision]
+) -> float:
+    """What a recovery adds: the adapter's products, and a decoder's positions for the prompt.
+
+    The classes of a dual encoder are encoded once for a task, so their prompt costs nothing.
+    """
+    assert isinstance(model, DualEncoder | GenerativeModel)
+    total = 0.0
+    if recovery.reduction:
         hidden = max(1, model.feature_width // recovery.reduction)
-        macs = 2 * hidden * model.feature_width
+        rows = model.tile_tokens if isinstance(model, GenerativeModel) else 1
+        macs = 2 * hidden * model.feature_width * rows
         total += float(macs * recovery.adapter_bits**2)
+    if isinstance(model, GenerativeModel):
+        for layer in model.layers:
+            if layer.tower is Tower.LANGUAGE and layer.kind is not LayerKind.EMBEDDING:
+                precision = precisions.get(layer.name, Precision(_FULL_BITS))
+                macs = layer.weights * recovery.context_length
+                total += float(macs * precision.weight_bits * precision.activation_bits)
     return total
 
 
@@ -90,12 +112,13 @@ def _input_nbytes(layer: Layer, precision: Precision, quantizer: QuantizerSpec) 
 
 
 def _recovery_parts(
-    model: LayeredModel, recovery: Recovery, quantizer: QuantizerSpec
+    model: LayeredModel, recovery: Recovery, quantizer: QuantizerSpec, classes: int
 ) -> dict[str, int]:
-    assert isinstance(model, DualEncoder)
+    assert isinstance(model, DualEncoder | GenerativeModel)
     parts = {}
     if recovery.context_length:
-        parts["prompt"] = 2 * recovery.context_length * model.text_width
+        contexts = classes if recovery.class_specific else 1
+        parts["prompt"] = 2 * contexts * recovery.context_length * model.text_width
     if recovery.reduction:
         parts["adapter"] = AdapterShape.of(recovery, model.feature_width, quantizer).nbytes
     return parts

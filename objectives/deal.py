@@ -1,7 +1,12 @@
 """Dealing a person's samples out to the four splits."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from bitfront.errors import MissingData
 from bitfront.spec import DataSpec
@@ -47,3 +52,14 @@ def deal(names: Sequence[str], title: str, spec: DataSpec) -> dict[SplitName, li
 def fingerprint(content: bytes, answer: str) -> str:
     """The hash of a sample's content and of what is right for it."""
     return hashlib.sha256(content + f"/{answer}".encode()).hexdigest()
+
+
+def first_of_each(kinds: Sequence[Hashable], count: int) -> Int[Tensor, " n"]:
+    """The places of the first few samples of each kind, in order; a count of 0 takes all."""
+    seen: Counter[Hashable] = Counter()
+    places = []
+    for place, kind in enumerate(kinds):
+        if not count or seen[kind] < count:
+            places.append(place)
+        seen[kind] += 1
+    return torch.tensor(places)

@@ -1,25 +1,45 @@
 """Evaluating configurations, with nothing done twice: what a trial is worth on a split."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
 from bitfront.errors import InvalidMetric, SpecError
-from bitfront.plan import Configuration
-from bitfront.quant.inputs import LearnedBounds
+from bitfront.plan import Configuration, digest
+from bitfront.quant.inputs import LearnedBounds, bounds_to_json
 from bitfront.spec import JobSpec, Objective
 from bitfront.trial import Evaluation
 from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel, PlanSwitch, load_model
 from objectives.answer_judge import AnswerJudge
 from objectives.calibration import Ranges, calibrate
 from objectives.classification import ClassificationTask
-from objectives.classification_judge import ClassificationJudge, Judge
+from objectives.classification_judge import ClassificationJudge
 from objectives.cost import bit_operations, bits_per_weight, configuration_nbytes
+from objectives.features import MEMORY_NBYTES, FeatureStore
+from objectives.judge import Judge
 from objectives.latency import LatencyTable, measure_latency
 from objectives.load import load_task
 from objectives.questions import QuestionTask
+from objectives.recovery import RecoveryCheckpoint, advance
 from objectives.stopwatch import Stopwatch
 from objectives.task import SplitName, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How a recovery in training does after some optimiser steps.
+
+    Attributes:
+        step: Steps taken; 0 is the plan without recovery.
+        error: On the selection split.
+    """
+
+    step: int
+    error: float
 
 
 class Evaluator:
@@ -37,6 +57,7 @@ class Evaluator:
         cache_nbytes: How much of the activations between blocks to keep; 0 keeps neither
             them nor features nor recoveries.
         bounds: What visual-encoder optimisation learned.
+        features: Folder for features that memory has no room for.
 
     Attributes:
         spec: The job.
@@ -56,6 +77,7 @@ class Evaluator:
         *,
         cache_nbytes: int = 1 << 30,
         bounds: LearnedBounds = MappingProxyType({}),
+        features: Path | None = None,
     ) -> None:
         self.spec = spec
         self.model = model
@@ -63,14 +85,26 @@ class Evaluator:
         self.ranges = ranges
         self.switch = PlanSwitch(model, spec.quantizer, ranges, bounds=bounds)
         self._stopwatch = Stopwatch(model.device)
-        self.judge = self._build_judge(cache_nbytes)
+        self._cache_nbytes = cache_nbytes
+        self._folder = features
+        self.judge = self._build_judge()
         self._latencies = LatencyTable()
 
-    def _build_judge(self, cache_nbytes: int) -> Judge:
+    def _build_judge(self) -> Judge:
+        memory_nbytes = MEMORY_NBYTES if self._cache_nbytes else 0
+        # Hashing the samples takes a while: only what is written to files needs it.
+        identity = self.identity if self._folder is not None else ""
+        store = FeatureStore(identity, self._folder, memory_nbytes)
         if isinstance(self.task, ClassificationTask):
             assert isinstance(self.model, DualEncoder)
             return ClassificationJudge(
-                self.spec, self.model, self.task, self.switch, self._stopwatch, cache_nbytes
+                self.spec,
+                self.model,
+                self.task,
+                self.switch,
+                self._stopwatch,
+                store,
+                self._cache_nbytes,
             )
         assert isinstance(self.task, QuestionTask)
         assert isinstance(self.model, GenerativeModel)
@@ -79,14 +113,38 @@ class Evaluator:
                 "latency_s is not measured for a generative model: "
                 "put bit_operations in its place among the objectives"
             )
-        if self.spec.space.recovery is not None:
-            raise SpecError(
-                "a generative model has no recovery yet: leave space.recovery out of the job"
-            )
-        return AnswerJudge(self.model, self.task, self.switch, self._stopwatch, cache_nbytes)
+        return AnswerJudge(
+            self.spec,
+            self.model,
+            self.task,
+            self.switch,
+            self._stopwatch,
+            store,
+            self._cache_nbytes,
+        )
+
+    @cached_property
+    def identity(self) -> str:
+        """The hash of all that a configuration's features and recovery depend on."""
+        return digest(
+            {
+                "model": self.model.identity,
+                "samples": self.task.identity,
+                "quantizer": self.spec.quantizer.model_dump(mode="json"),
+                "flip": self.spec.data.horizontal_flip,
+                "bounds": bounds_to_json(self.switch.bounds),
+                "device": self.model.device.type,
+                "seeds": [self.spec.search.seed, self.spec.data.seed],
+            }
+        )
 
     @classmethod
-    def from_spec(cls, spec: JobSpec, bounds: LearnedBounds = MappingProxyType({})) -> Self:
+    def from_spec(
+        cls,
+        spec: JobSpec,
+        bounds: LearnedBounds = MappingProxyType({}),
+        features: Path | None = None,
+    ) -> Self:
         """Loads a job's model and task, and calibrates the model for every clip of the job.
 
         Raises:
@@ -95,7 +153,57 @@ class Evaluator:
         model = load_model(spec.model)
         task = load_task(spec.data, model)
         clips = sorted({1.0, *spec.space.clips})
-        return cls(spec, model, task, calibrate(model, task, clips), bounds=bounds)
+        ranges = calibrate(model, task, clips)
+        return cls(spec, model, task, ranges, bounds=bounds, features=features)
+
+    def rehearse(self, configuration: Configuration, checkpoint: Path) -> Iterator[Stage]:
+        """Trains the configuration's recovery, and shows its error on the way.
+
+        First comes the plan without recovery, before anything is trained. Who has seen enough
+        stops asking. After the last stage the recovery is finished and known, so that
+        `evaluate` measures it.
+
+        Args:
+            configuration: It has a recovery.
+            checkpoint: Where the training is saved as it goes, and goes on from.
+        """
+        recovery, split = configuration.recovery, SplitName.SELECTION
+        assert recovery is not None
+        saved = self.checkpoint(configuration, checkpoint)
+        if not saved.exists:
+            bare = self.judge.figures(Configuration(configuration.plan), split)
+            yield Stage(0, bare[Objective.ERROR.value])
+        training = self.judge.begin(configuration)
+        saved.resume(training)
+        for step in recovery.stages[1:]:
+            if step <= training.steps:
+                continue
+            advance(training, step, saved)
+            self.judge.keep(configuration, training.stored())
+            figures = self.judge.figures(configuration, split)
+            yield Stage(step, figures[Objective.ERROR.value])
+            # Whoever looked at the stage may have put another plan onto the model.
+            self.switch.to(configuration.plan)
+        advance(training, recovery.steps, saved)
+        self.judge.keep(configuration, training.stored())
+
+    def checkpoint(self, configuration: Configuration, path: Path) -> RecoveryCheckpoint:
+        """Where the training of a configuration's recovery is saved, at the job's interval."""
+        identity = digest([self.identity, configuration.to_dict()])
+        return RecoveryCheckpoint(path, identity, self.spec.search.checkpoint_s)
+
+    def costs(self, configuration: Configuration) -> dict[str, float]:
+        """The job's objectives that need no sample, by name: all but `error` and `latency_s`."""
+        known = {
+            Objective.NBYTES: float(sum(self.nbytes(configuration).values())),
+            Objective.BIT_OPERATIONS: bit_operations(self.model, configuration),
+        }
+        return {o.value: known[o] for o in self.spec.objectives if o in known}
+
+    def nbytes(self, configuration: Configuration) -> dict[str, int]:
+        """The bytes of the configuration's packed checkpoint, part by part."""
+        classes = len(self.task.classes) if isinstance(self.task, ClassificationTask) else 0
+        return configuration_nbytes(self.model, configuration, self.spec.quantizer, classes)
 
     def evaluate(
         self, configuration: Configuration, split: SplitName = SplitName.SELECTION
@@ -117,7 +225,7 @@ class Evaluator:
         """
         self._stopwatch.reset()
         quality = self.judge.figures(configuration, split)
-        nbytes = configuration_nbytes(self.model, configuration, self.spec.quantizer)
+        nbytes = self.nbytes(configuration)
         figures = {
             **quality,
             Objective.NBYTES.value: float(sum(nbytes.values())),

@@ -1,11 +1,13 @@
-"""The learnable text prompt of P4Q: one context for all classes, before the class's name."""
+"""The learnable vectors of a P4Q prompt, and the text features that classes have under them."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitfront.plan import ClassPosition
 from bitfront.vlm import DualEncoder
+from bitfront.vlm.captions import ClassNames
 
 CLASS_BATCH = 256
 CONTEXT_KEY = "context"
@@ -13,42 +15,54 @@ FIRST_WORDS = "a photo of a"
 NOISE = 0.02
 
 
-class Prompt(nn.Module):
-    """A context of `length` vectors right after the start token; the class's name comes last.
+class Context(nn.Module):
+    """Vectors that stand among a text tower's or a decoder's embedded tokens.
 
-    The context is a registered parameter, so that the optimiser gets it and a checkpoint
-    holds it. It starts as words that the text tower knows, over and over, with a little
-    noise: a random context costs accuracy at first that few steps do not win back.
+    They are a registered parameter, so that the optimiser gets them and a checkpoint holds
+    them. They start as given vectors, over and over, with a little noise: a random context
+    costs accuracy at first that few steps do not win back.
+
+    Args:
+        first: `(n, width)` vectors to start from.
+        length: Vectors.
+        copies: 0 for one context, or the number of classes that have one each.
+        generator: Where the noise comes from.
     """
 
-    def __init__(self, model: DualEncoder, length: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        first: Float[Tensor, "n width"],
+        length: int,
+        copies: int,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__()
-        words = model.embed_words(FIRST_WORDS)
-        first = words.repeat(-(-length // len(words)), 1)[:length]
-        noise = torch.randn(first.shape, generator=generator).to(first)
-        self.context = nn.Parameter(first + NOISE * noise)
-
-    def forward(
-        self, model: DualEncoder, tokens: Int[Tensor, "classes context_length"]
-    ) -> Float[Tensor, "classes d"]:
-        """The text features of the classes, of length 1; gradients flow to the context."""
-        return functional.normalize(model.encode_texts(tokens, context=self.context), dim=-1)
+        vectors = first.float().repeat(-(-length // len(first)), 1)[:length]
+        if copies:
+            vectors = vectors.expand(copies, -1, -1)
+        noise = torch.randn(vectors.shape, generator=generator).to(vectors)
+        self.context = nn.Parameter(vectors + NOISE * noise)
 
     def stored(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: the context in float16."""
+        """What a checkpoint holds: the vectors in float16."""
         return {CONTEXT_KEY: self.context.detach().to(torch.float16)}
 
 
 def prompted_features(
-    model: DualEncoder,
-    tokens: Int[Tensor, "classes context_length"],
-    context: Float[Tensor, "length width"],
+    model: DualEncoder, names: ClassNames, context: Tensor, position: ClassPosition
 ) -> Float[Tensor, "classes d"]:
-    """The text features of all classes under a stored context, of length 1, as constants."""
+    """The text features of all classes under a stored context, of length 1, as constants.
+
+    Args:
+        model: The model, with its plan on.
+        names: The classes.
+        context: `(length, width)` for all classes, or `(classes, length, width)`.
+        position: Where a class's name stands.
+    """
     vectors = context.to(device=model.device, dtype=torch.float32)
+    features = []
     with torch.no_grad():
-        features = [
-            model.encode_texts(part.to(model.device), context=vectors)
-            for part in torch.split(tokens, CLASS_BATCH)
-        ]
+        for rows in torch.split(torch.arange(len(names)), CLASS_BATCH):
+            own = vectors[rows.to(vectors.device)] if vectors.ndim == 3 else vectors
+            features.append(model.encode_prompts(names.pick(rows), own, position))
     return functional.normalize(torch.cat(features), dim=-1)

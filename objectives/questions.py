@@ -105,11 +105,11 @@ class QuestionSplit:
         """Whether some question has an image."""
         return any(prompt.pixels is not None for prompt in self._prompts)
 
-    def read(self, batch: int) -> QuestionBatch:
-        """The questions of a batch, on the CPU."""
+    def read(self, batch: int, *, with_pixels: bool = True) -> QuestionBatch:
+        """The questions of a batch, on the CPU; without their pixels where none will look."""
         places = self.batches[batch].tolist()
-        prompts = [self._with_pixels(place) for place in places]
-        pixels = [prompt.pixels for prompt in prompts if prompt.pixels is not None]
+        prompts = [self._with_pixels(p) if with_pixels else self._prompts[p] for p in places]
+        pixels = [p.pixels for p in prompts if with_pixels and p.pixels is not None]
         sizes = [prompt.size for prompt in prompts if prompt.size is not None]
         return QuestionBatch(
             torch.stack([prompt.tokens for prompt in prompts]),

@@ -1,100 +1,79 @@
-"""P4Q: train a text prompt and an image adapter that win back what quantization lost.
+"""Training a recovery as far as it is wanted, with checkpoints that outlive the process."""
 
-The plan is on the model and stays: only the prompt and the adapter are trained, on image
-features that were computed once.
-"""
-
-from collections.abc import Mapping
-from typing import Self
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn import functional
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 from bitfront.errors import InvalidModel
-from bitfront.plan import Recovery
-from bitfront.spec import QuantizerSpec
-from bitfront.vlm import DualEncoder
-from objectives.adapter import AdapterShape, StoredAdapter
-from objectives.prompt import CONTEXT_KEY, prompted_features
-from objectives.training import RecoveryData, Training
+from objectives.checkpoint import read_checkpoint, write_checkpoint
+from objectives.training import Training
 
-__all__ = ["Recovered", "RecoveryData", "recover"]
+logger = logging.getLogger(__name__)
+
+_FORM = "bitfront.recovery.1"
 
 
-class Recovered:
-    """A finished recovery, as a checkpoint holds it: what is measured is what is stored."""
+class RecoveryCheckpoint:
+    """Where a recovery in training is saved as it goes: one file of safetensors and JSON.
 
-    def __init__(
-        self,
-        state: Mapping[str, Tensor],
-        text_features: Float[Tensor, "classes d"],
-        adapter: StoredAdapter | None,
-    ) -> None:
-        self._state = dict(state)
-        self._text_features = text_features
-        self._adapter = adapter
-
-    @classmethod
-    def load(
-        cls,
-        state: Mapping[str, Tensor],
-        recovery: Recovery,
-        quantizer: QuantizerSpec,
-        model: DualEncoder,
-        data: RecoveryData,
-    ) -> Self:
-        """The recovery that `state` describes; the plan it was trained under is on the model.
-
-        Raises:
-            InvalidModel: A tensor is missing, or does not fit the recovery.
-        """
-        device = model.device
-        placed = {name: tensor.to(device) for name, tensor in state.items()}
-        if recovery.context_length:
-            if CONTEXT_KEY not in placed:
-                raise InvalidModel("the stored recovery has no context, but its prompt needs one")
-            text_features = prompted_features(model, data.tokens, placed[CONTEXT_KEY])
-        else:
-            text_features = functional.normalize(data.text_features.to(device), dim=-1)
-        adapter = None
-        if recovery.reduction:
-            shape = AdapterShape.of(recovery, model.feature_width, quantizer)
-            adapter = StoredAdapter(placed, shape)
-        return cls(state, text_features, adapter)
-
-    def text_features(self) -> Float[Tensor, "classes d"]:
-        """The features of all classes, of length 1."""
-        return self._text_features
-
-    def adapt(self, image_features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """The features after the adapter, not normalised; unchanged where there is none."""
-        if self._adapter is None:
-            return image_features
-        with torch.no_grad():
-            return self._adapter(image_features)
-
-    def state(self) -> dict[str, Tensor]:
-        """The tensors to store: the context, and the packed adapter."""
-        return dict(self._state)
-
-
-def recover(
-    model: DualEncoder,
-    recovery: Recovery,
-    quantizer: QuantizerSpec,
-    data: RecoveryData,
-    seed: int,
-) -> Recovered:
-    """Train the recovery under the plan that is on the model, and return what is stored of it.
-
-    Nothing of the model changes, gradient mode included; the result depends on the seed and
-    not on torch's global generator.
+    Args:
+        path: The file.
+        identity: The hash of all that the training depends on.
+        every_s: Seconds between two checkpoints.
     """
-    # Features may come from inference mode, whose tensors autograd refuses.
-    with torch.inference_mode(mode=False), torch.enable_grad():
-        training = Training(model, recovery, quantizer, data, seed)
-        for _ in range(recovery.steps):
-            training.step()
-        return Recovered.load(training.state(), recovery, quantizer, model, data)
+
+    def __init__(self, path: Path, identity: str, every_s: float) -> None:
+        self._path = path
+        self._identity = identity
+        self._every_s = every_s
+        self._saved_s = time.monotonic()
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is something to go on from."""
+        return self._path.is_file()
+
+    def resume(self, training: Training) -> None:
+        """Puts a new training where the checkpoint stands; a useless one is left behind."""
+        if not self.exists:
+            return
+        try:
+            _, tensors = read_checkpoint(self._path, _FORM, self._identity)
+            training.go_on(tensors)
+        except InvalidModel as error:
+            logger.warning("the recovery is trained from its start: %s", error)
+            self.remove()
+
+    def save_if_due(self, training: Training) -> None:
+        """Saves the training if the interval has passed."""
+        if time.monotonic() - self._saved_s < self._every_s:
+            return
+        content = {"step": training.steps}
+        write_checkpoint(self._path, _FORM, self._identity, content, training.state())
+        self._saved_s = time.monotonic()
+
+    def remove(self) -> None:
+        """Forgets a training that is over."""
+        self._path.unlink(missing_ok=True)
+
+
+def advance(
+    training: Training,
+    until: int,
+    checkpoint: RecoveryCheckpoint | None = None,
+    on_step: Callable[[float], None] = lambda _loss: None,
+) -> None:
+    """Takes steps until so many have been taken; the plan is on the model.
+
+    Args:
+        training: What is trained.
+        until: Its number of steps in the end.
+        checkpoint: Where it is saved as it goes.
+        on_step: Called with the loss in nats behind each step.
+    """
+    while training.steps < until:
+        loss = training.step()
+        if checkpoint is not None:
+            checkpoint.save_if_due(training)
+        on_step(loss)

@@ -1,183 +1,198 @@
-"""The training of a recovery, step by step, on image features that were computed once."""
+"""The training of a recovery, step by step: its optimiser, its schedule, and its state.
+
+A training that is put back into a saved state goes on to the same bits on a CPU.
+"""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Self
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
+from bitfront.errors import InvalidModel
 from bitfront.plan import Recovery
-from bitfront.spec import QuantizerSpec
-from bitfront.vlm import DualEncoder
-from objectives.adapter import Adapter, AdapterShape
-from objectives.distillation import p4q_loss
-from objectives.prompt import Prompt, prompted_features
+from objectives.adapter import Adapter
+from objectives.prompt import Context
 
-IMAGE_BATCH = 128
-CLASSES_A_STEP = 64
-PROMPT_RATE = 1e-2
-ADAPTER_RATE = 6e-3
+SAMPLES_A_STEP = 128
 ADAPTER_DECAY = 1e-2
 
-
-@dataclass(frozen=True)
-class RecoveryData:
-    """What a recovery is trained on; the features were computed once and are constants.
-
-    Attributes:
-        image_features: `(n, d)` of the quantized vision tower on the tuning split, of any
-            length.
-        labels: `(n,)` classes of the samples.
-        teacher_image_features: `(n, d)` of the full-precision vision tower on the same
-            samples.
-        teacher_text_features: `(classes, d)` of the full-precision text tower: the normalised
-            ensemble over the templates.
-        text_features: `(classes, d)` of the quantized text tower, for recoveries without a
-            prompt.
-        tokens: `(classes, context_length)` captions that the context goes before.
-        scale: What cosines are multiplied with to become logits; frozen.
-    """
-
-    image_features: Float[Tensor, "n d"]
-    labels: Int[Tensor, " n"]
-    teacher_image_features: Float[Tensor, "n d"]
-    teacher_text_features: Float[Tensor, "classes d"]
-    text_features: Float[Tensor, "classes d"]
-    tokens: Int[Tensor, "classes context_length"]
-    scale: float
-
-    def on(self, device: torch.device) -> Self:
-        """A copy on the device that autograd accepts, wherever the features came from."""
-        tensors = {
-            field.name: getattr(self, field.name).detach().clone().to(device)
-            for field in fields(self)
-            if field.name != "scale"
-        }
-        return type(self)(**tensors, scale=self.scale)
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Training:
-    """A recovery in training: the prompt, the adapter, their optimiser and its generator.
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What the optimiser trains at one rate."""
+
+    module: nn.Module
+    rate: float
+    decay: float
+
+
+class Training(ABC):
+    """A recovery in training: the context, the adapter, their optimiser and its generator.
 
     The plan is on the model for as long as steps are taken; nothing of the model changes.
+
+    Attributes:
+        recovery: The settings.
+        context: The prompt's vectors; None without a prompt.
+        adapter: None without one.
+        steps: Steps taken so far.
+        samples_a_step: Samples of one step.
+        prompt_rate: The optimiser's rate for the context at first.
+        adapter_rate: That for the adapter.
     """
+
+    samples_a_step = SAMPLES_A_STEP
+    prompt_rate = 1e-2
+    adapter_rate = 6e-3
 
     def __init__(
         self,
-        model: DualEncoder,
         recovery: Recovery,
-        quantizer: QuantizerSpec,
-        data: RecoveryData,
-        seed: int,
+        context: Context | None,
+        adapter: Adapter | None,
+        samples: int,
+        generator: torch.Generator,
+        device: torch.device,
     ) -> None:
-        self._model = model
-        self._recovery = recovery
-        self._data = data.on(model.device)
-        self._teacher_image = functional.normalize(self._data.teacher_image_features, dim=-1)
-        self._teacher_text = functional.normalize(self._data.teacher_text_features, dim=-1)
-        self._generator = torch.Generator().manual_seed(seed)
-        self.prompt: Prompt | None = None
-        self.adapter: Adapter | None = None
-        if recovery.context_length:
-            self.prompt = Prompt(model, recovery.context_length, self._generator)
-        if recovery.reduction:
-            shape = AdapterShape.of(recovery, model.feature_width, quantizer)
-            self.adapter = Adapter(shape, self._generator).to(model.device)
-        self._text = self._first_text_features()
-        self._parameters = [
-            parameter
-            for module in (self.prompt, self.adapter)
-            if module is not None
-            for parameter in module.parameters()
-        ]
-        self._optimizer = torch.optim.AdamW(self._groups())
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
-        self._steps = 0
+        """Takes what is trained.
+
+        Args:
+            recovery: The settings.
+            context: The prompt's vectors, on the device.
+            adapter: The adapter, on the device.
+            samples: Samples that a step's are drawn from.
+            generator: Where they are drawn with.
+            device: Where the model is.
+        """
+        self.recovery = recovery
+        self.context = context
+        self.adapter = adapter
+        self.steps = 0
+        self._samples = samples
+        self._generator = generator
+        self._device = device
+        # What else the further steps depend on.
+        self._carried: dict[str, Tensor] = {}
+        self._groups = []
+        if context is not None:
+            self._groups.append(_Group(context, self.prompt_rate, 0.0))
+        if adapter is not None:
+            self._groups.append(_Group(adapter, self.adapter_rate, ADAPTER_DECAY))
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": list(group.module.parameters()), "weight_decay": group.decay}
+                for group in self._groups
+            ]
+        )
+        self._parameters = [p for group in self._groups for p in group.module.parameters()]
+
+    @abstractmethod
+    def losses(self, samples: Int[Tensor, " n"]) -> Iterator[Float[Tensor, ""]]:
+        """Parts whose sum is the loss of some samples, in nats.
+
+        Gradients flow to what is trained; a part's graph is let go before the next one's.
+        """
+
+    @abstractmethod
+    def quantize_adapter(self) -> None:
+        """Fake-quantize the adapter from now on."""
 
     def step(self) -> float:
-        """Take one optimiser step; the loss before it, in nats."""
-        if self.adapter is not None and self._steps == self._recovery.steps // 2:
-            self.adapter.quantize(self._data.image_features)
-        order = torch.randperm(len(self._data.labels), generator=self._generator)
-        loss = self.loss(order[:IMAGE_BATCH].to(self._model.device))
-        # Not backward(): the model's own weights must not collect gradients.
-        gradients = torch.autograd.grad(loss, self._parameters)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self._optimizer.step()
-        self._schedule.step()
-        self._steps += 1
-        return float(loss.detach())
+        """Take one optimiser step; the loss before it, in nats.
 
-    def loss(self, samples: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """The loss of some samples: the prompt's part, and the adapter's.
-
-        A class under a prompt costs a pass through the text tower, so the prompt's part is
-        over at most `CLASSES_A_STEP` classes. The adapter's part is over all classes, each
-        with the text feature that the prompt gave it last.
+        The rates follow a cosine to zero; the adapter is quantized from the middle on.
         """
-        image = self._data.image_features[samples]
-        if self.adapter is not None:
-            image = self.adapter(image)
-        parts = []
-        if self.prompt is not None:
-            chosen, classes = self._choose(samples)
-            text = self.prompt(self._model, self._data.tokens[classes])
-            self._text[classes] = text.detach()
-            kept = image.detach()[torch.isin(samples, chosen)]
-            parts.append(self._part(kept, chosen, text, classes))
-        if self.adapter is not None:
-            everything = torch.arange(len(self._text), device=samples.device)
-            parts.append(self._part(image, samples, self._text, everything))
-        return torch.stack(parts).sum()
+        # Features may come from inference mode, whose tensors autograd refuses.
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            if self.adapter is not None and self.steps == self.recovery.steps // 2:
+                self.quantize_adapter()
+            order = torch.randperm(self._samples, generator=self._generator)
+            loss = self._backward(order[: self.samples_a_step].to(self._device))
+        share = 0.5 * (1 + math.cos(math.pi * self.steps / self.recovery.steps))
+        for group, settings in zip(self._groups, self._optimizer.param_groups, strict=True):
+            settings["lr"] = group.rate * share
+        self._optimizer.step()
+        self.steps += 1
+        return loss
 
-    def _part(self, image: Tensor, samples: Tensor, text: Tensor, classes: Tensor) -> Tensor:
-        """The loss of samples among some classes, which hold the samples' own."""
-        scale, labels = self._data.scale, self._data.labels[samples]
-        student = scale * functional.normalize(image, dim=-1) @ text.T
-        teacher = scale * self._teacher_image[samples] @ self._teacher_text[classes].T
-        place = torch.zeros(len(self._data.tokens), dtype=torch.long, device=classes.device)
-        place[classes] = torch.arange(len(classes), device=classes.device)
-        return p4q_loss(student, teacher, place[labels], self._recovery.distillation)
+    def _backward(self, samples: Int[Tensor, " n"]) -> float:
+        """Gives every parameter its gradient; returns the loss."""
+        total = 0.0
+        sums = [torch.zeros_like(parameter) for parameter in self._parameters]
+        for loss in self.losses(samples):
+            total += float(loss.detach())
+            # Not backward(): the model's own weights must not collect gradients.
+            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            for place, gradient in enumerate(gradients):
+                if gradient is not None:
+                    sums[place] += gradient
+        for parameter, gradient in zip(self._parameters, sums, strict=True):
+            parameter.grad = gradient
+        return total
 
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint of the finished recovery holds."""
-        modules = [module for module in (self.prompt, self.adapter) if module is not None]
+    def stored(self) -> dict[str, Tensor]:
+        """What is kept of the recovery as it is now: the context, and the packed adapter."""
+        modules = [module for module in (self.context, self.adapter) if module is not None]
         return {name: tensor for module in modules for name, tensor in module.stored().items()}
 
-    def _groups(self) -> list[dict[str, object]]:
-        groups: list[dict[str, object]] = []
-        if self.prompt is not None:
-            parameters = list(self.prompt.parameters())
-            groups.append({"params": parameters, "lr": PROMPT_RATE, "weight_decay": 0.0})
+    def state(self) -> dict[str, Tensor]:
+        """All that the further steps depend on, on the CPU."""
+        tensors = {
+            "generator": self._generator.get_state(),
+            "steps": torch.tensor(self.steps),
+            **self._carried,
+        }
         if self.adapter is not None:
-            parameters = list(self.adapter.parameters())
-            groups.append({"params": parameters, "lr": ADAPTER_RATE, "weight_decay": ADAPTER_DECAY})
-        return groups
+            tensors |= {f"format.{name}": t for name, t in self.adapter.formats().items()}
+        for place, parameter in enumerate(self._parameters):
+            tensors[f"{place}.value"] = parameter
+            moments = self._optimizer.state[parameter]
+            tensors |= {f"{place}.{name}": moments[name] for name in _MOMENTS if name in moments}
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
-    def _rate(self, step: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * step / self._recovery.steps))
+    def go_on(self, state: Mapping[str, Tensor]) -> None:
+        """Put the training into a state that `state` gave; a useless one changes nothing.
 
-    def _choose(self, samples: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " c"]]:
-        """The classes of one step, at most `CLASSES_A_STEP`, and the samples that have them.
-
-        Classes of the samples come first, then others at random; samples of classes for
-        which there is no room are left out.
+        Raises:
+            InvalidModel: The state is that of another training.
         """
-        order = torch.randperm(len(self._data.tokens), generator=self._generator)
-        classes = order.to(samples.device)
-        labels = self._data.labels[samples]
-        absent = ~torch.isin(classes, labels)
-        classes = classes[absent.to(torch.int8).argsort(stable=True)][:CLASSES_A_STEP]
-        return samples[torch.isin(labels, classes)], classes
+        try:
+            generator = torch.Generator()
+            generator.set_state(state["generator"])
+            steps = int(state["steps"])
+            carried = {
+                name: state[name].to(tensor).view_as(tensor).clone()
+                for name, tensor in self._carried.items()
+            }
+            values = [self._read(state, place, "value") for place in range(len(self._parameters))]
+            moments = [
+                {name: self._read(state, place, name) for name in _MOMENTS} if steps else {}
+                for place in range(len(self._parameters))
+            ]
+            formats = _under("format.", state)
+            if self.adapter is not None and steps > self.recovery.steps // 2:
+                self.adapter.take_formats(formats)
+        except (KeyError, RuntimeError) as error:
+            raise InvalidModel(f"this is no state of the recovery in training: {error}") from error
+        self._generator, self.steps, self._carried = generator, steps, carried
+        for parameter, value, known in zip(self._parameters, values, moments, strict=True):
+            parameter.data = value
+            if known:
+                step = torch.tensor(float(steps))
+                self._optimizer.state[parameter] = {"step": step, **known}
 
-    def _first_text_features(self) -> Float[Tensor, "classes d"]:
-        """The text features of all classes before training, of length 1."""
-        if self.prompt is None:
-            return functional.normalize(self._data.text_features, dim=-1)
-        if self.adapter is None:
-            return torch.zeros_like(self._data.text_features)
-        return prompted_features(self._model, self._data.tokens, self.prompt.context.detach())
+    def _read(self, state: Mapping[str, Tensor], place: int, name: str) -> Tensor:
+        """What a state holds for a parameter, in its shape."""
+        parameter = self._parameters[place]
+        return state[f"{place}.{name}"].to(parameter).view_as(parameter).detach().clone()
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without it."""
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}

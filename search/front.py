@@ -79,6 +79,11 @@ class Front:
         """The trials on the front, in ascending order."""
         return tuple(sorted(self._rows))
 
+    @property
+    def points(self) -> tuple[tuple[float, ...], ...]:
+        """The values of the trials on the front."""
+        return tuple(self._rows.values())
+
     def add(self, number: int, values: Sequence[float]) -> FrontChange:
         """Takes in one feasible trial, and tells what changes."""
         row = np.asarray(values, dtype=np.float64)

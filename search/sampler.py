@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bitfront.plan import Configuration
 from bitfront.spec import Sampler
-from search.space import SearchSpace
+from search.space import SearchSpace, Variable
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -57,9 +57,12 @@ class Proposer:
         self._seed = seed
         self._repeats = 0
         self._known: dict[str, Outcome | None] = {}
-        self._distributions: dict[str, BaseDistribution] = {
-            variable.name: IntDistribution(0, variable.size - 1) for variable in space.variables
-        }
+        variables, conditional = space.variables, space.conditional
+        if sampler is Sampler.NSGA2:
+            # It crosses only what all parents have: the settings of a recovery are theirs too.
+            variables, conditional = (*variables, *conditional), ()
+        self._always = _distributions(variables)
+        self._conditional = conditional
         self._study = optuna.create_study(
             directions=["minimize"] * objectives, sampler=self._make_sampler()
         )
@@ -74,13 +77,13 @@ class Proposer:
             return NSGAIISampler(population_size=_POPULATION, seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
+            return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=10)
 
     def propose(self) -> Proposal | None:
         """The next configuration that was not proposed before; None if none is found."""
         for self._repeats in range(_MAX_REPEATS):
             self._study.sampler = self._make_sampler()
-            trial = self._study.ask(self._distributions)
+            trial = self._ask()
             configuration = self.space.configuration(trial.params)
             key = configuration.digest
             if key not in self._known:
@@ -100,8 +103,8 @@ class Proposer:
         params = self.space.params(configuration)
         self._known.setdefault(key, None)
         if params is not None and key not in self._running:
-            self._study.enqueue_trial(params)
-            self._running[key] = self._study.ask(self._distributions)
+            self._study.enqueue_trial(self._filled(params))
+            self._running[key] = self._ask()
 
     def complete(self, configuration: Configuration, outcome: Outcome) -> None:
         """Takes in a trial's values, whoever proposed it."""
@@ -123,6 +126,18 @@ class Proposer:
         if trial is not None:
             self._study.tell(trial, state=TrialState.FAIL)
 
+    def prune(self, configuration: Configuration) -> None:
+        """Takes note of a trial that cannot reach the front: it counts as worse than all."""
+        key = configuration.digest
+        self._known[key] = None
+        trial = self._running.pop(key, None)
+        if trial is not None:
+            self._study.tell(trial, state=TrialState.PRUNED)
+            return
+        params = self.space.params(configuration)
+        if params is not None:
+            self._study.add_trial(self._frozen(params, None))
+
     def restore(self, outcomes: Sequence[tuple[Configuration, Outcome]]) -> None:
         """Takes in the completed trials of an earlier driver at once."""
         frozen: list[FrozenTrial] = []
@@ -135,6 +150,18 @@ class Proposer:
                 frozen.append(self._frozen(params, outcome, generation))
         self._study.add_trials(frozen)
 
+    def _ask(self) -> optuna.Trial:
+        """A trial with a value for every variable that means something."""
+        trial = self._study.ask(self._always)
+        if trial.params.get("recovery"):
+            for variable in self._conditional:
+                trial.suggest_int(variable.name, 0, variable.size - 1)
+        return trial
+
+    def _filled(self, params: Mapping[str, int]) -> dict[str, int]:
+        """The parameters with the first choice where one means nothing but is always sampled."""
+        return {**dict.fromkeys(self._always, 0), **params}
+
     def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         for name, excess in outcome.constraints.items():
             trial.set_constraint(name, excess)
@@ -143,14 +170,22 @@ class Proposer:
     def _frozen(
         self,
         params: Mapping[str, int],
-        outcome: Outcome,
+        outcome: Outcome | None,
         system_attrs: Mapping[str, int] | None = None,
     ) -> FrozenTrial:
-        constraints = {f"constraints:{name}": v for name, v in outcome.constraints.items()}
+        """A trial of Optuna's with an outcome, or a pruned one without."""
+        filled = self._filled(params)
+        known = {**self._always, **_distributions(self._conditional)}
+        constraints = {} if outcome is None else outcome.constraints
+        excesses = {f"constraints:{name}": excess for name, excess in constraints.items()}
         return create_trial(
-            state=TrialState.COMPLETE,
-            params=dict(params),
-            distributions=self._distributions,
-            values=list(outcome.values),
-            system_attrs={**constraints, **(system_attrs or {})},
+            state=TrialState.PRUNED if outcome is None else TrialState.COMPLETE,
+            params=filled,
+            distributions={name: known[name] for name in filled},
+            values=None if outcome is None else list(outcome.values),
+            system_attrs={**excesses, **(system_attrs or {})},
         )
+
+
+def _distributions(variables: Sequence[Variable]) -> dict[str, BaseDistribution]:
+    return {variable.name: IntDistribution(0, variable.size - 1) for variable in variables}

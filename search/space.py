@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan, Recovery
@@ -11,14 +11,7 @@ from bitfront.spec import RecoverySpace
 
 Params = Mapping[str, int | float | str]
 
-_RECOVERY_FIELDS = (
-    "context_length",
-    "reduction",
-    "adapter_bits",
-    "blend",
-    "distillation",
-    "steps",
-)
+_RECOVERY_FIELDS = tuple(field.name for field in fields(Recovery))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +26,10 @@ class SearchSpace:
     """Maps the sampler's indices to configurations and back.
 
     The options of a block are ordered by size, so that neighbouring indices are alike.
-    All recovery variables are always sampled; where recovery is off they mean nothing, and
-    the configuration (whose hash is what counts) leaves them out.
+
+    Attributes:
+        variables: What every configuration has: an option a block, and whether it recovers.
+        conditional: The settings of a recovery, which mean nothing where there is none.
     """
 
     def __init__(
@@ -61,6 +56,7 @@ class SearchSpace:
         self._kept = dict(kept)
         self._recovery = recovery
         self.variables = self._list_variables()
+        self.conditional = self._list_conditional()
 
     def _list_variables(self) -> tuple[Variable, ...]:
         variables = [
@@ -70,11 +66,13 @@ class SearchSpace:
         ]
         if self._recovery is not None:
             variables.append(Variable("recovery", 2))
-            for field in _RECOVERY_FIELDS:
-                choices = getattr(self._recovery, field)
-                if len(choices) > 1:
-                    variables.append(Variable(f"recovery.{field}", len(choices)))
         return tuple(variables)
+
+    def _list_conditional(self) -> tuple[Variable, ...]:
+        if self._recovery is None:
+            return ()
+        sizes = {field: len(getattr(self._recovery, field)) for field in _RECOVERY_FIELDS}
+        return tuple(Variable(f"recovery.{field}", n) for field, n in sizes.items() if n > 1)
 
     @property
     def log10_size(self) -> float:
@@ -99,7 +97,7 @@ class SearchSpace:
         }
         if not settings["context_length"] and not settings["reduction"]:
             return None
-        return canonical_recovery(Recovery(**settings))
+        return Recovery(**settings).canonical
 
     def params(self, configuration: Configuration) -> dict[str, int] | None:
         """The indices of a configuration, or None where it lies outside of the space."""
@@ -121,9 +119,11 @@ class SearchSpace:
         if self._recovery is None:
             return {} if recovery is None else None
         params = {"recovery": int(recovery is not None)}
+        if recovery is None:
+            return params
         for field in _RECOVERY_FIELDS:
             choices = getattr(self._recovery, field)
-            value = choices[0] if recovery is None else getattr(recovery, field)
+            value = getattr(recovery, field)
             if value not in choices:
                 value = choices[0]
             if len(choices) > 1:
@@ -141,23 +141,4 @@ class SearchSpace:
         if not settings["context_length"] and not settings["reduction"]:
             settings["reduction"] = max(self._recovery.reduction)
             settings["context_length"] = max(self._recovery.context_length)
-        return [canonical_recovery(Recovery(**settings))]
-
-
-def canonical_recovery(recovery: Recovery) -> Recovery:
-    """The recovery with the settings of what it does not have at their defaults.
-
-    Without an adapter, its bits and its blend change nothing: equal recoveries must have
-    equal hashes.
-    """
-    if recovery.reduction:
-        return recovery
-    default = Recovery()
-    return Recovery(
-        context_length=recovery.context_length,
-        reduction=0,
-        adapter_bits=default.adapter_bits,
-        blend=default.blend,
-        distillation=recovery.distillation,
-        steps=recovery.steps,
-    )
+        return [Recovery(**settings).canonical]

@@ -24,7 +24,7 @@ from typing import cast
 import click
 
 from bitfront.errors import BitfrontError
-from service import commands_model, commands_query, commands_run
+from service import commands_model, commands_query, commands_run, commands_tune
 
 
 class Refusal(click.ClickException):
@@ -60,6 +60,7 @@ def main() -> None:
 for command in (
     *commands_run.COMMANDS,
     *commands_query.COMMANDS,
+    *commands_tune.COMMANDS,
     *commands_model.COMMANDS,
 ):
     main.add_command(command)

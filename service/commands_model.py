@@ -19,12 +19,17 @@ PICTURE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def configuration_options(command: Command) -> Command:
-    """Adds what picks a configuration: a study, and a trial or limits."""
-    study = click.option("--study", required=True, help="The study whose results are used.")
+    """Adds what picks a configuration: a study, and a trial or limits; or a tuned recovery."""
+    study = click.option("--study", help="The study whose results are used.")
     trial = click.option(
         "--trial", type=click.IntRange(0), help="A trial.  [default: the best within the limits]"
     )
-    return study(trial(limit_options(command)))
+    tuned = click.option(
+        "--tuned",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="A folder that 'bitfront tune' wrote, in place of a study.",
+    )
+    return study(trial(limit_options(tuned(command))))
 
 
 @click.command()
@@ -37,8 +42,9 @@ def configuration_options(command: Command) -> Command:
 def classify(
     pictures: tuple[Path, ...],
     top: int,
-    study: str,
+    study: str | None,
     trial: int | None,
+    tuned: Path | None,
     url: str,
     **limits: float | None,
 ) -> None:
@@ -47,7 +53,7 @@ def classify(
     from objectives.pictures import open_picture
 
     opened = [open_picture(path) for path in pictures]
-    evaluator, configuration = _load(url, study, trial, limits)
+    evaluator, configuration = _pick(url, study, trial, tuned, limits)
     rows = classify_pictures(evaluator, configuration, opened, top)
     for path, row in zip(pictures, rows, strict=True):
         named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in row)
@@ -62,8 +68,9 @@ def classify(
 def ask(
     picture: Path,
     question: str,
-    study: str,
+    study: str | None,
     trial: int | None,
+    tuned: Path | None,
     url: str,
     **limits: float | None,
 ) -> None:
@@ -72,11 +79,34 @@ def ask(
     from objectives.pictures import open_picture
 
     opened = open_picture(picture)
-    evaluator, configuration = _load(url, study, trial, limits)
+    evaluator, configuration = _pick(url, study, trial, tuned, limits)
     click.echo(ask_model(evaluator, configuration, opened, question))
 
 
-def _load(
+def _pick(
+    url: str,
+    study: str | None,
+    trial: int | None,
+    tuned: Path | None,
+    limits: dict[str, float | None],
+) -> tuple["Evaluator", "Configuration"]:
+    """What is put to work: a study's configuration, or a tuned one.
+
+    Raises:
+        BitfrontError: It is not there or cannot be loaded, or neither or both are named.
+    """
+    from bitfront.errors import SpecError
+    from objectives.tuned import read_tuned
+
+    if (study is None) == (tuned is None):
+        raise SpecError("say what to use: either --study NAME, or --tuned FOLDER")
+    if study is not None:
+        return load_configuration(url, study, trial, limits)
+    assert tuned is not None
+    return read_tuned(tuned)
+
+
+def load_configuration(
     url: str, study: str, trial: int | None, limits: dict[str, float | None]
 ) -> tuple["Evaluator", "Configuration"]:
     """The study's model and data, and the configuration that was picked.

@@ -12,7 +12,7 @@ from storage.access import find_id, guard
 from storage.events import add_event, insert_new, storable
 from storage.numbers import finite
 from storage.records import AttemptRecord, EventKind, Lease, Outcome
-from storage.tables import Attempt, Front, Now, Study, Trial
+from storage.tables import Attempt, Front, Intermediate, Now, Study, Trial
 from storage.trials import VALUES
 
 
@@ -35,7 +35,7 @@ def complete(
     )
     if trial_id is None:
         # The epoch is ours, so after a broken commit it can only be our own earlier try.
-        return again and _is_complete(connection, lease, number, attempt)
+        return again and _is(TrialState.COMPLETE, connection, lease, number, attempt)
     connection.execute(
         update(Attempt)
         .where(Attempt.trial_id == trial_id, Attempt.number == attempt)
@@ -73,12 +73,12 @@ def _value_columns(connection: Connection, lease: Lease, outcome: Outcome) -> di
     }
 
 
-def _is_complete(connection: Connection, lease: Lease, number: int, attempt: int) -> bool:
+def _is(state: TrialState, connection: Connection, lease: Lease, number: int, attempt: int) -> bool:
     query = select(Trial.id).where(
         Trial.study_id == lease.study_id,
         Trial.number == number,
         Trial.attempt == attempt,
-        Trial.state == TrialState.COMPLETE,
+        Trial.state == state,
     )
     return connection.scalar(query) is not None
 
@@ -145,6 +145,71 @@ def fail(
     content = {"attempt": attempt, "cause": failed.cause, "message": message}
     add_event(connection, lease.study_id, kind, content, trial=number)
     return True
+
+
+def report(
+    connection: Connection, lease: Lease, number: int, attempt: int, step: int, error: float
+) -> bool:
+    """Records what a running attempt showed; False if it is no longer the one that runs."""
+    guard(connection, lease)
+    finite({"error": error})
+    trial_id = connection.scalar(
+        select(Trial.id).where(
+            Trial.study_id == lease.study_id,
+            Trial.number == number,
+            Trial.attempt == attempt,
+            Trial.state == TrialState.RUNNING,
+        )
+    )
+    if trial_id is None:
+        return False
+    # An attempt that goes on from a checkpoint may come by the same step again.
+    own = (Intermediate.trial_id == trial_id, Intermediate.step == step)
+    connection.execute(delete(Intermediate).where(*own))
+    connection.execute(insert(Intermediate).values(trial_id=trial_id, step=step, error=error))
+    return True
+
+
+def prune(
+    connection: Connection,
+    again: bool,
+    lease: Lease,
+    number: int,
+    attempt: int,
+    seconds: float,
+    worker: str | None,
+) -> bool:
+    """Ends a running attempt that stopped early; False if it is no longer the one that runs."""
+    guard(connection, lease)
+    finite({"seconds": seconds})
+    trial_id = connection.scalar(
+        _running(lease, number, attempt)
+        .values(state=TrialState.PRUNED, finished_at=Now(), seconds=seconds, worker=worker)
+        .returning(Trial.id)
+    )
+    if trial_id is None:
+        return again and _is(TrialState.PRUNED, connection, lease, number, attempt)
+    connection.execute(
+        update(Attempt)
+        .where(Attempt.trial_id == trial_id, Attempt.number == attempt)
+        .values(finished_at=Now(), seconds=seconds, worker=worker)
+    )
+    add_event(connection, lease.study_id, EventKind.STOPPED_EARLY, trial=number)
+    return True
+
+
+def intermediates(connection: Connection, name: str) -> dict[int, dict[int, float]]:
+    """Trial number to step to the error it showed, of the trials that reported some."""
+    rows = connection.execute(
+        select(Trial.number, Intermediate.step, Intermediate.error)
+        .join(Trial, Trial.id == Intermediate.trial_id)
+        .where(Trial.study_id == find_id(connection, name))
+        .order_by(Trial.number, Intermediate.step)
+    )
+    found: dict[int, dict[int, float]] = {}
+    for number, step, error in rows:
+        found.setdefault(number, {})[step] = error
+    return found
 
 
 def _running(lease: Lease, number: int, attempt: int) -> Update:

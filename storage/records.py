@@ -43,6 +43,7 @@ class EventKind(StrEnum):
     PRUNED = "pruned"
     STARTED = "started"
     COMPLETED = "completed"
+    STOPPED_EARLY = "stopped_early"
     ATTEMPT_FAILED = "attempt_failed"
     FAILED = "failed"
     RESTARTED = "restarted"

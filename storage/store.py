@@ -281,6 +281,31 @@ class Store:
         failure = outcomes.Failed(cause, message, traceback, retry)
         return self._database.write_once(outcomes.fail, lease, number, attempt, failure)
 
+    def report(self, lease: Lease, number: int, attempt: int, step: int, error: float) -> bool:
+        """Records the error that a recovery in training showed after `step` optimiser steps.
+
+        Returns:
+            Whether it is recorded; False if the attempt is no longer the one that runs.
+
+        Raises:
+            InvalidMetric: The error is not finite.
+        """
+        return self._database.write(outcomes.report, lease, number, attempt, step, error)
+
+    def prune_trial(
+        self, lease: Lease, number: int, attempt: int, *, seconds: float, worker: str | None = None
+    ) -> bool:
+        """Ends an attempt that stopped early: it could not reach the front any more.
+
+        Returns:
+            Whether this call ended it.
+        """
+        return self._database.write_once(outcomes.prune, lease, number, attempt, seconds, worker)
+
+    def intermediates(self, name: str) -> dict[int, dict[int, float]]:
+        """Trial number to optimiser step to the error shown there, in rising order."""
+        return self._database.read(outcomes.intermediates, name)
+
     def fence(self, lease: Lease) -> list[Trial]:
         """Starts a new attempt of what a driver's death or a cancel left without a result.
 

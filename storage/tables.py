@@ -323,6 +323,20 @@ class Attempt(Base):
     traceback: Mapped[str | None]
 
 
+class Intermediate(Base):
+    """The error that a trial's recovery in training showed after so many optimiser steps."""
+
+    __tablename__ = "intermediate"
+    __table_args__ = (_finite("error", "0"), CheckConstraint("step >= 0", name="step_counts"))
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey("trial.id", ondelete="CASCADE"), primary_key=True
+    )
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    error: Mapped[float]
+    reported_at: Mapped[datetime] = mapped_column(default=Now())
+
+
 class Front(Base):
     """A trial that no other trial of its study dominates."""
 

@@ -1,5 +1,6 @@
 """Small LLaVAs with random weights, saved to a folder as transformers saves them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -29,9 +31,14 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from bitfront.spec import ModelSource, ModelSpec
-from bitfront.vlm import GenerativeModel, load_model
-from bitfront.vlm.llava_models import Llava
+from bitfront.plan import Plan
+from bitfront.precision import Precision
+from bitfront.quant.inputs import InputRange
+from bitfront.spec import ModelSource, ModelSpec, QuantizerSpec
+from bitfront.vlm import GenerativeModel, QuestionBatch, load_model
+from bitfront.vlm.generative import Prompt
+from bitfront.vlm.llava_models import Llava, Wording, llava_model
+from objectives.calibration import Ranges
 
 WORDS = (
     *("<pad>", "<s>", "<unk>", "</s>", "<image>", "USER", "ASSISTANT", ":", ".", "?", ","),
@@ -79,6 +86,16 @@ class Build:
         tied = "-tied" if self.is_tied else ""
         features = str(self.features).replace(" ", "")
         return f"{self.kind}-{self.vision}-{self.decoder}{tied}-{features}"
+
+
+BUILDS = (
+    Build(),
+    Build(vision="siglip", decoder="qwen2", is_tied=True),
+    Build(decoder="mistral", is_tied=True, features=(-2, -4)),
+    Build(kind="llava_next", decoder="llama", is_tied=True),
+)
+STATIC = QuantizerSpec(scale_search=False)
+DYNAMIC = QuantizerSpec(scale_search=False, activations="dynamic")
 
 
 def build_llava(build: Build = Build(), seed: int = 0) -> Llava:
@@ -186,3 +203,87 @@ def photo(seed: int, width: int = 30, height: int = 30) -> Image.Image:
     rng = np.random.default_rng(seed)
     squares = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     return squares.resize((width, height), Image.Resampling.NEAREST)
+
+
+def built(build: Build, seed: int = 0) -> GenerativeModel:
+    """A model that needs no folder; its processor makes the prompts."""
+    words = processor(build)
+
+    def prepare(text: str, image: object) -> Prompt:
+        given = words(images=image, text=text, return_tensors="pt")
+        size = given.get("image_sizes")
+        return Prompt(
+            given["input_ids"][0],
+            given["pixel_values"][0],
+            None if size is None else (int(size[0][0]), int(size[0][1])),
+        )
+
+    def encode(answer: str) -> Tensor:
+        return torch.tensor([*words.tokenizer(answer, add_special_tokens=False)["input_ids"], END])
+
+    def decode(tokens: Sequence[int]) -> str:
+        return " ".join(WORDS[token] for token in tokens)
+
+    return llava_model(build_llava(build, seed), Wording(prepare, encode, decode), frozenset({END}))
+
+
+def questions(
+    model: GenerativeModel, count: int, *, width: int = 30, answer: str = "a red bird"
+) -> QuestionBatch:
+    text = "USER: <image>\nwhat is there? ASSISTANT:"
+    prompts = [model.prepare(text, photo(seed, width, 30)) for seed in range(count)]
+    return QuestionBatch(
+        torch.stack([prompt.tokens for prompt in prompts]),
+        model.encode_answer(answer)[None].expand(count, -1),
+        torch.stack([prompt.pixels for prompt in prompts if prompt.pixels is not None]),
+        torch.tensor([p.size for p in prompts]) if prompts[0].size is not None else None,
+    )
+
+
+def without_image(model: GenerativeModel, batch: QuestionBatch) -> QuestionBatch:
+    """The same questions, without their images."""
+    image = WORDS.index("<image>")
+    prompts = torch.stack([prompt[prompt != image] for prompt in batch.prompts])
+    return QuestionBatch(prompts, batch.answers, None, None)
+
+
+@torch.no_grad()
+def plain_logits(model: GenerativeModel, batch: QuestionBatch, tokens: Tensor) -> Tensor:
+    """The logits behind all of the tokens, without any state."""
+    given = {"pixel_values": batch.pixels, "image_sizes": batch.sizes}
+    images = {name: value for name, value in given.items() if value is not None}
+    logits: Tensor = model.module(input_ids=tokens, **images, use_cache=False).logits[:, -1]
+    return logits
+
+
+def decode_plainly(model: GenerativeModel, batch: QuestionBatch, limit: int) -> list[list[int]]:
+    """Greedy decoding, row by row, the whole text anew for every token."""
+    answers = []
+    for row in range(len(batch)):
+        one = batch.pick(slice(row, row + 1))
+        tokens = one.prompts
+        for _ in range(limit):
+            chosen = plain_logits(model, one, tokens).argmax(dim=-1)
+            tokens = torch.cat([tokens, chosen[None]], dim=1)
+            if int(chosen) == END:
+                break
+        answers.append(tokens[0, one.prompts.shape[1] :].tolist())
+    return answers
+
+
+def ranges_of(model: GenerativeModel, batches: Sequence[QuestionBatch]) -> Ranges:
+    """The minimum and the maximum of every input."""
+    ends: dict[str, InputRange] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        known = ends.get(name, InputRange(0.0, 0.0))
+        ends[name] = InputRange(min(known.low, float(x.min())), max(known.high, float(x.max())))
+
+    with torch.no_grad(), model.watch_inputs(see):
+        for batch in batches:
+            model.answer_logits(batch)
+    return {name: {1.0: found} for name, found in ends.items()}
+
+
+def every_layer(model: GenerativeModel, precision: Precision) -> Plan:
+    return Plan.uniform([layer.name for layer in model.layers], precision)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bitfront.errors import InvalidMetric, SpecError
 from bitfront.layers import Tower
-from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.reference.digit_llava import END, VOCABULARY, load_llava
 from bitfront.spec import DataSpec, JobSpec, QuantizerSpec
@@ -20,6 +20,7 @@ from objectives.answer_judge import AnswerJudge
 from objectives.answers import is_right, normalise, parse
 from objectives.calibration import Ranges, calibrate
 from objectives.evaluation import Evaluator
+from objectives.features import FeatureStore
 from objectives.question_sources import ReferenceQuestions
 from objectives.questions import QuestionSplit, QuestionTask, load_questions
 from objectives.stopwatch import Stopwatch
@@ -80,7 +81,9 @@ def judged(
     """The figures of plans, one after the other."""
     model = fresh()
     switch = PlanSwitch(model, QUANTIZER, ranges)
-    judge = AnswerJudge(model, task, switch, Stopwatch(model.device), cache_nbytes)
+    features = FeatureStore("", None, cache_nbytes)
+    watch = Stopwatch(model.device)
+    judge = AnswerJudge(job(), model, task, switch, watch, features, cache_nbytes)
     return [judge.figures(Configuration(plan), split) for plan in plans]
 
 
@@ -306,11 +309,23 @@ def test_batches_do_not_matter(model: GenerativeModel, task: QuestionTask, range
         assert figures == pytest.approx(others, rel=1e-5)
 
 
-def test_a_recovery_is_refused(model: GenerativeModel, task: QuestionTask, ranges: Ranges) -> None:
-    evaluator = Evaluator(job(), fresh(), task, ranges)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"class_position": ["front"]},
+        {"class_specific": [True, False]},
+        {"teacher": ["prompt"]},
+        {"views": [2]},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_what_needs_classes_is_refused(
+    setting: dict[str, object], task: QuestionTask, ranges: Ranges
+) -> None:
+    (name,) = setting
 
-    with pytest.raises(SpecError, match=r"no recovery yet: leave space\.recovery out of the job"):
-        evaluator.evaluate(Configuration(uniform(model, 4), Recovery()))
+    with pytest.raises(SpecError, match=rf"space\.recovery\.{name} is for models that tell"):
+        Evaluator(job(space={"recovery": setting}), fresh(), task, ranges)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from bitfront.precision import Precision
 from bitfront.quant.packing import packed_weight
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder
+from objectives.class_training import ClassData, ClassTraining
 from objectives.cost import (
     bit_operations,
     bits_per_weight,
@@ -16,7 +17,6 @@ from objectives.cost import (
     layer_bit_operations,
     layer_nbytes,
 )
-from objectives.recovery import RecoveryData, recover
 from tests.scene_models import untrained_clip, untrained_encoder
 
 FORMATS = (
@@ -97,6 +97,7 @@ def test_parts_tell_towers_and_scales_apart(model: DualEncoder) -> None:
         Recovery(context_length=0, reduction=4, adapter_bits=8, steps=1),
         Recovery(context_length=2, reduction=3, adapter_bits=4, steps=1),
         Recovery(context_length=0, reduction=5, adapter_bits=16, steps=1),
+        Recovery(context_length=3, class_specific=True, reduction=0, steps=1),
     ],
 )
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
@@ -105,23 +106,25 @@ def test_a_recovery_costs_what_it_stores(
 ) -> None:
     quantizer = QuantizerSpec.model_validate({"scheme": scheme})
     width = model.feature_width
-    data = RecoveryData(
+    data = ClassData(
         image_features=torch.randn(4, width),
         labels=torch.tensor([0, 1, 0, 1]),
         teacher_image_features=torch.randn(4, width),
         teacher_text_features=torch.randn(2, width),
         text_features=torch.randn(2, width),
-        tokens=model.tokenize(["a three", "a seven"]),
+        names=model.class_names(["a three", "a seven"]),
         scale=10.0,
     )
 
-    trained = recover(model, recovery, quantizer, data, seed=0)
-    with_it = configuration_nbytes(model, Configuration(Plan(()), recovery), quantizer)
+    trained = ClassTraining(model, recovery, quantizer, data, seed=0)
+    with_it = configuration_nbytes(model, Configuration(Plan(()), recovery), quantizer, classes=2)
     without = configuration_nbytes(model, Configuration(Plan(())), quantizer)
 
-    stored = sum(tensor.nbytes for tensor in trained.state().values())
+    trained.step()
+    stored = sum(tensor.nbytes for tensor in trained.stored().values())
+    contexts = 2 if recovery.class_specific else 1
     assert sum(with_it.values()) - sum(without.values()) == stored
-    assert with_it.get("prompt", 0) == 2 * recovery.context_length * model.text_width
+    assert with_it.get("prompt", 0) == 2 * contexts * recovery.context_length * model.text_width
 
 
 def test_blocks_cells_and_kept_parameters_add_up_to_the_configuration(model: DualEncoder) -> None:

@@ -15,10 +15,11 @@ from bitfront.spec import JobSpec, Objective
 from bitfront.trial import Evaluation
 from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch
 from objectives.calibration import Ranges, calibrate
+from objectives.class_training import ClassData, ClassRecovered, ClassTraining
 from objectives.classification import ClassificationTask as Task
 from objectives.cost import bit_operations, bits_per_weight, configuration_nbytes
 from objectives.evaluation import Evaluator
-from objectives.recovery import RecoveryData, recover
+from objectives.recovery import advance
 from objectives.task import SplitName
 from tests.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder
 
@@ -238,18 +239,22 @@ def test_a_recovery_is_trained_under_its_plan_and_taught_by_full_precision(
     teacher_images, teacher_classes = towers(other, task, SplitName.TUNING)
     PlanSwitch(other, spec.quantizer, ranges).to(plan)
     images, classes = towers(other, task, SplitName.TUNING)
-    data = RecoveryData(
+    data = ClassData(
         image_features=images,
         labels=task.split(SplitName.TUNING).labels,
         teacher_image_features=teacher_images,
         teacher_text_features=teacher_classes,
         text_features=classes,
-        tokens=task.tokens[0],
+        names=other.class_names(task.classes),
         scale=model.logit_scale,
     )
-    recovered = recover(other, recovery, spec.quantizer, data, spec.search.seed)
+    training = ClassTraining(other, recovery, spec.quantizer, data, spec.search.seed)
+    advance(training, recovery.steps)
+    recovered = ClassRecovered.load(
+        training.stored(), recovery, spec.quantizer, other, data.names, classes
+    )
     shown = recovered.adapt(towers(other, task, SplitName.SELECTION)[0])
-    scores = model.logit_scale * functional.normalize(shown, dim=-1) @ recovered.text_features().T
+    scores = model.logit_scale * functional.normalize(shown, dim=-1) @ recovered.text_features.T
     labels = task.split(SplitName.SELECTION).labels
     assert loss == pytest.approx(functional.cross_entropy(scores, labels).item(), rel=1e-3)
 

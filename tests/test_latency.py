@@ -135,8 +135,12 @@ def test_an_adapter_adds_its_two_products(model: DualEncoder, switch: PlanSwitch
     plan = _uniform(model, FULL).plan
     table = LatencyTable(known)
 
-    adapted = _measure(model, Configuration(plan, Recovery(0, 4, 8)), switch, table)
-    prompted = _measure(model, Configuration(plan, Recovery(4, 0)), switch, table)
+    adapted = _measure(
+        model, Configuration(plan, Recovery(context_length=0, reduction=4)), switch, table
+    )
+    prompted = _measure(
+        model, Configuration(plan, Recovery(context_length=4, reduction=0)), switch, table
+    )
 
     assert adapted == pytest.approx((3.0 + 0.8) / 2)
     assert prompted == pytest.approx(1.5)
@@ -160,7 +164,9 @@ def test_a_precision_without_a_kernel_names_its_layer_and_the_way_out(
 
 
 def test_an_adapter_without_a_kernel_is_refused_too(model: DualEncoder, switch: PlanSwitch) -> None:
-    configuration = Configuration(_uniform(model, FULL).plan, Recovery(0, 4, 4))
+    configuration = Configuration(
+        _uniform(model, FULL).plan, Recovery(context_length=0, reduction=4, adapter_bits=4)
+    )
 
     with pytest.raises(UnavailableDevice, match=r"adapter\.down at w4a4"):
         _measure(model, configuration, switch)

@@ -10,17 +10,19 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from bitfront.errors import InvalidModel, SpecError
-from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.plan import ClassPosition, Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.reference.scenes import CLASSES
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.vlm.captions import ClassNames
 from objectives.adapter import LINEARS, Adapter, AdapterShape, StoredAdapter
+from objectives.class_training import CLASSES_A_STEP, ClassData, ClassRecovered, ClassTraining
 from objectives.distillation import p4q_loss, teacher_cross_entropy
 from objectives.evaluation import Evaluator
-from objectives.recovery import Recovered, RecoveryData, recover
-from objectives.training import CLASSES_A_STEP, IMAGE_BATCH, Training
+from objectives.recovery import RecoveryCheckpoint, advance
+from objectives.training import SAMPLES_A_STEP
 from tests.scene_models import scene_spec, untrained_encoder
 
 STATIC = QuantizerSpec()
@@ -28,6 +30,7 @@ DYNAMIC = QuantizerSpec(activations="dynamic")
 BOTH = Recovery(context_length=2, reduction=4, adapter_bits=4, steps=4)
 PROMPT = replace(BOTH, reduction=0)
 ADAPTER = replace(BOTH, context_length=0)
+TUNED = Recovery(context_length=0, distillation=4.0, steps=60)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Quantized:
     """An untrained model with a plan of 3-bit weights and 8-bit inputs on it, and its data."""
 
     model: DualEncoder
-    data: RecoveryData
+    data: ClassData
 
 
 @pytest.fixture(scope="module")
@@ -44,33 +47,51 @@ def quantized() -> Quantized:
     names = [layer.name for layer in model.layers]
     PlanSwitch(model, DYNAMIC, {}).to(Plan.uniform(names, Precision(3, 8)))
     generator = torch.Generator().manual_seed(0)
-    tokens = model.tokenize(CLASSES[:12])
+    classes = model.class_names(CLASSES[:12])
     images = torch.randn(40, model.feature_width, generator=generator)
     teacher_text = torch.randn(12, model.feature_width, generator=generator)
     with torch.no_grad():
-        text = model.encode_texts(tokens)
-    data = RecoveryData(
+        text = model.encode_texts(classes.tokens)
+    data = ClassData(
         image_features=images,
         labels=torch.randint(12, (40,), generator=generator),
         teacher_image_features=images + 0.3 * torch.randn(images.shape, generator=generator),
         teacher_text_features=functional.normalize(teacher_text, dim=-1),
         text_features=text,
-        tokens=tokens,
+        names=classes,
         scale=20.0,
     )
     return Quantized(model, data)
 
 
 def _training(
-    quantized: Quantized, recovery: Recovery, quantizer: QuantizerSpec = STATIC
-) -> Training:
-    return Training(quantized.model, recovery, quantizer, quantized.data, seed=0)
-
-
-def _recovered(
     quantized: Quantized, recovery: Recovery, quantizer: QuantizerSpec = STATIC, seed: int = 0
-) -> Recovered:
-    return recover(quantized.model, recovery, quantizer, quantized.data, seed)
+) -> ClassTraining:
+    return ClassTraining(quantized.model, recovery, quantizer, quantized.data, seed)
+
+
+def _stored(
+    quantized: Quantized, recovery: Recovery, quantizer: QuantizerSpec = STATIC, seed: int = 0
+) -> dict[str, Tensor]:
+    training = _training(quantized, recovery, quantizer, seed)
+    advance(training, recovery.steps)
+    return training.stored()
+
+
+def _loaded(
+    quantized: Quantized,
+    stored: dict[str, Tensor],
+    recovery: Recovery,
+    quantizer: QuantizerSpec = STATIC,
+) -> ClassRecovered:
+    data = quantized.data
+    return ClassRecovered.load(
+        stored, recovery, quantizer, quantized.model, data.names, data.text_features
+    )
+
+
+def _recovered(quantized: Quantized, recovery: Recovery) -> ClassRecovered:
+    return _loaded(quantized, _stored(quantized, recovery), recovery)
 
 
 def _generator() -> torch.Generator:
@@ -144,31 +165,31 @@ def test_the_loss_adds_the_weighted_teacher_to_the_labels() -> None:
 
 def test_the_context_is_trained_and_stored(quantized: Quantized) -> None:
     training = _training(quantized, replace(PROMPT, steps=3))
-    assert training.prompt is not None
-    first = training.prompt.context.detach().clone()
+    assert training.context is not None
+    first = training.context.context.detach().clone()
 
     for _ in range(3):
         training.step()
 
-    stored = training.state()["context"]
-    assert dict(training.prompt.named_parameters())["context"].requires_grad
+    stored = training.stored()["context"]
+    assert dict(training.context.named_parameters())["context"].requires_grad
     assert stored.dtype == torch.float16
-    assert torch.equal(stored, training.prompt.context.detach().half())
+    assert torch.equal(stored, training.context.context.detach().half())
     assert ((stored.float() - first).abs() > 1e-3).float().mean() > 0.9
 
 
 def test_text_features_are_those_of_the_stored_context(quantized: Quantized) -> None:
-    recovered = _recovered(quantized, PROMPT)
+    stored = _stored(quantized, PROMPT)
 
-    context = recovered.state()["context"].float()
+    recovered = _loaded(quantized, stored, PROMPT)
+
     with torch.no_grad():
-        features = quantized.model.encode_texts(quantized.data.tokens, context=context)
-
-    assert torch.equal(recovered.text_features(), functional.normalize(features, dim=-1))
+        features = quantized.model.encode_prompts(quantized.data.names, stored["context"].float())
+    assert torch.equal(recovered.text_features, functional.normalize(features, dim=-1))
 
 
 def test_the_context_starts_as_known_words(quantized: Quantized) -> None:
-    prompt = _training(quantized, replace(PROMPT, context_length=6)).prompt
+    prompt = _training(quantized, replace(PROMPT, context_length=6)).context
     assert prompt is not None
 
     words = quantized.model.embed_words("a photo of a")[[0, 1, 2, 3, 0, 1]]
@@ -186,10 +207,10 @@ def test_gradients_reach_every_trained_tensor_through_quantized_inputs(
     quantized: Quantized, quantizer: QuantizerSpec
 ) -> None:
     training = _training(quantized, BOTH, quantizer)
-    assert training.prompt is not None
+    assert training.context is not None
     assert training.adapter is not None
     training.adapter.quantize(quantized.data.image_features)
-    parameters = [*training.prompt.parameters(), *training.adapter.parameters()]
+    parameters = [*training.context.parameters(), *training.adapter.parameters()]
 
     gradients = torch.autograd.grad(training.loss(torch.arange(40)), parameters)
 
@@ -206,7 +227,7 @@ def test_gradients_reach_every_trained_tensor_through_quantized_inputs(
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 def test_the_adapter_has_the_bits_it_is_told(quantized: Quantized, bits: int, scheme: str) -> None:
     quantizer = QuantizerSpec.model_validate({"scheme": scheme})
-    state = _recovered(quantized, replace(ADAPTER, adapter_bits=bits), quantizer).state()
+    state = _stored(quantized, replace(ADAPTER, adapter_bits=bits), quantizer)
     width = quantized.model.feature_width
     hidden = width // 4
 
@@ -223,7 +244,7 @@ def test_the_adapter_has_the_bits_it_is_told(quantized: Quantized, bits: int, sc
 
 def test_dynamic_inputs_get_the_adapters_bits_too(quantized: Quantized) -> None:
     shape = AdapterShape.of(ADAPTER, quantized.model.feature_width, DYNAMIC)
-    adapter = StoredAdapter(_recovered(quantized, ADAPTER, DYNAMIC).state(), shape)
+    adapter = StoredAdapter(_stored(quantized, ADAPTER, DYNAMIC), shape)
 
     for image in quantized.data.image_features[:5]:
         levels = _levels(adapter, image[None])
@@ -239,11 +260,11 @@ def test_sixteen_bits_leave_the_adapter_as_trained(quantized: Quantized) -> None
     width = quantized.model.feature_width
     shape = AdapterShape.of(replace(ADAPTER, adapter_bits=16), width, STATIC)
 
-    stored = StoredAdapter(training.state(), shape)
+    stored = StoredAdapter(training.stored(), shape)
 
     with torch.no_grad():
         torch.testing.assert_close(stored(images), training.adapter(images), atol=2e-3, rtol=0)
-    assert not any("input" in name for name in training.state())
+    assert not any("input" in name for name in training.stored())
 
 
 # What is measured is what is stored.
@@ -274,7 +295,7 @@ def test_the_adapter_is_quantized_from_the_middle_of_training_on(quantized: Quan
     quantizes = []
     for _ in range(6):
         training.step()
-        quantizes.append("adapter.up.input_scale" in training.state())
+        quantizes.append("adapter.up.input_scale" in training.stored())
 
     assert quantizes == [False, False, False, True, True, True]
 
@@ -283,25 +304,101 @@ def test_the_adapter_is_quantized_from_the_middle_of_training_on(quantized: Quan
 def test_a_stored_recovery_gives_the_same_bits_back(
     quantized: Quantized, recovery: Recovery, tmp_path: Path
 ) -> None:
-    recovered = _recovered(quantized, recovery)
-    save_file(recovered.state(), tmp_path / "recovery.safetensors")
+    stored = _stored(quantized, recovery)
+    recovered = _loaded(quantized, stored, recovery)
+    save_file(stored, tmp_path / "recovery.safetensors")
 
-    state = load_file(tmp_path / "recovery.safetensors")
-    loaded = Recovered.load(state, recovery, STATIC, quantized.model, quantized.data)
+    again = load_file(tmp_path / "recovery.safetensors")
+    loaded = _loaded(quantized, again, recovery)
 
     images = quantized.data.image_features
-    assert torch.equal(loaded.text_features(), recovered.text_features())
+    assert torch.equal(loaded.text_features, recovered.text_features)
     assert torch.equal(loaded.adapt(images), recovered.adapt(images))
-    assert loaded.state().keys() == recovered.state().keys()
 
 
 @pytest.mark.parametrize("name", ["context", "adapter.up.bias", "adapter.down.codes"])
 def test_a_state_that_lacks_a_tensor_is_refused(quantized: Quantized, name: str) -> None:
-    state = _recovered(quantized, BOTH).state()
+    state = _stored(quantized, BOTH)
     del state[name]
 
     with pytest.raises(InvalidModel, match=name.rpartition(".")[2]):
-        Recovered.load(state, BOTH, STATIC, quantized.model, quantized.data)
+        _loaded(quantized, state, BOTH)
+
+
+# A training that was ended goes on to the same bits.
+
+
+@pytest.mark.parametrize("recovery", [BOTH, PROMPT, ADAPTER, replace(PROMPT, class_specific=True)])
+@pytest.mark.parametrize("quantizer", [STATIC, DYNAMIC])
+@pytest.mark.parametrize("ended", range(7))
+def test_a_training_put_back_anywhere_goes_on_to_the_same_bits(
+    quantized: Quantized, recovery: Recovery, quantizer: QuantizerSpec, ended: int
+) -> None:
+    recovery = replace(recovery, steps=6)
+    whole = _stored(quantized, recovery, quantizer)
+    first = _training(quantized, recovery, quantizer)
+    advance(first, ended)
+
+    second = _training(quantized, recovery, quantizer, seed=9)
+    second.go_on(first.state())
+    advance(second, 6)
+
+    assert second.steps == 6
+    assert all(torch.equal(second.stored()[name], whole[name]) for name in whole)
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(
+    quantized: Quantized, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "recovery.safetensors"
+    recovery = replace(BOTH, steps=8)
+    whole = _stored(quantized, recovery)
+    first = _training(quantized, recovery)
+    advance(first, 5, RecoveryCheckpoint(path, "this one", every_s=0))
+    del first
+
+    second = _training(quantized, recovery)
+    checkpoint = RecoveryCheckpoint(path, "this one", every_s=0)
+    checkpoint.resume(second)
+
+    assert second.steps == 5
+    advance(second, 8, checkpoint)
+    assert all(torch.equal(second.stored()[name], whole[name]) for name in whole)
+    assert caplog.text == ""
+    checkpoint.remove()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "another training", "other settings"])
+def test_a_useless_checkpoint_is_told_of_and_training_starts_anew(
+    quantized: Quantized, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    path = tmp_path / "recovery.safetensors"
+    recovery = replace(BOTH, steps=4)
+    identity = "another" if damage == "another training" else "this one"
+    saved = replace(recovery, reduction=2) if damage == "other settings" else recovery
+    advance(_training(quantized, saved), 3, RecoveryCheckpoint(path, identity, every_s=0))
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[:-7])
+    if damage == "changed":
+        path.write_bytes(content[:-900] + bytes([content[-900] ^ 1]) + content[-899:])
+
+    training = _training(quantized, recovery)
+    RecoveryCheckpoint(path, "this one", every_s=0).resume(training)
+    advance(training, 4)
+
+    assert "trained from its start" in caplog.text
+    whole = _stored(quantized, recovery)
+    assert all(torch.equal(training.stored()[name], whole[name]) for name in whole)
+
+
+def test_checkpoints_are_written_at_the_interval_only(quantized: Quantized, tmp_path: Path) -> None:
+    path = tmp_path / "recovery.safetensors"
+
+    advance(_training(quantized, BOTH), 4, RecoveryCheckpoint(path, "this one", every_s=1000))
+
+    assert not path.exists()
 
 
 # Determinism, and what a recovery leaves alone.
@@ -309,10 +406,10 @@ def test_a_state_that_lacks_a_tensor_is_refused(quantized: Quantized, name: str)
 
 @pytest.mark.parametrize("recovery", [BOTH, PROMPT, ADAPTER])
 def test_the_seed_decides_every_bit(quantized: Quantized, recovery: Recovery) -> None:
-    first = _recovered(quantized, recovery).state()
+    first = _stored(quantized, recovery)
     torch.rand(7)
-    again = _recovered(quantized, recovery).state()
-    other = _recovered(quantized, recovery, seed=1).state()
+    again = _stored(quantized, recovery)
+    other = _stored(quantized, recovery, seed=1)
 
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -324,7 +421,7 @@ def test_a_recovery_leaves_model_generator_and_gradient_mode_alone(quantized: Qu
     seed = torch.get_rng_state()
 
     with torch.no_grad():
-        _recovered(quantized, BOTH)
+        _stored(quantized, BOTH)
         assert not torch.is_grad_enabled()
 
     assert torch.is_grad_enabled()
@@ -339,9 +436,9 @@ def test_features_of_inference_mode_are_welcome(quantized: Quantized) -> None:
     with torch.inference_mode():
         images = quantized.data.image_features.clone()
         data = replace(quantized.data, image_features=images)
-        inside = recover(quantized.model, BOTH, STATIC, data, 0).state()
+        inside = _stored(Quantized(quantized.model, data), BOTH)
 
-    outside = _recovered(quantized, BOTH).state()
+    outside = _stored(quantized, BOTH)
 
     assert all(torch.equal(inside[name], outside[name]) for name in outside)
 
@@ -363,42 +460,49 @@ def test_without_a_prompt_no_caption_is_encoded(quantized: Quantized) -> None:
 
     text = functional.normalize(quantized.data.text_features, dim=-1)
     assert encoded == []
-    assert torch.equal(recovered.text_features(), text)
+    assert torch.equal(recovered.text_features, text)
 
 
-def test_a_step_encodes_few_of_many_classes(quantized: Quantized) -> None:
-    tokens = quantized.model.tokenize(CLASSES)
+def test_a_step_encodes_few_of_many_classes(
+    quantized: Quantized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = quantized.model.class_names(CLASSES)
     text = torch.randn(len(CLASSES), quantized.model.feature_width, generator=_generator())
     labels = torch.arange(40) * 5
     data = replace(
-        quantized.data, labels=labels, tokens=tokens, text_features=text, teacher_text_features=text
+        quantized.data, labels=labels, names=names, text_features=text, teacher_text_features=text
     )
-    training = Training(quantized.model, PROMPT, STATIC, data, seed=0)
-    captions: list[int] = []
+    training = ClassTraining(quantized.model, PROMPT, STATIC, data, seed=0)
+    encoded: list[int] = []
+    encode = quantized.model.encode_prompts
 
-    with quantized.model.watch_inputs(lambda _, inputs: captions.append(len(inputs))):
-        training.step()
+    def watched(names: ClassNames, context: Tensor, position: ClassPosition) -> Tensor:
+        encoded.append(len(names))
+        return encode(names, context, position)
+
+    monkeypatch.setattr(quantized.model, "encode_prompts", watched)
+    training.step()
 
     assert len(CLASSES) > CLASSES_A_STEP
-    assert set(captions) == {CLASSES_A_STEP}
+    assert encoded == [CLASSES_A_STEP]
 
 
 def test_samples_sit_out_where_there_is_no_room_for_their_classes(quantized: Quantized) -> None:
     count = 100
-    assert CLASSES_A_STEP < count <= IMAGE_BATCH
+    assert CLASSES_A_STEP < count <= SAMPLES_A_STEP
     width = quantized.model.feature_width
     images = torch.randn(count, width, generator=_generator())
     text = torch.randn(len(CLASSES), width, generator=_generator())
-    data = RecoveryData(
+    data = ClassData(
         image_features=images,
         labels=torch.arange(count),
         teacher_image_features=images,
         teacher_text_features=text,
         text_features=text,
-        tokens=quantized.model.tokenize(CLASSES),
+        names=quantized.model.class_names(CLASSES),
         scale=20.0,
     )
-    training = Training(quantized.model, PROMPT, STATIC, data, seed=0)
+    training = ClassTraining(quantized.model, PROMPT, STATIC, data, seed=0)
 
     assert math.isfinite(training.step())
 
@@ -418,9 +522,9 @@ def test_the_blend_goes_from_the_feature_to_the_adapter(quantized: Quantized, bl
 def test_the_length_of_the_features_does_not_matter(quantized: Quantized) -> None:
     longer = replace(quantized.data, image_features=4 * quantized.data.image_features)
 
-    scaled = recover(quantized.model, ADAPTER, STATIC, longer, 0).state()
+    scaled = _stored(Quantized(quantized.model, longer), ADAPTER)
 
-    plain = _recovered(quantized, ADAPTER).state()
+    plain = _stored(quantized, ADAPTER)
     assert all(torch.equal(scaled[name], plain[name]) for name in plain)
 
 
@@ -433,6 +537,33 @@ def test_a_single_step_is_enough(quantized: Quantized) -> None:
 def test_a_context_that_does_not_fit_is_refused(quantized: Quantized) -> None:
     with pytest.raises(SpecError, match="do not fit"):
         _recovered(quantized, replace(PROMPT, context_length=25))
+
+
+@pytest.mark.parametrize("position", list(ClassPosition))
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_a_prompt_of_any_form_is_trained_stored_and_read_back(
+    quantized: Quantized, position: ClassPosition, class_specific: bool
+) -> None:
+    recovery = replace(PROMPT, class_position=position, class_specific=class_specific)
+
+    stored = _stored(quantized, recovery)
+    recovered = _loaded(quantized, stored, recovery)
+
+    count, width = len(quantized.data.names), quantized.model.text_width
+    assert stored["context"].shape == ((count, 2, width) if class_specific else (2, width))
+    with torch.no_grad():
+        features = quantized.model.encode_prompts(
+            quantized.data.names, stored["context"].float(), position
+        )
+    expected = functional.normalize(features, dim=-1)
+    torch.testing.assert_close(recovered.text_features, expected, rtol=0, atol=1e-6)
+
+
+def test_contexts_of_their_own_move_apart(quantized: Quantized) -> None:
+    stored = _stored(quantized, replace(PROMPT, class_specific=True, steps=10))
+
+    spread = stored["context"].float().std(dim=0).mean()
+    assert spread > 0.03  # the noise at first is 0.02
 
 
 def test_the_loss_falls(quantized: Quantized) -> None:
@@ -471,7 +602,7 @@ def test_an_adapter_wins_back_a_quarter_of_what_two_bits_lost(evaluator: Evaluat
     full, _ = _figures(evaluator, None)
     plain, _ = _figures(evaluator, 2)
 
-    recovered, _ = _figures(evaluator, 2, Recovery(0, 2, 4, 0.2, 4.0, 100))
+    recovered, _ = _figures(evaluator, 2, replace(TUNED, reduction=2, adapter_bits=4, steps=100))
 
     assert plain - full > 0.1
     assert plain - recovered > 0.25 * (plain - full)
@@ -481,7 +612,7 @@ def test_an_adapter_wins_back_loss_at_three_bits(evaluator: Evaluator) -> None:
     _, full = _figures(evaluator, None)
     _, plain = _figures(evaluator, 3)
 
-    _, recovered = _figures(evaluator, 3, Recovery(0, 4, 8, 0.2, 4.0, 60))
+    _, recovered = _figures(evaluator, 3, TUNED)
 
     assert plain - recovered > 0.15 * (plain - full) > 0
 
@@ -489,7 +620,9 @@ def test_an_adapter_wins_back_loss_at_three_bits(evaluator: Evaluator) -> None:
 def test_a_prompt_alone_wins_back_loss_at_two_bits(evaluator: Evaluator) -> None:
     error, loss = _figures(evaluator, 2)
 
-    prompted_error, prompted_loss = _figures(evaluator, 2, Recovery(4, 0, 8, 0.2, 4.0, 25))
+    prompted_error, prompted_loss = _figures(
+        evaluator, 2, replace(TUNED, context_length=4, reduction=0, steps=25)
+    )
 
     assert prompted_loss < loss - 0.02
     assert prompted_error < error

@@ -36,7 +36,7 @@ def test_a_configuration_comes_back_from_its_indices(data: st.DataObject) -> Non
     space = make_space(RecoverySpace())
     params = {
         variable.name: data.draw(st.integers(0, variable.size - 1), label=variable.name)
-        for variable in space.variables
+        for variable in (*space.variables, *space.conditional)
     }
 
     configuration = space.configuration(params)

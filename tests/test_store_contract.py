@@ -230,6 +230,8 @@ WRITES: dict[str, Callable[[Store, Lease], object]] = {
     "fail_trial": lambda store, lease: store.fail_trial(
         lease, 0, 1, Cause.USER_ERROR, "late", retry=False
     ),
+    "report": lambda store, lease: store.report(lease, 0, 1, 5, 0.5),
+    "prune_trial": lambda store, lease: store.prune_trial(lease, 0, 1, seconds=1.0),
     "fence": lambda store, lease: store.fence(lease),
     "cancel_running": lambda store, lease: store.cancel_running(lease),
     "save_test_values": lambda store, lease: store.save_test_values(lease, {}),

@@ -184,7 +184,8 @@ def test_a_transformers_model_loads_from_a_folder(tmp_path: Path, kind: str) -> 
     torch.testing.assert_close(unit(encoder.encode_texts(tokens), dim=-1), output.text_embeds)
     context = encoder.embed_words("a photo of")
     torch.testing.assert_close(
-        encoder.encode_texts(encoder.tokenize(["one"]), context), encoder.encode_texts(tokens[1:])
+        encoder.encode_prompts(encoder.class_names(["one"]), context),
+        encoder.encode_texts(tokens[1:]),
     )
 
 

@@ -11,6 +11,7 @@ from bitfront.plan import Configuration
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial, TrialState
 from search.front import Front
+from search.hurdle import Gains, Hurdle
 from search.sampler import Outcome as Sample
 from search.sampler import Proposer
 from search.space import SearchSpace
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MIN_FINISHED = 5
 MAX_LOST = 20
+_MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 _RETRIED = frozenset({Cause.OUT_OF_MEMORY, Cause.USER_ERROR})
 
 
@@ -120,6 +122,8 @@ class TrialLedger:
         self._trials: dict[int, TrialState] = {}
         self._numbers: dict[str, int] = {}
         self._lost: dict[int, int] = {}
+        self._stages: dict[int, dict[int, float]] = {}
+        self._gains = Gains()
         self._best_error: float | None = None
         self._since_growth = 0
         self._last_failure = ""
@@ -136,6 +140,7 @@ class TrialLedger:
     def _restore(self) -> None:
         """Rebuilds the front, the sampler and the queue from the stored trials."""
         self._recover_spool()
+        self._stages = self._store.intermediates(self._lease.name)
         running = {trial.number for trial in self._store.fence(self._lease)}
         trials = self._store.trials(self._lease.name)
         for trial in trials:
@@ -143,6 +148,7 @@ class TrialLedger:
             self._trials[trial.number] = trial.state
             if trial.state is TrialState.COMPLETE:
                 self._take_in(trial.number, trial.values, trial.constraints)
+                self._note_gain(trial.number, trial.configuration, trial.values["error"])
             elif trial.number in running:
                 self._waiting.append(Assignment(trial.number, trial.attempt, trial.configuration))
         self._teach(trials)
@@ -157,6 +163,8 @@ class TrialLedger:
         for trial in trials:
             if trial.state is TrialState.RUNNING:
                 self._proposer.start(trial.configuration)
+            elif trial.state is TrialState.PRUNED:
+                self._proposer.prune(trial.configuration)
             elif trial.state is not TrialState.COMPLETE:
                 self._proposer.fail(trial.configuration)
 
@@ -171,10 +179,13 @@ class TrialLedger:
             if trial.state is not TrialState.RUNNING:
                 continue
             outcome = self._spool.read(trial.number, trial.attempt)
-            if outcome is None or outcome.evaluation is None:
+            if outcome is None or outcome.failure is not None:
                 continue
             logger.info("trial %d was finished before the restart", trial.number)
-            self._record(front, trial.number, trial.attempt, trial.configuration, outcome)
+            if outcome.is_pruned:
+                self._record_pruned(trial.number, trial.attempt, outcome)
+            else:
+                self._record(front, trial.number, trial.attempt, trial.configuration, outcome)
             self._spool.discard(trial.number, trial.attempt)
 
     @property
@@ -262,10 +273,25 @@ class TrialLedger:
         self._complete(assignment, Outcome(known, None, 0.0, "cache"), cached=True)
         return True
 
+    def hurdle(self) -> Hurdle:
+        """What a recovery that is trained now must be able to pass."""
+        if not self._spec.search.early_stop:
+            return Hurdle()
+        return Hurdle(self._front.points, self._gains.largest())
+
+    def report(self, assignment: Assignment, step: int, error: float) -> None:
+        """Records what a stage of a recovery in training showed."""
+        number, attempt = assignment.number, assignment.attempt
+        if self._store.report(self._lease, number, attempt, step, error):
+            self._stages.setdefault(number, {})[step] = error
+
     def finish(self, assignment: Assignment, outcome: Outcome) -> None:
         """Records what a worker returned."""
         self._running.pop(assignment.number, None)
-        if outcome.failure is None:
+        if outcome.is_pruned:
+            self._prune(assignment, outcome)
+            self._spool.discard(assignment.number, assignment.attempt)
+        elif outcome.failure is None:
             self._complete(assignment, outcome, cached=False)
             self._spool.discard(assignment.number, assignment.attempt)
         else:
@@ -305,9 +331,30 @@ class TrialLedger:
         self._trials[assignment.number] = TrialState.COMPLETE
         self._since_growth = 0 if change.added else self._since_growth + 1
         self._note_best(evaluation.values, constraints)
+        error = evaluation.values["error"]
+        self._note_gain(assignment.number, assignment.configuration, error)
         sample = Sample(self._values(evaluation.values), constraints)
         self._proposer.complete(assignment.configuration, sample)
         self._report()
+
+    def _prune(self, assignment: Assignment, outcome: Outcome) -> None:
+        if not self._record_pruned(assignment.number, assignment.attempt, outcome):
+            logger.warning("the end of trial %d came too late", assignment.number)
+            return
+        self._trials[assignment.number] = TrialState.PRUNED
+        self._since_growth += 1
+        self._proposer.prune(assignment.configuration)
+        self._report()
+
+    def _record_pruned(self, number: int, attempt: int, outcome: Outcome) -> bool:
+        """Writes that an attempt stopped early; False if it was fenced off."""
+        return self._store.prune_trial(
+            self._lease, number, attempt, seconds=outcome.seconds, worker=outcome.worker
+        )
+
+    def _note_gain(self, number: int, configuration: Configuration, error: float) -> None:
+        if configuration.recovery is not None:
+            self._gains.add(configuration.recovery, self._stages.get(number, {}), error)
 
     def _record(
         self,
@@ -357,6 +404,7 @@ class TrialLedger:
             again = Assignment(assignment.number, assignment.attempt + 1, assignment.configuration)
             self._waiting.append(again)
             return
+        self._spool.discard(assignment.number, assignment.attempt)
         self._trials[assignment.number] = TrialState.FAILED
         self._proposer.fail(assignment.configuration)
         self._report()
@@ -364,7 +412,7 @@ class TrialLedger:
     def _check_failures(self) -> None:
         states = list(self._trials.values())
         failed = states.count(TrialState.FAILED)
-        finished = failed + states.count(TrialState.COMPLETE)
+        finished = failed + sum(states.count(state) for state in _MEASURED)
         if finished >= MIN_FINISHED and failed * 2 > finished:
             raise TooManyFailures(self._lease.name, failed, finished, self._last_failure)
 

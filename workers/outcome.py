@@ -45,12 +45,17 @@ def _cause(error: BaseException) -> Cause:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of one attempt: either an evaluation or a failure."""
+    """The end of one attempt: an evaluation, a failure, or neither where it stopped early."""
 
     evaluation: Evaluation | None
     failure: Failure | None
     seconds: float
     worker: str
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the trial stopped, since it could not reach the front any more."""
+        return self.evaluation is None and self.failure is None
 
     def to_json(self) -> str:
         """Canonical JSON; `from_json` reads it back."""

@@ -1,5 +1,6 @@
 """What a worker process keeps between tasks and trials: the loaded model and its caches."""
 
+import os
 import platform
 import socket
 from functools import lru_cache
@@ -7,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from platformdirs import user_cache_path
 
 from bitfront.errors import SpecError
 from bitfront.layers import Tower
@@ -35,7 +37,12 @@ _ENTROPY_BITS = 4
 def evaluator(order: str) -> Evaluator:
     """The process's evaluator for a work order; another order replaces it."""
     work = WorkOrder.from_json(order)
-    return Evaluator.from_spec(work.spec, bounds_from_json(work.bounds))
+    return Evaluator.from_spec(work.spec, bounds_from_json(work.bounds), features=feature_folder())
+
+
+def feature_folder() -> Path:
+    """Where features go that memory has no room for: BITFRONT_CACHE, or the person's cache."""
+    return Path(os.environ.get("BITFRONT_CACHE") or user_cache_path("bitfront")) / "features"
 
 
 @lru_cache(maxsize=1)
@@ -106,11 +113,15 @@ def optimise(order: str, checkpoint: Path) -> dict[str, object]:
     return bounds_to_json(bounds)
 
 
-def _provenance(model: LayeredModel) -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """The installed versions of what results may depend on."""
     packages = ("bitfront", "torch", "open_clip_torch", "transformers", "ray", "optuna")
-    versions = {package: version(package) for package in packages}
+    return {package: version(package) for package in packages}
+
+
+def _provenance(model: LayeredModel) -> dict[str, str]:
     device = str(model.device)
     if model.device.type == "cuda":
         device = torch.cuda.get_device_name(model.device)
     host = {"host": socket.gethostname(), "platform": platform.platform(), "device": device}
-    return {**versions, **host}
+    return {**package_versions(), **host}

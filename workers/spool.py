@@ -23,6 +23,10 @@ class Spool:
     def _path(self, number: int, attempt: int) -> Path:
         return self.folder / f"{number:06d}-{attempt}.json"
 
+    def checkpoint(self, number: int) -> Path:
+        """Where a trial's recovery is saved while it is trained, whatever the attempt."""
+        return self.folder / f"{number:06d}.safetensors"
+
     def write(self, number: int, attempt: int, outcome: Outcome) -> None:
         """Puts an outcome on disk; when this returns, a power cut does not lose it."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -52,8 +56,9 @@ class Spool:
         return Outcome.from_json(text)
 
     def discard(self, number: int, attempt: int) -> None:
-        """Forgets an outcome that is now in the database."""
+        """Forgets an outcome that is now in the database, and what it was trained from."""
         self._path(number, attempt).unlink(missing_ok=True)
+        self.checkpoint(number).unlink(missing_ok=True)
 
     def _sync_folder(self) -> None:
         descriptor = os.open(self.folder, os.O_RDONLY)

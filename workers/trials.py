@@ -4,8 +4,9 @@ import logging
 import tempfile
 import threading
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -14,15 +15,22 @@ from ray.tune.stopper import Stopper
 
 from bitfront.plan import Configuration
 from bitfront.spec import SearchSpec
+from search.hurdle import Hurdle
 from workers.ledger import Assignment, TrialLedger
 from workers.outcome import Failure, Outcome, worker_name
 from workers.spool import Spool
+
+if TYPE_CHECKING:
+    from objectives.evaluation import Evaluator, Stage
 
 logger = logging.getLogger(__name__)
 
 
 class TrialWorker(tune.Trainable):
-    """Evaluates one configuration a step, and keeps the model loaded from trial to trial."""
+    """Evaluates one configuration, and keeps the model loaded from trial to trial.
+
+    A step is a stage of the configuration's recovery, or what is left of the attempt.
+    """
 
     def setup(self, config: dict[str, object]) -> None:
         """Takes the first assignment."""
@@ -31,18 +39,25 @@ class TrialWorker(tune.Trainable):
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Takes the next assignment; the process, the model and its caches stay."""
         self._assignment = new_config
+        self._course = self._attempt()
         return True
 
     def step(self) -> dict[str, object]:
-        """Evaluates the assignment, spools the outcome, and returns it as JSON."""
+        """Returns what a stage showed, or spools the attempt's outcome and returns it."""
+        shown = next(self._course)
+        if not isinstance(shown, Outcome):
+            return {"step": shown.step, "error": shown.error, "done": False}
         number = cast("int", self._assignment["number"])
         attempt = cast("int", self._assignment["attempt"])
-        outcome = self._attempt()
-        spool = Spool(Path(cast("str", self._assignment["spool"])))
-        spool.write(number, attempt, outcome)
-        return {"outcome": outcome.to_json(), "done": True}
+        self._spool.write(number, attempt, shown)
+        return {"outcome": shown.to_json(), "done": True}
 
-    def _attempt(self) -> Outcome:
+    @property
+    def _spool(self) -> Spool:
+        return Spool(Path(cast("str", self._assignment["spool"])))
+
+    def _attempt(self) -> "Iterator[Stage | Outcome]":
+        """The stages of the recovery, as long as there is hope, and in the end the outcome."""
         started_s = time.perf_counter()
         evaluation = failure = None
         try:
@@ -51,17 +66,37 @@ class TrialWorker(tune.Trainable):
 
             evaluator = resident.evaluator(cast("str", self._assignment["order"]))
             content = cast("dict[str, object]", self._assignment["configuration"])
-            evaluation = evaluator.evaluate(Configuration.from_dict(content))
+            configuration = Configuration.from_dict(content)
+            hopeful = yield from self._rehearse(evaluator, configuration)
+            if hopeful:
+                evaluation = evaluator.evaluate(configuration)
         except Exception as error:  # noqa: BLE001 - recorded with its traceback by the ledger
             failure = Failure.of(error)
         seconds = time.perf_counter() - started_s
-        return Outcome(evaluation, failure, seconds, worker_name())
+        yield Outcome(evaluation, failure, seconds, worker_name())
+
+    def _rehearse(
+        self, evaluator: "Evaluator", configuration: Configuration
+    ) -> "Generator[Stage, None, bool]":
+        """Trains the recovery stage by stage; whether the front is still in reach."""
+        recovery = configuration.recovery
+        if recovery is None:
+            return True
+        hurdle = Hurdle.from_dict(cast("dict[str, object]", self._assignment["hurdle"]))
+        known = evaluator.costs(configuration)
+        costs = [known.get(objective.value, 0.0) for objective in evaluator.spec.objectives[1:]]
+        checkpoint = self._spool.checkpoint(cast("int", self._assignment["number"]))
+        for stage in evaluator.rehearse(configuration, checkpoint):
+            yield stage
+            if not hurdle.allows(recovery, stage.step, stage.error, costs):
+                return False
+        return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Saves nothing: finished attempts are in the spool."""
+        """Saves nothing: what an attempt has come to is in the spool."""
 
     def load_checkpoint(self, checkpoint: object) -> None:
-        """Loads nothing: an attempt starts anew."""
+        """Loads nothing: an attempt goes on from its own checkpoint."""
 
 
 class _Live:
@@ -112,9 +147,21 @@ class LedgerSearcher(_Live, Searcher):
             "number": assignment.number,
             "attempt": assignment.attempt,
             "configuration": assignment.configuration.to_dict(),
+            "hurdle": self._ledger.hurdle().to_dict(),
             "order": self._order,
             "spool": str(self._spool.folder),
         }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
+        """Hands over what a stage of a trial showed."""
+        assignment = self._out.get(trial_id)
+        if assignment is None or self.error is not None or "outcome" in result:
+            return
+        try:
+            step, error = cast("int", result["step"]), cast("float", result["error"])
+            self._ledger.report(assignment, step, error)
+        except Exception as failure:  # noqa: BLE001 - raised again by run_trials
+            self.error = failure
 
     def on_trial_complete(
         self,

@@ -1,13 +1,11 @@
-"""Where a caption lies in its row of tokens, and how prompt vectors go in front of it."""
+"""Where a caption lies in its row of tokens, and the names of classes as such rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
-
-from bitfront.errors import SpecError
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 
@@ -38,30 +36,41 @@ class CaptionLayout:
         position = is_end.int().argmax(dim=1)
         return torch.where(is_end.any(dim=1), position, tokens.shape[1])
 
-    def make_room(self, tokens: Int[Tensor, "n length"], count: int) -> Int[Tensor, "n length"]:
-        """The rows with the captions moved right by `count` positions, behind the start token.
 
-        The free positions repeat a row's first token: it is neither an end token nor padding,
-        so pooling by either still finds the right place.
+@dataclass(frozen=True, slots=True)
+class ClassNames:
+    """Classes as they stand in a learnable prompt.
 
-        Raises:
-            SpecError: A caption and its end token do not fit any more.
+    Attributes:
+        tokens: `(classes, length)` int64: each name and what follows it, as captions.
+        name_lengths: `(classes,)` int64: how many tokens behind the start token are the name's.
+    """
+
+    tokens: Int[Tensor, "classes length"]
+    name_lengths: Int[Tensor, " classes"]
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], tail: str, tokenize: Tokenize, layout: CaptionLayout
+    ) -> "ClassNames":
+        """The classes of these names, each followed by the tail.
+
+        Where a tokenizer joins name and tail, the whole caption counts as the name.
         """
-        length = tokens.shape[1]
-        longest = int(self.ends(tokens).max())
-        if longest + count >= length:
-            raise SpecError(
-                f"{count} prompt vectors do not fit: the longest caption takes {longest} of the "
-                f"text tower's {length} positions and its end token one more; "
-                "use a smaller context_length or shorter captions"
-            )
-        room = tokens[:, :1].expand(-1, count)
-        return torch.cat([tokens[:, : self.start], room, tokens[:, self.start : -count]], dim=1)
+        tokens = tokenize([name + tail for name in names])
+        bare = tokenize(names)
+        ends = layout.ends(bare)
+        behind = torch.arange(tokens.shape[1]) >= ends[:, None]
+        apart = ((tokens == bare) | behind).all(dim=1)
+        return cls(tokens, torch.where(apart, ends, layout.ends(tokens)) - layout.start)
 
-    def fill(
-        self, embedded: Float[Tensor, "n length d"], context: Float[Tensor, "m d"]
-    ) -> Float[Tensor, "n length d"]:
-        """The embedded tokens with the context vectors in the room made for them."""
-        behind = self.start + len(context)
-        vectors = context.to(embedded.dtype).expand(len(embedded), -1, -1)
-        return torch.cat([embedded[:, : self.start], vectors, embedded[:, behind:]], dim=1)
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def pick(self, rows: Int[Tensor, " some"]) -> "ClassNames":
+        """Some of the classes, in the order of `rows`."""
+        return ClassNames(self.tokens[rows], self.name_lengths[rows])
+
+    def to(self, device: torch.device) -> "ClassNames":
+        """The same classes on the device."""
+        return ClassNames(self.tokens.to(device), self.name_lengths.to(device))

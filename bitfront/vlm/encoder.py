@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from bitfront.errors import SpecError
 from bitfront.layers import LayerKind, Tower
-from bitfront.vlm.captions import CaptionLayout, Tokenize
+from bitfront.plan import ClassPosition
+from bitfront.vlm.captions import CaptionLayout, ClassNames, Tokenize
 from bitfront.vlm.layered import LayeredModel
+from bitfront.vlm.prompted import CausalText, PromptRows, fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class Interface:
         logit_scale: The logarithm of the factor on cosine similarities.
         image_shape: `(c, h, w)`.
         context_length: Tokens in a row.
+        causal_text: How the text tower runs packed rows; None where whole rows matter.
     """
 
     encode_images: Callable[[Tensor], Tensor]
@@ -37,6 +40,7 @@ class Interface:
     logit_scale: Tensor
     image_shape: tuple[int, int, int]
     context_length: int
+    causal_text: CausalText | None = None
 
 
 class DualEncoder(LayeredModel):
@@ -101,35 +105,68 @@ class DualEncoder(LayeredModel):
         """Image features, not normalised."""
         return self._interface.encode_images(pixels.to(self.device))
 
-    def encode_texts(
-        self, tokens: Int[Tensor, "n length"], context: Float[Tensor, "m d"] | None = None
-    ) -> Float[Tensor, "n out"]:
-        """Text features, not normalised.
+    def encode_texts(self, tokens: Int[Tensor, "n length"]) -> Float[Tensor, "n out"]:
+        """Text features of what `tokenize` gave, not normalised."""
+        return self._interface.encode_texts(tokens.to(self.device))
+
+    def class_names(self, names: Sequence[str], tail: str = "") -> ClassNames:
+        """The classes as `encode_prompts` takes them.
 
         Args:
-            tokens: What `tokenize` gave.
-            context: Prompt vectors that go between the start token and the caption; gradients
-                reach them.
+            names: Their names.
+            tail: What follows a name, as in a template: ".", or " in a picture".
+        """
+        return ClassNames.of(names, tail, self.tokenize, self._caption_layout())
+
+    def encode_prompts(
+        self,
+        names: ClassNames,
+        context: Float[Tensor, "m d"] | Float[Tensor, "classes m d"],
+        position: ClassPosition = ClassPosition.END,
+    ) -> Float[Tensor, "classes out"]:
+        """Text features of classes under learnable vectors, not normalised.
+
+        Where the text tower is causal, what all classes share at their beginning runs once,
+        and nothing runs behind a class's end of text.
+
+        Args:
+            names: What `class_names` gave.
+            context: Vectors that stand between the start token and what follows the names;
+                gradients reach them.
+            position: Where among them the name stands.
 
         Raises:
-            SpecError: The vectors have another width than the tower, or do not fit.
+            SpecError: The vectors have another width than the tower, are of another number of
+                classes, or do not fit.
         """
-        tokens = tokens.to(self.device)
-        if context is None or len(context) == 0:
-            return self._interface.encode_texts(tokens)
-        if context.ndim != 2 or context.shape[1] != self.text_width:
+        self._check_context(context, len(names))
+        context = context.to(self.device)
+        names = names.to(self.device)
+        rows = PromptRows.of(names, self._caption_layout(), context, position)
+        causal = self._interface.causal_text
+        if causal is not None:
+            return causal.encode_rows(rows, context, self._interface.token_embedding)
+        return self._encode_whole(rows, context)
+
+    def _check_context(self, context: Tensor, classes: int) -> None:
+        width = self.text_width
+        shared = context.ndim == 2 and context.shape[1] == width
+        own = context.ndim == 3 and (len(context), context.shape[2]) == (classes, width)
+        if not (shared or own):
             raise SpecError(
-                f"prompt vectors must be (count, {self.text_width}), got {tuple(context.shape)}"
+                f"prompt vectors must be (count, {width}), or ({classes}, count, {width}) for "
+                f"{classes} classes with each its own, got {tuple(context.shape)}"
             )
-        layout = self._caption_layout()
-        tokens = layout.make_room(tokens, len(context))
 
-        def fill(_module: nn.Module, _args: object, embedded: Tensor) -> Tensor:
-            return layout.fill(embedded, context.to(self.device))
+    def _encode_whole(
+        self, rows: PromptRows, context: Float[Tensor, "*classes m d"]
+    ) -> Float[Tensor, "classes out"]:
+        def put(_module: nn.Module, _args: object, embedded: Tensor) -> Tensor:
+            return fill(embedded, rows.slots, context)
 
-        hook = self._interface.token_embedding.register_forward_hook(fill)
+        hook = self._interface.token_embedding.register_forward_hook(put)
         try:
-            return self._interface.encode_texts(tokens)
+            return self._interface.encode_texts(rows.tokens)
         finally:
             hook.remove()
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from bitfront.errors import SpecError
 from bitfront.layers import Tower
 from bitfront.vlm.layered import LayeredModel
 
@@ -72,31 +73,48 @@ class Speech:
     Attributes:
         runs: For each tower, what runs it on one empty sample.
         token_embedding: The embedding that the decoder looks the tokens up in.
-        logits: Tokens `(n, length)`, pixels and sizes to the logits `(n, kept, vocabulary)` of
-            the last `kept` positions.
+        image_features: Pixels and sizes to what the projector gives, `(tiles, tokens, width)`.
+        image_vectors: Those features and the sizes to what the decoder reads at the places of
+            the image tokens, `(places, text_width)`, row after row. It raises SpecError where
+            the tiles are not those of the sizes.
+        logits: Embedded rows `(n, length, text_width)` to the logits `(n, kept, vocabulary)`
+            of the last `kept` positions.
         continue_from: Like `logits` for the last position; it also returns a state, from which
-            the next call goes on with one more token a row.
+            the next call goes on with one more position a row.
         prepare: A question's text and its picture to a prompt; the text holds `image_token`
             where there is a picture.
         encode_answer: An answer's tokens with the end behind them.
         decode: Tokens to text, without the end.
         ends: The tokens that end an answer.
+        image_code: The token at whose places the decoder reads an image.
+        tile_shape: Tokens and width of the features of one tile.
+        max_length: Positions that the decoder was made for.
         image_token: What stands for the picture in a question's text.
     """
 
     runs: Mapping[Tower, Callable[[], object]]
     token_embedding: nn.Embedding
-    logits: Callable[[Tensor, Tensor | None, Tensor | None, int], Tensor]
-    continue_from: Callable[[Tensor, Tensor | None, Tensor | None, object], tuple[Tensor, object]]
+    image_features: Callable[[Tensor, Tensor | None], Tensor]
+    image_vectors: Callable[[Tensor, Tensor | None], Tensor]
+    logits: Callable[[Tensor, int], Tensor]
+    continue_from: Callable[[Tensor, object], tuple[Tensor, object]]
     prepare: Callable[[str, Image | None], Prompt]
     encode_answer: Callable[[str], Tensor]
     decode: Callable[[Sequence[int]], str]
     ends: frozenset[int]
+    image_code: int
+    tile_shape: tuple[int, int]
+    max_length: int
     image_token: str = IMAGE_TOKEN
 
 
 class GenerativeModel(LayeredModel):
-    """A vision tower, a projector and a decoder that writes an answer."""
+    """A vision tower, a projector and a decoder that writes an answer.
+
+    The decoder reads a prompt's tokens, with the images' features in the places of the image
+    tokens. A context, if there is one, stands behind a row's first token: image and question keep
+    their distance, which decoders care about. To the decoder its vectors are tokens like others.
+    """
 
     def __init__(self, model: nn.Module, speech: Speech) -> None:
         """Takes the model over.
@@ -111,6 +129,21 @@ class GenerativeModel(LayeredModel):
     def image_token(self) -> str:
         """What stands for the picture in a question's text."""
         return self._speech.image_token
+
+    @property
+    def tile_tokens(self) -> int:
+        """Tokens that the projector makes of a tile: of an image, or of a part of a large one."""
+        return self._speech.tile_shape[0]
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the projector's output."""
+        return self._speech.tile_shape[1]
+
+    @property
+    def text_width(self) -> int:
+        """Width of an embedded token, and so of a context's vector."""
+        return self._speech.token_embedding.embedding_dim
 
     def prepare(self, text: str, image: Image | None) -> Prompt:
         """A question's text and its picture as the model reads them."""
@@ -129,33 +162,72 @@ class GenerativeModel(LayeredModel):
         """Whether the end is among the tokens."""
         return not self._speech.ends.isdisjoint(tokens)
 
-    def answer_logits(self, batch: QuestionBatch) -> Float[Tensor, "n answer vocabulary"]:
+    def image_features(self, batch: QuestionBatch) -> Float[Tensor, "tiles tokens width"] | None:
+        """What the projector gives for the images; None without them. The decoder does not run.
+
+        Tiles come in the order of the rows, and all rows of a batch have equally many: one, or
+        several in a model that cuts large images up. Gradients flow where they are enabled.
+        """
+        if batch.pixels is None:
+            return None
+        dtype = next(self.module.parameters()).dtype
+        return self._speech.image_features(batch.pixels.to(self.device, dtype), batch.sizes)
+
+    def answer_logits(
+        self,
+        batch: QuestionBatch,
+        *,
+        features: Float[Tensor, "tiles tokens width"] | None = None,
+        context: Float[Tensor, "m text_width"] | None = None,
+    ) -> Float[Tensor, "n answer vocabulary"]:
         """What the model expects at each token of the given answers (teacher forcing).
 
         Row `t` is the prediction of the answer's token `t`, behind the prompt and the
         answer's earlier tokens. Gradients flow where they are enabled.
+
+        Args:
+            batch: The questions with their answers.
+            features: Taken for what `image_features` gives: vision tower and projector do not
+                run, and the batch's pixels are not looked at.
+            context: Vectors that every row gets, as the class says.
+
+        Raises:
+            SpecError: The features or the context have another shape than the model's, or a
+                row with the context is longer than what the decoder was made for.
         """
-        tokens = torch.cat([batch.prompts, batch.answers[:, :-1]], dim=1).to(self.device)
-        pixels, sizes = self._placed(batch)
-        return self._speech.logits(tokens, pixels, sizes, batch.answers.shape[1])
+        tokens = torch.cat([batch.prompts, batch.answers[:, :-1]], dim=1)
+        embedded = self._embedded(batch, tokens, features, context)
+        return self._speech.logits(embedded, batch.answers.shape[1])
 
     @torch.no_grad()
-    def generate(self, batch: QuestionBatch, limit: int) -> list[list[int]]:
+    def generate(
+        self,
+        batch: QuestionBatch,
+        limit: int,
+        *,
+        features: Float[Tensor, "tiles tokens width"] | None = None,
+        context: Float[Tensor, "m text_width"] | None = None,
+    ) -> list[list[int]]:
         """Greedy answers: at each step the token with the highest logit.
 
         Args:
             batch: The questions; its answers are not looked at.
             limit: Tokens at most, the end included.
+            features: As for `answer_logits`.
+            context: As for `answer_logits`; what is written may pass the decoder's length.
 
         Returns:
             Each row's tokens up to its end; without an end, `limit` of them.
+
+        Raises:
+            SpecError: As for `answer_logits`.
         """
-        pixels, sizes = self._placed(batch)
-        tokens, state = batch.prompts.to(self.device), None
+        embedded = self._embedded(batch, batch.prompts, features, context)
+        state: object = None
         written: list[list[int]] = [[] for _ in range(len(batch))]
         open_rows = set(range(len(batch)))
         for _ in range(limit):
-            logits, state = self._speech.continue_from(tokens, pixels, sizes, state)
+            logits, state = self._speech.continue_from(embedded, state)
             chosen = logits.argmax(dim=-1)
             for row in sorted(open_rows):
                 written[row].append(int(chosen[row]))
@@ -163,10 +235,57 @@ class GenerativeModel(LayeredModel):
                     open_rows.remove(row)
             if not open_rows:
                 break
-            tokens, pixels, sizes = chosen[:, None], None, None
+            embedded = self._speech.token_embedding(chosen[:, None])
         return written
 
-    def _placed(self, batch: QuestionBatch) -> tuple[Tensor | None, Tensor | None]:
-        dtype = next(self.module.parameters()).dtype
-        pixels = None if batch.pixels is None else batch.pixels.to(self.device, dtype)
-        return pixels, None if batch.sizes is None else batch.sizes.to(self.device)
+    def _embedded(
+        self,
+        batch: QuestionBatch,
+        tokens: Int[Tensor, "n length"],
+        features: Tensor | None,
+        context: Tensor | None,
+    ) -> Float[Tensor, "n positions text_width"]:
+        """What the decoder reads: tokens, images and context."""
+        if features is not None:
+            self._refuse_other_features(features)
+        if context is not None:
+            self._refuse_other_context(context, tokens.shape[1])
+        tokens = tokens.to(self.device)
+        embedded: Tensor = self._speech.token_embedding(tokens)
+        is_image = tokens == self._speech.image_code
+        features = self.image_features(batch) if features is None else features
+        if features is not None:
+            vectors = self._speech.image_vectors(features.to(embedded), batch.sizes)
+            _refuse_other_places(len(vectors), int(is_image.sum()))
+            embedded = embedded.masked_scatter(is_image[:, :, None], vectors)
+        if context is None or len(context) == 0:
+            return embedded
+        vectors = context.to(embedded).expand(len(embedded), -1, -1)
+        return torch.cat([embedded[:, :1], vectors, embedded[:, 1:]], dim=1)
+
+    def _refuse_other_features(self, features: Tensor) -> None:
+        tokens, width = self._speech.tile_shape
+        if features.ndim != 3 or features.shape[1:] != (tokens, width):
+            raise SpecError(
+                f"image features must be (tiles, {tokens}, {width}), got {tuple(features.shape)}"
+            )
+
+    def _refuse_other_context(self, context: Tensor, length: int) -> None:
+        if context.ndim != 2 or context.shape[1] != self.text_width:
+            raise SpecError(
+                f"prompt vectors must be (count, {self.text_width}), got {tuple(context.shape)}"
+            )
+        most = self._speech.max_length
+        if len(context) and length + len(context) > most:
+            raise SpecError(
+                f"{len(context)} prompt vectors do not fit: without them a row takes {length} of "
+                f"the decoder's {most} positions; use a smaller context_length or shorter questions"
+            )
+
+
+def _refuse_other_places(filled: int, places: int) -> None:
+    if filled != places:
+        raise SpecError(
+            f"the image features fill {filled} places, but the prompts have {places}: "
+            "they must be of the same questions, and the processor must be the model's own"
+        )

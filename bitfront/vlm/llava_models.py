@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL.Image import Image
@@ -9,14 +10,18 @@ from torch import Tensor
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
+    LlavaModel,
     LlavaNextForConditionalGeneration,
+    LlavaNextModel,
 )
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from bitfront.errors import InvalidModel, InvalidSample
+from bitfront.errors import InvalidModel, InvalidSample, SpecError
 from bitfront.layers import Tower
 from bitfront.vlm.generative import IMAGE_TOKEN, GenerativeModel, Prompt, Speech
 
 Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+Inner = LlavaModel | LlavaNextModel
 LLAVA_KINDS: dict[str, type[Llava]] = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
@@ -103,18 +108,14 @@ def llava_model(model: Llava, wording: Wording, ends: frozenset[int]) -> Generat
         given = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
         model.lm_head(inner.language_model(**given)[0])
 
-    def logits(tokens: Tensor, pixels: Tensor | None, sizes: Tensor | None, kept: int) -> Tensor:
-        given = _images(pixels, sizes)
-        found = model(input_ids=tokens, **given, logits_to_keep=kept, use_cache=False)
+    def logits(embedded: Tensor, kept: int) -> Tensor:
+        found = model(inputs_embeds=embedded, logits_to_keep=kept, use_cache=False)
         result: Tensor = found.logits
         return result
 
-    def continue_from(
-        tokens: Tensor, pixels: Tensor | None, sizes: Tensor | None, state: object
-    ) -> tuple[Tensor, object]:
-        given = _images(pixels, sizes)
+    def continue_from(embedded: Tensor, state: object) -> tuple[Tensor, object]:
         found = model(
-            input_ids=tokens, **given, past_key_values=state, logits_to_keep=1, use_cache=True
+            inputs_embeds=embedded, past_key_values=state, logits_to_keep=1, use_cache=True
         )
         return found.logits[:, -1], found.past_key_values
 
@@ -143,19 +144,67 @@ def llava_model(model: Llava, wording: Wording, ends: frozenset[int]) -> Generat
             Tower.LANGUAGE: run_language,
         },
         token_embedding=inner.get_input_embeddings(),
+        image_features=partial(_image_features, inner),
+        image_vectors=partial(_image_vectors, inner),
         logits=logits,
         continue_from=continue_from,
         prepare=prepare,
         encode_answer=wording.encode_answer,
         decode=wording.decode,
         ends=ends,
+        image_code=config.image_token_id,
+        tile_shape=(_tile_tokens(inner), inner.multi_modal_projector.linear_2.out_features),
+        max_length=config.get_text_config().max_position_embeddings,
     )
     return GenerativeModel(model, speech)
 
 
-def _images(pixels: Tensor | None, sizes: Tensor | None) -> dict[str, Tensor]:
-    given = {"pixel_values": pixels, "image_sizes": sizes}
-    return {name: tensor for name, tensor in given.items() if tensor is not None}
+def _tile_tokens(inner: Inner) -> int:
+    """Tokens that the vision tower gives for a tile: the default strategy drops the first one."""
+    positions: int = inner.vision_tower.embeddings.num_positions
+    return positions - (inner.config.vision_feature_select_strategy == "default")
+
+
+def _image_features(inner: Inner, pixels: Tensor, sizes: Tensor | None) -> Tensor:
+    """The projector's output; what the model would make of it is thrown away."""
+    seen: list[Tensor] = []
+    hook = inner.multi_modal_projector.register_forward_hook(
+        lambda _module, _args, output: seen.append(output)
+    )
+    try:
+        if isinstance(inner, LlavaNextModel):
+            inner.get_image_features(pixels, sizes)
+        else:
+            inner.get_image_features(pixels)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def _image_vectors(inner: Inner, features: Tensor, sizes: Tensor | None) -> Tensor:
+    """The features as the decoder reads them: LLaVA-NeXT puts an image's tiles together.
+
+    Raises:
+        SpecError: The tiles are not those of images of these sizes.
+    """
+    if not isinstance(inner, LlavaNextModel):
+        return features.flatten(0, 1)
+    config = inner.config
+    side = inner.vision_tower.embeddings.image_size
+    images = [] if sizes is None else sizes.tolist()
+    tiles = [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in images]
+    if sum(tiles) != len(features):
+        raise SpecError(
+            f"the image features are of {len(features)} tiles, "
+            f"but images of these sizes have {sum(tiles)}"
+        )
+    packed, _ = inner.pack_image_features(  # type: ignore[no-untyped-call]  # theirs
+        torch.split(features, tiles),
+        images,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        image_newline=inner.image_newline,
+    )
+    return torch.cat(packed)
 
 
 def _drop_unused(model: Llava) -> None:

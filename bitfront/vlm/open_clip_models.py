@@ -8,6 +8,7 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer
 from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
 from bitfront.vlm.captions import Tokenize
 from bitfront.vlm.encoder import DualEncoder, Interface
+from bitfront.vlm.prompted import CausalText, Packing
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -106,8 +108,36 @@ def open_clip_encoder(
         logit_scale=model.logit_scale,
         image_shape=(3, height, width),
         context_length=model.context_length,
+        causal_text=_causal_text(text),
     )
     return DualEncoder(model, interface)
+
+
+def _causal_text(text: nn.Module) -> CausalText | None:
+    """How the text tower runs packed rows; None where it sees later tokens or pools otherwise."""
+    if not isinstance(text, open_clip.CLIP | TextTransformer) or text.attn_mask is None:
+        return None
+    if isinstance(text, open_clip.CLIP):
+        pool, end = text.text_pool_type, text.text_eos_id
+    else:
+        pool, end = text.pool_type, text.eos_id
+        if text.cls_emb is not None:
+            return None
+    if pool not in ("argmax", "eos"):
+        return None
+
+    def pooled(tokens: Tensor) -> Tensor:
+        sought = tokens if pool == "argmax" else (tokens == end).int()
+        return sought.argmax(dim=-1)
+
+    def encode(embedded: Tensor, packing: Packing) -> Tensor:
+        dtype = text.transformer.get_cast_dtype()
+        x = embedded.to(dtype) + text.positional_embedding[packing.places].to(dtype)
+        x = text.transformer(x[None], attn_mask=packing.mask(dtype))[0]
+        features: Tensor = text.ln_final(x[packing.ends])
+        return features if text.text_projection is None else text.text_projection(features)
+
+    return CausalText(pooled, encode)
 
 
 def _check_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from bitfront.vlm.captions import Tokenize
 from bitfront.vlm.encoder import DualEncoder, Interface
 from bitfront.vlm.generative import GenerativeModel
 from bitfront.vlm.llava_models import LLAVA_KINDS, Llava, llava_model, load_wording
+from bitfront.vlm.prompted import CausalText, Packing
 
 _KINDS = ("clip", "siglip")
 
@@ -166,5 +167,27 @@ def transformers_encoder(
         logit_scale=model.logit_scale,
         image_shape=(channels, embeddings.image_size, embeddings.image_size),
         context_length=model.text_model.embeddings.position_embedding.num_embeddings,
+        causal_text=_causal_text(model) if isinstance(model, CLIPModel) else None,
     )
     return DualEncoder(model, interface)
+
+
+def _causal_text(model: CLIPModel) -> CausalText:
+    """How CLIP's text tower runs packed rows."""
+    text = model.text_model
+
+    def pooled(tokens: Tensor) -> Tensor:
+        # transformers takes an end token of 2 for a mistake in old configurations.
+        old = text.eos_token_id == 2
+        sought = tokens if old else (tokens == text.eos_token_id).int()
+        return sought.argmax(dim=-1)
+
+    def encode(embedded: Tensor, packing: Packing) -> Tensor:
+        # Not text.embeddings: it refuses more places than a row has.
+        x = embedded + text.embeddings.position_embedding(packing.places)
+        mask = packing.mask(x.dtype)[None, None]
+        x = text.encoder(inputs_embeds=x[None], attention_mask=mask).last_hidden_state[0]
+        features: Tensor = model.text_projection(text.final_layer_norm(x[packing.ends]))
+        return features
+
+    return CausalText(pooled, encode)
