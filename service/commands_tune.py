@@ -13,6 +13,7 @@ What a person types, and what they see::
 
 from collections.abc import Callable
 from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -48,7 +49,7 @@ _HELP: Final = {
 _TYPES: Final[dict[str, click.ParamType[object] | type]] = {
     "class_position": click.Choice([position.value for position in ClassPosition]),
     "class_specific": bool,
-    "adapter_bits": click.Choice(["4", "6", "8", "16"]),
+    "adapter_bits": click.Choice([4, 6, 8, 16]),
     "blend": click.FloatRange(0, 1),
     "distillation": click.FloatRange(0),
     "teacher": click.Choice([teacher.value for teacher in TeacherText]),
@@ -73,7 +74,8 @@ def recovery_options(command: Command) -> Command:
 def _default(name: str) -> object:
     """What the search tries where a job says nothing; a person tunes longer than a trial."""
     chosen = {"distillation": 4.0, "reduction": 2, "steps": 200}
-    return chosen.get(name, getattr(Recovery(), name))
+    value = chosen.get(name, getattr(Recovery(), name))
+    return str(value) if isinstance(value, StrEnum) else value
 
 
 @click.command()
@@ -116,7 +118,7 @@ def tune(
 
     names = {field.name for field in fields(Recovery)}
     values = {name: settings.pop(name) for name in names}
-    recovery = Recovery(**{**values, "adapter_bits": int(str(values["adapter_bits"]))}).canonical  # type: ignore[arg-type]  # click has checked them
+    recovery = Recovery(**values).canonical  # type: ignore[arg-type]  # click has checked them
     if (out / CARD).exists() and not overwrite:
         raise SpecError(f"{out} holds a tuned recovery already: give --overwrite, or another --out")
     if job is not None:

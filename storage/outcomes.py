@@ -150,7 +150,12 @@ def fail(
 def report(
     connection: Connection, lease: Lease, number: int, attempt: int, step: int, error: float
 ) -> bool:
-    """Records what a running attempt showed; False if it is no longer the one that runs."""
+    """Records what a running attempt showed; False if it is no longer the one that runs.
+
+    Raises:
+        LeaseLost: Another driver has the study.
+        InvalidMetric: The error is not finite.
+    """
     guard(connection, lease)
     finite({"error": error})
     trial_id = connection.scalar(
@@ -179,7 +184,12 @@ def prune(
     seconds: float,
     worker: str | None,
 ) -> bool:
-    """Ends a running attempt that stopped early; False if it is no longer the one that runs."""
+    """Ends a running attempt that stopped early; False if it is no longer the one that runs.
+
+    Raises:
+        LeaseLost: Another driver has the study.
+        InvalidMetric: The seconds are not finite.
+    """
     guard(connection, lease)
     finite({"seconds": seconds})
     trial_id = connection.scalar(

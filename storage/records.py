@@ -146,7 +146,7 @@ class Status:
         best_error: The lowest error among complete, feasible trials.
         front_size: Trials on the front.
         hypervolume: The last one recorded.
-        seconds: Time that the complete trials took, all workers together.
+        seconds: Time that the complete and pruned trials took, all workers together.
         failures: Attempts that yielded nothing, by cause, the most frequent first.
     """
 

@@ -1,5 +1,7 @@
 import copy
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,17 +11,19 @@ from torch.nn import functional
 
 from bitfront.errors import InvalidMetric, SpecError
 from bitfront.layers import Tower
-from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.plan import Configuration, Plan, Recovery, TeacherText
 from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec, Objective
 from bitfront.trial import Evaluation
 from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch
+from objectives.augmentation import Augmentation
 from objectives.calibration import Ranges, calibrate
 from objectives.class_training import ClassData, ClassRecovered, ClassTraining
 from objectives.classification import ClassificationTask as Task
+from objectives.classification_judge import ClassificationJudge
 from objectives.cost import bit_operations, bits_per_weight, configuration_nbytes
-from objectives.evaluation import Evaluator
-from objectives.recovery import advance
+from objectives.evaluation import Evaluator, Stage
+from objectives.recovery import RecoveryCheckpoint, advance
 from objectives.task import SplitName
 from tests.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder
 
@@ -257,6 +261,159 @@ def test_a_recovery_is_trained_under_its_plan_and_taught_by_full_precision(
     scores = model.logit_scale * functional.normalize(shown, dim=-1) @ recovered.text_features.T
     labels = task.split(SplitName.SELECTION).labels
     assert loss == pytest.approx(functional.cross_entropy(scores, labels).item(), rel=1e-3)
+
+
+REHEARSED = Recovery(context_length=2, reduction=4, steps=8)
+
+
+def test_the_first_stage_is_the_plan_alone_and_costs_no_training(
+    model: DualEncoder, evaluator: Evaluator, tmp_path: Path
+) -> None:
+    configuration = Configuration(uniform(model, 3), REHEARSED)
+
+    first = next(evaluator.rehearse(configuration, tmp_path / "recovery"))
+
+    plain = evaluator.evaluate(Configuration(configuration.plan))
+    assert first == Stage(0, plain.values["error"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rehearsal_ends_with_what_an_evaluation_measures(
+    spec: JobSpec,
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+    evaluator: Evaluator,
+    tmp_path: Path,
+) -> None:
+    configuration = Configuration(uniform(model, 3), REHEARSED)
+    whole = fresh(spec, model, task, ranges).evaluate(configuration)
+
+    stages = list(evaluator.rehearse(configuration, tmp_path / "recovery"))
+    # Whoever looks at a stage may evaluate something else in between.
+    rehearsed = evaluator.evaluate(configuration)
+
+    assert [stage.step for stage in stages] == [0, 2, 4, 6]
+    assert figures(rehearsed) == figures(whole)
+    assert rehearsed.metrics["hits.recovery"] == 1
+
+
+@pytest.mark.parametrize("ended", [1, 2, 3, 4])
+def test_a_rehearsal_goes_on_from_its_checkpoint_to_the_same_bits(
+    spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges, ended: int, tmp_path: Path
+) -> None:
+    search = spec.search.model_copy(update={"checkpoint_s": 0})
+    spec = spec.model_copy(update={"search": search})
+    configuration = Configuration(uniform(model, 3), REHEARSED)
+    undisturbed = fresh(spec, model, task, ranges)
+    all_stages = list(undisturbed.rehearse(configuration, tmp_path / "undisturbed"))
+    killed = fresh(spec, model, task, ranges).rehearse(configuration, tmp_path / "recovery")
+    shown = [next(killed) for _ in range(ended)]
+    del killed
+
+    again = fresh(spec, model, task, ranges)
+    rest = list(again.rehearse(configuration, tmp_path / "recovery"))
+
+    assert [*shown, *rest[1 if ended == 1 else 0 :]] == all_stages
+    assert figures(again.evaluate(configuration)) == figures(undisturbed.evaluate(configuration))
+
+
+def test_a_checkpoint_of_another_configuration_is_left_alone(
+    model: DualEncoder, evaluator: Evaluator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "recovery"
+    evaluator.checkpoint(Configuration(uniform(model, 2), REHEARSED), path)
+    other = Configuration(uniform(model, 3), REHEARSED)
+    identity = evaluator.checkpoint(Configuration(uniform(model, 2), REHEARSED), path)
+    training = evaluator.judge.begin(other)
+    training.step()
+    RecoveryCheckpoint(path, "another", every_s=0).save_if_due(training)
+
+    assert identity.exists
+    list(evaluator.rehearse(other, path))
+
+    assert "trained from its start" in caplog.text
+
+
+def test_features_that_memory_has_no_room_for_come_from_files(
+    spec: JobSpec,
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configurations = sequence(model)
+    expected = [figures(fresh(spec, model, task, ranges).evaluate(c)) for c in configurations]
+    monkeypatch.setattr("objectives.evaluation.MEMORY_NBYTES", 1)
+
+    first, second = (
+        Evaluator(spec, copy.deepcopy(model), task, ranges, features=tmp_path) for _ in range(2)
+    )
+
+    assert [figures(first.evaluate(c)) for c in configurations] == expected
+    assert [figures(second.evaluate(c)) for c in configurations] == expected
+    assert len(list(tmp_path.glob("*.safetensors"))) > 5
+    images: list[int] = []
+    with second.model.watch_inputs(lambda *_: images.append(1)):
+        second.evaluate(configurations[0])
+    assert images == []
+
+
+def test_views_and_shots_choose_what_a_recovery_is_trained_on(
+    spec: JobSpec, model: DualEncoder, task: Task, evaluator: Evaluator
+) -> None:
+    assert isinstance(evaluator.judge, ClassificationJudge)
+    labels = task.split(SplitName.TUNING).labels.tolist()
+    few = replace(ADAPTER, shots=1, views=2)
+
+    data = evaluator.judge._data(uniform(model, 3), few)
+    whole = evaluator.judge._data(uniform(model, 3), ADAPTER)
+
+    chosen = [n for n, label in enumerate(labels) if label not in labels[:n]]
+    assert data.labels.tolist() == [labels[n] for n in chosen] * 3
+    count = len(chosen)
+    assert torch.equal(data.image_features[:count], whole.image_features[chosen])
+    assert torch.equal(data.teacher_image_features[:count], whole.teacher_image_features[chosen])
+    views = torch.split(data.image_features, count)
+    assert not torch.allclose(views[1], views[0], atol=1e-3)
+    assert not torch.allclose(views[2], views[1], atol=1e-3)
+    evaluator.switch.to(uniform(model, 3))
+    pixels = all_pixels(task, SplitName.TUNING)
+    augmented = Augmentation(spec.data.seed, horizontal_flip=False).view(pixels, 2, 0)
+    with torch.no_grad():
+        features = evaluator.model.encode_images(augmented)  # type: ignore[attr-defined]
+    torch.testing.assert_close(views[2], features[chosen], rtol=1e-4, atol=1e-4)
+
+
+def test_a_teacher_with_a_prompt_learns_it_in_full_precision(
+    spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges, evaluator: Evaluator
+) -> None:
+    assert isinstance(evaluator.judge, ClassificationJudge)
+    taught = replace(ADAPTER, teacher=TeacherText.PROMPT, steps=5)
+
+    found = evaluator.judge._data(uniform(model, 3), taught).teacher_text_features
+
+    other = copy.deepcopy(model)
+    images, classes = towers(other, task, SplitName.TUNING)
+    data = ClassData(
+        image_features=images,
+        labels=task.split(SplitName.TUNING).labels,
+        teacher_image_features=images,
+        teacher_text_features=classes,
+        text_features=classes,
+        names=other.class_names(task.classes),
+        scale=model.logit_scale,
+    )
+    coop = Recovery(context_length=8, reduction=0, distillation=0.0, steps=5)
+    training = ClassTraining(other, coop, spec.quantizer, data, spec.search.seed)
+    advance(training, 5)
+    learnt = ClassRecovered.load(
+        training.stored(), coop, spec.quantizer, other, data.names, classes
+    )
+    torch.testing.assert_close(found, learnt.text_features, rtol=1e-3, atol=1e-4)
+    plain = evaluator.judge._data(uniform(model, 3), ADAPTER).teacher_text_features
+    assert not torch.allclose(found, plain, atol=1e-2)
 
 
 def towers(model: DualEncoder, task: Task, split: SplitName) -> tuple[Tensor, Tensor]:

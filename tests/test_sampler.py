@@ -144,3 +144,104 @@ def test_a_sampler_learns_from_what_it_is_told(sampler: Sampler) -> None:
         return sum(excess > 0 for excess in sums[-100:]) / 100
 
     assert late_share(sampler) < late_share(Sampler.RANDOM)
+
+
+RECOVERIES = RecoverySpace(context_length=(0, 4, 8), reduction=(2, 4), blend=(0.2, 0.5))
+
+
+def test_settings_of_a_recovery_are_variables_only_where_there_is_one() -> None:
+    space = make_space(RECOVERIES)
+    plan = space.configuration({}).plan
+    recovery = Recovery(context_length=4, reduction=4, blend=0.5, distillation=4.0, steps=60)
+
+    with_it = space.params(Configuration(plan, recovery))
+    without = space.params(Configuration(plan))
+
+    assert with_it is not None
+    assert without is not None
+    named = {f"recovery.{field}" for field in ("context_length", "reduction", "blend")}
+    assert {variable.name for variable in space.conditional} == named
+    assert named <= with_it.keys()
+    assert named.isdisjoint(without)
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_proposals_have_settings_of_a_recovery_where_they_have_one(sampler: Sampler) -> None:
+    space = make_space(RECOVERIES)
+    proposer = Proposer(space, 2, sampler, seed=0)
+    seen = {True: 0, False: 0}
+
+    for _ in range(60):
+        proposal = proposer.propose()
+        assert proposal is not None
+        recovers = proposal.configuration.recovery is not None
+        seen[recovers] += 1
+        if recovers:
+            assert {variable.name for variable in space.conditional} <= proposal.params.keys()
+        proposer.complete(proposal.configuration, measure(proposal.configuration))
+
+    assert min(seen.values()) >= 5
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_a_pruned_configuration_is_not_proposed_again(sampler: Sampler) -> None:
+    proposer = Proposer(make_space(RECOVERIES), 2, sampler, seed=0)
+    digests = []
+
+    for turn in range(50):
+        proposal = proposer.propose()
+        assert proposal is not None
+        digests.append(proposal.configuration.digest)
+        if turn % 3:
+            proposer.prune(proposal.configuration)
+        else:
+            proposer.complete(proposal.configuration, measure(proposal.configuration))
+
+    assert len(set(digests)) == 50
+
+
+def test_a_study_of_nothing_but_pruned_trials_goes_on() -> None:
+    proposer = Proposer(make_space(RECOVERIES), 2, Sampler.TPE, seed=0)
+
+    for _ in range(30):
+        proposal = proposer.propose()
+        assert proposal is not None
+        proposer.prune(proposal.configuration)
+
+    assert proposer.propose() is not None
+
+
+def test_pruned_trials_are_known_to_a_restarted_sampler() -> None:
+    first = Proposer(make_space(RECOVERIES), 2, Sampler.TPE, seed=0)
+    pruned = []
+    for _ in range(20):
+        proposal = first.propose()
+        assert proposal is not None
+        first.prune(proposal.configuration)
+        pruned.append(proposal.configuration)
+
+    second = Proposer(make_space(RECOVERIES), 2, Sampler.TPE, seed=0)
+    for configuration in pruned:
+        second.prune(configuration)
+    again = [second.propose() for _ in range(20)]
+
+    digests = {configuration.digest for configuration in pruned}
+    assert all(p is not None and p.configuration.digest not in digests for p in again)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sampler_turns_away_from_what_was_pruned(seed: int) -> None:
+    proposer = Proposer(make_space(RECOVERIES), 2, Sampler.TPE, seed)
+    recovers = []
+
+    for _ in range(80):
+        proposal = proposer.propose()
+        assert proposal is not None
+        recovers.append(proposal.configuration.recovery is not None)
+        if recovers[-1]:
+            proposer.prune(proposal.configuration)
+        else:
+            outcome = measure(proposal.configuration)
+            proposer.complete(proposal.configuration, Outcome(outcome.values, {}))
+
+    assert sum(recovers[40:]) < 10

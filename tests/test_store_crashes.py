@@ -94,6 +94,11 @@ ONCE: dict[str, tuple[Callable[[Store, Lease], object], object, EventKind]] = {
         True,
         EventKind.ATTEMPT_FAILED,
     ),
+    "prune": (
+        lambda store, lease: store.prune_trial(lease, 0, 1, seconds=1.0),
+        True,
+        EventKind.STOPPED_EARLY,
+    ),
     "fail": (
         lambda store, lease: store.fail_trial(lease, 0, 1, Cause.USER_ERROR, "m", retry=False),
         True,
@@ -122,6 +127,54 @@ def test_a_commit_that_nobody_heard_of_counts_once(
     assert lost.happened
     after = [logged.kind for logged in store.events("digits")]
     assert after == [*before, kind]
+
+
+def test_a_report_that_nobody_heard_of_is_kept_once(store: Store) -> None:
+    lease = running(store)
+    store.start_trial(lease, trial(0))
+    lost = LostCommit(store)
+
+    assert store.report(lease, 0, 1, 15, 0.5)
+
+    assert lost.happened
+    assert store.intermediates("digits") == {0: {15: 0.5}}
+
+
+STOPPER = """
+import sys
+from storage.store import open_store
+from tests.store_samples import running, trial
+
+store = open_store(sys.argv[1])
+lease = running(store)
+for number in range(1296):
+    store.start_trial(lease, trial(number))
+    for step in (0, 15):
+        assert store.report(lease, number, 1, step, 1 / (number + step + 1))
+    assert store.prune_trial(lease, number, 1, seconds=0.5)
+    print(number, flush=True)
+"""
+
+
+def test_no_acknowledged_stop_is_lost_when_its_writer_is_killed(databases: Databases) -> None:
+    url = databases.ready()
+    command = [sys.executable, "-c", STOPPER, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        heard = [int(writer.stdout.readline()) for _ in range(13)]
+        writer.send_signal(signal.SIGKILL)
+        heard += [int(line) for line in writer.stdout.read().split()]
+
+    with open_store(url, create=False) as store:
+        pruned = [kept.number for kept in store.trials("digits", {TrialState.PRUNED})]
+        shown = store.intermediates("digits")
+        assert set(heard) <= set(pruned)
+        assert all(shown[n] == {step: 1 / (n + step + 1) for step in (0, 15)} for n in pruned)
+        lease = store.acquire("digits", "next", 60, dead_owner="driver of digits")
+        again = [restarted.number for restarted in store.fence(lease)]
+        assert again == [kept.number for kept in store.trials("digits", {TrialState.RUNNING})]
+        assert len(again) <= 1
+        assert not set(again) & set(pruned)
 
 
 def test_a_study_whose_creation_nobody_heard_of_is_ours(store: Store) -> None:

@@ -172,13 +172,15 @@ def test_the_front_is_sorted_by_error(store: Store) -> None:
 def test_status_tells_how_far_a_study_is(store: Store) -> None:
     store.create_study(job(stop={"trials": 8}), {})
     lease = store.acquire("digits", "me", 60)
-    for count in range(5):
+    for count in range(6):
         store.start_trial(lease, trial(count))
     complete(store, lease, 0, {"error": 0.2, "nbytes": 9}, front=FrontChange((0,), (), 0.4))
     complete(store, lease, 1, {"error": 0.1, "nbytes": 9}, constraints={"max_nbytes": 1.0})
     store.fail_trial(lease, 2, 1, Cause.NODE_LOST, "first", retry=True)
     store.fail_trial(lease, 2, 2, Cause.NODE_LOST, "second", retry=False)
     store.fail_trial(lease, 3, 1, Cause.USER_ERROR, "bad batch", retry=False)
+    store.report(lease, 4, 1, 0, 0.05)
+    store.prune_trial(lease, 4, 1, seconds=0.25)
 
     status = store.status("digits")
 
@@ -188,10 +190,11 @@ def test_status_tells_how_far_a_study_is(store: Store) -> None:
         TrialState.COMPLETE: 2,
         TrialState.FAILED: 2,
         TrialState.CANCELLED: 0,
+        TrialState.PRUNED: 1,
     }
-    assert (status.finished, status.progress) == (4, 0.5)
+    assert (status.finished, status.progress) == (5, 0.625)
     assert (status.best_error, status.front_size, status.hypervolume) == (0.2, 1, 0.4)
-    assert status.seconds == 1.0
+    assert status.seconds == 1.25
     failures = [(failure.cause, failure.count, failure.message) for failure in status.failures]
     assert failures == [(Cause.NODE_LOST, 2, "second"), (Cause.USER_ERROR, 1, "bad batch")]
 
@@ -245,6 +248,9 @@ def test_the_queries_in_the_documentation_answer(store: Store, query: str) -> No
         complete(store, lease, count, values, metrics={"bits_per_weight": 4.0}, front=change)
     store.start_trial(lease, trial(3))
     store.fail_trial(lease, 3, 1, Cause.OUT_OF_MEMORY, "out of memory", retry=True)
+    store.start_trial(lease, trial(4))
+    store.report(lease, 4, 1, 0, 0.5)
+    store.prune_trial(lease, 4, 1, seconds=1.0)
     store.release(lease, StudyState.STOPPED)
 
     with store._database.engine.connect() as connection:

@@ -34,6 +34,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # The older schema knows no such end: there, as a cancelled trial, it runs again.
+    op.execute("UPDATE trial SET state = 'cancelled', cause = 'cancelled' WHERE state = 'pruned'")
     _change_check(NEW, OLD)
     op.drop_table("intermediate")
 
