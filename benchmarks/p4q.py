@@ -13,24 +13,45 @@ t); settings were chosen on selection splits of other seeds.
 """
 
 import math
+import random
 import statistics
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import click
+import numpy as np
+import open_clip
+import torch
 from scipy.stats import t
+from torch import Tensor
+from torch.nn import functional
 
 from benchmarks.in_process import profile
 from bitfront.plan import Configuration, Plan, Recovery
-from bitfront.spec import JobSpec
+from bitfront.precision import Precision
+from bitfront.reference.scenes import WORDS
+from bitfront.spec import JobSpec, QuantizerSpec, RecoverySpace, Sampler
+from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.vlm.open_clip_models import open_clip_encoder
+from objectives.class_training import ClassData, ClassTraining
+from objectives.classification import ClassificationTask, Split
+from objectives.classification_judge import ClassificationJudge
 from objectives.evaluation import Evaluator
+from objectives.recovery import advance
 from objectives.task import SplitName
+from search.front import Front, hypervolume
+from search.hurdle import Gains, Hurdle
+from search.sampler import Outcome, Proposer
 from search.seeds import uniform_precision
+from search.space import SearchSpace
 from service.shortlist import Shortlist
 
 FULL = Plan(())
 BEST = Recovery(
-    context_length=4, reduction=2, adapter_bits=8, blend=0.5, distillation=4.0, views=4, steps=200
+    context_length=8, reduction=2, adapter_bits=8, blend=0.5, distillation=16.0, views=4, steps=400
 )
 UNIFORM = ((8, 8), (3, 8), (2, 8), (4, 4))
 TEST = SplitName.TEST
@@ -64,10 +85,9 @@ def uniform(evaluator: Evaluator, weight_bits: int, activation_bits: int) -> Pla
     )
 
 
-def searched(seed: int, bits: float, model: str = "digit-clip") -> Plan:
+def searched(seed: int, bits: float) -> Plan:
     """The program's plan of so many bits a weight, with inputs of 8 bits."""
-    space = {"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [8]}
-    spec = job(seed, model, space=space, objectives=["error", "nbytes"])
+    spec = job(seed, space={"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [8]})
     measured, _ = profile(spec)
     shortlist = Shortlist(spec, measured)
     weights = {layer.name: layer.weights for layer in measured.layers}
@@ -126,7 +146,9 @@ def main() -> None:
 
 def _plans(evaluator: Evaluator, seed: int, model: str) -> dict[str, Plan]:
     plans = {f"w{w}a{a}": uniform(evaluator, w, a) for w, a in UNIFORM}
-    return plans | {"searched, 2.5 bits": searched(seed, 2.5, model)}
+    if model == "digit-clip":
+        plans["searched, 2.5 bits"] = searched(seed, 2.5)
+    return plans
 
 
 def _table(seeds: int, model: str, methods: Mapping[str, Recovery | None], coop: Recovery) -> None:
@@ -172,7 +194,7 @@ def table(seeds: int) -> None:
 
 
 GENERATIVE = Recovery(
-    context_length=4, reduction=4, adapter_bits=8, blend=0.5, distillation=4.0, steps=200
+    context_length=4, reduction=2, adapter_bits=8, blend=0.5, distillation=4.0, steps=100
 )
 
 
@@ -208,9 +230,9 @@ ABLATIONS: Mapping[str, Mapping[str, Callable[[Recovery], Recovery]]] = {
     },
     "teacher": {s: (lambda r, s=s: replace(r, teacher=s)) for s in ("templates", "prompt")},
     "distillation weight": {
-        str(w): (lambda r, w=w: replace(r, distillation=w)) for w in (0.0, 1.0, 4.0)
+        str(w): (lambda r, w=w: replace(r, distillation=w)) for w in (0.0, 1.0, 4.0, 16.0)
     },
-    "steps": {str(n): (lambda r, n=n: replace(r, steps=n)) for n in (30, 60, 200)},
+    "steps": {str(n): (lambda r, n=n: replace(r, steps=n)) for n in (60, 200, 400)},
 }
 
 
@@ -218,8 +240,8 @@ ABLATIONS: Mapping[str, Mapping[str, Callable[[Recovery], Recovery]]] = {
 @click.option("--seeds", default=5)
 @click.option("--only", multiple=True, help="Settings to vary.  [default: all]")
 def ablation(seeds: int, only: Sequence[str]) -> None:
-    """One setting after another, the others as in `BEST`."""
-    bits = ((3, 8), (2, 8))
+    """One setting after another, the others as in `BEST`, but 200 steps and no views."""
+    bits, base = ((3, 8), (2, 8)), replace(BEST, steps=200, views=0)
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for seed in range(seeds):
         evaluator = Evaluator.from_spec(job(seed))
@@ -228,7 +250,7 @@ def ablation(seeds: int, only: Sequence[str]) -> None:
                 continue
             for choice, change in choices.items():
                 for w, a in bits:
-                    value = accuracy(evaluator, uniform(evaluator, w, a), change(BEST))
+                    value = accuracy(evaluator, uniform(evaluator, w, a), change(base))
                     found.setdefault((setting, choice), {}).setdefault(f"w{w}a{a}", []).append(
                         value
                     )
@@ -239,6 +261,311 @@ def ablation(seeds: int, only: Sequence[str]) -> None:
         for (setting, choice), row in found.items()
     }
     print_rows(titles, rows)
+
+
+RELATIONS = {"left of": slice(0, 100), "above": slice(100, 200)}
+
+
+def _of_relation(split: Split, relation: str) -> Split:
+    """The scenes of one relation; the classes are all of them."""
+    wanted = RELATIONS[relation]
+    places = [n for n, c in enumerate(split.labels.tolist()) if wanted.start <= c < wanted.stop]
+    pixels = split.read(0, len(split))[places]
+    labels = split.labels[places]
+    return replace(split, labels=labels, read=lambda start, stop: pixels[start:stop])
+
+
+@main.command()
+@click.option("--seeds", default=5)
+def relation(seeds: int) -> None:
+    """Tuned on one relation of the digit scenes, tested on it and on the other."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in range(seeds):
+        for tuned_on in ("both", *RELATIONS):
+            evaluator = Evaluator.from_spec(job(seed))
+            task = evaluator.task
+            assert isinstance(task, ClassificationTask)
+            splits = dict(task.splits)
+            if tuned_on != "both":
+                splits[SplitName.TUNING] = _of_relation(splits[SplitName.TUNING], tuned_on)
+            for w, a in ((3, 8), (2, 8)):
+                for tested_on in RELATIONS:
+                    own = {**splits, TEST: _of_relation(task.splits[TEST], tested_on)}
+                    scoped = replace(task, splits=own)
+                    other = Evaluator(evaluator.spec, evaluator.model, scoped, evaluator.ranges)
+                    plan, title = uniform(other, w, a), f"w{w}a{a}, tested on {tested_on}"
+                    plain = accuracy(other, plan, None)
+                    if tuned_on == "both":
+                        found.setdefault("quantized only", {}).setdefault(title, []).append(plain)
+                    value = accuracy(other, plan, BEST)
+                    found.setdefault(f"tuned on {tuned_on}", {}).setdefault(title, []).append(value)
+        click.echo(f"seed {seed} done", err=True)
+    titles = list(found["quantized only"])
+    print_rows(titles, {n: [interval(row[title]) for title in titles] for n, row in found.items()})
+
+
+class ReencodingTraining(ClassTraining):
+    """The training as it is without kept features: each step encodes its images twice."""
+
+    def __init__(
+        self, teacher: DualEncoder, pixels: Tensor, *arguments: object, **named: object
+    ) -> None:
+        super().__init__(*arguments, **named)  # type: ignore[arg-type]  # as they are
+        self._teacher = teacher
+        self._pixels = pixels
+
+    def loss(self, samples: Tensor) -> Tensor:
+        """The loss of some samples, whose features are computed for it."""
+        with torch.no_grad():
+            student = self._model.encode_images(self._pixels[samples])
+            teacher = self._teacher.encode_images(self._pixels[samples])
+        self._data.image_features[samples] = student
+        self._data.teacher_image_features[samples] = functional.normalize(teacher, dim=-1)
+        return super().loss(samples)
+
+
+@main.command()
+@click.option("--seeds", default=5)
+@click.option("--steps", default=60)
+def speed(seeds: int, steps: int) -> None:
+    """Tuning on kept features against encoding the images of each step."""
+    kept_s, again_s, kept_accuracy, again_accuracy = [], [], [], []
+    for seed in range(seeds):
+        evaluator = Evaluator.from_spec(job(seed))
+        assert isinstance(evaluator.judge, ClassificationJudge)
+        assert isinstance(evaluator.model, DualEncoder)
+        assert isinstance(evaluator.task, ClassificationTask)
+        split = evaluator.task.split(SplitName.TUNING)
+        recovery = replace(BEST, views=0, steps=steps)
+        configuration = Configuration(uniform(evaluator, 3, 8), recovery)
+        accuracy(evaluator, configuration.plan, None)  # weights are quantized before the clock runs
+        started_s = time.perf_counter()
+        training = evaluator.judge.begin(configuration)
+        advance(training, steps)
+        kept_s.append(time.perf_counter() - started_s)
+        evaluator.judge.keep(configuration, training.stored())
+        kept_accuracy.append(accuracy(evaluator, configuration.plan, recovery))
+
+        teacher = Evaluator.from_spec(job(seed)).model
+        assert isinstance(teacher, DualEncoder)
+        data = evaluator.judge._data(configuration.plan, recovery)  # noqa: SLF001
+        evaluator.switch.to(configuration.plan)
+        pixels = split.read(0, len(split))
+        started_s = time.perf_counter()
+        quantizer = evaluator.spec.quantizer
+        slow = ReencodingTraining(teacher, pixels, evaluator.model, recovery, quantizer, data, seed)
+        advance(slow, steps)
+        again_s.append(time.perf_counter() - started_s)
+        evaluator.judge.keep(configuration, slow.stored())
+        again_accuracy.append(accuracy(evaluator, configuration.plan, recovery))
+    ratios = [slow / fast for slow, fast in zip(again_s, kept_s, strict=True)]
+    click.echo(f"reference, {steps} steps: kept {interval(kept_s)} s, {interval(kept_accuracy)} %")
+    click.echo(f"encoding again: {interval(again_s)} s, {interval(again_accuracy)} %")
+    click.echo(f"times faster: {interval(ratios)}")
+    _speed_at_true_width(steps)
+
+
+def _speed_at_true_width(steps: int, samples: int = 512, classes: int = 100) -> None:
+    """The same at the shapes of ViT-B/32, with random weights, w4a8."""
+    torch.manual_seed(0)  # open_clip draws its first weights from torch's global generator
+    quantizer = QuantizerSpec(activations="dynamic", scale_search=False)
+    names = [f"{first} {second}" for first in WORDS for second in WORDS][:classes]
+    student, teacher = (vit_b_32() for _ in range(2))
+    switch = PlanSwitch(student, quantizer, {})
+    switch.to(Plan.uniform([layer.name for layer in student.layers], Precision(4, 8)))
+    pixels = torch.randn(samples, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    started_s = time.perf_counter()
+    with torch.no_grad():
+        parts = torch.split(pixels, 64)
+        images = torch.cat([student.encode_images(part) for part in parts])
+        targets = torch.cat([teacher.encode_images(part) for part in parts])
+    encoding_s = time.perf_counter() - started_s
+    with torch.no_grad():
+        text = teacher.encode_texts(teacher.tokenize(names))
+    data = ClassData(
+        image_features=images,
+        labels=torch.arange(samples) % classes,
+        teacher_image_features=targets,
+        teacher_text_features=text,
+        text_features=text,
+        names=student.class_names(names, "."),
+        scale=100.0,
+    )
+    recovery = replace(BEST, context_length=16, reduction=4, steps=steps)
+    fast = ClassTraining(student, recovery, quantizer, data, 0)
+    slow = ReencodingTraining(teacher, pixels, student, recovery, quantizer, data, 0)
+    fast_s = [_timed(fast.step) for _ in range(7)][2:]
+    slow_s = [_timed(slow.step) for _ in range(3)]
+    a_step_s, again_s = statistics.median(fast_s), statistics.median(slow_s)
+    kept_s = encoding_s + steps * a_step_s
+    click.echo(
+        f"ViT-B/32, {samples} images, {classes} classes, M = 16: features once {encoding_s:.1f} s, "
+        f"a step {a_step_s:.2f} s, a step that encodes {again_s:.1f} s; {steps} steps: "
+        f"{kept_s:.0f} s against {steps * again_s:.0f} s, {steps * again_s / kept_s:.1f} times"
+    )
+
+
+def vit_b_32() -> DualEncoder:
+    """ViT-B/32 of open_clip with random weights."""
+    model = open_clip.create_model("ViT-B-32", pretrained=None)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    return open_clip_encoder(model, preprocess=lambda image: image, tokenize=tokenizer)
+
+
+def _timed(run: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    run()
+    return time.perf_counter() - started_s
+
+
+# Joint search against plans first
+
+
+RECOVERIES = RecoverySpace(
+    context_length=(0, 4), reduction=(0, 2, 4), blend=(0.2, 0.5), distillation=(4.0,), steps=(60,)
+)
+
+
+class Budgeted:
+    """A search that may take so many processor seconds, with what it has measured."""
+
+    def __init__(self, evaluator: Evaluator, seconds: float) -> None:
+        self.evaluator = evaluator
+        self.until_s = time.process_time() + seconds
+        self.front = Front((1.0, float(nbytes(evaluator, FULL))))
+        self.gains = Gains()
+        self.configurations: list[Configuration] = []
+        self.pruned = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is spent."""
+        return time.process_time() >= self.until_s
+
+    def measure(self, configuration: Configuration) -> tuple[float, float] | None:
+        """Error and bytes on the selection split; None where the trial stopped early."""
+        size = float(nbytes(self.evaluator, configuration.plan, configuration.recovery))
+        recovery = configuration.recovery
+        stages: dict[int, float] = {}
+        if recovery is not None:
+            hurdle = Hurdle(self.front.points, self.gains.largest())
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "checkpoint"
+                for stage in self.evaluator.rehearse(configuration, path):
+                    stages[stage.step] = stage.error
+                    if not hurdle.allows(recovery, stage.step, stage.error, [size]):
+                        self.pruned += 1
+                        return None
+        error = self.evaluator.evaluate(configuration).values["error"]
+        if recovery is not None:
+            self.gains.add(recovery, stages, error)
+        self.front.add(len(self.configurations), (error, size))
+        self.configurations.append(configuration)
+        return error, size
+
+    def test_hypervolume(self) -> float:
+        """The hypervolume that the front reaches on the test split."""
+        points = []
+        for number in self.front.numbers:
+            chosen = self.configurations[number]
+            error = 1 - accuracy(self.evaluator, chosen.plan, chosen.recovery) / 100
+            points.append((error, float(nbytes(self.evaluator, chosen.plan, chosen.recovery))))
+        return hypervolume(np.array(points), self.front.reference)
+
+
+def _propose(search: Budgeted, proposer: Proposer, until: Callable[[], bool]) -> None:
+    while not until() and (proposal := proposer.propose()) is not None:
+        values = search.measure(proposal.configuration)
+        if values is None:
+            proposer.prune(proposal.configuration)
+        else:
+            proposer.complete(proposal.configuration, Outcome(values, {}))
+
+
+def _start(search: Budgeted, proposer: Proposer, seeds: Sequence[Configuration]) -> None:
+    for configuration in seeds:
+        if search.is_over:
+            return
+        proposer.start(configuration)
+        values = search.measure(configuration)
+        if values is None:
+            proposer.prune(configuration)
+        else:
+            proposer.complete(configuration, Outcome(values, {}))
+
+
+def jointly(search: Budgeted, shortlist: Shortlist, seed: int) -> None:
+    """Plans and recoveries in one space, as a study does it."""
+    proposer = Proposer(shortlist.space, 2, Sampler.TPE, seed)
+    _start(search, proposer, [start.configuration for start in shortlist.seeds()])
+    _propose(search, proposer, lambda: search.is_over)
+
+
+def plans_first(search: Budgeted, shortlist: Shortlist, seed: int) -> None:
+    """Half of the time for plans alone, then recoveries for the plans on the front."""
+    halfway_s = time.process_time() + (search.until_s - time.process_time()) / 2
+    bare = SearchSpace(shortlist.space.blocks, shortlist.space.options, {}, None)
+    proposer = Proposer(bare, 2, Sampler.TPE, seed)
+    seeds = [s.configuration for s in shortlist.seeds() if s.configuration.recovery is None]
+    _start(search, proposer, seeds)
+    _propose(search, proposer, lambda: time.process_time() >= halfway_s)
+    plans = [search.configurations[number].plan for number in search.front.numbers]
+    tried = [
+        Recovery(context_length=m, reduction=r, blend=b, distillation=4.0, steps=60).canonical
+        for m in RECOVERIES.context_length
+        for r in RECOVERIES.reduction
+        for b in RECOVERIES.blend
+        if m or r
+    ]
+    pairs = [(plan, recovery) for recovery in dict.fromkeys(tried) for plan in plans]
+    random.Random(seed).shuffle(pairs)
+    for plan, recovery in pairs:
+        if search.is_over:
+            return
+        search.measure(Configuration(plan, recovery))
+
+
+def plans_only(search: Budgeted, shortlist: Shortlist, seed: int) -> None:
+    """All of the time for plans, none for recoveries."""
+    bare = SearchSpace(shortlist.space.blocks, shortlist.space.options, {}, None)
+    proposer = Proposer(bare, 2, Sampler.TPE, seed)
+    seeds = [s.configuration for s in shortlist.seeds() if s.configuration.recovery is None]
+    _start(search, proposer, seeds)
+    _propose(search, proposer, lambda: search.is_over)
+
+
+@main.command()
+@click.option("--seeds", default=5)
+@click.option("--seconds", default=60.0, help="Processor seconds of each search.")
+def joint(seeds: int, seconds: float) -> None:
+    """Joint search of plan and recovery against first plan, then recovery, at equal compute."""
+    found: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        samples = {"calibration": 96, "tuning": 512, "selection": 512, "test": 4000}
+        spec = job(
+            seed,
+            data={"source": "reference", "samples": samples, "seed": seed, "batch_size": 128},
+            space={
+                "weight_bits": [2, 3, 4, 6, 8],
+                "activation_bits": [8],
+                "recovery": RECOVERIES.model_dump(),
+            },
+        )
+        measured, _ = profile(spec)
+        for strategy in (jointly, plans_first, plans_only):
+            search = Budgeted(Evaluator.from_spec(spec), seconds)
+            strategy(search, Shortlist(spec, measured), seed)
+            volume = 100 * search.test_hypervolume()
+            found.setdefault(strategy.__name__, []).append(volume)
+            click.echo(
+                f"seed {seed} {strategy.__name__}: {len(search.configurations)} trials, "
+                f"{search.pruned} stopped early, hypervolume {volume:.2f}",
+                err=True,
+            )
+    for name, volumes in found.items():
+        click.echo(f"{name}: {interval(volumes)}")
+    gains = [a - b for a, b in zip(found["jointly"], found["plans_first"], strict=True)]
+    click.echo(f"jointly - plans_first: {interval(gains)}")
 
 
 if __name__ == "__main__":
