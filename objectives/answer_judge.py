@@ -124,9 +124,14 @@ class AnswerJudge:
         return self._model.decode(tokens)
 
     def begin(self, configuration: Configuration) -> AnswerTraining:
-        """The training of the configuration's recovery, at its start, with the plan on."""
+        """The training of the configuration's recovery, at its start, with the plan on.
+
+        Raises:
+            SpecError: It has settings that need classes or augmented views.
+        """
         recovery = configuration.recovery
         assert recovery is not None
+        _refuse_classes(recovery)
         batches = self._taught(configuration.plan, recovery)
         self._switch.to(configuration.plan)
         search, quantizer = self._spec.search, self._spec.quantizer
@@ -279,11 +284,14 @@ def _adapted(recovered: AnswerRecovered, features: Tensor | None) -> Tensor | No
     return None if features is None else recovered.adapt(features)
 
 
-def _refuse_classes(space: RecoverySpace) -> None:
-    plain = RecoverySpace()
+def _refuse_classes(given: RecoverySpace | Recovery) -> None:
+    """Refuses settings that mean nothing to a model that knows no classes."""
+    plain = Recovery()
     for name in ("class_position", "class_specific", "teacher", "views"):
-        if getattr(space, name) != getattr(plain, name):
+        chosen = getattr(given, name)
+        choices = chosen if isinstance(chosen, tuple) else (chosen,)
+        if any(choice != getattr(plain, name) for choice in choices):
             raise SpecError(
-                f"space.recovery.{name} is for models that tell classes apart, but this one "
-                "answers questions: leave it out of the job"
+                f"a recovery's {name} is for models that tell classes apart, but this one "
+                "answers questions: leave it out"
             )

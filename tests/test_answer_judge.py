@@ -324,7 +324,7 @@ def test_what_needs_classes_is_refused(
 ) -> None:
     (name,) = setting
 
-    with pytest.raises(SpecError, match=rf"space\.recovery\.{name} is for models that tell"):
+    with pytest.raises(SpecError, match=f"a recovery's {name} is for models that tell"):
         Evaluator(job(space={"recovery": setting}), fresh(), task, ranges)
 
 
