@@ -19,7 +19,7 @@ space:
   weight_bits: [3, 8]
   recovery: {context_length: [0], reduction: [0, 4], blend: [0.2], steps: [20]}
 partition: {grain: layer}
-search: {budgets: 5, workers: 2}
+search: {budgets: 5, workers: 2, early_stop: false}
 """
 
 

@@ -91,6 +91,10 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.save_test_values(lease, {5: {"error": 0.09, "nbytes": 1900.0}})
         store.start_trial(lease, Trial(6, uniform(8), Origin.SAMPLER, {}))
         store.fail_trial(lease, 6, 1, Cause.OUT_OF_MEMORY, "12 GB asked for", retry=False)
+        hopeless = Configuration(MIXED, Recovery(context_length=8))
+        store.start_trial(lease, Trial(7, hopeless, Origin.SAMPLER, {}))
+        store.report(lease, 7, 1, 0, 0.01)
+        store.prune_trial(lease, 7, 1, seconds=60.0)
         store.release(lease, StudyState.COMPLETE, "8 trials")
         store.create_study(spec.model_copy(update={"study": "empty"}), {})
     return path
@@ -116,7 +120,7 @@ def test_list_shows_every_study(database: Path) -> None:
         "updated",
     ]
     assert lines[1].split()[:5] == ["empty", "profiling", "0/8", "0", "-"]
-    assert lines[2].split()[:6] == ["first", "complete", "7/8", "4", "5.0", "%"]
+    assert lines[2].split()[:6] == ["first", "complete", "8/8", "4", "5.0", "%"]
 
 
 def test_list_as_json_is_an_object_a_line(database: Path) -> None:
@@ -129,8 +133,18 @@ def test_status_counts_trials_and_tells_failures(database: Path) -> None:
     result = run(database, "status", "first")
 
     assert "state        complete\n" in result.stdout
-    assert "trials       7 of 8 (6 complete, 1 failed)\n" in result.stdout
+    assert "trials       8 of 8 (6 complete, 1 failed, 1 pruned)\n" in result.stdout
     assert "failures     1 x out_of_memory: 12 GB asked for\n" in result.stdout
+
+
+def test_counts_by_state_name_every_state(database: Path) -> None:
+    status = json.loads(run(database, "status", "first", "--format", "json").stdout)
+    lines = run(database, "list", "--format", "json").stdout.splitlines()
+
+    counts = {"running": 0, "complete": 6, "failed": 1, "cancelled": 0, "pruned": 1}
+    assert status["trials"] == counts
+    assert json.loads(lines[1])["trials"] == counts
+    assert [failure["cause"] for failure in status["failures"]] == ["out_of_memory"]
 
 
 def test_status_says_that_nobody_runs_an_unfinished_study(database: Path) -> None:
@@ -288,6 +302,10 @@ def test_best_says_when_nothing_fits_and_what_comes_nearest(
             ("plot", "first", "--trial", "6"),
             "Error: study 'first' has no complete trial 6: see 'bitfront front'\n",
         ),
+        (
+            ("plot", "first", "--trial", "7"),
+            "Error: study 'first' has no complete trial 7: see 'bitfront front'\n",
+        ),
         (("plot", "empty"), "Error: study 'empty' has no complete trial to draw yet\n"),
         (
             ("front", "first", "--format", "csv", "--out", "/nowhere/front.csv"),
@@ -359,7 +377,7 @@ def test_watching_a_finished_study_shows_it_and_ends(database: Path) -> None:
     result = run(database, "watch", "first")
 
     assert result.exit_code == 0
-    assert "7 of 8, best error at the budget 8.0 %, hypervolume" in result.stderr
+    assert "8 of 8, best error at the budget 8.0 %, hypervolume" in result.stderr
     assert result.stderr.endswith("study first is complete: 8 trials\n")
 
 

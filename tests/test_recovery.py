@@ -566,6 +566,24 @@ def test_contexts_of_their_own_move_apart(quantized: Quantized) -> None:
     assert spread > 0.03  # the noise at first is 0.02
 
 
+def test_the_teachers_cross_entropy_falls(quantized: Quantized) -> None:
+    training = _training(quantized, replace(BOTH, distillation=4.0, steps=60))
+    data = quantized.data
+    teacher = 20 * functional.normalize(data.teacher_image_features, dim=-1)
+    teacher = teacher @ data.teacher_text_features.T
+
+    def entropy() -> float:
+        recovered = _loaded(quantized, training.stored(), BOTH)
+        image = functional.normalize(recovered.adapt(data.image_features), dim=-1)
+        student = 20 * image @ recovered.text_features.T
+        return float(teacher_cross_entropy(student, teacher))
+
+    before = entropy()
+    advance(training, 60)
+
+    assert entropy() < 0.9 * before
+
+
 def test_the_loss_falls(quantized: Quantized) -> None:
     training = _training(quantized, replace(BOTH, steps=60))
 

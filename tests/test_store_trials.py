@@ -306,14 +306,27 @@ def test_what_was_cancelled_runs_again_as_the_same_trial(store: Store) -> None:
 
 def test_a_configuration_is_found_whatever_became_of_it(store: Store) -> None:
     lease = running(store)
-    for number in range(4):
+    for number in range(5):
         store.start_trial(lease, trial(number))
     complete(store, lease, 1, VALUES)
     store.fail_trial(lease, 2, 1, Cause.USER_ERROR, "bad", retry=False)
+    store.prune_trial(lease, 4, 1, seconds=1.0)
 
-    found = [store.find_by_digest("digits", configuration(n).digest) for n in range(5)]
+    found = [store.find_by_digest("digits", configuration(n).digest) for n in range(6)]
 
-    assert found == [0, 1, 2, 3, None]
+    assert found == [0, 1, 2, 3, 4, None]
+
+
+def test_a_pruned_configuration_is_not_started_again(store: Store) -> None:
+    lease = running(store)
+    store.start_trial(lease, trial(0))
+    store.prune_trial(lease, 0, 1, seconds=1.0)
+
+    for again in (trial(0), replace(trial(0), number=1)):
+        with pytest.raises(DatabaseError, match="trial 0, which is pruned already"):
+            store.start_trial(lease, again)
+
+    assert [kept.state for kept in store.trials("digits")] == [TrialState.PRUNED]
 
 
 def test_test_values_stand_beside_the_others(store: Store) -> None:
