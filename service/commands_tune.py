@@ -2,20 +2,19 @@
 
 What a person types, and what they see::
 
-    $ bitfront tune --study first --max-nbytes 200kB --steps 200 --out tuned
-    trial 17 of study first
-    tune ━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 200/200
-    error on the selection split: 13.9 % quantized, 12.3 % tuned, 10.0 % in full precision
-    181 kB, of which prompt 1024 B and adapter 2304 B
+    $ bitfront tune --study demo --max-nbytes 162kB --steps 400 --out tuned
+    trial 36 of study demo
+    tune ━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 400/400
+    error on the selection split: 16.8 % quantized, 15.4 % tuned, 8.6 % in full precision
+    161 kB, of which prompt 1.02 kB and adapter 1.27 kB
 
     $ bitfront classify photo.png --tuned tuned
 """
 
-from collections.abc import Callable
-from dataclasses import fields
-from enum import StrEnum
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import click
 
@@ -57,25 +56,35 @@ _TYPES: Final[dict[str, click.ParamType[object] | type]] = {
 }
 
 
+# A person tunes longer than a trial does.
+STEPS: Final = 200
+_USUAL: Final = Recovery(context_length=8, reduction=2, distillation=4.0, steps=STEPS)
+
+
 def recovery_options(command: Command) -> Command:
-    """Adds an option for each setting of a recovery."""
+    """Adds an option for each setting of a recovery; None where it is not given."""
     for field in reversed(fields(Recovery)):
         name = f"--{field.name.replace('_', '-')}"
         kind = _TYPES.get(field.name, COUNT)
-        option = click.option(
-            name, type=kind, default=_default(field.name), show_default=True, help=_HELP[field.name]
-        )
         if kind is bool:
-            option = click.option(name, is_flag=True, help=_HELP[field.name])
-        command = option(command)
+            name = f"{name}/--no-{name.removeprefix('--')}"
+        shown = f"{_HELP[field.name]}  [default: {_shown_default(field.name)}]"
+        command = click.option(name, type=kind, default=None, help=shown)(command)
     return command
 
 
-def _default(name: str) -> object:
-    """What the search tries where a job says nothing; a person tunes longer than a trial."""
-    chosen = {"distillation": 4.0, "reduction": 2, "steps": 200}
-    value = chosen.get(name, getattr(Recovery(), name))
-    return str(value) if isinstance(value, StrEnum) else value
+def _shown_default(name: str) -> str:
+    if name == "steps":
+        return str(STEPS)
+    usual = getattr(_USUAL, name)
+    return f"the trial's, or {'no' if usual is False else usual}"
+
+
+def _chosen(stored: Recovery | None, given: Mapping[str, object]) -> Recovery:
+    """The settings: those given, else the trial's own, else the usual ones; never its steps."""
+    base = _USUAL if stored is None else replace(stored, steps=STEPS)
+    changes = {name: value for name, value in given.items() if value is not None}
+    return replace(base, **changes).canonical  # type: ignore[arg-type]  # click has checked them
 
 
 @click.command()
@@ -116,23 +125,39 @@ def tune(
     """
     from objectives.tuned import CARD
 
-    names = {field.name for field in fields(Recovery)}
-    values = {name: settings.pop(name) for name in names}
-    recovery = Recovery(**values).canonical  # type: ignore[arg-type]  # click has checked them
+    given = {field.name: settings.pop(field.name) for field in fields(Recovery)}
+    limits = cast("dict[str, float | None]", settings)
     if (out / CARD).exists() and not overwrite:
         raise SpecError(f"{out} holds a tuned recovery already: give --overwrite, or another --out")
     if job is not None:
         if plan is None or study is not None:
             raise SpecError("--job needs --plan, such as --plan w4a8, and no --study")
         evaluator, chosen = _from_job(job, plan)
+        configuration = Configuration(chosen, _chosen(None, given))
     else:
         if study is None or plan is not None:
             raise SpecError("say what to tune: --study NAME, or --job FILE with --plan PLAN")
         from service.commands_model import load_configuration
 
-        evaluator, stored = load_configuration(url, study, trial, settings)  # type: ignore[arg-type]  # the limits
-        chosen = stored.plan
-    _tune(evaluator, Configuration(chosen, recovery), out)
+        evaluator, stored = load_configuration(url, study, trial, limits)
+        configuration = Configuration(stored.plan, _chosen(stored.recovery, given))
+    _refuse_larger(evaluator, configuration, limits["max_nbytes"])
+    _tune(evaluator, configuration, out)
+
+
+def _refuse_larger(
+    evaluator: "Evaluator", configuration: Configuration, limit: float | None
+) -> None:
+    """Refuses a recovery that takes its plan above the size that was asked for."""
+    from service.units import size_text
+
+    nbytes = sum(evaluator.nbytes(configuration).values())
+    if limit is not None and nbytes > limit:
+        raise SpecError(
+            f"with this recovery the plan takes {size_text(nbytes)} ({nbytes:,} bytes), above "
+            f"--max-nbytes {limit:,.0f}: give a larger --reduction, a smaller --context-length or "
+            "fewer --adapter-bits, or name a smaller plan with --trial"
+        )
 
 
 def _from_job(path: Path, plan: str) -> "tuple[Evaluator, Plan]":

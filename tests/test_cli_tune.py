@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,20 +133,42 @@ def test_a_studys_trial_is_tuned(tmp_path: Path) -> None:
     with open_store(url) as store:
         store.create_study(spec, {})
         lease = store.acquire("digits", "driver", 60)
-        layers = [layer.name for layer in Evaluator.from_spec(spec).model.layers]
-        plan = Plan.uniform(layers, Precision(3))
+        evaluator = Evaluator.from_spec(spec)
+        plan = Plan.uniform([layer.name for layer in evaluator.model.layers], Precision(3))
+        nbytes = sum(evaluator.nbytes(Configuration(plan)).values())
         store.start_trial(lease, Trial(0, Configuration(plan), Origin.BASELINE, {}))
-        assert complete(store, lease, 0, {"error": 0.1, "nbytes": 5000})
+        assert complete(store, lease, 0, {"error": 0.1, "nbytes": nbytes})
+    options = ("--study", "digits", "--max-nbytes", nbytes + 1200, "--db", tmp_path / "bitfront.db")
 
-    result = run(
-        *("tune", "--study", "digits", "--max-nbytes", "6kB", "--out", tmp_path / "tuned"),
-        *("--db", tmp_path / "bitfront.db", *FAST),
-    )
+    result = run("tune", *options, "--out", tmp_path / "tuned", *FAST)
+    large = run("tune", *options, "--out", tmp_path / "large")
 
     assert result.exit_code == 0, result.output
     assert "trial 0 of study digits" in result.stderr
     _, configuration = read_tuned(tmp_path / "tuned")
     assert configuration.plan == plan
+    assert large.exit_code == 2
+    assert f"above --max-nbytes {nbytes + 1200:,}: give a larger --reduction" in large.stderr
+
+
+def test_settings_that_are_not_given_are_those_of_the_trial(tmp_path: Path) -> None:
+    spec = job(model={"source": "reference"}, data={"source": "reference", "samples": SAMPLES})
+    recovery = Recovery(context_length=0, reduction=8, adapter_bits=4, blend=0.3, steps=5)
+    with open_store(f"sqlite:///{tmp_path / 'bitfront.db'}") as store:
+        store.create_study(spec, {})
+        lease = store.acquire("digits", "driver", 60)
+        configuration = Configuration(Plan.of({"visual.proj": Precision(2, 8)}), recovery)
+        store.start_trial(lease, Trial(0, configuration, Origin.SAMPLER, {}))
+        assert complete(store, lease, 0, {"error": 0.1, "nbytes": 5000})
+
+    result = run(
+        *("tune", "--study", "digits", "--out", tmp_path / "tuned", "--blend", 0.5),
+        *("--db", tmp_path / "bitfront.db"),
+    )
+
+    assert result.exit_code == 0, result.output
+    _, tuned = read_tuned(tmp_path / "tuned")
+    assert tuned == Configuration(configuration.plan, replace(recovery, blend=0.5, steps=200))
 
 
 def test_a_plan_may_come_from_a_file(job_file: Path, tmp_path: Path) -> None:
