@@ -46,7 +46,7 @@ data:
   samples: {calibration: 32, tuning: 64, selection: 128, test: 64}
 space:
   weight_bits: [3, 8]
-  recovery: {context_length: [4], reduction: [4], blend: [0.2], steps: [400]}
+  recovery: {context_length: [4], reduction: [4], blend: [0.2], steps: [600]}
 partition: {grain: layer}
 search: {budgets: 2, workers: 1, early_stop: false, checkpoint_s: 0.05}
 """
@@ -56,10 +56,11 @@ def test_a_killed_workers_recovery_goes_on_from_its_checkpoint(tmp_path: Path) -
     study = Study(tmp_path, "recovery", trials=6, job=LONG)
     driver = study.start("submit", str(study.job))
     spool = tmp_path / "bitfront.db.spool"
+    study.wait_for(driver, lambda: study.count("SELECT count(*) FROM trial") > 0)
+    worker = find_trial_worker(driver.pid)
     study.wait_for(driver, lambda: any(spool.glob("*/*.safetensors")))
+    worker.kill()
     (checkpoint,) = spool.glob("*/*.safetensors")
-
-    find_trial_worker(driver.pid).kill()
 
     assert driver.wait(timeout=240) == 0, study.log.read_text()
     number = int(checkpoint.stem)
