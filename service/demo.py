@@ -48,7 +48,9 @@ def show(store: Store, study: str, out: Path) -> None:
     trials = store.trials(study, {TrialState.COMPLETE})
     names = trial_names(trials)
     baselines = [t for t in trials if names.get(t.number, FULL_NAME) != FULL_NAME]
-    click.echo(f"\nThe front of {len(trials)} trials:\n")
+    pruned = len(store.trials(study, {TrialState.PRUNED}))
+    early = f", and {pruned} that stopped early" if pruned else ""
+    click.echo(f"\nThe front of {len(trials)} trials{early}:\n")
     click.echo(front_table(store.front(study), names))
     click.echo("\nUniform precision, and the best of the search in at most as many bytes:\n")
     click.echo(_comparison(store, study, baselines, names))
