@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bitfront.errors import InvalidModel
 from bitfront.plan import Recovery
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import GenerativeModel, QuestionBatch
 from objectives.adapter import Adapter, AdapterShape, StoredAdapter
 from objectives.distillation import p4q_loss
-from objectives.prompt import CONTEXT_KEY, Context
+from objectives.prompt import Context, stored_context
 from objectives.training import Training
 
 
@@ -155,11 +154,7 @@ class AnswerRecovered:
             InvalidModel: A tensor is missing, or does not fit the recovery.
         """
         placed = {name: tensor.to(model.device) for name, tensor in stored.items()}
-        context = None
-        if recovery.context_length:
-            if CONTEXT_KEY not in placed:
-                raise InvalidModel("the stored recovery has no context, but its prompt needs one")
-            context = placed[CONTEXT_KEY].float()
+        context = stored_context(placed) if recovery.context_length else None
         adapter = None
         if recovery.reduction:
             width = model.feature_width

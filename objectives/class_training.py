@@ -9,14 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from bitfront.errors import InvalidModel
 from bitfront.plan import Recovery
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder
 from bitfront.vlm.captions import ClassNames
 from objectives.adapter import Adapter, AdapterShape, StoredAdapter
 from objectives.distillation import p4q_loss
-from objectives.prompt import CONTEXT_KEY, FIRST_WORDS, Context, prompted_features
+from objectives.prompt import FIRST_WORDS, Context, prompted_features, stored_context
 from objectives.training import Training
 
 CLASSES_A_STEP = 64
@@ -204,9 +203,8 @@ class ClassRecovered:
         placed = {name: tensor.to(model.device) for name, tensor in stored.items()}
         text = functional.normalize(text_features.to(model.device), dim=-1)
         if recovery.context_length:
-            if CONTEXT_KEY not in placed:
-                raise InvalidModel("the stored recovery has no context, but its prompt needs one")
-            text = prompted_features(model, names, placed[CONTEXT_KEY], recovery.class_position)
+            context = stored_context(placed)
+            text = prompted_features(model, names, context, recovery.class_position)
         adapter = None
         if recovery.reduction:
             shape = AdapterShape.of(recovery, model.feature_width, quantizer)

@@ -1,10 +1,13 @@
 """The learnable vectors of a P4Q prompt, and the text features that classes have under them."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bitfront.errors import InvalidModel
 from bitfront.plan import ClassPosition
 from bitfront.vlm import DualEncoder
 from bitfront.vlm.captions import ClassNames
@@ -46,6 +49,17 @@ class Context(nn.Module):
     def stored(self) -> dict[str, Tensor]:
         """What a checkpoint holds: the vectors in float16."""
         return {CONTEXT_KEY: self.context.detach().to(torch.float16)}
+
+
+def stored_context(stored: Mapping[str, Tensor]) -> Tensor:
+    """The vectors that a checkpoint holds, in float32.
+
+    Raises:
+        InvalidModel: It holds none.
+    """
+    if CONTEXT_KEY not in stored:
+        raise InvalidModel("the stored recovery has no context, but its prompt needs one")
+    return stored[CONTEXT_KEY].float()
 
 
 def prompted_features(

@@ -10,6 +10,7 @@ from bitfront.errors import TooManyFailures
 from bitfront.plan import Configuration
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial, TrialState
+from search.constraints import excesses
 from search.front import Front
 from search.hurdle import Gains, Hurdle
 from search.sampler import Outcome as Sample
@@ -370,7 +371,7 @@ class TrialLedger:
         evaluation = outcome.evaluation
         if evaluation is None:
             raise ValueError("only an evaluation completes a trial")
-        constraints = self._constraints(evaluation)
+        constraints = excesses(self._spec.constraints, evaluation)
         change = FrontChange((), (), front.hypervolume)
         if all(excess <= 0 for excess in constraints.values()):
             change = front.add(number, self._values(evaluation.values))
@@ -415,23 +416,6 @@ class TrialLedger:
         finished = failed + sum(states.count(state) for state in _MEASURED)
         if finished >= MIN_FINISHED and failed * 2 > finished:
             raise TooManyFailures(self._lease.name, failed, finished, self._last_failure)
-
-    def _constraints(self, evaluation: Evaluation) -> dict[str, float]:
-        """Each limit's relative excess; at most 0 where it holds."""
-        figures = {**evaluation.metrics, **evaluation.values}
-        limits = self._spec.constraints
-        named = {
-            "max_nbytes": (limits.max_nbytes, "nbytes"),
-            "max_error": (limits.max_error, "error"),
-            "max_bits": (limits.max_bits, "bits_per_weight"),
-            "max_bit_operations": (limits.max_bit_operations, "bit_operations"),
-            "max_latency_s": (limits.max_latency_s, "latency_s"),
-        }
-        return {
-            name: figures[figure] / limit - 1
-            for name, (limit, figure) in named.items()
-            if limit is not None
-        }
 
     def _values(self, values: Mapping[str, float]) -> tuple[float, ...]:
         return tuple(values[objective] for objective in self._objectives)
