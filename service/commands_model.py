@@ -107,9 +107,20 @@ def _pick(
 
 
 def load_configuration(
-    url: str, study: str, trial: int | None, limits: dict[str, float | None]
+    url: str,
+    study: str,
+    trial: int | None,
+    limits: dict[str, float | None],
+    features: Path | None = None,
 ) -> tuple["Evaluator", "Configuration"]:
     """The study's model and data, and the configuration that was picked.
+
+    Args:
+        url: The database.
+        study: The study.
+        trial: A trial; None for the best within the limits.
+        limits: Upper limits.
+        features: Folder for features that memory has no room for.
 
     Raises:
         BitfrontError: There is no such study or trial, or its model cannot be loaded.
@@ -139,7 +150,7 @@ def load_configuration(
     if trial not in found:
         raise SpecError(f"study {study!r} has no trial {trial}: see 'bitfront front {study}'")
     click.echo(f"trial {trial} of study {study}", err=True)
-    evaluator = Evaluator.from_spec(spec, bounds_from_json(bounds))
+    evaluator = Evaluator.from_spec(spec, bounds_from_json(bounds), features=features)
     return evaluator, found[trial].configuration
 
 

@@ -138,8 +138,9 @@ def tune(
         if study is None or plan is not None:
             raise SpecError("say what to tune: --study NAME, or --job FILE with --plan PLAN")
         from service.commands_model import load_configuration
+        from workers.resident import feature_folder
 
-        evaluator, stored = load_configuration(url, study, trial, limits)
+        evaluator, stored = load_configuration(url, study, trial, limits, feature_folder())
         configuration = Configuration(stored.plan, _chosen(stored.recovery, given))
     _refuse_larger(evaluator, configuration, limits["max_nbytes"])
     _tune(evaluator, configuration, out)
@@ -163,9 +164,10 @@ def _refuse_larger(
 def _from_job(path: Path, plan: str) -> "tuple[Evaluator, Plan]":
     from bitfront.job import load_job
     from objectives.evaluation import Evaluator
+    from workers.resident import feature_folder
 
     spec = load_job(path, {})
-    evaluator = Evaluator.from_spec(spec)
+    evaluator = Evaluator.from_spec(spec, features=feature_folder())
     return evaluator, _read_plan(plan, evaluator.model, spec)
 
 
