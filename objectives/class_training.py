@@ -19,6 +19,7 @@ from objectives.prompt import FIRST_WORDS, Context, prompted_features, stored_co
 from objectives.training import Training
 
 CLASSES_A_STEP = 64
+OTHER_CLASSES = 16
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,18 @@ class ClassTraining(Training):
     def _choose(self, samples: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " c"]]:
         """The classes of one step, at most `CLASSES_A_STEP`, and the samples that have them.
 
-        Classes of the samples come first, then others at random; samples of classes for
-        which there is no room are left out.
+        Most are classes of the samples; at least `OTHER_CLASSES` are any, so that a class
+        without samples is taught by the teacher too. Samples of classes for which there is no
+        room are left out.
         """
         order = torch.randperm(len(self._data.names), generator=self._generator)
         classes = order.to(samples.device)
         labels = self._data.labels[samples]
-        absent = ~torch.isin(classes, labels)
-        classes = classes[absent.to(torch.int8).argsort(stable=True)][:CLASSES_A_STEP]
-        return samples[torch.isin(labels, classes)], classes
+        is_own = torch.isin(classes, labels)
+        own, others = classes[is_own], classes[~is_own]
+        room = CLASSES_A_STEP - min(OTHER_CLASSES, len(others))
+        chosen = torch.cat([own[:room], others])[:CLASSES_A_STEP]
+        return samples[torch.isin(labels, chosen)], chosen
 
     def _first_text_features(self) -> Float[Tensor, "classes d"]:
         """The text features of all classes before training, of length 1."""
