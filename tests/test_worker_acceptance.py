@@ -1,6 +1,7 @@
 """A trial worker that is killed costs its study no trial, and its recovery few steps."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,8 +19,9 @@ def find_trial_worker(driver_pid: int) -> psutil.Process:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for process in psutil.Process(driver_pid).children(recursive=True):
-            if process.is_running() and "TrialWorker" in " ".join(process.cmdline()):
-                return process
+            with suppress(psutil.Error):  # others of Ray's processes come and go
+                if "TrialWorker" in " ".join(process.cmdline()):
+                    return process
         time.sleep(0.05)
     raise AssertionError("no trial worker was started")
 
