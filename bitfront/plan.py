@@ -133,8 +133,8 @@ class Recovery:
     """P4Q settings: a learnable prompt, a low-bit adapter, and how they are trained.
 
     A dual encoder has its prompt beside the class names and its adapter behind the image
-    feature; a generative model has its prompt behind the image's tokens and its adapter behind
-    the projector, and knows no classes.
+    feature; a generative model has its prompt at the start of what its decoder reads and its
+    adapter behind the projector, and knows no classes.
 
     Attributes:
         context_length: Learnable context vectors; 0 for no prompt.

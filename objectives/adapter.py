@@ -253,3 +253,22 @@ class StoredAdapter:
     def _product(self, name: str, inputs: Tensor) -> Tensor:
         quantized = self._quantizers[name](inputs)
         return functional.linear(quantized, self._weights[name], self._biases[name])
+
+
+def stored_adapter(
+    tensors: Mapping[str, Tensor],
+    recovery: Recovery,
+    width: int,
+    quantizer: QuantizerSpec,
+    *,
+    is_residual: bool = False,
+) -> StoredAdapter | None:
+    """The adapter that a checkpoint holds; None where the recovery has none.
+
+    Raises:
+        InvalidModel: A tensor is missing, or does not fit the recovery.
+    """
+    if not recovery.reduction:
+        return None
+    shape = AdapterShape.of(recovery, width, quantizer, is_residual=is_residual)
+    return StoredAdapter(tensors, shape)

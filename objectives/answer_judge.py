@@ -82,8 +82,9 @@ class AnswerJudge:
         """
         full = self._full_logits(split)
         recovered = self._recoveries.get(configuration)
+        features = None if recovered is None else self._projected(configuration.plan, split)
         with self._stopwatch.timed("answers"):
-            logits = self._logits(configuration.plan, recovered, split)
+            logits = self._logits(configuration.plan, recovered, features, split)
         targets = self._targets(split)
         figures = {
             "loss_nats": loss_nats(logits, targets),
@@ -92,7 +93,7 @@ class AnswerJudge:
         if not bool(logits.isfinite().all()):
             return {Objective.ERROR.value: float("nan"), **figures}
         with self._stopwatch.timed("decoding"):
-            answers = self._answers(configuration.plan, recovered, logits, targets, split)
+            answers = self._answers(recovered, features, logits, targets, split)
         accepted = self._task.split(split).accepted
         right = sum(map(is_right, answers, accepted))
         return {
@@ -119,7 +120,7 @@ class AnswerJudge:
         features = None
         if recovered is not None:
             with torch.no_grad():
-                features = _adapted(recovered, self._model.image_features(batch))
+                features = self._adapted(recovered, self._model.image_features(batch))
         (tokens,) = self._generate(batch, recovered, features)
         return self._model.decode(tokens)
 
@@ -186,24 +187,29 @@ class AnswerJudge:
         return [tensor if len(tensor) else None for tensor in kept]
 
     def _logits(
-        self, plan: Plan, recovered: AnswerRecovered | None, split: SplitName
+        self,
+        plan: Plan,
+        recovered: AnswerRecovered | None,
+        projected: Sequence[Tensor | None] | None,
+        split: SplitName,
     ) -> Float[Tensor, "tokens vocabulary"]:
-        """The logits at the tokens of the right answers."""
-        if recovered is None:
+        """The logits at the tokens of the right answers; afterwards the plan is on the model."""
+        if recovered is None or projected is None:
             (stream,) = self._task.streams(self._model, split)
             before = self._runner.cache.hits
             found = self._runner.run(stream, plan)
             self._stopwatch.hit(f"{stream.key}_blocks", self._runner.cache.hits - before)
             return found
         questions = self._task.split(split)
-        projected = self._projected(plan, split)
         self._switch.to(plan)
         parts = []
         for number, features in enumerate(projected):
             batch = questions.read(number, with_pixels=False)
             with torch.no_grad():
                 logits = self._model.answer_logits(
-                    batch, features=_adapted(recovered, features), context=recovered.context
+                    batch,
+                    features=self._adapted(recovered, features),
+                    context=recovered.context,
                 )
             parts.append(logits.flatten(0, 1))
         return torch.cat(parts)
@@ -233,8 +239,8 @@ class AnswerJudge:
 
     def _answers(
         self,
-        plan: Plan,
         recovered: AnswerRecovered | None,
+        projected: Sequence[Tensor | None] | None,
         logits: Tensor,
         targets: Tensor,
         split: SplitName,
@@ -252,36 +258,35 @@ class AnswerJudge:
             for place in places[follows].tolist():
                 answers[place] = self._parse(questions.answers[place].tolist())
             if not bool(follows.all()):
-                written = self._write(plan, recovered, split, number, ~follows)
+                features = None if projected is None else projected[number]
+                written = self._write(recovered, features, split, number, ~follows)
                 for place, tokens in zip(places[~follows].tolist(), written, strict=True):
                     answers[place] = self._parse(tokens)
         return answers
 
     def _write(
         self,
-        plan: Plan,
         recovered: AnswerRecovered | None,
+        features: Tensor | None,
         split: SplitName,
         number: int,
         rows: Tensor,
     ) -> list[list[int]]:
         """Greedy answers to some questions of a batch."""
-        features = None if recovered is None else self._projected(plan, split)[number]
-        self._switch.to(plan)
         batch = self._task.split(split).read(number, with_pixels=recovered is None)
         if recovered is not None and features is not None:
             own = by_question(features, len(batch))[rows.to(features.device)]
-            features = recovered.adapt(own.flatten(0, 1))
+            features = self._adapted(recovered, own.flatten(0, 1))
         return self._generate(batch.pick(rows), recovered, features)
+
+    def _adapted(self, recovered: AnswerRecovered, features: Tensor | None) -> Tensor | None:
+        """The features after the adapter, on the device; those of a file are not there yet."""
+        return None if features is None else recovered.adapt(features.to(self._model.device))
 
     def _parse(self, tokens: Sequence[int]) -> str | None:
         if not self._model.has_ended(tokens):
             return None
         return parse(self._model.decode(tokens), self._task.answer_pattern)
-
-
-def _adapted(recovered: AnswerRecovered, features: Tensor | None) -> Tensor | None:
-    return None if features is None else recovered.adapt(features)
 
 
 def _refuse_classes(given: RecoverySpace | Recovery) -> None:

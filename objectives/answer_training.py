@@ -14,7 +14,7 @@ from torch import Tensor
 from bitfront.plan import Recovery
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import GenerativeModel, QuestionBatch
-from objectives.adapter import Adapter, AdapterShape, StoredAdapter
+from objectives.adapter import Adapter, AdapterShape, StoredAdapter, stored_adapter
 from objectives.distillation import p4q_loss
 from objectives.prompt import Context, stored_context
 from objectives.training import Training
@@ -155,11 +155,8 @@ class AnswerRecovered:
         """
         placed = {name: tensor.to(model.device) for name, tensor in stored.items()}
         context = stored_context(placed) if recovery.context_length else None
-        adapter = None
-        if recovery.reduction:
-            width = model.feature_width
-            shape = AdapterShape.of(recovery, width, quantizer, is_residual=True)
-            adapter = StoredAdapter(placed, shape)
+        width = model.feature_width
+        adapter = stored_adapter(placed, recovery, width, quantizer, is_residual=True)
         return cls(context, adapter)
 
     def adapt(self, features: Float[Tensor, "*n width"]) -> Float[Tensor, "*n width"]:

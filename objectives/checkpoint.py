@@ -35,11 +35,16 @@ def write_checkpoint(
         "identity": identity,
         "checksum": _checksum(identity, content, tensors),
     }
+    write_whole(path, save(dict(tensors), {form: canonical_json(header)}))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Puts a file in its place, synced, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(save(dict(tensors), {form: canonical_json(header)}))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

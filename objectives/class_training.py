@@ -13,7 +13,7 @@ from bitfront.plan import Recovery
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder
 from bitfront.vlm.captions import ClassNames
-from objectives.adapter import Adapter, AdapterShape, StoredAdapter
+from objectives.adapter import Adapter, AdapterShape, StoredAdapter, stored_adapter
 from objectives.distillation import p4q_loss
 from objectives.prompt import FIRST_WORDS, Context, prompted_features, stored_context
 from objectives.training import Training
@@ -209,10 +209,7 @@ class ClassRecovered:
         if recovery.context_length:
             context = stored_context(placed)
             text = prompted_features(model, names, context, recovery.class_position)
-        adapter = None
-        if recovery.reduction:
-            shape = AdapterShape.of(recovery, model.feature_width, quantizer)
-            adapter = StoredAdapter(placed, shape)
+        adapter = stored_adapter(placed, recovery, model.feature_width, quantizer)
         return cls(text, adapter)
 
     def adapt(self, image_features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

@@ -17,6 +17,7 @@ from bitfront.errors import InvalidModel
 from bitfront.plan import Configuration
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.spec import JobSpec
+from objectives.checkpoint import write_whole
 from objectives.evaluation import Evaluator
 
 CARD, TENSORS = "card.json", "recovery.safetensors"
@@ -69,9 +70,8 @@ def write_tuned(
         sha256=hashlib.sha256(content).hexdigest(),
         versions=versions,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / TENSORS, content)
-    _replace(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
+    write_whole(folder / TENSORS, content)
+    write_whole(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
     return card
 
 
@@ -106,10 +106,3 @@ def _read(folder: Path) -> tuple[Card, dict[str, Tensor]]:
     if hashlib.sha256(content).hexdigest() != card.sha256:
         raise InvalidModel(f"{folder / TENSORS} is damaged, its checksum is wrong: tune it again")
     return card, load(content)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Puts a file in its place whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_bytes(content)
-    draft.replace(path)

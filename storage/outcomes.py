@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Update, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, insert, select, update
 
 from bitfront.errors import InvalidMetric
 from bitfront.trial import Cause, Evaluation, FrontChange, TrialState
@@ -36,11 +36,7 @@ def complete(
     if trial_id is None:
         # The epoch is ours, so after a broken commit it can only be our own earlier try.
         return again and _is(TrialState.COMPLETE, connection, lease, number, attempt)
-    connection.execute(
-        update(Attempt)
-        .where(Attempt.trial_id == trial_id, Attempt.number == attempt)
-        .values(finished_at=Now(), seconds=outcome.seconds, worker=outcome.worker)
-    )
+    _close(connection, trial_id, attempt, outcome.seconds, outcome.worker)
     _cache(connection, lease, outcome)
     content: dict[str, object] = {"values": finite(outcome.evaluation.values)}
     if outcome.front is not None:
@@ -74,12 +70,7 @@ def _value_columns(connection: Connection, lease: Lease, outcome: Outcome) -> di
 
 
 def _is(state: TrialState, connection: Connection, lease: Lease, number: int, attempt: int) -> bool:
-    query = select(Trial.id).where(
-        Trial.study_id == lease.study_id,
-        Trial.number == number,
-        Trial.attempt == attempt,
-        Trial.state == state,
-    )
+    query = select(Trial.id).where(_attempt_in(state, lease, number, attempt))
     return connection.scalar(query) is not None
 
 
@@ -159,12 +150,7 @@ def report(
     guard(connection, lease)
     finite({"error": error})
     trial_id = connection.scalar(
-        select(Trial.id).where(
-            Trial.study_id == lease.study_id,
-            Trial.number == number,
-            Trial.attempt == attempt,
-            Trial.state == TrialState.RUNNING,
-        )
+        select(Trial.id).where(_attempt_in(TrialState.RUNNING, lease, number, attempt))
     )
     if trial_id is None:
         return False
@@ -199,11 +185,7 @@ def prune(
     )
     if trial_id is None:
         return again and _is(TrialState.PRUNED, connection, lease, number, attempt)
-    connection.execute(
-        update(Attempt)
-        .where(Attempt.trial_id == trial_id, Attempt.number == attempt)
-        .values(finished_at=Now(), seconds=seconds, worker=worker)
-    )
+    _close(connection, trial_id, attempt, seconds, worker)
     add_event(connection, lease.study_id, EventKind.STOPPED_EARLY, trial=number)
     return True
 
@@ -223,11 +205,27 @@ def intermediates(connection: Connection, name: str) -> dict[int, dict[int, floa
 
 
 def _running(lease: Lease, number: int, attempt: int) -> Update:
-    return update(Trial).where(
+    return update(Trial).where(_attempt_in(TrialState.RUNNING, lease, number, attempt))
+
+
+def _attempt_in(state: TrialState, lease: Lease, number: int, attempt: int) -> ColumnElement[bool]:
+    """Whether a row is the lease's trial of that number, in that state and at that attempt."""
+    return and_(
         Trial.study_id == lease.study_id,
         Trial.number == number,
         Trial.attempt == attempt,
-        Trial.state == TrialState.RUNNING,
+        Trial.state == state,
+    )
+
+
+def _close(
+    connection: Connection, trial_id: int, attempt: int, seconds: float, worker: str | None
+) -> None:
+    """Notes when an attempt ended that yielded something, and who made it."""
+    connection.execute(
+        update(Attempt)
+        .where(Attempt.trial_id == trial_id, Attempt.number == attempt)
+        .values(finished_at=Now(), seconds=seconds, worker=worker)
     )
 
 
