@@ -27,10 +27,11 @@ class TrialState(StrEnum):
 
 
 class StudyState(StrEnum):
-    """Where a study stands."""
+    """Where a study stands; a paused one has a driver that waits to be told to go on."""
 
     PROFILING = "profiling"
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETE = "complete"
     STOPPED = "stopped"
     CANCELLED = "cancelled"
@@ -42,6 +43,7 @@ class Origin(StrEnum):
 
     BASELINE = "baseline"
     PROGRAM = "program"
+    WARM_START = "warm_start"
     SAMPLER = "sampler"
 
 

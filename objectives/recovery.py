@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bitfront.errors import InvalidModel
+from bitfront.probes import witness
 from objectives.checkpoint import read_checkpoint, write_checkpoint
 from objectives.training import Training
 
@@ -41,17 +42,20 @@ class RecoveryCheckpoint:
         try:
             _, tensors = read_checkpoint(self._path, _FORM, self._identity)
             training.go_on(tensors)
+            witness("training resumed", checkpoint=self._path.name, step=training.steps)
         except InvalidModel as error:
             logger.warning("the recovery is trained from its start: %s", error)
             self.remove()
 
     def save_if_due(self, training: Training) -> None:
         """Saves the training if the interval has passed."""
+        witness("training stepped", checkpoint=self._path.name, step=training.steps)
         if time.monotonic() - self._saved_s < self._every_s:
             return
         content = {"step": training.steps}
         write_checkpoint(self._path, _FORM, self._identity, content, training.state())
         self._saved_s = time.monotonic()
+        witness("training saved", checkpoint=self._path.name, step=training.steps)
 
     def remove(self) -> None:
         """Forgets a training that is over."""

@@ -9,6 +9,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from bitfront.errors import DatabaseError
 from bitfront.plan import canonical_json
+from bitfront.probes import failpoint
 from storage.location import mask, shown
 
 P = ParamSpec("P")
@@ -77,7 +78,9 @@ class Database:
         Raises:
             DatabaseError: The database cannot be reached or written.
         """
-        return self._run(self._writer, lambda connection, _: work(connection, *args, **kwargs))
+        return self._run_named(
+            work.__name__, lambda connection, _: work(connection, *args, **kwargs)
+        )
 
     def write_once(
         self, work: Callable[Concatenate[Connection, bool, P], T], *args: P.args, **kwargs: P.kwargs
@@ -87,13 +90,26 @@ class Database:
         Raises:
             DatabaseError: The database cannot be reached or written.
         """
-        return self._run(
-            self._writer, lambda connection, again: work(connection, again, *args, **kwargs)
+        return self._run_named(
+            work.__name__, lambda connection, again: work(connection, again, *args, **kwargs)
         )
 
     def close(self) -> None:
         """Closes every connection."""
         self.engine.dispose()
+
+    def _run_named(self, name: str, work: Callable[[Connection, bool], T]) -> T:
+        """One writing transaction, with the points at which a test may end the process."""
+
+        def probed(connection: Connection, again: bool) -> T:
+            result = work(connection, again)
+            failpoint(f"{name}.before_commit")
+            return result
+
+        failpoint(f"{name}.before")
+        result = self._run(self._writer, probed)
+        failpoint(f"{name}.after_commit")
+        return result
 
     def _run(self, engine: Engine, work: Callable[[Connection, bool], T]) -> T:
         tries = Retrying(

@@ -141,7 +141,7 @@ def test_an_older_database_comes_up_with_every_row(databases: Databases, revisio
     url, _ = of_revision(databases, revision)
     before = rows(url)
 
-    with pytest.raises(DatabaseError, match=f"schema {revision}, this one needs 0003"):
+    with pytest.raises(DatabaseError, match=f"schema {revision}, this one needs 0004"):
         open_store(url, create=False)
     upgrade(url)
 

@@ -59,7 +59,7 @@ def folder(path: Path) -> None:
 MALFORMED: list[tuple[Callable[[Path], None], str]] = [
     (foreign, "belongs to another program (it has a table trials): give bitfront"),
     (of_another_alembic_program, "belongs to another program (it has a table alembic_version)"),
-    (newer, "was written by a newer bitfront (schema 9999, this one knows up to 0003)"),
+    (newer, "was written by a newer bitfront (schema 9999, this one knows up to 0004)"),
     (text, "is no SQLite database: choose another file"),
     (truncated, "is damaged: restore it from a backup"),
     (overwritten, "is damaged: restore it from a backup"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bitfront.errors import TooManyFailures
 from bitfront.plan import Configuration
+from bitfront.probes import failpoint
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial, TrialState
 from search.constraints import excesses
@@ -336,6 +337,7 @@ class TrialLedger:
         self._note_gain(assignment.number, assignment.configuration, error)
         sample = Sample(self._values(evaluation.values), constraints)
         self._proposer.complete(assignment.configuration, sample)
+        failpoint("tell.after")
         self._report()
 
     def _prune(self, assignment: Assignment, outcome: Outcome) -> None:

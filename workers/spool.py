@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+from bitfront.probes import failpoint
 from workers.outcome import Outcome
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Spool:
 
     def write(self, number: int, attempt: int, outcome: Outcome) -> None:
         """Puts an outcome on disk; when this returns, a power cut does not lose it."""
+        failpoint("spool.before")
         self.folder.mkdir(parents=True, exist_ok=True)
         text = outcome.to_json()
         path = self._path(number, attempt)
@@ -39,6 +41,7 @@ class Spool:
             os.fsync(file.fileno())
         draft.rename(path)
         self._sync_folder()
+        failpoint("spool.after")
 
     def read(self, number: int, attempt: int) -> Outcome | None:
         """The outcome of an attempt, or None where there is none or it is damaged."""

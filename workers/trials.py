@@ -1,5 +1,6 @@
 """Dispatching trials with Ray Tune: its Searcher asks the ledger, its Trainable evaluates."""
 
+import json
 import logging
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from bitfront.plan import Configuration
+from bitfront.probes import witness
 from bitfront.spec import SearchSpec
 from search.hurdle import Hurdle
 from workers.ledger import Assignment, TrialLedger
@@ -50,7 +52,14 @@ class TrialWorker(tune.Trainable):
         number = cast("int", self._assignment["number"])
         attempt = cast("int", self._assignment["attempt"])
         self._spool.write(number, attempt, shown)
+        witness("attempt ended", **self._facts, outcome=json.loads(shown.to_json()))
         return {"outcome": shown.to_json(), "done": True}
+
+    @property
+    def _facts(self) -> dict[str, object]:
+        """What names the attempt in a log."""
+        names = ("number", "attempt", "configuration")
+        return {name: self._assignment[name] for name in names}
 
     @property
     def _spool(self) -> Spool:
@@ -58,6 +67,7 @@ class TrialWorker(tune.Trainable):
 
     def _attempt(self) -> "Iterator[Stage | Outcome]":
         """The stages of the recovery, as long as there is hope, and in the end the outcome."""
+        witness("attempt started", **self._facts)
         started_s = time.perf_counter()
         evaluation = failure = None
         try:
@@ -209,7 +219,13 @@ def _short_name(trial: Trial) -> str:
 
 
 def run_trials(
-    ledger: TrialLedger, spec: SearchSpec, order: str, spool: Spool, cancelled: threading.Event
+    ledger: TrialLedger,
+    spec: SearchSpec,
+    order: str,
+    spool: Spool,
+    cancelled: threading.Event,
+    *,
+    trainable: type[tune.Trainable] = TrialWorker,
 ) -> None:
     """Runs trials until the ledger has no more, or until `cancelled` is set.
 
@@ -222,7 +238,7 @@ def run_trials(
     resources = {"cpu": 1.0, "gpu": spec.gpus_per_worker}
     with tempfile.TemporaryDirectory(prefix="bitfront-tune-") as folder:
         tuner = tune.Tuner(
-            tune.with_resources(TrialWorker, resources),
+            tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,

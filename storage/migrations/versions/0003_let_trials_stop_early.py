@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from storage.migrations.checks import change_check
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -30,33 +32,11 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("trial_id", "step", name="pk_intermediate"),
     )
-    _change_check(OLD, NEW)
+    change_check("trial", CHECK, OLD, NEW)
 
 
 def downgrade() -> None:
     # The older schema knows no such end: there, as a cancelled trial, it runs again.
     op.execute("UPDATE trial SET state = 'cancelled', cause = 'cancelled' WHERE state = 'pruned'")
-    _change_check(NEW, OLD)
+    change_check("trial", CHECK, NEW, OLD)
     op.drop_table("intermediate")
-
-
-def _change_check(old: str, new: str) -> None:
-    """Changes the check on a trial's state.
-
-    SQLite cannot alter a check. Copying the table would delete what refers to it, so its
-    definition is rewritten in place, which SQLite's manual allows for checks (lang_altertable,
-    section 7); the number of the schema is raised, so that other connections read it again.
-    """
-    connection = op.get_bind()
-    if connection.dialect.name != "sqlite":
-        op.drop_constraint(op.f(CHECK), "trial", type_="check")
-        op.create_check_constraint(op.f(CHECK), "trial", new)
-        return
-    version = connection.exec_driver_sql("PRAGMA schema_version").scalar_one()
-    connection.exec_driver_sql("PRAGMA writable_schema=ON")
-    connection.exec_driver_sql(
-        "UPDATE sqlite_schema SET sql = replace(sql, ?, ?) WHERE type = 'table' AND name = 'trial'",
-        (old, new),
-    )
-    connection.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
-    connection.exec_driver_sql("PRAGMA writable_schema=OFF")
