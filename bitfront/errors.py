@@ -62,6 +62,25 @@ class DatabaseError(BitfrontError):
     """The database cannot be opened, is foreign, or has another schema version."""
 
 
+class UnreachableCluster(BitfrontError):
+    """A Ray cluster does not answer; whatever runs on it may go on."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address = address
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the cluster at {self.address} cannot be reached ({self.reason}): check --address, "
+            "and the tunnel to it; what runs there is not affected"
+        )
+
+
+class FailedDriver(BitfrontError):
+    """A driver that was sent to a cluster ended before it held its study; it says why."""
+
+
 class UnknownStudy(BitfrontError):
     """No study of that name is in the database."""
 

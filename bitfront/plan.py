@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Self, cast
 
@@ -165,18 +166,29 @@ class Recovery:
 
     def __post_init__(self) -> None:
         self._read_names()
-        counts = ("context_length", "reduction", "shots", "views")
-        for name in counts:
-            if getattr(self, name) < 0:
-                raise SpecError(f"a recovery's {name} must not be negative")
+        self._check_kinds()
         if self.context_length == 0 and self.reduction == 0:
             raise SpecError("a recovery needs a prompt (context_length) or an adapter (reduction)")
         if self.adapter_bits not in WEIGHT_BITS or self.adapter_bits not in ACTIVATION_BITS:
             raise SpecError(f"adapter_bits must be 4, 6, 8 or 16, got {self.adapter_bits}")
-        if not 0.0 <= self.blend <= 1.0:
+        if self.blend > 1:
             raise SpecError(f"blend must be in [0, 1], got {self.blend}")
-        if self.distillation < 0 or self.steps < 1:
-            raise SpecError("distillation must not be negative, and steps must be positive")
+        if self.steps < 1:
+            raise SpecError("a recovery's steps must be positive")
+
+    def _check_kinds(self) -> None:
+        """What was stored as JSON may be anything."""
+        for name in ("context_length", "reduction", "shots", "views", "adapter_bits", "steps"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**31:
+                raise SpecError(f"a recovery's {name} must be a whole number, and not negative")
+        for name in ("blend", "distillation"):
+            share = getattr(self, name)
+            if not isinstance(share, int | float) or not 0 <= share <= sys.float_info.max:
+                raise SpecError(f"a recovery's {name} must be a finite number, and not negative")
+        for name in ("class_specific",):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"a recovery's {name} must be true or false")
 
     def _read_names(self) -> None:
         """JSON knows the choices by their names only."""
@@ -184,7 +196,7 @@ class Recovery:
             object.__setattr__(self, "class_position", ClassPosition(self.class_position))
             object.__setattr__(self, "teacher", TeacherText(self.teacher))
         except ValueError as error:
-            raise SpecError(f"a recovery's setting is none of its choices: {error}") from error
+            raise SpecError(f"a recovery's setting is none of its choices: {error!s:.80}") from error
 
     @property
     def canonical(self) -> "Recovery":
@@ -211,6 +223,16 @@ class Recovery:
         return tuple(dict.fromkeys(self.steps * quarter // STAGES for quarter in quarters))
 
 
+def _recovery(settings: object) -> Recovery | None:
+    """The recovery that was stored as JSON."""
+    if settings is None:
+        return None
+    known = {field.name for field in fields(Recovery)}
+    if not isinstance(settings, dict) or not settings.keys() <= known:
+        raise SpecError(f"a recovery has no other settings than {', '.join(sorted(known))}")
+    return Recovery(**cast("dict[str, Any]", settings))
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """A plan and, where wanted, a recovery: everything that a trial evaluates."""
@@ -232,10 +254,9 @@ class Configuration:
         """
         try:
             plan = Plan.from_dict(cast("Mapping[str, str]", content["plan"]))
-            settings = content["recovery"]
-            recovery = None if settings is None else Recovery(**cast("dict[str, Any]", settings))
+            recovery = _recovery(content["recovery"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise SpecError(f"this is no configuration: {error}") from error
+            raise SpecError(f"this is no configuration: {error!s:.80}") from error
         return cls(plan, recovery)
 
     @property

@@ -10,7 +10,7 @@ from bitfront.errors import SpecError
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8, 16)
 ACTIVATION_BITS = (4, 6, 8, 16)
 
-_TEXT = re.compile(r"w(\d+)a(\d+)(?:g(\d+))?(?:c(0\.\d+|1\.0))?")
+_TEXT = re.compile(r"w([0-9]{1,2})a([0-9]{1,2})(?:g([0-9]{1,9}))?(?:c(0\.[0-9]+|1\.0))?")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -59,7 +59,9 @@ class Precision:
         """
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise SpecError(f"{text!r} is no precision: write it like w4a8, w4a16g32 or w3a8c0.99")
+            raise SpecError(
+                f"{text[:40]!r} is no precision: write it like w4a8, w4a16g32 or w3a8c0.99"
+            )
         weight, activation, group, clip = match.groups()
         return cls(int(weight), int(activation), int(group or 0), float(clip or 1.0))
 

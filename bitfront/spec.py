@@ -2,7 +2,7 @@
 
 import re
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -11,6 +11,7 @@ from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
 from bitfront.sizes import parse_nbytes
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+AUTO: Final = "auto"
 REFERENCE_CLIP, REFERENCE_LLAVA = "digit-clip", "digit-llava"
 
 
@@ -294,6 +295,8 @@ class SearchSpec(Section):
     `epsilon`: an option stays in the space if some plan that uses it is within this share
     of the optimal proxy error at some budget; None does not prune.
     `from_bits` and `to_bits`: the budget axis, in mean bits per searched weight.
+    `gpus_per_worker`: a share of a GPU, or whole ones; `auto` takes what the model's memory asks
+    for where the cluster has GPUs, and none elsewhere.
     `early_stop`: a recovery in training ends when it cannot reach the front any more.
     `checkpoint_s`: seconds between two checkpoints of a recovery in training.
     """
@@ -301,7 +304,7 @@ class SearchSpec(Section):
     sampler: Sampler = Sampler.TPE
     seed: int = Field(0, ge=0)
     workers: int = Field(2, ge=1, le=4096)
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = AUTO
     prune: bool = True
     epsilon: float = Field(0.1, ge=0)
     budgets: int = Field(12, ge=2)

@@ -2,20 +2,19 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from bitfront.errors import InvalidModel
 from bitfront.plan import canonical_json
+from objectives.files import SharedPath, write_whole
 
 
 def write_checkpoint(
-    path: Path,
+    path: SharedPath,
     form: str,
     identity: str,
     content: Mapping[str, object],
@@ -38,22 +37,8 @@ def write_checkpoint(
     write_whole(path, save(dict(tensors), {form: canonical_json(header)}))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Puts a file in its place, synced, whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read_checkpoint(
-    path: Path, form: str, identity: str
+    path: SharedPath, form: str, identity: str
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The content and the tensors of a checkpoint.
 
@@ -61,11 +46,11 @@ def read_checkpoint(
         InvalidModel: It is damaged, no checkpoint of that form, or that of something else.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[form])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        saved = path.read_bytes()
+        header = json.loads(_metadata(saved)[form])
+        tensors = load(saved)
         found, checksum = header.pop("identity"), header.pop("checksum")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InvalidModel(
             f"{path} is no checkpoint of the form {form}, or a damaged one: "
             "remove it, or give another path"
@@ -80,6 +65,13 @@ def read_checkpoint(
             "remove it, or give another path"
         )
     return header, tensors
+
+
+def _metadata(saved: bytes) -> dict[str, str]:
+    """What a safetensors file says of itself: JSON behind its length in 8 bytes."""
+    length = int.from_bytes(saved[:8], "little")
+    header: dict[str, dict[str, str]] = json.loads(saved[8 : 8 + length])
+    return header["__metadata__"]
 
 
 def _checksum(identity: str, content: Mapping[str, object], tensors: Mapping[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
 """Evaluating configurations, with nothing done twice: what a trial is worth on a split."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from objectives.classification import ClassificationTask
 from objectives.classification_judge import ClassificationJudge
 from objectives.cost import bit_operations, bits_per_weight, configuration_nbytes
 from objectives.features import MEMORY_NBYTES, FeatureStore
+from objectives.files import SharedPath
 from objectives.judge import Judge
 from objectives.latency import LatencyTable, measure_latency
 from objectives.load import load_task
@@ -156,7 +157,12 @@ class Evaluator:
         ranges = calibrate(model, task, clips)
         return cls(spec, model, task, ranges, bounds=bounds, features=features)
 
-    def rehearse(self, configuration: Configuration, checkpoint: Path) -> Iterator[Stage]:
+    def rehearse(
+        self,
+        configuration: Configuration,
+        checkpoint: SharedPath,
+        is_ending: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Stage]:
         """Trains the configuration's recovery, and shows its error on the way.
 
         First comes the plan without recovery, before anything is trained. Who has seen enough
@@ -166,10 +172,14 @@ class Evaluator:
         Args:
             configuration: It has a recovery.
             checkpoint: Where the training is saved as it goes, and goes on from.
+            is_ending: Asked after each step: shall the training be saved at once, and end?
+
+        Raises:
+            Interrupted: The training was told to end; it is saved.
         """
         recovery, split = configuration.recovery, SplitName.SELECTION
         assert recovery is not None
-        saved = self.checkpoint(configuration, checkpoint)
+        saved = self.checkpoint(configuration, checkpoint, is_ending)
         if not saved.exists:
             bare = self.judge.figures(Configuration(configuration.plan), split)
             yield Stage(0, bare[Objective.ERROR.value])
@@ -187,10 +197,15 @@ class Evaluator:
         advance(training, recovery.steps, saved)
         self.judge.keep(configuration, training.stored())
 
-    def checkpoint(self, configuration: Configuration, path: Path) -> RecoveryCheckpoint:
+    def checkpoint(
+        self,
+        configuration: Configuration,
+        path: SharedPath,
+        is_ending: Callable[[], bool] = lambda: False,
+    ) -> RecoveryCheckpoint:
         """Where the training of a configuration's recovery is saved, at the job's interval."""
         identity = digest([self.identity, configuration.to_dict()])
-        return RecoveryCheckpoint(path, identity, self.spec.search.checkpoint_s)
+        return RecoveryCheckpoint(path, identity, self.spec.search.checkpoint_s, is_ending)
 
     def costs(self, configuration: Configuration) -> dict[str, float]:
         """The job's objectives that need no sample, by name: all but `error` and `latency_s`."""

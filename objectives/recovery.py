@@ -3,11 +3,11 @@
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from bitfront.errors import InvalidModel
+from bitfront.errors import Interrupted, InvalidModel
 from bitfront.probes import witness
 from objectives.checkpoint import read_checkpoint, write_checkpoint
+from objectives.files import SharedPath
 from objectives.training import Training
 
 logger = logging.getLogger(__name__)
@@ -22,12 +22,20 @@ class RecoveryCheckpoint:
         path: The file.
         identity: The hash of all that the training depends on.
         every_s: Seconds between two checkpoints.
+        is_ending: Asked after each step: shall the training be saved at once, and end?
     """
 
-    def __init__(self, path: Path, identity: str, every_s: float) -> None:
+    def __init__(
+        self,
+        path: SharedPath,
+        identity: str,
+        every_s: float,
+        is_ending: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._path = path
         self._identity = identity
         self._every_s = every_s
+        self._is_ending = is_ending
         self._saved_s = time.monotonic()
 
     @property
@@ -48,12 +56,25 @@ class RecoveryCheckpoint:
             self.remove()
 
     def save_if_due(self, training: Training) -> None:
-        """Saves the training if the interval has passed."""
+        """Saves the training if the interval has passed, or if it is told to end.
+
+        Raises:
+            Interrupted: It is told to end.
+        """
         witness("training stepped", checkpoint=self._path.name, step=training.steps)
-        if time.monotonic() - self._saved_s < self._every_s:
-            return
+        if self._is_ending():
+            self._save(training)
+            raise Interrupted
+        if time.monotonic() - self._saved_s >= self._every_s:
+            self._save(training)
+
+    def _save(self, training: Training) -> None:
         content = {"step": training.steps}
-        write_checkpoint(self._path, _FORM, self._identity, content, training.state())
+        try:
+            write_checkpoint(self._path, _FORM, self._identity, content, training.state())
+        except OSError as error:
+            # Without a checkpoint an interrupted recovery takes longer; it is no worse.
+            logger.warning("the checkpoint %s cannot be written: %s", self._path, error)
         self._saved_s = time.monotonic()
         witness("training saved", checkpoint=self._path.name, step=training.steps)
 
@@ -75,6 +96,9 @@ def advance(
         until: Its number of steps in the end.
         checkpoint: Where it is saved as it goes.
         on_step: Called with the loss in nats behind each step.
+
+    Raises:
+        Interrupted: The checkpoint was told that the training has to end.
     """
     while training.steps < until:
         loss = training.step()

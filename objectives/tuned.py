@@ -17,8 +17,8 @@ from bitfront.errors import InvalidModel
 from bitfront.plan import Configuration
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.spec import JobSpec
-from objectives.checkpoint import write_whole
 from objectives.evaluation import Evaluator
+from objectives.files import write_whole
 
 CARD, TENSORS = "card.json", "recovery.safetensors"
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float64
@@ -23,6 +22,7 @@ from bitfront.spec import QuantizerSpec, VisionSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
 from objectives.calibration import Ranges
 from objectives.checkpoint import read_checkpoint, write_checkpoint
+from objectives.files import SharedPath
 from objectives.questions import QuestionTask
 from objectives.task import SplitName
 from objectives.vision_losses import LossParts, Sample, VisionLoss
@@ -67,7 +67,7 @@ def optimise_vision(
     spec: VisionSpec,
     seed: int,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: SharedPath | None = None,
     on_epoch: Callable[[VisionEpoch], None] = _ignore,
 ) -> LearnedBounds:
     """The factors on the vision tower's input ranges that training finds (Q-VLM, Eqs 8 to 10).
@@ -283,7 +283,7 @@ class _Training:
             entropy += len(sample.batch) * float(influences @ parts.entropies)
         return self._spec.entropy_share * language / entropy if entropy > 0 else 0.0
 
-    def save(self, path: Path, identity: str) -> None:
+    def save(self, path: SharedPath, identity: str) -> None:
         """Writes the state, whole or not at all."""
         tensors = {
             _FACTORS: self._factors.detach(),
@@ -299,7 +299,7 @@ class _Training:
             {name: tensor.cpu() for name, tensor in tensors.items()},
         )
 
-    def load(self, path: Path, identity: str) -> None:
+    def load(self, path: SharedPath, identity: str) -> None:
         """Goes back to the state that was written; stays where there is no file."""
         if not path.exists():
             return

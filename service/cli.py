@@ -1,4 +1,4 @@
-"""The command line: `bitfront demo | submit | list | status | watch | front | best | ...`.
+"""The command line: `bitfront demo | submit | list | status | logs | front | best | ...`.
 
 What a person types, and what they see::
 
@@ -24,7 +24,14 @@ from typing import cast
 import click
 
 from bitfront.errors import BitfrontError
-from service import commands_model, commands_query, commands_run, commands_tune
+from service import (
+    commands_model,
+    commands_query,
+    commands_request,
+    commands_run,
+    commands_share,
+    commands_tune,
+)
 
 
 class Refusal(click.ClickException):
@@ -59,7 +66,9 @@ def main() -> None:
 
 for command in (
     *commands_run.COMMANDS,
+    *commands_request.COMMANDS,
     *commands_query.COMMANDS,
+    *commands_share.COMMANDS,
     *commands_tune.COMMANDS,
     *commands_model.COMMANDS,
 ):

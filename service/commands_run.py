@@ -11,6 +11,7 @@ from service.deployment import (
     command_line,
     database_option,
     file_url,
+    patience_s,
     workers_option,
 )
 
@@ -32,6 +33,9 @@ JOB: Final = click.Path(path_type=Path)
     is_flag=True,
     help="Go on with a study of that name although its job, model or data changed.",
 )
+@click.option(
+    "--resume", "goes_on", is_flag=True, help="Go on with a study of that name if there is one."
+)
 @workers_option
 @address_option
 @database_option
@@ -40,22 +44,33 @@ def submit(
     study: str | None,
     trials: int | None,
     accept_changes: bool,
+    goes_on: bool,
     workers: int | None,
     address: str | None,
     url: str,
 ) -> None:
-    """Run the search that the file JOB describes."""
+    """Run the search that the file JOB describes.
+
+    With the --address of a cluster's dashboard (http://HEAD:8265) it runs there, on a copy of
+    this bitfront, and its results go to the database that the cluster's environment names.
+    """
     from bitfront.job import load_job
+    from service.submission import JOB_FILE, is_cluster, submit_driver
     from storage.store import open_store
 
     spec = load_job(job, overrides(study=study, trials=trials, workers=workers))
+    if address is not None and is_cluster(address):
+        flags = {"--accept-changes": accept_changes, "--resume": goes_on}
+        chosen = [flag for flag, is_set in flags.items() if is_set]
+        submit_driver(address, spec.study, ["submit", JOB_FILE, *chosen], spec)
+        return
     with open_store(url) as store:
         known = any(summary.name == spec.study for summary in store.studies())
     _run(
         spec,
         url,
         address,
-        resume=known and accept_changes,
+        resume=known and (accept_changes or goes_on),
         accept_changes=accept_changes,
     )
 
@@ -77,11 +92,25 @@ def resume(
     address: str | None,
     url: str,
 ) -> None:
-    """Go on with STUDY where it ended, however it ended."""
+    """Go on with STUDY where it ended, however it ended; or where it was paused."""
+    from service.standing import is_driven
+    from service.submission import is_cluster, submit_driver
+    from storage.records import Request
     from storage.store import open_store
 
     with open_store(url, create=False) as store:
-        spec = store.study(study).spec
+        record = store.study(study)
+        if is_driven(record) and record.request is Request.PAUSE:
+            store.withdraw_request(study)
+            click.echo(f"study {study} goes on", err=True)
+            return
+    if address is not None and is_cluster(address):
+        given = {"--trials": trials, "--workers": workers}
+        options = [word for name, n in given.items() if n is not None for word in (name, str(n))]
+        flags = ["--accept-changes"] if accept_changes else []
+        submit_driver(address, study, ["resume", study, *options, *flags])
+        return
+    spec = record.spec
     spec = _overridden(spec, trials=trials, workers=workers)
     _run(spec, url, address, resume=True, accept_changes=accept_changes)
 
@@ -182,10 +211,7 @@ def _drive(
     from bitfront.trial import StudyState
     from service.pipeline import run_study
     from service.progress import reporter_for
-    from storage.store import open_store
 
-    with open_store(url) as store:
-        click.echo(f"study {spec.study} in {store}", err=True)
     with reporter_for(sys.stderr) as reporter:
         state = run_study(
             spec,
@@ -194,6 +220,7 @@ def _drive(
             resume=resume,
             accept_changes=accept_changes,
             address=address,
+            patience_s=patience_s(),
         )
     if state is not StudyState.COMPLETE:
         command = command_line(f"resume {spec.study}", url)

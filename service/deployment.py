@@ -1,5 +1,6 @@
 """What a deployment sets: the database and the workers, by option or by environment."""
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from typing import Final, TypeVar
 import click
 from platformdirs import user_state_path
 
+from bitfront.errors import SpecError
+
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
 VARIABLE: Final = "BITFRONT_DB"
+PATIENCE_VARIABLE: Final = "BITFRONT_DB_PATIENCE_S"
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+]*:")
 
@@ -30,6 +34,22 @@ def file_url(path: Path) -> str:
 def as_url(text: str) -> str:
     """The URL that a person means; a bare path is an SQLite file."""
     return text if _SCHEME.match(text) else file_url(Path(text).expanduser())
+
+
+def patience_s() -> float:
+    """How long a driver waits for a database that is away: BITFRONT_DB_PATIENCE_S, or 600 s.
+
+    Raises:
+        SpecError: The variable holds no number of seconds.
+    """
+    text = os.environ.get(PATIENCE_VARIABLE, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise SpecError(f"{PATIENCE_VARIABLE} must be a number of seconds, not {text!r}")
+    return seconds
 
 
 def command_line(command: str, url: str) -> str:
@@ -93,7 +113,8 @@ def address_option(command: Command) -> Command:
         "--address",
         envvar="BITFRONT_ADDRESS",
         show_envvar=True,
-        metavar="HOST:PORT",
-        help="Ray cluster to run on.  [default: this machine]",
+        metavar="ADDRESS",
+        help="Ray cluster to run on: http://HEAD:8265 submits a job to it, HOST:PORT or auto "
+        "connects from one of its machines.  [default: this machine]",
     )
     return option(command)

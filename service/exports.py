@@ -1,41 +1,37 @@
-"""The front as a file or a stream that other programs read."""
+"""Trials as a file or a stream that other programs read."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
 
 import click
 
 from bitfront.errors import SpecError
-from service.render import csv_text, flat_rows, front_table, result_json
+from service.render import csv_text, flat, json_lines
 
-if TYPE_CHECKING:
-    from storage.records import Result
-
-FORMATS = ("table", "json", "csv", "parquet")
+FORMATS: Final = ("csv", "json", "parquet")
 
 
-def write_results(
-    results: Sequence["Result"], names: Mapping[int, str], form: str, out: Path | None
-) -> None:
-    """Writes trials to a file, or to stdout where `out` is None.
+def write_rows(rows: Sequence[Mapping[str, object]], form: str, out: Path | None) -> None:
+    """Writes rows in one of `FORMATS` to a file, or to stdout where `out` is None.
 
     Raises:
         SpecError: The file cannot be written, or parquet would go to a terminal.
     """
     if form == "parquet":
-        _write(_parquet(flat_rows(results, names)), out)
-    elif form == "csv":
-        _write(csv_text(flat_rows(results, names)).encode(), out)
-    elif form == "json":
-        lines = [f"{result_json(result, names)}\n" for result in results]
-        _write("".join(lines).encode(), out)
+        write(_parquet(flat(rows)), out)
     else:
-        _write(f"{front_table(results, names)}\n".encode(), out)
+        text = csv_text(flat(rows)) if form == "csv" else json_lines(rows)
+        write(text.encode("utf-8", "backslashreplace"), out)
 
 
-def _write(content: bytes, out: Path | None) -> None:
+def write(content: bytes, out: Path | None) -> None:
+    """Writes a file, or to stdout where `out` is None.
+
+    Raises:
+        SpecError: The file cannot be written, or is no text and would go to a terminal.
+    """
     if out is None:
         if b"\0" in content and sys.stdout.isatty():
             raise SpecError("parquet is no text: name a file with --out FILE, or use a pipe")

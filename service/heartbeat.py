@@ -26,17 +26,36 @@ class Orders:
 
     Attributes:
         stop: Finish what runs, start nothing new.
+        pause: Finish what runs, then wait until it is taken back.
         cancel: End now.
         lost: Another driver took the study over: end now, write nothing more.
+        reason: Why it ends, for a person.
     """
 
     stop: threading.Event = field(default_factory=threading.Event)
+    pause: threading.Event = field(default_factory=threading.Event)
     cancel: threading.Event = field(default_factory=threading.Event)
     lost: threading.Event = field(default_factory=threading.Event)
+    reason: str = "on request"
 
     def is_over(self) -> bool:
-        """Whether nothing new is to be started."""
+        """Whether the driver is to end."""
         return self.stop.is_set() or self.cancel.is_set()
+
+    def is_draining(self) -> bool:
+        """Whether nothing new is to be started."""
+        return self.is_over() or self.pause.is_set()
+
+    def take(self, request: Request | None) -> None:
+        """Takes in what a client asks; a pause ends when nobody asks for it any more."""
+        if request is Request.PAUSE:
+            self.pause.set()
+            return
+        self.pause.clear()
+        if request is Request.CANCEL:
+            self.cancel.set()
+        elif request is Request.STOP:
+            self.stop.set()
 
 
 def owner_name() -> str:
@@ -81,10 +100,7 @@ def heartbeat(store: Store, lease: Lease, orders: Orders) -> Iterator[None]:
                 # The lease outlasts a short absence; the next beat tries again.
                 logger.warning("no heartbeat: %s", error)
                 continue
-            if request is Request.CANCEL:
-                orders.cancel.set()
-            elif request is not None:
-                orders.stop.set()
+            orders.take(request)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -103,6 +119,7 @@ def signals(orders: Orders) -> Iterator[None]:
         return
 
     def end(number: int, _frame: FrameType | None) -> None:
+        orders.reason = f"by {signal.Signals(number).name}"
         logger.warning("%s: ending; the study can be resumed", signal.Signals(number).name)
         orders.cancel.set()
 

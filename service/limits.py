@@ -72,23 +72,35 @@ def given(limits: "Limits") -> dict[str, float]:
     return {field: limit for field, limit in pairs.items() if limit is not None}
 
 
-def refusal(study: str, limits: "Limits", nearest: "Result | None") -> str:
-    """Says that no trial holds the limits, and what comes nearest."""
+def refusal(
+    study: str, limits: "Limits", nearest: "Result | None", *, model: str | None = None
+) -> str:
+    """Says that no trial holds the limits, and what comes nearest.
+
+    Args:
+        study: The study that was asked; of no interest where a model was.
+        limits: The limits.
+        nearest: The trial that comes nearest, if any has the limited values.
+        model: The model whose studies were asked, in place of one study.
+    """
+    scope = f"study {study!r}" if model is None else f"model {model!r}"
     asked = " and ".join(
         f"{option_name(field)} {_FIELDS[field][1](limit)}" for field, limit in given(limits).items()
     )
     if nearest is None:
         if not asked:
-            return f"study {study!r} has no complete trial yet: see 'bitfront status {study}'"
-        return f"no trial of study {study!r} has a measured value for {asked}"
+            way_out = "list" if model is not None else f"status {study}"
+            return f"{scope} has no complete trial yet: see 'bitfront {way_out}'"
+        return f"no trial of {scope} has a measured value for {asked}"
     misses = []
     for field, limit in given(limits).items():
         name, text = _FIELDS[field]
         value = getattr(nearest, name)
         if value > limit:
             misses.append(f"{text(value)} ({_over(value, limit)} over)")
+    found = "" if model is None else f" of study {nearest.study!r}"
     return (
-        f"no trial of study {study!r} holds {asked}: the nearest is trial {nearest.number} "
+        f"no trial of {scope} holds {asked}: the nearest is trial {nearest.number}{found} "
         f"with {' and '.join(misses)}, error {percent_text(nearest.error)}"
     )
 

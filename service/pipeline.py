@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from platformdirs import user_state_path
 
@@ -14,6 +13,7 @@ from bitfront.plan import Configuration
 from bitfront.profile import FindingKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
+from objectives.files import shared_path
 from search.space import SearchSpace
 from service.changes import accept_spec
 from service.heartbeat import Orders, heartbeat, signals, take
@@ -21,16 +21,20 @@ from service.keys import bounds_key, evaluation_key
 from service.profiling import measure_profile
 from service.progress import Reporter
 from service.shortlist import Shortlist
+from service.submission import driven_line
 from storage.records import Lease, StudyRecord
 from storage.store import Store, open_store
-from workers.cluster import connected
+from workers.cluster import connected, node_resources
 from workers.ledger import Progress, TrialLedger
 from workers.report import ModelReport
+from workers.share import Share
 from workers.spool import Spool
 from workers.tasks import TaskPool
 from workers.trials import run_trials
 
 logger = logging.getLogger(__name__)
+
+_PAUSE_POLL_S = 0.5
 
 
 def run_study(
@@ -41,6 +45,7 @@ def run_study(
     resume: bool = False,
     accept_changes: bool = False,
     address: str | None = None,
+    patience_s: float = 30.0,
 ) -> StudyState:
     """Runs a study to its end, or goes on with one.
 
@@ -51,6 +56,7 @@ def run_study(
         resume: Whether the study exists already and is to be continued.
         accept_changes: Whether another model or other data than before are welcome.
         address: A Ray cluster; None runs on this machine.
+        patience_s: How long a database that is away is waited for.
 
     Returns:
         The state in which the study ends.
@@ -58,7 +64,7 @@ def run_study(
     Raises:
         BitfrontError: The study cannot be run; what was measured is kept.
     """
-    with open_store(url) as store:
+    with open_store(url, patience_s=patience_s) as store:
         if not resume:
             store.create_study(spec, {})
         with _driving(store, spec, url, reporter, address) as run:
@@ -89,25 +95,36 @@ def _driving(
 ) -> Iterator["_Run"]:
     """Holds the study's lease and a connection to Ray; in the end, leaves the study's state."""
     lease = take(store, spec.study)
+    reporter.note(f"{driven_line(spec.study)}{lease.owner}, in {store}")
     orders = Orders()
-    run = _Run(spec, store, lease, orders, reporter, _spool(url, store.study(spec.study)))
+    spool = _spool(url, store.study(spec.study))
     with signals(orders), heartbeat(store, lease, orders):
         try:
             # Ray takes the signals over when it connects: ours are set once more after it.
             with connected(spec.search.workers, address), signals(orders):
+                run = _Run(spec, store, lease, orders, reporter, spool, is_shared=bool(address))
                 yield run
+                run.leave()
         except LeaseLost:
             raise
         except SystemExit:
             # Ray's own handler of SIGTERM, which holds while it connects.
             store.release(lease, StudyState.CANCELLED, "ended while connecting to Ray")
             raise
-        except BitfrontError as error:
-            store.release(lease, StudyState.FAILED, str(error))
+        except Exception as error:
+            store.cancel_running(lease)
+            store.release(lease, StudyState.FAILED, _one_line(error))
             raise
         if orders.lost.is_set():
             raise LeaseLost(lease.name, lease.epoch)
         store.release(lease, run.state, run.message)
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong; errors that are none of ours are named with their type."""
+    if isinstance(error, BitfrontError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _spool(url: str, study: StudyRecord) -> Spool:
@@ -115,14 +132,15 @@ def _spool(url: str, study: StudyRecord) -> Spool:
 
     Its name holds the moment of creation: a study that is deleted and made anew under the same
     name must not find results of the old one.
-    BITFRONT_SPOOL names another place; on several machines it must be one that all share.
+    BITFRONT_SPOOL names another place, a folder or a URL that fsspec knows; on several machines
+    it must be one that all share.
     """
     folder = os.environ.get("BITFRONT_SPOOL")
     if folder is None:
         prefix = "sqlite:///"
         state = user_state_path("bitfront") / "spool"
         folder = f"{url.removeprefix(prefix)}.spool" if url.startswith(prefix) else str(state)
-    return Spool(Path(folder).absolute() / f"{study.name}-{study.created_at:%Y%m%dT%H%M%S%f}")
+    return Spool(shared_path(folder) / f"{study.name}-{study.created_at:%Y%m%dT%H%M%S%f}")
 
 
 class _Run:
@@ -136,6 +154,8 @@ class _Run:
         orders: Orders,
         reporter: Reporter,
         spool: Spool,
+        *,
+        is_shared: bool,
     ) -> None:
         self._spec = spec
         self._store = store
@@ -144,13 +164,22 @@ class _Run:
         self._reporter = reporter
         self._spool = spool
         self._pool = TaskPool(spec, orders.is_over)
+        self._share: Share | None = None
+        if is_shared:
+            driver = f"{spec.study} {lease.owner}"
+            self._share = Share(driver, spec.search.workers, self._slots)
         self._stop_reason = ""
         self.state = StudyState.FAILED
         self.message = ""
 
+    def _slots(self) -> int:
+        return self._pool.placement.slots(node_resources())
+
     def drive(self, *, accept_changes: bool) -> None:
         """Goes through all stages."""
         try:
+            self._spool.tidy(self.lease.epoch)
+            self._store.set_state(self.lease, StudyState.PROFILING)
             report = self._inspect(accept_changes=accept_changes)
             shortlist = self._profile(report)
             self._store.set_state(self.lease, StudyState.RUNNING)
@@ -172,13 +201,18 @@ class _Run:
             self.state = StudyState.STOPPED
             self.message = "profiled; 'bitfront resume' runs the trials"
 
+    def leave(self) -> None:
+        """Lets other studies on the cluster have what this one used."""
+        if self._share is not None:
+            self._share.leave()
+
     def _end_early(self) -> None:
+        self._store.cancel_running(self.lease)
+        reason = f"{self._orders.reason}; 'bitfront resume' goes on"
         if self._orders.cancel.is_set():
-            self._store.cancel_running(self.lease)
-            self.state, self.message = StudyState.CANCELLED, "cancelled; 'bitfront resume' goes on"
+            self.state, self.message = StudyState.CANCELLED, f"cancelled {reason}"
         else:
-            self.state = StudyState.STOPPED
-            self.message = "stopped on request; 'bitfront resume' goes on"
+            self.state, self.message = StudyState.STOPPED, f"stopped {reason}"
 
     def _raise_if_over(self) -> None:
         if self._orders.is_over():
@@ -186,8 +220,13 @@ class _Run:
 
     def _inspect(self, *, accept_changes: bool) -> ModelReport:
         """Loads the model on a worker, and makes sure that it is still the same."""
+        for note in self._pool.placement.notes:
+            self._reporter.warn(note)
         self._reporter.stage("load the model", total=None)
         report = self._pool.inspect()
+        self._pool.place(report)
+        for note in self._pool.placement.notes:
+            self._reporter.warn(note)
         differences = self._store.set_provenance(
             self.lease, {**report.identities, **report.provenance}, accept=accept_changes
         )
@@ -249,15 +288,36 @@ class _Run:
             key,
             reference=list(reference.values()),
             budget_nbytes=self._budget_nbytes(report),
-            is_draining=self._orders.is_over,
+            is_draining=self._orders.is_draining,
             review=review,
             on_progress=self._show,
         )
-        run_trials(ledger, self._spec.search, self._pool.order, self._spool, self._orders.cancel)
+        while True:
+            run_trials(
+                ledger,
+                self._spec.search,
+                self._pool.order,
+                self._spool,
+                self._orders.cancel,
+                place=self._pool.placement,
+                share=self._share,
+            )
+            if not self._orders.pause.is_set():
+                break
+            self._wait_out_pause()
         self._stop_reason = ledger.stop_reason
         self._store.set_correlation(
             self.lease, shortlist.correlation(self._store.trials(self.lease.name))
         )
+
+    def _wait_out_pause(self) -> None:
+        """Holds the study without a worker until it is to go on or to end."""
+        self._store.set_state(self.lease, StudyState.PAUSED, "'bitfront resume' goes on")
+        self._reporter.note("paused; 'bitfront resume' goes on")
+        while self._orders.pause.is_set() and not self._orders.is_over():
+            time.sleep(_PAUSE_POLL_S)
+        self._raise_if_over()
+        self._store.set_state(self.lease, StudyState.RUNNING)
 
     def _review(self, shortlist: Shortlist, trials: Sequence[Trial]) -> SearchSpace | None:
         """Says how far the proxy can be trusted, and widens the space where it cannot."""

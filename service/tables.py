@@ -17,6 +17,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
     return "\n".join(lines)
 
 
+def one_line(text: str) -> str:
+    """The text in one line, without what would steer a terminal."""
+    return plain(" ".join(text.split()))
+
+
+def plain(text: str) -> str:
+    """The text with every character that would steer a terminal, but line ends, spelled out."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
+        for character in text
+    )
+
+
 def pairs_text(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and values, one pair a line."""
     width = max(len(name) for name, _ in pairs)

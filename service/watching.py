@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from bitfront.trial import StudyState
 from service.describe import budget_nbytes
 from service.progress import Reporter
-from service.standing import ENDED, is_interrupted
-from storage.records import Limits, Status, StudyRecord
+from service.standing import ENDED, is_over
+from storage.records import Limits, LogLine, Status, StudyRecord
 from storage.store import Store
 
 POLL_S = 1.0
@@ -39,16 +38,62 @@ def watch(
         if study.state is StudyState.PROFILING:
             reporter.advance(status.cells - cells)
             cells = status.cells
-        elif status.counts:
+        else:
             _show_trials(store, status, reporter)
-        over = study.state in ENDED and study.owner is None
-        if over or is_interrupted(study, datetime.now(UTC)):
+        if is_over(study):
             return status
         pause(POLL_S)
 
 
+def follow_log(
+    store: Store,
+    name: str,
+    hear: Callable[[LogLine], None],
+    *,
+    trial: int | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> StudyRecord:
+    """Tells the study's log from its start, until the study ends or nobody runs it any more.
+
+    Args:
+        store: Where the study is.
+        name: The study.
+        hear: Hears each line once, oldest first.
+        trial: Only what is about this trial.
+        pause: Waits for so many seconds between two looks.
+
+    Returns:
+        The study as it was before the last look at its log.
+    """
+    last = 0
+    while True:
+        study = store.study(name)
+        last = tell_log(store, name, hear, trial=trial, after_id=last)
+        if is_over(study):
+            return study
+        pause(POLL_S)
+
+
+def tell_log(
+    store: Store,
+    name: str,
+    hear: Callable[[LogLine], None],
+    *,
+    trial: int | None = None,
+    after_id: int = 0,
+) -> int:
+    """Tells what is new in the study's log after an event; the last event that was told."""
+    while lines := store.log(name, after_id, trial=trial):
+        for line in lines:
+            hear(line)
+        after_id = lines[-1].event.id
+    return after_id
+
+
 def _begin(reporter: Reporter, stage: StudyState, study: StudyRecord) -> None:
-    if stage is StudyState.PROFILING:
+    if stage is StudyState.PAUSED:
+        reporter.note(f"study {study.name} is paused: 'bitfront resume {study.name}' goes on")
+    elif stage is StudyState.PROFILING:
         reporter.stage("cells", None)
     else:
         reporter.stage("trials", study.planned_trials)

@@ -50,6 +50,7 @@ def lock_free(connection: Connection, name: str, *owners: str | None) -> tuple[i
     held = connection.execute(query).one()
     if held.owner not in (None, *owners):
         age_s = (held.now - held.heartbeat_at).total_seconds()
-        if age_s < held.lease_s:
+        # A heartbeat from the future is one from before the clock was set back.
+        if abs(age_s) < held.lease_s:
             raise LeaseHeld(name, held.owner, age_s)
     return study_id, held.owner

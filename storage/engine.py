@@ -1,11 +1,18 @@
 """An open database: short transactions, each tried again while the connection is lost."""
 
+import logging
 import sqlite3
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from bitfront.errors import DatabaseError
 from bitfront.plan import canonical_json
@@ -15,7 +22,10 @@ from storage.location import mask, shown
 P = ParamSpec("P")
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _BUSY_S = 30
+_QUIET_S = 1.0  # a connection that breaks for a moment is no news
 _CONNECT = {
     "application_name": "bitfront",
     "connect_timeout": 10,
@@ -115,7 +125,8 @@ class Database:
         tries = Retrying(
             retry=retry_if_exception(_is_passing),
             stop=stop_after_delay(self.patience_s),
-            wait=wait_random_exponential(multiplier=0.1, max=2.0),
+            wait=wait_random_exponential(multiplier=0.1, max=10.0),
+            before_sleep=self._say_that_it_waits,
             reraise=True,
         )
         try:
@@ -125,6 +136,14 @@ class Database:
         except (exc.DBAPIError, sqlite3.Error) as error:
             raise self.explain(error) from error
         raise AssertionError("tenacity returns or raises")
+
+    def _say_that_it_waits(self, state: RetryCallState) -> None:
+        waited_s = state.seconds_since_start or 0.0
+        error = state.outcome.exception() if state.outcome is not None else None
+        if waited_s >= _QUIET_S and isinstance(error, exc.DBAPIError):
+            logger.warning(
+                "%s; waited %.0f of at most %.0f s", self.explain(error), waited_s, self.patience_s
+            )
 
     def explain(self, error: exc.DBAPIError | sqlite3.Error) -> Exception:
         """One sentence on a database's failure; a broken rule of the schema stays as it is."""
@@ -143,7 +162,8 @@ def _is_passing(error: BaseException) -> bool:
         return False
     if isinstance(error.orig, sqlite3.Error):
         # Processes that open a new file at once can meet while its journal is switched.
-        return "locked" in str(error.orig) or "locking protocol" in str(error.orig)
+        reason = str(error.orig)
+        return any(word in reason for word in ("locked", "locking protocol", "disk is full"))
     return True
 
 

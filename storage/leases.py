@@ -60,6 +60,13 @@ def request(connection: Connection, name: str, asked: Request) -> None:
     add_event(connection, study_id, EventKind.REQUESTED, {"request": asked})
 
 
+def withdraw(connection: Connection, name: str) -> None:
+    """Takes back what was asked of the study's driver."""
+    study_id = find_id(connection, name)
+    connection.execute(update(Study).where(Study.id == study_id).values(request=None))
+    add_event(connection, study_id, EventKind.REQUESTED, {"request": None})
+
+
 def _is_free(connection: Connection, lease: Lease) -> bool:
     query = select(Study.epoch, Study.owner).where(Study.id == lease.study_id)
     row = connection.execute(query).one_or_none()

@@ -1,4 +1,4 @@
-"""Queries: the front, its history, the best trial under limits, and how far a study is."""
+"""Queries: fronts and their history, the best trial under limits, and how far a study is."""
 
 import functools
 import operator
@@ -8,6 +8,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    RowMapping,
     Select,
     SQLColumnExpression,
     and_,
@@ -22,8 +23,9 @@ from bitfront.plan import canonical_json
 from bitfront.trial import Cause, Origin, TrialState
 from storage import studies
 from storage.access import find_id
-from storage.records import Failure, Limits, Progress, Result, Status
-from storage.tables import Attempt, Cell, Front, Hypervolume, Model, Study, Trial
+from storage.models import comparable_studies, is_alike
+from storage.records import Failure, Limits, ModelFronts, Progress, Result, Status, TrialRow
+from storage.tables import Attempt, Cell, Front, Hypervolume, Study, Trial
 
 _LIMITED = {
     "max_error": "error",
@@ -44,11 +46,30 @@ def front(connection: Connection, name: str) -> list[Result]:
     return [_result(row) for row in connection.execute(ranked)]
 
 
+def model_fronts(connection: Connection, model: str) -> ModelFronts:
+    """The fronts of all studies of a model, and what they can be compared by.
+
+    Raises:
+        SpecError: The model is unknown, or its studies measured on different data.
+    """
+    found = comparable_studies(connection, model)
+    shared = [
+        name for name in _LIMITED.values() if found and all(name in row.objectives for row in found)
+    ]
+    keys = [row.id for row in found]
+    if "latency_s" in shared and not is_alike(connection, keys, "device"):
+        shared.remove("latency_s")
+    query = _results().join(Front, Front.trial_id == Trial.id).where(Front.study_id.in_(keys))
+    ranked = query.order_by(Trial.error, Trial.nbytes, Trial.study_id, Trial.number)
+    rows = [_result(row) for row in connection.execute(ranked)]
+    return ModelFronts(tuple(row.name for row in found), tuple(shared), tuple(rows))
+
+
 def best(
     connection: Connection, name: str | None, limits: Limits, model: str | None
 ) -> Result | None:
     """The feasible trial within the limits that is lowest in what is not limited."""
-    scope, objectives = _scope(connection, name, model)
+    scope, objectives = _scope(connection, name, limits, model)
     bounds = _bounds(limits)
     limited = {column.key for column, _ in bounds}
     first = next((name for name in objectives if name not in limited), objectives[0])
@@ -61,7 +82,7 @@ def nearest(
     connection: Connection, name: str | None, limits: Limits, model: str | None
 ) -> Result | None:
     """The feasible trial with the smallest relative excess over the limits, summed."""
-    scope, _ = _scope(connection, name, model)
+    scope, _ = _scope(connection, name, limits, model)
     bounds = _bounds(limits)
     measured = [column.is_not(None) for column, _ in bounds]
     over = [case((column > limit, column / limit - 1.0), else_=0.0) for column, limit in bounds]
@@ -76,8 +97,8 @@ def _first(
     order: Sequence[SQLColumnExpression[float | None]],
 ) -> Result | None:
     # The key alone is ranked, mostly within an index; only then is the whole row read.
-    ranked = select(Trial.id).where(*wanted).order_by(*order, Trial.number).limit(1)
-    query = _results().where(Trial.id == ranked.scalar_subquery())
+    ranked = select(Trial.id).where(*wanted).order_by(*order, Trial.number, Trial.study_id)
+    query = _results().where(Trial.id == ranked.limit(1).scalar_subquery())
     row = connection.execute(query).one_or_none()
     return None if row is None else _result(row)
 
@@ -134,7 +155,7 @@ def _failures(connection: Connection, study_id: int) -> tuple[Failure, ...]:
 
 
 def _scope(
-    connection: Connection, name: str | None, model: str | None
+    connection: Connection, name: str | None, limits: Limits, model: str | None
 ) -> tuple[ColumnElement[bool], Sequence[str]]:
     if name is not None:
         study_id = find_id(connection, name)
@@ -142,22 +163,8 @@ def _scope(
         return Trial.study_id == study_id, connection.execute(query).scalar_one()
     if model is None:
         raise SpecError("name a study, or a model whose studies are meant")
-    model_id = _find_model(connection, model)
-    studies_of_model = select(Study.id).where(Study.model_id == model_id)
-    return Trial.study_id.in_(studies_of_model), ("error", "nbytes")
-
-
-def _find_model(connection: Connection, model: str) -> int:
-    query = select(Model.id, Model.identity, Model.name).order_by(Model.id)
-    known = connection.execute(query).all()
-    found = {key: identity for key, identity, name in known if model in (identity, name)}
-    if len(found) == 1:
-        return next(iter(found))
-    if found:
-        identities = ", ".join(found.values())
-        raise SpecError(f"the name {model!r} stands for several models: name one of {identities}")
-    names = ", ".join(sorted({name for _, _, name in known})) or "none"
-    raise SpecError(f"no study has searched a model {model!r}; searched are: {names}")
+    found = comparable_studies(connection, model, latency=limits.max_latency_s is not None)
+    return Trial.study_id.in_([row.id for row in found]), ("error", "nbytes")
 
 
 def _bounds(limits: Limits) -> list[tuple[InstrumentedAttribute[float | None], float]]:
@@ -191,4 +198,42 @@ def _result(row: Row[*tuple[object, ...]]) -> Result:
         test_latency_s=row.test_latency_s,
         seconds=row.seconds,
         configuration_json=canonical_json(row.configuration),
+    )
+
+
+_MEASURED = ("error", "nbytes", "bits_per_weight", "bit_operations", "latency_s")
+_TESTED = ("error", "nbytes", "bit_operations", "latency_s")
+
+
+def trial_rows(connection: Connection, name: str) -> list[TrialRow]:
+    """Every trial of the study in whatever state, by number."""
+    last = and_(Attempt.trial_id == Trial.id, Attempt.number == Trial.attempt)
+    columns = (*Trial.__table__.c, Attempt.seconds.label("attempt_seconds"), Attempt.message)
+    query = select(*columns).outerjoin(Attempt, last)
+    ranked = query.where(Trial.study_id == find_id(connection, name)).order_by(Trial.number)
+    return [_trial_row(name, row) for row in connection.execute(ranked).mappings()]
+
+
+def _trial_row(study: str, row: RowMapping) -> TrialRow:
+    values = {name: row[name] for name in _MEASURED if row[name] is not None}
+    tested = {name: row[f"test_{name}"] for name in _TESTED if row[f"test_{name}"] is not None}
+    return TrialRow(
+        study=study,
+        number=row["number"],
+        state=TrialState(row["state"]),
+        origin=Origin(row["origin"]),
+        attempts=row["attempt"],
+        values=values,
+        test_values=tested,
+        metrics=row["metrics"] or {},
+        constraints=row["constraints"] or {},
+        feasible=row["feasible"] if row["state"] == TrialState.COMPLETE else None,
+        cached=row["cached"],
+        cause=None if row["cause"] is None else Cause(row["cause"]),
+        message=row["message"],
+        seconds=row["attempt_seconds"] if row["seconds"] is None else row["seconds"],
+        worker=row["worker"],
+        started_at=row["created_at"],
+        finished_at=row["finished_at"],
+        configuration_json=canonical_json(row["configuration"]),
     )

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, cast
@@ -75,7 +75,10 @@ class StudyRecord:
         updated_at: When anything about it was last written.
         epoch: Goes up with every driver that takes the study.
         owner: The driver that holds the lease; None when nobody runs it.
+        lease_s: How long the owner may give no sign of life, in seconds.
         heartbeat_at: The owner's last sign of life.
+        heartbeat_age_s: Seconds since then when the study was read, by the database's clock;
+            negative where that clock was set back.
         request: What a client asked of the driver, not yet cleared.
         message: Why it is in its state, for a person.
         reference: The hypervolume's reference point, objective name to value.
@@ -90,7 +93,9 @@ class StudyRecord:
     updated_at: datetime
     epoch: int
     owner: str | None
+    lease_s: float | None
     heartbeat_at: datetime | None
+    heartbeat_age_s: float | None = field(compare=False)
     request: Request | None
     message: str | None
     reference: Mapping[str, float] | None
@@ -112,14 +117,17 @@ class StudyRecord:
 
 @dataclass(frozen=True, slots=True)
 class StudySummary:
-    """One line of the list of studies."""
+    """One line of the list of studies; ages are in seconds, by the database's clock."""
 
     name: str
     state: StudyState
     model: str
     owner: str | None
+    lease_s: float | None
+    heartbeat_age_s: float | None = field(compare=False)
     created_at: datetime
     updated_at: datetime
+    updated_age_s: float = field(compare=False)
     planned_trials: int
     counts: Mapping[TrialState, int]
     best_error: float | None
@@ -251,6 +259,25 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class LogLine:
+    """An event, and the attempt that it is about.
+
+    Attributes:
+        event: What happened.
+        attempt: Which attempt at the trial; None where it is about no attempt, or unknown.
+        worker: Who made the attempt, where the event ends one.
+        seconds: How long the attempt took, where the event ends one.
+        traceback: Of the attempt that the event ends; read only for one trial.
+    """
+
+    event: Event
+    attempt: int | None
+    worker: str | None
+    seconds: float | None
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """The hypervolume after `completed` trials."""
 
@@ -283,6 +310,71 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFronts:
+    """The fronts of all studies of one model, to be compared.
+
+    Attributes:
+        studies: The studies that have a front, the oldest first.
+        objectives: What every one of them minimised, and measured alike.
+        results: The trials on their fronts.
+    """
+
+    studies: tuple[str, ...]
+    objectives: tuple[str, ...]
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """A trial in whatever state, with all that is recorded about it.
+
+    Attributes:
+        study: Its study.
+        number: Counts from 0 within the study.
+        state: Where it stands.
+        origin: Who proposed it.
+        attempts: How many were started.
+        values: What was measured on the selection split, by name; empty until complete.
+        test_values: What was measured on the test split, by name.
+        metrics: Further figures of the evaluation.
+        constraints: Constraint name to its excess; at most 0 where it holds.
+        feasible: Whether it holds every constraint; None until complete.
+        cached: Whether its values came from the cache.
+        cause: Why it failed or was cancelled.
+        message: What its last attempt said when it ended without a result.
+        seconds: How long its last attempt took.
+        worker: Who evaluated it.
+        started_at: When it was first started.
+        finished_at: When it ended; None while it runs.
+        configuration_json: What is evaluated, as canonical JSON.
+    """
+
+    study: str
+    number: int
+    state: TrialState
+    origin: Origin
+    attempts: int
+    values: Mapping[str, float]
+    test_values: Mapping[str, float]
+    metrics: Mapping[str, float]
+    constraints: Mapping[str, float]
+    feasible: bool | None
+    cached: bool
+    cause: Cause | None
+    message: str | None
+    seconds: float | None
+    worker: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    configuration_json: str
+
+    @property
+    def configuration(self) -> Configuration:
+        """What is evaluated."""
+        return Configuration.from_dict(json.loads(self.configuration_json))
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Upper limits of a query; None is no limit."""
 
@@ -293,7 +385,7 @@ class Limits:
     max_bit_operations: float | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            limit: float | None = getattr(self, field.name)
+        for name in (limited.name for limited in fields(self)):
+            limit: float | None = getattr(self, name)
             if limit is not None and not (math.isfinite(limit) and limit > 0):
-                raise SpecError(f"{field.name} must be a positive number, got {limit}")
+                raise SpecError(f"{name} must be a positive number, got {limit}")

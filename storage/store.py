@@ -16,6 +16,8 @@ from storage.records import (
     Json,
     Lease,
     Limits,
+    LogLine,
+    ModelFronts,
     OptionRecord,
     Outcome,
     ProfileRecord,
@@ -25,6 +27,7 @@ from storage.records import (
     Status,
     StudyRecord,
     StudySummary,
+    TrialRow,
 )
 from storage.schema import open_database
 
@@ -140,6 +143,19 @@ class Store:
         """The study's log after the event `after_id`, oldest first."""
         return self._database.read(studies.events, name, after_id, limit)
 
+    def log(
+        self, name: str, after_id: int = 0, *, trial: int | None = None, limit: int = 1000
+    ) -> list[LogLine]:
+        """The study's log after the event `after_id` with the attempts it is about.
+
+        Args:
+            name: The study.
+            after_id: The last event that is known.
+            trial: Only what is about this trial, with tracebacks.
+            limit: How many lines at most.
+        """
+        return self._database.read(studies.log, name, after_id, limit, trial)
+
     # Leases
 
     def acquire(
@@ -172,6 +188,10 @@ class Store:
     def request(self, name: str, asked: Request) -> None:
         """Asks the study's driver for something; a later request replaces it."""
         self._database.write(leases.request, name, asked)
+
+    def withdraw_request(self, name: str) -> None:
+        """Takes back what was asked of the study's driver: a paused one goes on."""
+        self._database.write(leases.withdraw, name)
 
     # Profiles
 
@@ -326,6 +346,10 @@ class Store:
         """Every attempt at the study's trials, or at those numbered, in order."""
         return self._database.read(outcomes.attempts, name, numbers)
 
+    def trial_rows(self, name: str) -> list[TrialRow]:
+        """Every trial of the study by number, with all that is recorded about it."""
+        return self._database.read(queries.trial_rows, name)
+
     def find_by_digest(self, name: str, configuration_digest: str) -> int | None:
         """The number of the study's trial of a configuration, in whatever state."""
         return self._database.read(trials.find_by_digest, name, configuration_digest)
@@ -344,6 +368,15 @@ class Store:
         """The study's non-dominated trials, the lowest error first."""
         return self._database.read(queries.front, name)
 
+    def model_fronts(self, model: str) -> ModelFronts:
+        """The fronts of all studies of a model, by its name or hash.
+
+        Raises:
+            SpecError: The model is unknown or ambiguous, or its studies measured their errors
+                on different selection data.
+        """
+        return self._database.read(queries.model_fronts, model)
+
     def hypervolumes(self, name: str) -> list[Progress]:
         """The hypervolume after each trial that changed or confirmed the front."""
         return self._database.read(queries.hypervolumes, name)
@@ -356,11 +389,16 @@ class Store:
         It minimises the study's first objective that is not limited (the first one if all
         are), then its others in their order, then bytes. Trials that break a constraint of
         the job do not count, and neither do those where a limited value was not measured.
+        Over the studies of a model, the first objective is the error, then come bytes.
 
         Args:
             name: The study; None for all studies of `model`.
             limits: Upper limits.
             model: Name or hash of a model, where `name` is None.
+
+        Raises:
+            SpecError: The model is unknown or ambiguous, or its studies measured their errors
+                on different selection data, or latencies that are limited on different devices.
         """
         return self._database.read(queries.best, name, limits, model)
 

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, and_, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from bitfront.errors import DuplicateStudy, InvalidMetric
@@ -12,21 +13,24 @@ from bitfront.plan import canonical_json
 from bitfront.trial import StudyState, TrialState
 from storage import tables
 from storage.access import find_id, guard, lock_free
-from storage.events import add_event, insert_new, read_events, storable
+from storage.events import add_event, insert_new, read_events, read_log, storable
 from storage.records import (
     Difference,
     Event,
     EventKind,
     Json,
     Lease,
+    LogLine,
     Request,
     StudyRecord,
     StudySummary,
 )
-from storage.tables import Study
+from storage.tables import Now, Study
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
+
+_COLUMNS = (*Study.__table__.c, Now().label("now"))
 
 
 def create(
@@ -52,7 +56,8 @@ def create(
 def read(connection: Connection, name: str) -> StudyRecord:
     """The study of that name."""
     study_id = find_id(connection, name)
-    row = connection.execute(select(*Study.__table__.c).where(Study.id == study_id)).one()
+    query = select(*_COLUMNS).where(Study.id == study_id)
+    row = connection.execute(query).mappings().one()
     pairs = select(tables.Provenance.name, tables.Provenance.value).where(
         tables.Provenance.study_id == study_id
     )
@@ -74,15 +79,18 @@ def summaries(connection: Connection) -> list[StudySummary]:
     eligible = and_(trial.state == TrialState.COMPLETE, trial.feasible)
     lowest = select(trial.error).where(trial.study_id == Study.id, eligible)
     best_error = lowest.order_by(trial.error).limit(1).scalar_subquery()
-    columns = select(*Study.__table__.c, best_error.label("best_error"))
+    columns = select(*_COLUMNS, best_error.label("best_error"))
     return [
         StudySummary(
             name=row.name,
             state=StudyState(row.state),
             model=str(row.spec["model"]["name"]),
             owner=row.owner,
+            lease_s=row.lease_s,
+            heartbeat_age_s=_age_s(row.heartbeat_at, row.now),
             created_at=row.created_at,
             updated_at=row.updated_at,
+            updated_age_s=(row.now - row.updated_at).total_seconds(),
             planned_trials=int(row.spec["stop"]["trials"]),
             counts={state: counts.get(row.id, {}).get(state, 0) for state in TrialState},
             best_error=row.best_error,
@@ -162,6 +170,13 @@ def events(connection: Connection, name: str, after_id: int, limit: int) -> list
     return read_events(connection, find_id(connection, name), after_id, limit)
 
 
+def log(
+    connection: Connection, name: str, after_id: int, limit: int, trial: int | None
+) -> list[LogLine]:
+    """The study's log after an event with the attempts it is about; of one trial if named."""
+    return read_log(connection, find_id(connection, name), after_id, limit, trial)
+
+
 def _add_provenance(connection: Connection, study_id: int, pairs: Mapping[str, str]) -> None:
     rows = [
         {"study_id": study_id, "name": storable(name), "value": storable(value)}
@@ -192,19 +207,25 @@ def _spec_columns(spec: "JobSpec") -> dict[str, object]:
     return {"spec": content, "spec_digest": spec.digest, "objectives": objectives}
 
 
-def _record(row: Row[tuple[object, ...]], provenance: Mapping[str, str]) -> StudyRecord:
+def _age_s(then: datetime | None, now: datetime) -> float | None:
+    return None if then is None else (now - then).total_seconds()
+
+
+def _record(row: RowMapping, provenance: Mapping[str, str]) -> StudyRecord:
     return StudyRecord(
-        name=row.name,
-        state=StudyState(row.state),
-        spec_json=canonical_json(row.spec),
+        name=row["name"],
+        state=StudyState(row["state"]),
+        spec_json=canonical_json(row["spec"]),
         provenance=provenance,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        epoch=row.epoch,
-        owner=row.owner,
-        heartbeat_at=row.heartbeat_at,
-        request=None if row.request is None else Request(row.request),
-        message=row.message,
-        reference=row.reference,
-        correlation=row.correlation,
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        epoch=row["epoch"],
+        owner=row["owner"],
+        lease_s=row["lease_s"],
+        heartbeat_at=row["heartbeat_at"],
+        heartbeat_age_s=_age_s(row["heartbeat_at"], row["now"]),
+        request=None if row["request"] is None else Request(row["request"]),
+        message=row["message"],
+        reference=row["reference"],
+        correlation=row["correlation"],
     )

@@ -119,7 +119,7 @@ def test_list_shows_every_study(database: Path) -> None:
         "model",
         "updated",
     ]
-    assert lines[1].split()[:5] == ["empty", "profiling", "0/8", "0", "-"]
+    assert lines[1].split()[:5] == ["empty", "interrupted", "0/8", "0", "-"]
     assert lines[2].split()[:6] == ["first", "complete", "8/8", "4", "5.0", "%"]
 
 

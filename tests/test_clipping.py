@@ -15,6 +15,7 @@ from service.progress import NullReporter
 from storage.records import Lease
 from storage.store import Store
 from tests.store_samples import job, running
+from workers.placement import Footprint
 from workers.report import ModelReport
 from workers.tasks import TaskPool
 
@@ -62,7 +63,9 @@ class Pool:
 
 def report(model: str = "model") -> ModelReport:
     identities = {"model": model, "calibration": "data", "cells": "cells"}
-    return ModelReport(LAYERS, 0, (), Evaluation({}, {}), identities, {})
+    return ModelReport(
+        LAYERS, 0, (), Evaluation({}, {}), Footprint(0, 0), identities, {}
+    )
 
 
 def clipping(store: Store, lease: Lease, pool: Pool, told: ModelReport | None = None) -> Clipping:

@@ -17,8 +17,9 @@ from search.front import hypervolume, pareto_front
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
-from workers.ledger import MAX_LOST, Assignment, Progress, Seed, TrialLedger
+from workers.ledger import Assignment, Progress, Seed, TrialLedger
 from workers.outcome import Failure, Outcome
+from workers.retries import MAX_LOST
 from workers.spool import Spool
 
 BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}",)) for i in range(5)]
@@ -240,6 +241,71 @@ def test_lost_workers_do_not_count_as_user_errors_but_have_a_cap(bench: Bench) -
 
     assert bench.trials[0].state is TrialState.FAILED
     assert take(ledger).number == 1
+
+
+def test_the_cap_on_lost_workers_outlives_drivers(bench: Bench) -> None:
+    ledger = bench.drive()
+    for _ in range(MAX_LOST - 1):
+        ledger.lose(take(ledger))
+
+    ledger = bench.drive()
+    ledger.lose(take(ledger))
+
+    assert bench.trials[0].state is TrialState.FAILED
+    assert bench.trials[0].cause == "node_lost"
+
+
+def test_restarts_and_lost_workers_leave_a_trial_all_its_attempts(bench: Bench) -> None:
+    ledger = bench.drive()
+    for _ in range(4):
+        ledger.lose(take(ledger))
+        ledger = bench.drive()
+
+    for _ in range(bench.spec.search.max_attempts - 1):
+        ledger.finish(take(ledger), broken(Cause.USER_ERROR))
+        assert bench.trials[0].state is TrialState.RUNNING
+    ledger.finish(take(ledger), broken(Cause.USER_ERROR))
+
+    assert bench.trials[0].state is TrialState.FAILED
+
+
+def test_each_time_that_memory_ran_out_halves_the_batch_even_after_a_restart(bench: Bench) -> None:
+    ledger = bench.drive()
+    assert take_again(ledger, Cause.OUT_OF_MEMORY).halvings == 0
+    assert take_again(ledger, Cause.NODE_LOST).halvings == 1
+
+    ledger = bench.drive()
+    assert take_again(ledger, Cause.OUT_OF_MEMORY).halvings == 1
+    again = take(ledger)
+
+    assert (again.number, again.halvings) == (0, 2)
+
+
+def take_again(ledger: TrialLedger, ended_by: Cause) -> Assignment:
+    assignment = take(ledger)
+    ledger.finish(assignment, broken(ended_by))
+    return assignment
+
+
+def test_what_was_only_cancelled_is_left_for_the_next_driver(bench: Bench) -> None:
+    ledger = bench.drive()
+    ledger.finish(take(ledger), broken(Cause.CANCELLED))
+
+    (trial,) = bench.trials
+    assert (trial.state, trial.attempt, ledger.running) == (TrialState.RUNNING, 1, 0)
+    assert take(bench.drive()).number == 0
+
+
+def test_a_resumed_study_is_not_stopped_for_what_failed_before(bench: Bench) -> None:
+    ledger = bench.drive()
+    for _ in range(4):
+        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+    with pytest.raises(TooManyFailures):
+        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+
+    run_out(bench.drive())
+
+    assert sum(trial.state is TrialState.COMPLETE for trial in bench.trials) == 25
 
 
 def test_a_lost_worker_that_had_spooled_its_result_loses_nothing(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import event
 
 from bitfront.errors import DatabaseError
 from storage.schema import VERSION_TABLE
@@ -175,7 +176,7 @@ def test_a_server_is_named_in_any_of_its_schemes(
 
 def test_a_full_disk_is_told_and_harms_nothing(tmp_path: Path) -> None:
     path = tmp_path / "studies.db"
-    with open_store(f"sqlite:///{path}") as store:
+    with open_store(f"sqlite:///{path}", patience_s=0.2) as store:
         store.create_study(job(), {})
         lease = store.acquire("digits", "me", 60)
         with store._database.engine.connect() as connection:
@@ -189,6 +190,24 @@ def test_a_full_disk_is_told_and_harms_nothing(tmp_path: Path) -> None:
             connection.exec_driver_sql("PRAGMA max_page_count = 100000")
         store.add_note(lease, "x" * 19_000)
         assert len(store.events("digits")) == 3
+
+
+def test_space_that_is_freed_in_time_is_waited_for(tmp_path: Path) -> None:
+    with open_store(f"sqlite:///{tmp_path / 'studies.db'}", patience_s=60) as store:
+        store.create_study(job(), {})
+        lease = store.acquire("digits", "me", 60)
+        limits = iter(["page_count"] * 3)
+
+        def limit(connection: sqlite3.Connection, *_: object) -> None:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            room = pages if next(limits, None) else 100_000
+            connection.execute(f"PRAGMA max_page_count = {room}")
+
+        event.listen(store._database.engine, "checkout", limit)
+        store.add_note(lease, "x" * 19_000)
+
+        assert next(limits, None) is None
+        assert [found.kind for found in store.events("digits")][-1] == "note"
 
 
 QUERY = """

@@ -2,9 +2,11 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+
+from bitfront.errors import UnreachableCluster
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,6 +34,9 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
         workers: CPU slots of a cluster started here: one trial worker each.
         address: A running cluster; None starts one on this machine, which ends with the
             block.
+
+    Raises:
+        UnreachableCluster: There is no cluster at the address.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -47,8 +52,20 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
     if address is None:
         init(address="local", num_cpus=workers, include_dashboard=False)
     else:
-        init(address=address)
+        try:
+            # Workers elsewhere do not inherit this process's environment.
+            init(address=address, runtime_env={"env_vars": _ENVIRONMENT})
+        except ConnectionError as error:
+            raise UnreachableCluster(address, str(error).partition("\n")[0]) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def node_resources() -> list[Mapping[str, float]]:
+    """What each living node of the connected cluster has in all, by the name of the resource."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call] # Ray's are untyped
+    return [node["Resources"] for node in nodes if node["Alive"]]

@@ -20,23 +20,30 @@ from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
 from workers.outcome import Failure, Outcome
+from workers.retries import Retries
 from workers.spool import Spool
 
 logger = logging.getLogger(__name__)
 
 MIN_FINISHED = 5
-MAX_LOST = 20
 _MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
-_RETRIED = frozenset({Cause.OUT_OF_MEMORY, Cause.USER_ERROR})
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One attempt at a trial, ready to be handed to a worker."""
+    """One attempt at a trial, ready to be handed to a worker.
+
+    Attributes:
+        number: The trial's.
+        attempt: Counts from 1.
+        configuration: What is evaluated.
+        halvings: How often the batch is halved, since memory ran out before.
+    """
 
     number: int
     attempt: int
     configuration: Configuration
+    halvings: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,8 @@ class TrialLedger:
         self._running: dict[int, Assignment] = {}
         self._trials: dict[int, TrialState] = {}
         self._numbers: dict[str, int] = {}
-        self._lost: dict[int, int] = {}
+        self._ended: set[int] = set()
+        self._retries = Retries(spec.search.max_attempts, store.attempts(lease.name))
         self._stages: dict[int, dict[int, float]] = {}
         self._gains = Gains()
         self._best_error: float | None = None
@@ -152,9 +160,15 @@ class TrialLedger:
                 self._take_in(trial.number, trial.values, trial.constraints)
                 self._note_gain(trial.number, trial.configuration, trial.values["error"])
             elif trial.number in running:
-                self._waiting.append(Assignment(trial.number, trial.attempt, trial.configuration))
+                self._wait(trial.number, trial.attempt, trial.configuration)
+        self._ended = {n for n, state in self._trials.items() if state is not TrialState.RUNNING}
         self._teach(trials)
         self._report()
+
+    def _wait(self, number: int, attempt: int, configuration: Configuration) -> None:
+        """Puts an attempt at a known trial into the queue."""
+        halvings = self._retries.halvings(number)
+        self._waiting.append(Assignment(number, attempt, configuration, halvings))
 
     def _teach(self, trials: Sequence[Trial]) -> None:
         """Tells a new proposer everything that is known."""
@@ -192,8 +206,15 @@ class TrialLedger:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing runs and nothing more will."""
-        return not self._running and not self._waiting and self._is_over()
+        """Whether nothing runs and nothing more will, unless the study goes on later."""
+        if self._running:
+            return False
+        return self._is_draining() or (not self._waiting and self._is_over())
+
+    @property
+    def epoch(self) -> int:
+        """Which driver of the study this one is, counted from 1."""
+        return self._lease.epoch
 
     @property
     def running(self) -> int:
@@ -217,7 +238,7 @@ class TrialLedger:
 
     def next(self) -> Assignment | None:
         """The next attempt to hand out; None if there is nothing to hand out now."""
-        if self._waiting:
+        if self._waiting and not self._is_draining():
             assignment = self._waiting.popleft()
             self._running[assignment.number] = assignment
             return assignment
@@ -290,32 +311,35 @@ class TrialLedger:
     def finish(self, assignment: Assignment, outcome: Outcome) -> None:
         """Records what a worker returned."""
         self._running.pop(assignment.number, None)
-        if outcome.is_pruned:
+        if outcome.failure is not None:
+            self._end_attempt(assignment, outcome.failure)
+        elif outcome.is_pruned:
             self._prune(assignment, outcome)
             self._spool.discard(assignment.number, assignment.attempt)
-        elif outcome.failure is None:
+        else:
             self._complete(assignment, outcome, cached=False)
             self._spool.discard(assignment.number, assignment.attempt)
-        else:
-            retry = (
-                outcome.failure.cause in _RETRIED
-                and assignment.attempt < self._spec.search.max_attempts
-            )
-            self._fail(assignment, outcome.failure, retry=retry)
         self._check_failures()
 
-    def lose(self, assignment: Assignment) -> None:
-        """Records that the worker of an attempt is gone; the trial runs again elsewhere."""
-        self._running.pop(assignment.number, None)
+    def _end_attempt(self, assignment: Assignment, failure: Failure) -> None:
+        """Records a failure; what was only cancelled stays as it is, for its study to end."""
+        if failure.cause is not Cause.CANCELLED:
+            retry = self._retries.allow(assignment.number, failure.cause)
+            self._fail(assignment, failure, retry=retry)
+
+    def lose(self, assignment: Assignment, reason: str = "") -> None:
+        """Records that the worker of an attempt is gone; the trial runs again elsewhere.
+
+        Args:
+            assignment: The attempt.
+            reason: What Ray said of it.
+        """
         spooled = self._spool.read(assignment.number, assignment.attempt)
-        if spooled is not None:
-            self.finish(assignment, spooled)
-            return
-        losses = self._lost.get(assignment.number, 0) + 1
-        self._lost[assignment.number] = losses
-        failure = Failure(Cause.NODE_LOST, "the worker or its node went away")
-        self._fail(assignment, failure, retry=losses < MAX_LOST)
-        self._check_failures()
+        if spooled is None:
+            lost = "the worker or its node went away"
+            failure = Failure(Cause.NODE_LOST, f"{lost}: {reason}" if reason else lost)
+            spooled = Outcome(None, failure, 0.0, "")
+        self.finish(assignment, spooled)
 
     def _complete(self, assignment: Assignment, outcome: Outcome, *, cached: bool) -> None:
         recorded = self._record(
@@ -404,8 +428,7 @@ class TrialLedger:
             retry=retry,
         )
         if retry:
-            again = Assignment(assignment.number, assignment.attempt + 1, assignment.configuration)
-            self._waiting.append(again)
+            self._wait(assignment.number, assignment.attempt + 1, assignment.configuration)
             return
         self._spool.discard(assignment.number, assignment.attempt)
         self._trials[assignment.number] = TrialState.FAILED
@@ -413,9 +436,10 @@ class TrialLedger:
         self._report()
 
     def _check_failures(self) -> None:
-        states = list(self._trials.values())
-        failed = states.count(TrialState.FAILED)
-        finished = failed + sum(states.count(state) for state in _MEASURED)
+        """Ends the study where most trials failed that ended since this driver took it."""
+        ended = [state for number, state in self._trials.items() if number not in self._ended]
+        failed = ended.count(TrialState.FAILED)
+        finished = failed + sum(ended.count(state) for state in _MEASURED)
         if finished >= MIN_FINISHED and failed * 2 > finished:
             raise TooManyFailures(self._lease.name, failed, finished, self._last_failure)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Self
 
@@ -27,6 +27,13 @@ class WorkOrder:
         return canonical_json(
             {"spec": self.spec.model_dump(mode="json"), "bounds": dict(self.bounds)}
         )
+
+    def with_halved_batch(self, times: int) -> Self:
+        """The order with a smaller batch, for an attempt after memory ran out."""
+        data = self.spec.data
+        batch_size = max(1, data.batch_size >> times)
+        smaller = data.model_copy(update={"batch_size": batch_size})
+        return replace(self, spec=self.spec.model_copy(update={"data": smaller}))
 
     @classmethod
     def from_json(cls, text: str) -> Self:

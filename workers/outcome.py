@@ -1,6 +1,7 @@
 """What one attempt at a trial came to: an evaluation, or the cause that prevented it."""
 
 import json
+import math
 import os
 import socket
 import traceback
@@ -80,13 +81,32 @@ class Outcome:
         try:
             evaluation = failure = None
             if "values" in content:
-                evaluation = Evaluation(content["values"], content["metrics"])
+                evaluation = Evaluation(_figures(content["values"]), _figures(content["metrics"]))
             if "cause" in content:
-                cause = Cause(content["cause"])
-                failure = Failure(cause, content["message"], content["traceback"])
-            return cls(evaluation, failure, content["seconds"], content["worker"])
-        except (KeyError, TypeError) as error:
+                message, trace = _text(content["message"]), _text(content["traceback"])
+                failure = Failure(Cause(content["cause"]), message, trace)
+            seconds, worker = _figure(content["seconds"]), _text(content["worker"])
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"this is no outcome: {error}") from error
+        return cls(evaluation, failure, seconds, worker)
+
+
+def _figures(content: object) -> dict[str, float]:
+    if not isinstance(content, dict):
+        raise TypeError(f"{content!r:.40} are no figures")
+    return {_text(name): _figure(value) for name, value in content.items()}
+
+
+def _figure(value: object) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{value!r:.40} is no finite number")
+    return float(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
 
 
 def worker_name() -> str:

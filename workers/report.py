@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bitfront.layers import Layer
 from bitfront.profile import LayerEntropy
 from bitfront.trial import Evaluation
+from workers.placement import Footprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class ModelReport:
         fixed_nbytes: Bytes that no plan changes.
         entropies: One for each layer that takes an input.
         full: The full-precision model on the selection split, with every objective.
+        footprint: The memory that it took.
         identities: Hashes of what results depend on: `model`, `calibration`, `tuning`,
             `selection`, `test`, `cells` (quantizer and error measure).
         provenance: Versions, host and device.
@@ -26,5 +28,6 @@ class ModelReport:
     fixed_nbytes: int
     entropies: tuple[LayerEntropy, ...]
     full: Evaluation
+    footprint: Footprint
     identities: Mapping[str, str]
     provenance: Mapping[str, str]

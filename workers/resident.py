@@ -1,10 +1,13 @@
 """What a worker process keeps between tasks and trials: the loaded model and its caches."""
 
+import ctypes
+import gc
 import os
 import platform
+import resource
 import socket
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -21,11 +24,13 @@ from objectives.cells import CellMeter
 from objectives.clips import ClipSearch
 from objectives.entropy import measure_entropies
 from objectives.evaluation import Evaluator
+from objectives.files import SharedPath
 from objectives.questions import QuestionTask
 from objectives.task import SplitName
 from objectives.vision import optimise_vision
 from search.seeds import full_precision
 from workers.order import WorkOrder
+from workers.placement import Footprint
 from workers.report import ModelReport
 
 # Levels of the quantizer over which entropies are taken: at 4 bits they begin to matter, and
@@ -36,8 +41,22 @@ _ENTROPY_BITS = 4
 @lru_cache(maxsize=1)
 def evaluator(order: str) -> Evaluator:
     """The process's evaluator for a work order; another order replaces it."""
+    release()
     work = WorkOrder.from_json(order)
     return Evaluator.from_spec(work.spec, bounds_from_json(work.bounds), features=feature_folder())
+
+
+def release() -> None:
+    """Gives the memory of the resident model back to the machine."""
+    for kept in (clip_search, cell_meter, evaluator):
+        kept.cache_clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        # glibc keeps what was freed, which adds up where a worker goes from job to job.
+        trim(0)
 
 
 def feature_folder() -> Path:
@@ -71,9 +90,18 @@ def inspect(order: str) -> ModelReport:
         fixed_nbytes=model.fixed_nbytes,
         entropies=tuple(_entropies(resident)),
         full=full,
+        footprint=_footprint(model.device),
         identities={"model": model.identity, "cells": cell_meter(order).identity, **splits},
         provenance=_provenance(model),
     )
+
+
+def _footprint(device: torch.device) -> Footprint:
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return Footprint(torch.cuda.max_memory_reserved(device), total)
+    # Linux counts in KiB.
+    return Footprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, 0)
 
 
 def _entropies(resident: Evaluator) -> list[LayerEntropy]:
@@ -91,7 +119,7 @@ def _entropies(resident: Evaluator) -> list[LayerEntropy]:
         resident.switch.clear()
 
 
-def optimise(order: str, checkpoint: Path) -> dict[str, object]:
+def optimise(order: str, checkpoint: SharedPath) -> dict[str, object]:
     """Learns the bounds of the vision tower's inputs; a run that was ended goes on."""
     resident = evaluator(order)
     spec = resident.spec
@@ -116,7 +144,15 @@ def optimise(order: str, checkpoint: Path) -> dict[str, object]:
 def package_versions() -> dict[str, str]:
     """The installed versions of what results may depend on."""
     packages = ("bitfront", "torch", "open_clip_torch", "transformers", "ray", "optuna")
-    return {package: version(package) for package in packages}
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        # A copy of bitfront that was shipped to a cluster is not installed there.
+        return "not installed"
 
 
 def _provenance(model: LayeredModel) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Work as Ray tasks: what the model is, its bounds, clips and cells, its front on test data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -12,8 +11,12 @@ from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Cell, ClipChoice
 from bitfront.spec import ClipSearchKind, JobSpec
 from bitfront.trial import Evaluation
+from objectives.files import SharedPath
+from workers.cluster import node_resources
 from workers.order import WorkOrder
+from workers.placement import first_placement, placement
 from workers.report import ModelReport
+from workers.retries import MAX_LOST
 
 # How long a request to end may wait for the next result.
 _PATIENCE_S = 0.5
@@ -42,7 +45,7 @@ def _evaluate_on_test(order: str, configuration: Configuration) -> Evaluation:
     return evaluator.evaluate(configuration, SplitName.TEST)
 
 
-def _optimise(order: str, checkpoint: Path) -> dict[str, object]:
+def _optimise(order: str, checkpoint: SharedPath) -> dict[str, object]:
     from workers import resident
 
     bounds: dict[str, object] = resident.optimise(order, checkpoint)
@@ -75,10 +78,11 @@ def _is_joint(order: str) -> bool:
 
 
 class TaskPool:
-    """Runs a job's tasks on the connected Ray cluster, one CPU (and GPU share) each.
+    """Runs a job's tasks on the connected Ray cluster, each placed like a trial.
 
     Attributes:
         order: What every worker is told of the job.
+        placement: What a worker takes of a node.
     """
 
     def __init__(self, spec: JobSpec, is_over: Callable[[], bool]) -> None:
@@ -86,12 +90,16 @@ class TaskPool:
         self._is_over = is_over
         self._spec = spec
         self.order = WorkOrder(spec).to_json()
-        self._options = {
-            "num_cpus": 1,
-            "num_gpus": spec.search.gpus_per_worker,
-            # A lost node's tasks run again elsewhere.
-            "max_retries": 3,
-        }
+        self.placement = first_placement(spec, node_resources())
+
+    @property
+    def _options(self) -> dict[str, float]:
+        # A lost node's tasks run again elsewhere.
+        return {**self.placement.options, "max_retries": MAX_LOST}
+
+    def place(self, report: ModelReport) -> None:
+        """Lets all later work ask for what the model was seen to need."""
+        self.placement = placement(self._spec, node_resources(), report.footprint, report.layers)
 
     def use_bounds(self, bounds: Mapping[str, object]) -> None:
         """Tells all later work the learned bounds."""
@@ -102,7 +110,7 @@ class TaskPool:
         report: ModelReport = self._run(ray.remote(_inspect), self.order)
         return report
 
-    def optimise_vision(self, checkpoint: Path) -> dict[str, object]:
+    def optimise_vision(self, checkpoint: SharedPath) -> dict[str, object]:
         """Learns the bounds of the vision tower's inputs on a worker, as JSON content."""
         bounds: dict[str, object] = self._run(ray.remote(_optimise), self.order, checkpoint)
         return bounds

@@ -6,7 +6,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from ray import tune
@@ -14,18 +13,28 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from bitfront.errors import Interrupted
 from bitfront.plan import Configuration
 from bitfront.probes import witness
 from bitfront.spec import SearchSpec
+from bitfront.trial import Cause
+from objectives.files import shared_path
 from search.hurdle import Hurdle
+from workers.ending import Ending
 from workers.ledger import Assignment, TrialLedger
+from workers.order import WorkOrder
 from workers.outcome import Failure, Outcome, worker_name
+from workers.placement import ONE_CPU, Placement
+from workers.share import Share
 from workers.spool import Spool
 
 if TYPE_CHECKING:
     from objectives.evaluation import Evaluator, Stage
 
 logger = logging.getLogger(__name__)
+
+GRACE_S = 5.0
+"""How long the workers of a cancelled study may take to save what they train."""
 
 
 class TrialWorker(tune.Trainable):
@@ -36,24 +45,34 @@ class TrialWorker(tune.Trainable):
 
     def setup(self, config: dict[str, object]) -> None:
         """Takes the first assignment."""
+        self._ending = Ending()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Takes the next assignment; the process, the model and its caches stay."""
         self._assignment = new_config
+        self._spool = Spool(shared_path(cast("str", new_config["spool"])))
+        self._ending.begin(self._spool, cast("int", new_config["epoch"]))
         self._course = self._attempt()
         return True
 
     def step(self) -> dict[str, object]:
         """Returns what a stage showed, or spools the attempt's outcome and returns it."""
-        shown = next(self._course)
-        if not isinstance(shown, Outcome):
-            return {"step": shown.step, "error": shown.error, "done": False}
-        number = cast("int", self._assignment["number"])
-        attempt = cast("int", self._assignment["attempt"])
-        self._spool.write(number, attempt, shown)
-        witness("attempt ended", **self._facts, outcome=json.loads(shown.to_json()))
+        with self._ending.working():
+            shown = next(self._course)
+            if not isinstance(shown, Outcome):
+                return {"step": shown.step, "error": shown.error, "done": False}
+            self._keep(shown)
         return {"outcome": shown.to_json(), "done": True}
+
+    def _keep(self, outcome: Outcome) -> None:
+        """Spools an outcome; the driver gets it even where the spool cannot be written."""
+        number = cast("int", self._assignment["number"])
+        try:
+            self._spool.write(number, cast("int", self._assignment["attempt"]), outcome)
+        except OSError as error:
+            logger.warning("the result of trial %d cannot be spooled: %s", number, error)
+        witness("attempt ended", **self._facts, outcome=json.loads(outcome.to_json()))
 
     @property
     def _facts(self) -> dict[str, object]:
@@ -61,27 +80,30 @@ class TrialWorker(tune.Trainable):
         names = ("number", "attempt", "configuration")
         return {name: self._assignment[name] for name in names}
 
-    @property
-    def _spool(self) -> Spool:
-        return Spool(Path(cast("str", self._assignment["spool"])))
-
     def _attempt(self) -> "Iterator[Stage | Outcome]":
         """The stages of the recovery, as long as there is hope, and in the end the outcome."""
-        witness("attempt started", **self._facts)
+        witness("attempt started", **self._facts, code=__file__)
         started_s = time.perf_counter()
         evaluation = failure = None
         try:
             # Imported here: the driver defines this class, but loads no model.
             from workers import resident
 
-            evaluator = resident.evaluator(cast("str", self._assignment["order"]))
+            order = WorkOrder.from_json(cast("str", self._assignment["order"]))
+            order = order.with_halved_batch(cast("int", self._assignment["halvings"]))
+            evaluator = resident.evaluator(order.to_json())
             content = cast("dict[str, object]", self._assignment["configuration"])
             configuration = Configuration.from_dict(content)
             hopeful = yield from self._rehearse(evaluator, configuration)
             if hopeful:
                 evaluation = evaluator.evaluate(configuration)
+        except Interrupted as error:
+            cause = self._ending.cause() or Cause.NODE_LOST
+            failure = Failure(cause, f"the recovery was saved and ended early: {error}")
         except Exception as error:  # noqa: BLE001 - recorded with its traceback by the ledger
             failure = Failure.of(error)
+            if failure.cause is Cause.OUT_OF_MEMORY:
+                _free_memory()
         seconds = time.perf_counter() - started_s
         yield Outcome(evaluation, failure, seconds, worker_name())
 
@@ -96,7 +118,10 @@ class TrialWorker(tune.Trainable):
         known = evaluator.costs(configuration)
         costs = [known.get(objective.value, 0.0) for objective in evaluator.spec.objectives[1:]]
         checkpoint = self._spool.checkpoint(cast("int", self._assignment["number"]))
-        for stage in evaluator.rehearse(configuration, checkpoint):
+        ends = self._ending
+        for stage in evaluator.rehearse(
+            configuration, checkpoint, lambda: ends.cause() is not None
+        ):
             yield stage
             if not hurdle.allows(recovery, stage.step, stage.error, costs):
                 return False
@@ -107,6 +132,12 @@ class TrialWorker(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: object) -> None:
         """Loads nothing: an attempt goes on from its own checkpoint."""
+
+
+def _free_memory() -> None:
+    from workers import resident
+
+    resident.release()
 
 
 class _Live:
@@ -130,12 +161,17 @@ class LedgerSearcher(_Live, Searcher):
     one is kept, ends the experiment, and is raised by `run_trials`.
     """
 
-    def __init__(self, ledger: TrialLedger, order: str, spool: Spool, workers: int) -> None:
+    def __init__(
+        self, ledger: TrialLedger, order: str, spool: Spool, workers: int, share: Share | None
+    ) -> None:
         super().__init__()
         self._ledger = ledger
         self._order = order
         self._spool = spool
         self._workers = workers
+        self._share = share
+        self._drivers = 1 if share is None else share.drivers
+        self.gives_way = False
         self._out: dict[str, Assignment] = {}
         self.error: BaseException | None = None
 
@@ -144,8 +180,10 @@ class LedgerSearcher(_Live, Searcher):
         if self.error is not None:
             return str(Searcher.FINISHED)
         try:
-            if self._ledger.running >= self._workers:
+            if self._ledger.running >= self._limit():
                 return None
+            if self.gives_way:
+                return None if self._ledger.running else str(Searcher.FINISHED)
             assignment = self._ledger.next()
             if assignment is None:
                 return str(Searcher.FINISHED) if self._ledger.is_finished else None
@@ -156,11 +194,26 @@ class LedgerSearcher(_Live, Searcher):
         return {
             "number": assignment.number,
             "attempt": assignment.attempt,
+            "halvings": assignment.halvings,
+            "epoch": self._ledger.epoch,
             "configuration": assignment.configuration.to_dict(),
             "hurdle": self._ledger.hurdle().to_dict(),
             "order": self._order,
             "spool": str(self._spool.folder),
         }
+
+    def _limit(self) -> int:
+        """How many attempts may be out.
+
+        Tune keeps a worker for later that has nothing to do now. Where a study has come to the
+        cluster, the workers of this one are all given back once, to be shared anew.
+        """
+        if self._share is None:
+            return self._workers
+        limit = self._share.limit()
+        self.gives_way |= self._share.drivers > self._drivers
+        self._drivers = self._share.drivers
+        return limit
 
     def on_trial_result(self, trial_id: str, result: dict[str, object]) -> None:
         """Hands over what a stage of a trial showed."""
@@ -199,18 +252,41 @@ class LedgerSearcher(_Live, Searcher):
         """Restores nothing: the truth is in the database."""
 
 
-class _Cancel(_Live, Stopper):
-    """Stops every trial at once when the study is cancelled or its searcher failed."""
+class _End(_Live, Stopper):
+    """Ends the experiment when the study is cancelled or its searcher failed.
 
-    def __init__(self, cancelled: threading.Event, searcher: LedgerSearcher) -> None:
+    A cancelled study's workers are told first: they have `GRACE_S` seconds to save what they
+    train.
+    """
+
+    def __init__(
+        self,
+        ledger: TrialLedger,
+        spool: Spool,
+        cancelled: threading.Event,
+        searcher: LedgerSearcher,
+    ) -> None:
+        self._ledger = ledger
+        self._spool = spool
         self._cancelled = cancelled
         self._searcher = searcher
+        self._told_s: float | None = None
 
     def __call__(self, _trial_id: str, _result: dict[str, object]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._cancelled.is_set() or self._searcher.error is not None
+        if self._searcher.error is not None:
+            return True
+        if not self._cancelled.is_set():
+            return False
+        if self._told_s is None:
+            self._told_s = time.monotonic()
+            try:
+                self._spool.end(self._ledger.epoch)
+            except OSError as error:
+                logger.warning("the workers cannot be told to end: %s", error)
+        return self._ledger.running == 0 or time.monotonic() - self._told_s > GRACE_S
 
 
 def _short_name(trial: Trial) -> str:
@@ -225,20 +301,43 @@ def run_trials(
     spool: Spool,
     cancelled: threading.Event,
     *,
+    place: Placement = ONE_CPU,
+    share: Share | None = None,
     trainable: type[tune.Trainable] = TrialWorker,
 ) -> None:
     """Runs trials until the ledger has no more, or until `cancelled` is set.
 
     Needs a connection to Ray (`workers.cluster.connected`).
 
+    Args:
+        ledger: Decides what runs, and records what comes back.
+        spec: How many workers are used.
+        order: What every worker is told of the job.
+        spool: Where workers leave results.
+        cancelled: Ends what runs.
+        place: What a worker takes of a node.
+        share: What other studies on the cluster leave to this one; None if it is alone.
+        trainable: What evaluates.
+
     Raises:
         BitfrontError: What the ledger raised: a lost lease, too many failures.
     """
-    searcher = LedgerSearcher(ledger, order, spool, spec.workers)
-    resources = {"cpu": 1.0, "gpu": spec.gpus_per_worker}
+    while True:
+        searcher = LedgerSearcher(ledger, order, spool, spec.workers, share)
+        _fit(searcher, place, trainable, _End(ledger, spool, cancelled, searcher))
+        if searcher.error is not None:
+            raise searcher.error
+        if not searcher.gives_way or ledger.is_finished or cancelled.is_set():
+            return
+
+
+def _fit(
+    searcher: LedgerSearcher, place: Placement, trainable: type[tune.Trainable], end: Stopper
+) -> None:
+    """One experiment of Tune's, until its searcher has no more."""
     with tempfile.TemporaryDirectory(prefix="bitfront-tune-") as folder:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
+            tune.with_resources(trainable, tune.PlacementGroupFactory([place.resources])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,
@@ -249,11 +348,9 @@ def run_trials(
                 storage_path=folder,
                 name="trials",
                 verbose=0,
-                stop=_Cancel(cancelled, searcher),
+                stop=end,
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
-    if searcher.error is not None:
-        raise searcher.error

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bitfront.errors import SpecError
-from bitfront.job.document import Document, Place, read_document
+from bitfront.job.document import Document, Place, cut, place_name, read_document
 from bitfront.job.sentences import place_of, sentence
 from bitfront.spec import DataSource, JobSpec, ModelSource
 
@@ -78,10 +78,9 @@ def _where(
 
 def _with_found_paths(spec: JobSpec, document: Document) -> JobSpec:
     """The job with its local paths made absolute; each of them exists."""
-    folder = document.path.absolute().parent
     data, model = spec.data, spec.model
     if data.path and data.source is not DataSource.REFERENCE:
-        found = _found(folder, data.path)
+        found = _found(document, ("data", "path"), data.path)
         is_file = data.source is DataSource.QUESTIONS
         if not (found.is_file() if is_file else found.is_dir()):
             wanted = "file" if is_file else "folder"
@@ -94,19 +93,36 @@ def _with_found_paths(spec: JobSpec, document: Document) -> JobSpec:
     updates: dict[str, str] = {}
     for key in _LOCAL_KEYS[model.source]:
         text = cast("str | None", getattr(model, key))
-        if text and _found(folder, text).exists():
-            updates[key] = str(_found(folder, text))
+        found_model = _found(document, ("model", key), text) if text else None
+        if found_model is not None and found_model.exists():
+            updates[key] = str(found_model)
         elif text and _looks_local(text):
             raise SpecError(
                 f"{document.path}, line {document.line(('model', key))}: "
-                f"model.{key}: the file or folder {_found(folder, text)} does not exist"
+                f"model.{key}: the file or folder {found_model} does not exist"
             )
     return spec.model_copy(update={"data": data, "model": model.model_copy(update=updates)})
 
 
-def _found(folder: Path, text: str) -> Path:
-    """The path as the person meant it: from the job file's folder, `~` being their home."""
-    return (folder / Path(text).expanduser()).resolve()
+def _found(document: Document, place: Place, text: str) -> Path:
+    """The path as the person meant it: from the job file's folder, `~` being their home.
+
+    Raises:
+        SpecError: No path can be like that, or what is there cannot be looked at.
+    """
+    folder = document.path.absolute().parent
+    try:
+        found = (folder / Path(text).expanduser()).resolve()
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return found
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SpecError(
+            f"{document.path}, line {document.line(place)}: {place_name(place)}: "
+            f"{cut(repr(text))} is no path that can be read: {reason}"
+        ) from error
+    return found
 
 
 def _looks_local(text: str) -> bool:

@@ -1,6 +1,6 @@
 """YAML text as plain content in which every value still knows its line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,10 +13,31 @@ from bitfront.errors import SpecError
 MAX_NBYTES: Final = 1_000_000
 MAX_DEPTH: Final = 20
 MAX_VALUES: Final = 20_000
+LARGEST_WHOLE: Final = 2**63 - 1
+LONGEST_QUOTE: Final = 60
 
 _PLAIN_TAGS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 Place = tuple[str | int, ...]
+
+
+def one_line(text: str) -> str:
+    """The text with what no terminal should be sent written as escapes, such as `\\n`."""
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
+def cut(text: str) -> str:
+    """The text, or its start where it is too long to be quoted."""
+    return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
+
+
+def place_name(place: Sequence[str | int]) -> str:
+    """A place as a person writes it, such as `space.weight_bits`."""
+    return ".".join(cut(one_line(str(part))) for part in place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +145,7 @@ class _Reader:
             here = (*place, key)
             if key in content:
                 raise SpecError(
-                    f"{self.path}, line {_line(key_node)}: {'.'.join(map(str, here))} is given "
+                    f"{self.path}, line {_line(key_node)}: {place_name(here)} is given "
                     f"a second time (first on line {self.lines[here]}): keep one of them"
                 )
             self.lines[here] = _line(key_node)
@@ -158,11 +179,17 @@ class _Reader:
     def _scalar(self, node: ScalarNode) -> object:
         try:
             value: object = self.loader.construct_object(node)
-        except ValueError as error:  # such as the date 2026-99-99
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            # A date such as 2026-99-99, or a tag such as !!bool that the text does not fit.
             raise SpecError(
                 f"{self.path}, line {_line(node)}: {node.value[:40]!r} cannot be read "
-                f"({str(error)[:60]}): put text in quotes"
+                f"({_reason(node, error)}): put text in quotes"
             ) from error
+        if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+            raise SpecError(
+                f"{self.path}, line {_line(node)}: {cut(node.value)} is larger than any whole "
+                "number that a job may hold"
+            )
         return value
 
     def _items(self, node: Node, place: Place) -> list[object]:
@@ -177,6 +204,12 @@ def _line(node: Node) -> int:
     return int(node.start_mark.line) + 1
 
 
+def _reason(node: ScalarNode, error: Exception) -> str:
+    if isinstance(error, ValueError):
+        return cut(one_line(str(error)))
+    return f"it is no {node.tag.rpartition(':')[2]}"
+
+
 def _kind(node: Node) -> str:
     if isinstance(node, MappingNode):
         return "a mapping"
@@ -188,7 +221,7 @@ def _too_deep(path: Path, line: int) -> str:
 
 
 def _strange_tag(path: Path, line: int, tag: str) -> str:
-    short = tag.replace("tag:yaml.org,2002:", "!!")
+    short = cut(one_line(tag.replace("tag:yaml.org,2002:", "!!")))
     return f"{path}, line {line}: the tag {short} is not possible: write plain values"
 
 
@@ -203,4 +236,4 @@ def _syntax_sentence(path: Path, error: yaml.MarkedYAMLError) -> str:
     if "could not determine a constructor" in problem:
         return _strange_tag(path, line, problem.split("'")[1])
     context = f"{error.context}, " if error.context else ""
-    return f"{path}, line {line}: this is no valid YAML: {context}{problem}"
+    return f"{path}, line {line}: this is no valid YAML: {one_line(context + problem)[:200]}"

@@ -8,7 +8,7 @@ from typing import cast, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from bitfront.job.document import Place
+from bitfront.job.document import Place, cut, one_line, place_name
 
 _LIMITS = {
     "greater_than": ("gt", "must be above"),
@@ -26,6 +26,7 @@ _TYPES = {
     "dict": "a section with keys under it",
     "model": "a section with keys under it",
 }
+_LONGEST_REASON = 500
 _NAMED = re.compile(r"[a-z_]+(?:\.[a-z_]+)*")
 
 
@@ -78,7 +79,7 @@ def sentence(error: ErrorDetails, schema: type[BaseModel]) -> str:
 
 
 def _name(place: Place) -> str:
-    return ".".join(str(part) for part in place if isinstance(part, str)) or "the job"
+    return place_name([part for part in place if isinstance(part, str)]) or "the job"
 
 
 def _shown(value: object) -> str:
@@ -88,12 +89,15 @@ def _shown(value: object) -> str:
         return str(value).lower()
     if isinstance(value, dict):
         return "a section"
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    try:
+        return cut(repr(value) if isinstance(value, str) else str(value))
+    except ValueError:  # Python writes no number of so many digits
+        return "a number of thousands of digits"
 
 
 def _refused(name: str, value: object, reason: str) -> str:
     """`reason` with the field and the value put before it where it does not have them."""
+    reason = one_line(reason)[:_LONGEST_REASON]
     first = reason.split(" ", 1)[0].rstrip(":")
     if name == first or name.endswith(f".{first}"):
         return name + reason.removeprefix(first)

@@ -1,0 +1,62 @@
+"""Commands that ask the driver of a study for something: pause, stop, cancel."""
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from service.deployment import command_line, database_option
+
+if TYPE_CHECKING:
+    from storage.records import Request
+
+# Everything that takes long to import is imported by the command that needs it.
+
+
+@click.command()
+@click.argument("study")
+@database_option
+def pause(study: str, url: str) -> None:
+    """Let STUDY finish the trials that run, and wait.
+
+    Its driver keeps its place; 'bitfront resume STUDY' goes on.
+    """
+    from storage.records import Request
+
+    _request(study, url, Request.PAUSE, "finishes what runs and waits; '{}' goes on")
+
+
+@click.command()
+@click.argument("study")
+@database_option
+def stop(study: str, url: str) -> None:
+    """Let STUDY finish the trials that run and start no more."""
+    from storage.records import Request
+
+    _request(study, url, Request.STOP, "finishes what runs, then stops; '{}' goes on later")
+
+
+@click.command()
+@click.argument("study")
+@database_option
+def cancel(study: str, url: str) -> None:
+    """End STUDY now; complete trials are kept."""
+    from storage.records import Request
+
+    _request(study, url, Request.CANCEL, "ends now; '{}' goes on later")
+
+
+def _request(study: str, url: str, asked: "Request", consequence: str) -> None:
+    from service.standing import is_driven
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        record = store.study(study)
+        if not is_driven(record):
+            click.echo(f"study {study} is {record.state}, and nobody runs it", err=True)
+            return
+        store.request(study, asked)
+    command = command_line(f"resume {study}", url)
+    click.echo(f"study {study} {consequence.format(command)}", err=True)
+
+
+COMMANDS: Final = (pause, stop, cancel)

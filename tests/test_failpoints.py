@@ -1,0 +1,339 @@
+"""A process is killed at each step of the protocol; the study resumes and keeps its contract.
+
+Most points are passed by a driver without Ray: the real store, ledger and spool, with a made-up
+evaluation in place of a worker. One process imports all that once, and forks a driver for each
+line that it reads:
+
+    python -m tests.test_failpoints
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bitfront.layers import Block, Layer, LayerKind, Tower
+from bitfront.plan import Configuration, Option, Plan
+from bitfront.precision import FULL, Precision
+from bitfront.probes import witness
+from bitfront.profile import Cell, CellKey, FindingKind, LayerEntropy
+from bitfront.spec import JobSpec
+from bitfront.trial import Cause, Evaluation, Origin, StudyState, TrialState
+from search.space import SearchSpace
+from service.heartbeat import take
+from storage.records import Lease, OptionRecord
+from storage.store import Store, open_store
+from tests.contract import StudyRows, read_snapshot, read_witness, redone, unfinished, violations
+from tests.databases import DIALECTS, Databases
+from tests.studies import Study
+from workers.ledger import Assignment, Seed, TrialLedger
+from workers.outcome import Failure, Outcome
+from workers.spool import Spool
+
+NAME = "points"
+SPEC = JobSpec.model_validate(
+    {
+        "study": NAME,
+        "model": {"source": "reference"},
+        "data": {"source": "reference"},
+        "constraints": {"max_nbytes": 20},
+        "search": {"sampler": "random"},
+        "stop": {"trials": 9},
+    }
+)
+LAYERS = [Layer(f"l{n}", Tower.VISION, LayerKind.LINEAR, 8, 8, 1, "x", "b") for n in range(4)]
+BLOCKS = [Block(f"b{n}", Tower.VISION, (layer.name,)) for n, layer in enumerate(LAYERS)]
+OPTIONS = {b.name: [Option((Precision(bits, 8),)) for bits in (2, 3, 4, 8)] for b in BLOCKS}
+SEED = Seed(Configuration(Plan.uniform([layer.name for layer in LAYERS], FULL)), Origin.BASELINE)
+REFERENCE = {"error": 1.0, "nbytes": 80.0}
+
+# What happens to the first attempt at a trial of that number.
+STOPS_EARLY, RAISES, IS_LOST, IS_LOST_BUT_SPOOLED, IS_INVALID = 3, 4, 5, 6, 7
+
+PROTOCOL = (
+    *("create", "acquire", "set_provenance", "save", "put_cells", "put_finding", "save_options"),
+    *("set_state", "set_reference", "fence", "start", "report", "complete", "fail", "prune"),
+    *("heartbeat", "add_note", "set_correlation", "save_test_values", "release"),
+)
+"""What a driver writes on its way, in the names of the functions of the store."""
+
+CLIENTS = ("remove", "request", "withdraw", "replace_spec")
+"""What is written on a person's wish, or where they resume with another job."""
+
+CANCELLED = "cancel_running"
+
+# Points that only a driver passes which takes over what another one left.
+TAKEN_OVER = (
+    ("spool.before:4", "acquire.before_commit"),
+    ("spool.before:4", "fence.before"),
+    ("spool.before:4", "fence.before_commit"),
+    ("spool.before:4", "fence.after_commit", "fence.before_commit"),
+    ("spool.after:3", "complete.before_commit"),
+    ("spool.after:3", "complete.after_commit", "fence.after_commit"),
+    ("spool.after:4", "prune.before_commit"),
+    ("start.after_commit:2", "release.before_commit"),
+)
+
+
+def points() -> list[tuple[str, ...]]:
+    """The points at which one process after the other is killed."""
+    names = [f"{name}.{place}" for name in PROTOCOL for place in PLACES]
+    others = ("spool.before", "spool.after", "spool.after:3", "tell.after", "tell.after:3")
+    deeper = ("complete.before_commit:3", "complete.after_commit:4", "start.after_commit:4")
+    return [(name,) for name in (*names, *others, *deeper)] + list(TAKEN_OVER)
+
+
+PLACES = ("before", "before_commit", "after_commit")
+
+
+def drive(url: str, folder: Path, *, cancel: bool = False) -> None:
+    """Goes the way of a driver, from wherever the study stands, to its end.
+
+    Args:
+        url: The database, with its tables.
+        folder: Where the spool is.
+        cancel: Ends the study with a trial in the air, as a cancel does.
+    """
+    with open_store(url, create=False) as store:
+        if not any(summary.name == NAME for summary in store.studies()):
+            store.create_study(SPEC, {})
+        lease = take(store, NAME)
+        _profile(store, lease)
+        spool = Spool(folder / "spool")
+        ledger = TrialLedger(
+            store,
+            lease,
+            SPEC,
+            SearchSpace(BLOCKS, OPTIONS, {}, None),
+            [SEED],
+            spool,
+            lambda configuration: configuration.digest,
+            reference=list(REFERENCE.values()),
+            budget_nbytes=20,
+            is_draining=lambda: False,
+            review=lambda _: None,
+            on_progress=lambda _: None,
+        )
+        while (assignment := ledger.next()) is not None:
+            if cancel and assignment.number == 2:
+                store.cancel_running(lease)
+                store.release(lease, StudyState.CANCELLED)
+                return
+            _attempt(ledger, spool, assignment)
+        store.set_correlation(lease, 0.5)
+        _test(store, lease)
+        store.release(lease, StudyState.COMPLETE, ledger.stop_reason)
+
+
+def _profile(store: Store, lease: Lease) -> None:
+    store.set_provenance(lease, {"model": "m", "device": "d"})
+    entropies = [LayerEntropy(layer.name, 0.5, None) for layer in LAYERS]
+    store.save_profile(lease, LAYERS, BLOCKS, entropies, fixed_nbytes=1)
+    records = []
+    for block in BLOCKS:
+        for option in OPTIONS[block.name]:
+            cell = Cell(block.name, option, option.precisions[0].weight_bits, 1.0, 0.5)
+            key = CellKey.of("m", "d", "q", block, option)
+            store.put_cells(lease, [(key, cell, 0.1)])
+            records.append(OptionRecord(cell, survives=True, certificate={}))
+    store.put_finding(lease, "k", FindingKind.CLIPS, {"clips": [1.0]}, 0.1)
+    store.save_options(lease, records)
+    store.add_note(lease, "profiled")
+    store.set_state(lease, StudyState.RUNNING)
+    store.set_reference(lease, REFERENCE)
+    store.heartbeat(lease)
+
+
+def _attempt(ledger: TrialLedger, spool: Spool, assignment: Assignment) -> None:
+    """Does what a worker does, and what Ray tells the ledger of it."""
+    facts = {
+        "number": assignment.number,
+        "attempt": assignment.attempt,
+        "configuration": assignment.configuration.to_dict(),
+    }
+    witness("attempt started", **facts)
+    is_first = assignment.attempt == 1
+    ledger.report(assignment, 0, 0.5)
+    if assignment.number == IS_LOST and is_first:
+        ledger.lose(assignment)
+        return
+    outcome = _outcome(assignment)
+    spool.write(assignment.number, assignment.attempt, outcome)
+    witness("attempt ended", **facts, outcome=json.loads(outcome.to_json()))
+    if assignment.number == IS_LOST_BUT_SPOOLED and is_first:
+        ledger.lose(assignment)
+    else:
+        ledger.finish(assignment, outcome)
+
+
+def _outcome(assignment: Assignment) -> Outcome:
+    if assignment.number == STOPS_EARLY:
+        return Outcome(None, None, 0.1, "w")
+    if assignment.number == IS_INVALID:
+        return Outcome(None, Failure(Cause.INVALID_METRIC, "error is nan"), 0.1, "w")
+    if assignment.number == RAISES and assignment.attempt == 1:
+        return Outcome(None, Failure(Cause.USER_ERROR, "no such file"), 0.1, "w")
+    bits = [precision.weight_bits for _, precision in assignment.configuration.plan]
+    error = sum(2.0**-width * place for place, width in enumerate(bits, start=1)) / 10
+    return Outcome(Evaluation({"error": error, "nbytes": float(sum(bits))}), None, 0.1, "w")
+
+
+def _test(store: Store, lease: Lease) -> None:
+    on_front = {row.number for row in store.front(NAME)}
+    for trial in store.trials(NAME, {TrialState.COMPLETE}):
+        is_wanted = trial.number in on_front or trial.origin is Origin.BASELINE
+        if is_wanted and not trial.test_values:
+            store.save_test_values(lease, {trial.number: {"error": trial.values["error"]}})
+
+
+def nursery() -> None:
+    """Forks a driver for each line of JSON, and prints the status that it ends with."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os.environ |= order["environment"]
+            drive(order["url"], Path(order["folder"]), cancel=order["cancel"])
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+class Nursery:
+    """Drivers as processes of their own, which need not import anything any more."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.test_failpoints"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def drive(self, url: str, folder: Path, failpoint: str = "", *, cancel: bool = False) -> int:
+        """The exit code of a driver; negative for a signal."""
+        environment = {
+            "BITFRONT_FAILPOINT": failpoint,
+            "BITFRONT_WITNESS": str(folder / "witness.jsonl"),
+        }
+        order = {"url": url, "folder": str(folder), "cancel": cancel, "environment": environment}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(order)}\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def drivers() -> Iterator[Nursery]:
+    started = Nursery()
+    yield started
+    started.close()
+
+
+def check(url: str, folder: Path) -> StudyRows:
+    snapshot = read_snapshot(url)
+    study = snapshot.studies[NAME]
+    twice = redone(study, read_witness(folder / "witness.jsonl"))
+
+    assert violations(snapshot) == []
+    assert unfinished(study) == []
+    assert twice.completed == twice.unrecorded == twice.contradictions == []
+    return study
+
+
+@pytest.mark.parametrize("killed_at", points(), ids=" then ".join)
+def test_a_study_outlives_a_process_that_ends_at(
+    drivers: Nursery, databases: Databases, tmp_path: Path, killed_at: Sequence[str]
+) -> None:
+    url = databases.ready()
+    before = read_snapshot(url)
+    for failpoint in killed_at:
+        assert drivers.drive(url, tmp_path, failpoint) == -signal.SIGKILL
+        now = read_snapshot(url)
+        assert violations(now, before) == []
+        before = now
+
+    assert drivers.drive(url, tmp_path) == 0
+
+    study = check(url, tmp_path)
+    assert violations(read_snapshot(url), before) == []
+    states = {row["number"]: row["state"] for row in study.trials}
+    assert states == {n: "complete" for n in range(9)} | {
+        STOPS_EARLY: "pruned",
+        IS_INVALID: "failed",
+    }
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_cancelled_study_outlives_a_process_that_ends_while_it_cancels(
+    drivers: Nursery, databases: Databases, tmp_path: Path, place: str
+) -> None:
+    url = databases.ready()
+    point = f"{CANCELLED}.{place}"
+
+    assert drivers.drive(url, tmp_path, point, cancel=True) == -signal.SIGKILL
+    assert violations(read_snapshot(url)) == []
+
+    assert drivers.drive(url, tmp_path) == 0
+    check(url, tmp_path)
+
+
+@pytest.mark.parametrize("databases", DIALECTS[:1], indirect=True)
+def test_every_attempt_that_was_lost_at_a_point_has_its_cause(
+    drivers: Nursery, databases: Databases, tmp_path: Path
+) -> None:
+    url = databases.ready()
+
+    drivers.drive(url, tmp_path, "spool.before:3")
+    drivers.drive(url, tmp_path)
+
+    causes = [row["cause"] for row in check(url, tmp_path).attempts[2]]
+    assert causes == ["driver_restart", None]
+
+
+def test_there_is_a_point_for_everything_that_is_written() -> None:
+    source = (Path(__file__).parent.parent / "storage" / "store.py").read_text()
+    written = set(re.findall(r"write(?:_once)?\(\w+\.(\w+)", source))
+
+    assert written == {*PROTOCOL, *CLIENTS, CANCELLED}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "killed_at",
+    [
+        "complete.before_commit:3",
+        pytest.param("fence.after_commit", marks=pytest.mark.slow),
+        pytest.param("spool.after:2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_study_on_ray_outlives_a_process_that_ends_at(
+    tmp_path: Path, killed_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(tmp_path, NAME, trials=8)
+    monkeypatch.setenv("BITFRONT_WITNESS", str(tmp_path / "witness.jsonl"))
+    monkeypatch.setenv("BITFRONT_FAILPOINT", killed_at)
+    first = study.start("submit", str(study.job)).wait(timeout=240)
+    # A worker that ends takes its driver nowhere.
+    assert first == (0 if killed_at.startswith("spool") else -signal.SIGKILL), study.log.read_text()
+
+    if first != 0:
+        monkeypatch.delenv("BITFRONT_FAILPOINT")
+        assert study.start("resume", NAME).wait(timeout=240) == 0, study.log.read_text()
+
+    check(f"sqlite:///{study.database}", tmp_path)
+
+
+if __name__ == "__main__":
+    nursery()

@@ -1,0 +1,76 @@
+"""Shared files: whole or not at all, on a disk and behind fsspec."""
+
+from pathlib import Path
+
+import pytest
+from upath import UPath
+
+from bitfront.errors import InvalidModel, SpecError
+from bitfront.trial import Evaluation
+from objectives.checkpoint import read_checkpoint, write_checkpoint
+from objectives.files import shared_path, write_whole
+from workers.outcome import Outcome
+from workers.spool import Spool
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(params=["disk", "file", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | UPath:
+    """A folder of this machine, the same through fsspec, and one that is no disk at all."""
+    texts = {
+        "disk": str(tmp_path / "spool"),
+        "file": f"file://{tmp_path}/spool",
+        "memory": f"memory://{tmp_path.name}/spool",
+    }
+    return shared_path(texts[request.param])
+
+
+def test_a_path_is_a_folder_and_a_url_is_fsspecs(tmp_path: Path) -> None:
+    assert shared_path(str(tmp_path)) == tmp_path
+    assert isinstance(shared_path("memory://bucket/spool"), UPath)
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(SpecError, match="install the fsspec package for nowhere"):
+        shared_path("nowhere://bucket/spool")
+
+
+def test_a_file_is_replaced_whole_and_leaves_nothing_else(folder: Path | UPath) -> None:
+    path = folder / "a" / "file"
+
+    write_whole(path, b"first")
+    write_whole(path, b"second")
+
+    assert path.read_bytes() == b"second"
+    assert [found.name for found in path.parent.iterdir()] == ["file"]
+
+
+def test_the_spool_keeps_results_and_endings(folder: Path | UPath) -> None:
+    spool = Spool(folder)
+    outcome = Outcome(Evaluation({"error": 0.5}, {}), None, 1.0, "host:1")
+    spool.write(3, 1, outcome)
+    spool.end(4)
+
+    assert Spool(folder).read(3, 1) == outcome
+    assert Spool(folder).read(3, 2) is None
+    assert (spool.is_ending(4), spool.is_ending(5)) == (True, False)
+    spool.tidy(5)
+    assert not spool.is_ending(4)
+    assert spool.read(3, 1) == outcome
+    spool.discard(3, 1)
+    assert spool.read(3, 1) is None
+
+
+def test_a_checkpoint_comes_back_and_a_damaged_one_does_not(folder: Path | UPath) -> None:
+    path = folder / "000001.safetensors"
+    tensors = {"prompt": torch.arange(6.0).reshape(2, 3)}
+    write_checkpoint(path, "form.1", "me", {"step": 7}, tensors)
+
+    content, found = read_checkpoint(path, "form.1", "me")
+
+    assert content == {"step": 7}
+    assert torch.equal(found["prompt"], tensors["prompt"])
+    write_whole(path, path.read_bytes()[:-1])
+    with pytest.raises(InvalidModel, match="damaged"):
+        read_checkpoint(path, "form.1", "me")
