@@ -1,4 +1,4 @@
-.PHONY: all setup demo test test-all format lint types imports reference wheel
+.PHONY: all setup demo test test-all chaos format lint types imports reference wheel
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -23,6 +23,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/pytest
+
+chaos: $(STAMP)
+	$(BIN)/python -m benchmarks.chaos --rounds 50 --database both --out build/chaos
 
 format: $(STAMP)
 	$(BIN)/ruff format .

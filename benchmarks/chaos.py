@@ -155,11 +155,13 @@ class Chaos:
         """One round; it strikes whatever may be running."""
         started_s = time.monotonic()
         self._round = Round(number, self._database.name, kind)
-        study = self._reach_moment()
-        self._round.study = study.name
-        finished = study.finished()
-        struck_s = time.monotonic()
-        self._strike(study)
+        while True:
+            study = self._reach_moment()
+            self._round.study = study.name
+            finished = study.finished()
+            struck_s = time.monotonic()
+            if self._strike(study):
+                break
         self._recover(study, finished, struck_s)
         self._check()
         self._round.took_s = time.monotonic() - started_s
@@ -235,7 +237,8 @@ class Chaos:
 
     # The strike
 
-    def _strike(self, study: ChaosStudy) -> None:
+    def _strike(self, study: ChaosStudy) -> bool:
+        """Kills what the round kills; False if there was nothing of that kind."""
         self._may_end = self._round.kind in _ENDS_DRIVER
         match self._round.kind:
             case Kind.DRIVER:
@@ -243,9 +246,9 @@ class Chaos:
             case Kind.DRIVER_TERM:
                 self._round.violations += study.terminate()
             case Kind.WORKER:
-                self._kill_worker(psutil.Process.kill)
+                return self._kill_worker(study, psutil.Process.kill)
             case Kind.WORKER_TERM:
-                self._kill_worker(psutil.Process.terminate)
+                return self._kill_worker(study, psutil.Process.terminate)
             case Kind.NODE:
                 self._cluster.kill_node(self._random)
                 time.sleep(self._random.uniform(0, _LONGEST_ABSENCE_S))
@@ -256,17 +259,18 @@ class Chaos:
                 self._database.kill()
                 time.sleep(self._random.uniform(0, _LONGEST_ABSENCE_S))
                 self._database.restart()
+        return True
 
-    def _kill_worker(self, end: Callable[[psutil.Process], None]) -> None:
-        if not self._wait(lambda: bool(self._cluster.busy_workers())):
-            self._round.violations.append("no worker was started")
-            return
+    def _kill_worker(self, study: ChaosStudy, end: Callable[[psutil.Process], None]) -> bool:
+        self._wait(lambda: bool(self._cluster.busy_workers()) or not study.is_driven)
         workers = self._cluster.busy_workers()
-        for worker in self._random.sample(workers, min(1, len(workers))):
-            try:
-                end(worker)
-            except psutil.NoSuchProcess:
-                self._kill_worker(end)
+        if not workers:
+            return False
+        try:
+            end(self._random.choice(workers))
+        except psutil.NoSuchProcess:
+            return False
+        return True
 
     def _replace_cluster(self, study: ChaosStudy) -> None:
         """A driver of a cluster that is gone must end by itself, unless it is gone as well."""

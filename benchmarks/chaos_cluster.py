@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NODE_CPUS = 2
 NODE_GPUS = 1
+_TRIALS = ("ray::TrialWorker", "ray::ResourceTrainable")
+_TASKS = ("ray::_inspect", "ray::_measure", "ray::_evaluate_on_test")
 
 
 class RayCluster:
@@ -38,14 +40,15 @@ class RayCluster:
         """Starts it; its workers inherit the environment."""
         # Ray's sockets need a short path.
         self.folder = Path(tempfile.mkdtemp(prefix="bf-"))
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.chaos_cluster", str(self.folder), str(nodes)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self.folder / "keeper.err").open("wb"),
-            env=dict(environment),
-            text=True,
-        )
+        with (self.folder / "keeper.err").open("wb") as errors:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.chaos_cluster", str(self.folder), str(nodes)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=dict(environment),
+                text=True,
+            )
         self.address = str(self._hear()["address"])
         self._raylets = [self._hear_raylet() for _ in range(nodes)]
 
@@ -99,14 +102,13 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _busy_workers(raylet: psutil.Process) -> list[psutil.Process]:
-    """Ray names a worker after what it runs, and `ray::IDLE` when it runs nothing."""
-    found = []
+    """Ray names a worker after what it runs; those that run a trial, if there are any."""
+    titles: dict[psutil.Process, str] = {}
     for process in _descendants(raylet):
         with suppress(psutil.Error):
-            title = " ".join(process.cmdline())
-            if title.startswith("ray::") and "IDLE" not in title:
-                found.append(process)
-    return found
+            titles[process] = " ".join(process.cmdline())
+    trials = [process for process, title in titles.items() if title.startswith(_TRIALS)]
+    return trials or [process for process, title in titles.items() if title.startswith(_TASKS)]
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:

@@ -299,6 +299,9 @@ class SearchSpec(Section):
     for where the cluster has GPUs, and none elsewhere.
     `early_stop`: a recovery in training ends when it cannot reach the front any more.
     `checkpoint_s`: seconds between two checkpoints of a recovery in training.
+    `history`: the trials that the sampler learns from at most, those near the front and the
+    latest; an ask takes time in proportion to it. None for all.
+    `warm_start`: earlier studies of the same model, whose fronts are tried first.
     """
 
     sampler: Sampler = Sampler.TPE
@@ -314,6 +317,8 @@ class SearchSpec(Section):
     max_attempts: int = Field(3, ge=1)
     early_stop: bool = True
     checkpoint_s: float = Field(10, ge=0)
+    warm_start: tuple[str, ...] = ()
+    history: int | None = Field(400, ge=100)
 
     @model_validator(mode="after")
     def _has_a_budget_axis(self) -> Self:

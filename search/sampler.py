@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bitfront.plan import Configuration
 from bitfront.spec import Sampler
+from search.front import pareto_front
 from search.space import SearchSpace, Variable
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -21,6 +22,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _MAX_REPEATS = 64
 _POPULATION = 32
 _GENERATION_KEY = "NSGAIISampler:generation"
+_FIXED_KEY = "fixed_params"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +45,70 @@ class Outcome:
     values: tuple[float, ...]
     constraints: Mapping[str, float]
 
+    @property
+    def excess(self) -> float:
+        """By how much it breaks its constraints, summed; 0 where all hold."""
+        return sum(max(excess, 0.0) for excess in self.constraints.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A finished trial that the sampler learns from; without an outcome it was pruned."""
+
+    params: Mapping[str, int]
+    outcome: Outcome | None
+
 
 class Proposer:
     """Proposes what to evaluate next.
 
     Each ask draws from a generator seeded with the study's seed and the number of known
     configurations, so that an ask after a resume does not repeat an earlier one's draws.
+
+    An ask takes time in proportion to what the sampler learns from. Beyond `history` trials it
+    forgets: Optuna's study is made anew of half as many on and near the front and as many of
+    the latest. What was proposed stays known, and is not proposed again.
     """
 
-    def __init__(self, space: SearchSpace, objectives: int, sampler: Sampler, seed: int) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: int,
+        sampler: Sampler,
+        seed: int,
+        *,
+        history: int | None = None,
+    ) -> None:
+        """Starts a study of Optuna's, in memory.
+
+        Args:
+            space: What may be chosen.
+            objectives: How many values an outcome has.
+            sampler: Which of Optuna's samplers proposes.
+            seed: The study's seed.
+            history: The number of trials that the sampler learns from at most; None for all.
+        """
         self.space = space
+        self._objectives = objectives
         self._sampler = sampler
         self._seed = seed
+        self._history = history
         self._repeats = 0
         self._known: dict[str, Outcome | None] = {}
+        self._samples: list[_Sample] = []
+        self._size = 0
         variables, conditional = space.variables, space.conditional
         if sampler is Sampler.NSGA2:
             # It crosses only what all parents have: the settings of a recovery are theirs too.
             variables, conditional = (*variables, *conditional), ()
         self._always = _distributions(variables)
         self._conditional = conditional
-        self._study = optuna.create_study(
-            directions=["minimize"] * objectives, sampler=self._make_sampler()
-        )
+        self._study = self._make_study()
         self._running: dict[str, optuna.Trial] = {}
+
+    def _make_study(self) -> optuna.Study:
+        directions = ["minimize"] * self._objectives
+        return optuna.create_study(directions=directions, sampler=self._make_sampler())
 
     def _make_sampler(self) -> BaseSampler:
         draws = np.random.SeedSequence((self._seed, len(self._known), self._repeats))
@@ -95,6 +137,7 @@ class Proposer:
                 self._study.tell(trial, state=TrialState.FAIL)
             else:
                 self._tell(trial, outcome)
+            self._grow()
         return None
 
     def start(self, configuration: Configuration) -> None:
@@ -103,20 +146,30 @@ class Proposer:
         params = self.space.params(configuration)
         self._known.setdefault(key, None)
         if params is not None and key not in self._running:
-            self._study.enqueue_trial(self._filled(params))
-            self._running[key] = self._ask()
+            self._running[key] = self._enqueue(params)
 
     def complete(self, configuration: Configuration, outcome: Outcome) -> None:
         """Takes in a trial's values, whoever proposed it."""
+        self._finish(configuration, outcome)
+
+    def prune(self, configuration: Configuration) -> None:
+        """Takes note of a trial that cannot reach the front: it counts as worse than all."""
+        self._finish(configuration, None)
+
+    def _finish(self, configuration: Configuration, outcome: Outcome | None) -> None:
         key = configuration.digest
         self._known[key] = outcome
         trial = self._running.pop(key, None)
-        if trial is not None:
-            self._tell(trial, outcome)
-            return
         params = self.space.params(configuration)
+        if trial is not None and outcome is not None:
+            self._tell(trial, outcome)
+        elif trial is not None:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        elif params is not None:
+            self._study.add_trial(self._frozen(_Sample(params, outcome), len(self._samples)))
         if params is not None:
-            self._study.add_trial(self._frozen(params, outcome))
+            self._samples.append(_Sample(params, outcome))
+            self._grow()
 
     def fail(self, configuration: Configuration) -> None:
         """Takes note of a trial that ended without values: it is not proposed again."""
@@ -125,30 +178,46 @@ class Proposer:
         trial = self._running.pop(key, None)
         if trial is not None:
             self._study.tell(trial, state=TrialState.FAIL)
+            self._grow()
 
-    def prune(self, configuration: Configuration) -> None:
-        """Takes note of a trial that cannot reach the front: it counts as worse than all."""
-        key = configuration.digest
-        self._known[key] = None
-        trial = self._running.pop(key, None)
-        if trial is not None:
-            self._study.tell(trial, state=TrialState.PRUNED)
-            return
-        params = self.space.params(configuration)
-        if params is not None:
-            self._study.add_trial(self._frozen(params, None))
+    def restore(self, outcomes: Sequence[tuple[Configuration, Outcome | None]]) -> None:
+        """Takes in what an earlier driver finished at once, oldest first; None was pruned."""
+        self._known.update((known.digest, outcome) for known, outcome in outcomes)
+        kept = self._telling([outcome for _, outcome in outcomes])
+        chosen = [outcomes[place] for place in kept]
+        indexed = [(self.space.params(known), outcome) for known, outcome in chosen]
+        self._samples += [_Sample(p, outcome) for p, outcome in indexed if p is not None]
+        self._renew()
 
-    def restore(self, outcomes: Sequence[tuple[Configuration, Outcome]]) -> None:
-        """Takes in the completed trials of an earlier driver at once."""
-        frozen: list[FrozenTrial] = []
-        for configuration, outcome in outcomes:
-            self._known[configuration.digest] = outcome
-            params = self.space.params(configuration)
-            if params is not None:
-                # Without its generation NSGA-II would not count a trial as a parent.
-                generation = {_GENERATION_KEY: len(frozen) // _POPULATION}
-                frozen.append(self._frozen(params, outcome, generation))
-        self._study.add_trials(frozen)
+    def _grow(self) -> None:
+        """Counts a trial of Optuna's, and forgets where that makes too many."""
+        self._size += 1
+        if self._history is not None and self._size > self._history:
+            kept = self._telling([sample.outcome for sample in self._samples])
+            self._samples = [self._samples[place] for place in kept]
+            self._renew()
+
+    def _telling(self, outcomes: Sequence[Outcome | None]) -> Sequence[int]:
+        """The places of the trials that tell most; all of them without a limit."""
+        if self._history is None or len(outcomes) <= self._history:
+            return range(len(outcomes))
+        return most_telling(outcomes, max(2, self._history // 2))
+
+    def _renew(self) -> None:
+        """Makes Optuna's study anew, of the samples and of what runs."""
+        running = {key: dict(trial.params) for key, trial in self._running.items()}
+        self._study = self._make_study()
+        self._study.add_trials(
+            [self._frozen(sample, place) for place, sample in enumerate(self._samples)]
+        )
+        self._running = {key: self._enqueue(params) for key, params in running.items()}
+        self._size = len(self._samples)
+
+    def _enqueue(self, params: Mapping[str, int]) -> optuna.Trial:
+        """A running trial with given parameters."""
+        fixed = {_FIXED_KEY: self._filled(params), **_generation(len(self._samples))}
+        self._study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=fixed))
+        return self._ask()
 
     def _ask(self) -> optuna.Trial:
         """A trial with a value for every variable that means something."""
@@ -167,15 +236,11 @@ class Proposer:
             trial.set_constraint(name, excess)
         self._study.tell(trial, list(outcome.values))
 
-    def _frozen(
-        self,
-        params: Mapping[str, int],
-        outcome: Outcome | None,
-        system_attrs: Mapping[str, int] | None = None,
-    ) -> FrozenTrial:
-        """A trial of Optuna's with an outcome, or a pruned one without."""
-        filled = self._filled(params)
+    def _frozen(self, sample: _Sample, place: int) -> FrozenTrial:
+        """A finished trial of Optuna's; `place` counts those before it."""
+        filled = self._filled(sample.params)
         known = {**self._always, **_distributions(self._conditional)}
+        outcome = sample.outcome
         constraints = {} if outcome is None else outcome.constraints
         excesses = {f"constraints:{name}": excess for name, excess in constraints.items()}
         return create_trial(
@@ -183,9 +248,47 @@ class Proposer:
             params=filled,
             distributions={name: known[name] for name in filled},
             values=None if outcome is None else list(outcome.values),
-            system_attrs={**excesses, **(system_attrs or {})},
+            system_attrs={**excesses, **_generation(place)},
         )
+
+
+def _generation(place: int) -> dict[str, int]:
+    """Without its generation NSGA-II would not count a trial as a parent."""
+    return {_GENERATION_KEY: place // _POPULATION}
 
 
 def _distributions(variables: Sequence[Variable]) -> dict[str, BaseDistribution]:
     return {variable.name: IntDistribution(0, variable.size - 1) for variable in variables}
+
+
+def most_telling(outcomes: Sequence[Outcome | None], limit: int) -> list[int]:
+    """The places of the outcomes that a sampler learns most from, in ascending order.
+
+    Half of them are those on the front, then those on the front of the rest, and so on;
+    outcomes that break a constraint follow by how much they do. The others are the latest.
+
+    Args:
+        outcomes: Oldest first; None for a pruned trial.
+        limit: How many places.
+    """
+    near = _nearest(outcomes, limit // 2)
+    others = [place for place in range(len(outcomes)) if place not in near]
+    latest = others[max(0, len(others) - (limit - len(near))) :]
+    return sorted([*near, *latest])
+
+
+def _nearest(outcomes: Sequence[Outcome | None], limit: int) -> set[int]:
+    """The places of so many outcomes on and near the front."""
+    measured = [(place, outcome) for place, outcome in enumerate(outcomes) if outcome is not None]
+    left = [(place, outcome.values) for place, outcome in measured if not outcome.excess]
+    near: list[int] = []
+    while left and len(near) < limit:
+        front = set(pareto_front(np.array([values for _, values in left])))
+        layer = sorted((*values, place) for n, (place, values) in enumerate(left) if n in front)
+        wanted = min(len(layer), limit - len(near))
+        # A layer that is too large is thinned evenly along its first objective.
+        spread = np.linspace(0, len(layer) - 1, wanted).round().astype(int)
+        near += [int(layer[n][-1]) for n in spread]
+        left = [pair for n, pair in enumerate(left) if n not in front]
+    broken = sorted((outcome.excess, place) for place, outcome in measured if outcome.excess)
+    return {*near, *(place for _, place in broken[: limit - len(near)])}

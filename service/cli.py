@@ -32,6 +32,7 @@ from service import (
     commands_share,
     commands_tune,
 )
+from workers.logs import set_up
 
 
 class Refusal(click.ClickException):
@@ -62,6 +63,7 @@ def main() -> None:
 
     Start with 'bitfront demo'.
     """
+    set_up()
 
 
 for command in (

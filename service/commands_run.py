@@ -34,6 +34,12 @@ JOB: Final = click.Path(path_type=Path)
     help="Go on with a study of that name although its job, model or data changed.",
 )
 @click.option(
+    "--warm-start",
+    multiple=True,
+    metavar="STUDY",
+    help="Try the front of an earlier study of the same model first; may be repeated.",
+)
+@click.option(
     "--resume", "goes_on", is_flag=True, help="Go on with a study of that name if there is one."
 )
 @workers_option
@@ -44,6 +50,7 @@ def submit(
     study: str | None,
     trials: int | None,
     accept_changes: bool,
+    warm_start: tuple[str, ...],
     goes_on: bool,
     workers: int | None,
     address: str | None,
@@ -58,7 +65,8 @@ def submit(
     from service.submission import JOB_FILE, is_cluster, submit_driver
     from storage.store import open_store
 
-    spec = load_job(job, overrides(study=study, trials=trials, workers=workers))
+    changes = overrides(study=study, trials=trials, workers=workers, warm_start=warm_start)
+    spec = load_job(job, changes, elsewhere=is_cluster(address))
     if address is not None and is_cluster(address):
         flags = {"--accept-changes": accept_changes, "--resume": goes_on}
         chosen = [flag for flag, is_set in flags.items() if is_set]
@@ -133,8 +141,9 @@ def profile(
     from service.profile_text import profile_table
     from service.progress import reporter_for
     from storage.store import open_store
+    from workers.logs import messages
 
-    with reporter_for(sys.stderr) as reporter:
+    with reporter_for(messages()) as reporter:
         profile_model(spec, url, reporter, address)
     with open_store(url, create=False) as store:
         record = store.load_profile(spec.study)
@@ -184,6 +193,7 @@ def overrides(
     trials: int | None = None,
     seed: int | None = None,
     workers: int | None = None,
+    warm_start: tuple[str, ...] = (),
 ) -> dict[str, object]:
     """What the command line says against the job, by dotted key."""
     pairs = {
@@ -191,6 +201,7 @@ def overrides(
         "stop.trials": trials,
         "search.seed": seed,
         "search.workers": workers,
+        "search.warm_start": list(warm_start) or None,
     }
     return {key: value for key, value in pairs.items() if value is not None}
 
@@ -211,8 +222,9 @@ def _drive(
     from bitfront.trial import StudyState
     from service.pipeline import run_study
     from service.progress import reporter_for
+    from workers.logs import messages
 
-    with reporter_for(sys.stderr) as reporter:
+    with reporter_for(messages()) as reporter:
         state = run_study(
             spec,
             url,

@@ -44,7 +44,7 @@ def mirror(study: str, target: str, url: str) -> None:
     """Write the finished trials of STUDY to OPTUNA.DB, a file or URL, as an Optuna study.
 
     optuna-dashboard and Optuna's other tools open it. Repeat the command to add what is new:
-    nothing is ever read back.
+    nothing is ever read back. Optuna takes about half a minute for 1,000 trials of 30 blocks.
     """
     from service.mirroring import mirror_study
     from storage.store import open_store

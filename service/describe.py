@@ -83,7 +83,7 @@ def trial_names(trials: "Iterable[Trial | Result]") -> dict[int, str]:
 def origin_text(result: "Result", names: Mapping[int, str]) -> str:
     """Who proposed a trial; a baseline with its name."""
     name = names.get(result.number)
-    return str(result.origin) if name is None else f"{result.origin} {name}"
+    return result.origin.replace("_", " ") if name is None else f"{result.origin} {name}"
 
 
 def budget_nbytes(study: "StudyRecord") -> float | None:

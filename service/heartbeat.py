@@ -5,8 +5,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -84,8 +85,17 @@ def _is_dead(owner: str) -> bool:
 
 
 @contextmanager
-def heartbeat(store: Store, lease: Lease, orders: Orders) -> Iterator[None]:
-    """Renews the lease in the background, and takes in requests from the database."""
+def heartbeat(
+    store: Store, lease: Lease, orders: Orders, on_beat: Callable[[], None]
+) -> Iterator[None]:
+    """Renews the lease in the background, and takes in requests from the database.
+
+    Args:
+        store: The database.
+        lease: What is renewed.
+        orders: What requests become.
+        on_beat: Called after each beat that was heard.
+    """
     ended = threading.Event()
 
     def beat() -> None:
@@ -100,9 +110,12 @@ def heartbeat(store: Store, lease: Lease, orders: Orders) -> Iterator[None]:
                 # The lease outlasts a short absence; the next beat tries again.
                 logger.warning("no heartbeat: %s", error)
                 continue
+            on_beat()
             orders.take(request)
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    # What the log lines of this thread belong to is what this one's do.
+    run = copy_context().run
+    thread = threading.Thread(target=run, args=(beat,), name="heartbeat", daemon=True)
     thread.start()
     try:
         yield

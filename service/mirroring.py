@@ -102,8 +102,8 @@ def _choices(
     plans = [row.configuration.plan for row in rows]
     for block in blocks:
         measured = sorted(nbytes[block.name], key=lambda text: (nbytes[block.name][text], text))
-        others = sorted({_option(plan, block) for plan in plans} - set(measured))
-        choices[block.name] = (*measured, *others)
+        others = {_option(plan, block) for plan in plans} - set(measured)
+        choices[block.name] = (*measured, *sorted(others, key=_bits))
     space = json.loads(record.spec_json)["space"]["recovery"]
     if space is not None:
         choices[_RECOVERY] = _KINDS
@@ -113,6 +113,11 @@ def _choices(
 
 def _option(plan: Plan, block: Block) -> str:
     return str(Option(tuple(plan.precision(layer) for layer in block.layers)))
+
+
+def _bits(option: str) -> tuple[int, str]:
+    precisions = Option.parse(option).precisions
+    return sum(precision.weight_bits for precision in precisions), option
 
 
 def _trial(

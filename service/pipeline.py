@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from platformdirs import user_state_path
 
 from bitfront.errors import BitfrontError, ChangedJob, Interrupted, LeaseLost
+from bitfront.job.roots import check_roots
 from bitfront.plan import Configuration
 from bitfront.profile import FindingKind
 from bitfront.spec import JobSpec
@@ -22,10 +23,13 @@ from service.profiling import measure_profile
 from service.progress import Reporter
 from service.shortlist import Shortlist
 from service.submission import driven_line
+from service.warm_start import warm_seeds
 from storage.records import Lease, StudyRecord
 from storage.store import Store, open_store
 from workers.cluster import connected, node_resources
 from workers.ledger import Progress, TrialLedger
+from workers.logs import bound
+from workers.metrics import StudyMetrics
 from workers.report import ModelReport
 from workers.share import Share
 from workers.spool import Spool
@@ -64,6 +68,7 @@ def run_study(
     Raises:
         BitfrontError: The study cannot be run; what was measured is kept.
     """
+    check_roots(spec)
     with open_store(url, patience_s=patience_s) as store:
         if not resume:
             store.create_study(spec, {})
@@ -79,6 +84,7 @@ def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | No
 
     A study of that name is continued if it is the same job.
     """
+    check_roots(spec)
     with open_store(url) as store:
         known = any(summary.name == spec.study for summary in store.studies())
         if not known:
@@ -98,11 +104,18 @@ def _driving(
     reporter.note(f"{driven_line(spec.study)}{lease.owner}, in {store}")
     orders = Orders()
     spool = _spool(url, store.study(spec.study))
-    with signals(orders), heartbeat(store, lease, orders):
+    metrics = StudyMetrics(spec.study)
+    with (
+        bound(study=spec.study),
+        signals(orders),
+        heartbeat(store, lease, orders, metrics.heartbeat),
+    ):
         try:
             # Ray takes the signals over when it connects: ours are set once more after it.
-            with connected(spec.search.workers, address), signals(orders):
-                run = _Run(spec, store, lease, orders, reporter, spool, is_shared=bool(address))
+            with connected(spec.search.workers, address), signals(orders), metrics:
+                run = _Run(spec, store, lease, orders, reporter, spool, metrics)
+                if address is not None:
+                    run.share_cluster()
                 yield run
                 run.leave()
         except LeaseLost:
@@ -154,8 +167,7 @@ class _Run:
         orders: Orders,
         reporter: Reporter,
         spool: Spool,
-        *,
-        is_shared: bool,
+        metrics: StudyMetrics,
     ) -> None:
         self._spec = spec
         self._store = store
@@ -164,13 +176,16 @@ class _Run:
         self._reporter = reporter
         self._spool = spool
         self._pool = TaskPool(spec, orders.is_over)
+        self._metrics = metrics
         self._share: Share | None = None
-        if is_shared:
-            driver = f"{spec.study} {lease.owner}"
-            self._share = Share(driver, spec.search.workers, self._slots)
         self._stop_reason = ""
         self.state = StudyState.FAILED
         self.message = ""
+
+    def share_cluster(self) -> None:
+        """Takes no more of the cluster than a fair share from now on."""
+        driver = f"{self._spec.study} {self.lease.owner}"
+        self._share = Share(driver, self._spec.search.workers, self._slots)
 
     def _slots(self) -> int:
         return self._pool.placement.slots(node_resources())
@@ -283,7 +298,7 @@ class _Run:
             self.lease,
             self._spec,
             shortlist.space,
-            shortlist.seeds(),
+            [*warm_seeds(self._store, self._spec, report), *shortlist.seeds()],
             self._spool,
             key,
             reference=list(reference.values()),
@@ -291,6 +306,7 @@ class _Run:
             is_draining=self._orders.is_draining,
             review=review,
             on_progress=self._show,
+            metrics=self._metrics,
         )
         while True:
             run_trials(
@@ -345,6 +361,9 @@ class _Run:
         return self._spec.constraints.max_nbytes or report.full.values["nbytes"] / 4
 
     def _show(self, progress: Progress) -> None:
+        self._metrics.progress(
+            progress.counts, progress.front, progress.hypervolume, progress.best_error
+        )
         self._reporter.trial(
             done=progress.done,
             total=progress.total,

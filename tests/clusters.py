@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -49,8 +49,33 @@ def head(environment: Mapping[str, str], *, num_cpus: int = 2) -> Iterator[Head]
         "port": port,
         "dashboard-port": dashboard_port,
         "dashboard-host": "127.0.0.1",
-        "node-ip-address": "127.0.0.1",
         "ray-client-server-port": free_port(),
+    }
+    with _started(["--head"], options, environment, num_cpus) as process:
+        started = Head(f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{port}", process)
+        _await(started)
+        yield started
+
+
+@contextmanager
+def node(
+    cluster: Head, environment: Mapping[str, str], *, num_cpus: int = 1
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Adds a node; SIGTERM to its process is the notice that it has to go."""
+    options = {"address": cluster.address}
+    with _started([], options, environment, num_cpus) as process:
+        yield process
+
+
+@contextmanager
+def _started(
+    flags: list[str],
+    options: Mapping[str, object],
+    environment: Mapping[str, str],
+    num_cpus: int,
+) -> Iterator[subprocess.Popen[bytes]]:
+    common = {
+        "node-ip-address": "127.0.0.1",
         "dashboard-agent-listen-port": free_port(),
         "num-cpus": num_cpus,
         "object-store-memory": 100_000_000,
@@ -58,22 +83,21 @@ def head(environment: Mapping[str, str], *, num_cpus: int = 2) -> Iterator[Head]
     inherited = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     inherited.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory(prefix="bf-ray-", ignore_cleanup_errors=True) as folder:
-        arguments = [f"--{name}={value}" for name, value in options.items()]
+        if flags:
+            flags = [*flags, f"--temp-dir={folder}"]
+        arguments = [f"--{name}={value}" for name, value in {**common, **options}.items()]
         process = subprocess.Popen(
-            [*_ray(), "start", "--head", "--block", f"--temp-dir={folder}", *arguments],
+            [*_ray(), "start", "--block", *flags, *arguments],
             env={**inherited, **environment},
             cwd=folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        started = Head(f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{port}", process)
         try:
-            _await(started)
-            yield started
+            yield process
         finally:
-            _kill(process.pid, folder)
-            process.wait()
+            kill(process, folder)
 
 
 def _ray() -> list[str]:
@@ -92,19 +116,20 @@ def _await(started: Head) -> None:
             time.sleep(0.2)
 
 
-def _kill(pid: int, folder: str) -> None:
-    """Kills the node's processes: its children, and what names its folder."""
-    victims = {pid}
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if any(folder in part for part in process.info["cmdline"] or ()):
-            victims.add(process.info["pid"])
-    for victim in list(victims):
-        try:
-            victims |= {child.pid for child in psutil.Process(victim).children(recursive=True)}
-        except psutil.NoSuchProcess:
-            continue
+def kill(process: subprocess.Popen[bytes], folder: str = "") -> None:
+    """Kills a node's processes as a power cut would: its descendants, and what names `folder`."""
+    victims = {process.pid, *_descendants(process.pid)}
+    for other in psutil.process_iter(["pid", "cmdline"]) if folder else ():
+        if any(folder in part for part in other.info["cmdline"] or ()):
+            victims |= {other.info["pid"], *_descendants(other.info["pid"])}
     for victim in victims:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    process.wait()
+
+
+def _descendants(pid: int) -> set[int]:
+    try:
+        return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()

@@ -1,5 +1,6 @@
 """The log of a study: what each line says, how it is followed, and what it never shows."""
 
+import io
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from sqlalchemy import text
 from bitfront.trial import Cause, FrontChange, StudyState
 from service.cli import main
 from service.deployment import file_url
+from service.progress import PlainReporter
 from service.standing import is_driven, is_interrupted
-from service.watching import follow_log
+from service.watching import follow_log, watch
 from storage.records import LogLine, Request
 from storage.store import Store, open_store
 from tests.store_samples import complete, finished, running, trial
@@ -179,12 +181,12 @@ def test_following_a_study_that_has_ended_says_how(path: Path) -> None:
 def age(store: Store, shift: str) -> None:
     """Moves the last heartbeat, as a driver's death or a clock that jumps does."""
     moved = (
-        f"strftime('%Y-%m-%d %H:%M:%f', 'now', '{shift}')"
+        "UPDATE study SET heartbeat_at = strftime('%Y-%m-%d %H:%M:%f', 'now', :shift)"
         if store._database.is_sqlite
-        else f"clock_timestamp() + interval '{shift}'"
+        else "UPDATE study SET heartbeat_at = clock_timestamp() + CAST(:shift AS interval)"
     )
     with store._database.engine.begin() as connection:
-        connection.execute(text(f"UPDATE study SET heartbeat_at = {moved}"))
+        connection.execute(text(moved), {"shift": shift})
 
 
 @pytest.mark.parametrize(
@@ -223,13 +225,35 @@ def test_a_pause_is_asked_for_and_shown(path: Path) -> None:
     assert request is Request.PAUSE
     assert asked.exit_code == 0
     assert asked.stderr == (
-        "study digits finishes what runs and waits; "
-        f"'bitfront resume digits --db {path}' goes on\n"
+        f"study digits finishes what runs and waits; 'bitfront resume digits --db {path}' goes on\n"
     )
     assert "state        profiling, asked to pause, driven by driver of digits (seen" in waiting
     assert "state        paused, asked to pause, driven by driver of digits" in paused
     assert "): 'bitfront resume digits' goes on\n" in paused
     assert listed.splitlines()[1].split()[:2] == ["digits", "paused"]
+
+
+def test_watching_goes_on_through_a_pause(store: Store) -> None:
+    lease = running(store)
+    states = iter([StudyState.RUNNING, StudyState.PAUSED, StudyState.PAUSED, StudyState.RUNNING])
+    stream = io.StringIO()
+
+    def pause(_: float) -> None:
+        state = next(states, None)
+        if state is None:
+            store.release(lease, StudyState.COMPLETE)
+        else:
+            store.set_state(lease, state)
+
+    last = watch(store, "digits", PlainReporter(stream), pause=pause)
+
+    assert last.study.state is StudyState.COMPLETE
+    assert [line.split(":")[0] for line in stream.getvalue().splitlines()] == [
+        "cells",
+        "trials",
+        "study digits is paused",
+        "trials",
+    ]
 
 
 @pytest.mark.parametrize(

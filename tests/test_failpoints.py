@@ -56,40 +56,41 @@ REFERENCE = {"error": 1.0, "nbytes": 80.0}
 # What happens to the first attempt at a trial of that number.
 STOPS_EARLY, RAISES, IS_LOST, IS_LOST_BUT_SPOOLED, IS_INVALID = 3, 4, 5, 6, 7
 
-PROTOCOL = (
+PROFILE = (
     *("create", "acquire", "set_provenance", "save", "put_cells", "put_finding", "save_options"),
-    *("set_state", "set_reference", "fence", "start", "report", "complete", "fail", "prune"),
-    *("heartbeat", "add_note", "set_correlation", "save_test_values", "release"),
+    *("add_note", "set_state", "set_reference", "heartbeat"),
 )
+TRIALS = ("fence", "start", "report", "complete", "fail", "prune")
+END = ("set_correlation", "save_test_values", "release")
 """What a driver writes on its way, in the names of the functions of the store."""
 
+CANCEL = "cancel_running"
 CLIENTS = ("remove", "request", "withdraw", "replace_spec")
 """What is written on a person's wish, or where they resume with another job."""
 
-CANCELLED = "cancel_running"
-
-# Points that only a driver passes which takes over what another one left.
-TAKEN_OVER = (
-    ("spool.before:4", "acquire.before_commit"),
-    ("spool.before:4", "fence.before"),
-    ("spool.before:4", "fence.before_commit"),
-    ("spool.before:4", "fence.after_commit", "fence.before_commit"),
-    ("spool.after:3", "complete.before_commit"),
-    ("spool.after:3", "complete.after_commit", "fence.after_commit"),
-    ("spool.after:4", "prune.before_commit"),
-    ("start.after_commit:2", "release.before_commit"),
-)
-
-
-def points() -> list[tuple[str, ...]]:
-    """The points at which one process after the other is killed."""
-    names = [f"{name}.{place}" for name in PROTOCOL for place in PLACES]
-    others = ("spool.before", "spool.after", "spool.after:3", "tell.after", "tell.after:3")
-    deeper = ("complete.before_commit:3", "complete.after_commit:4", "start.after_commit:4")
-    return [(name,) for name in (*names, *others, *deeper)] + list(TAKEN_OVER)
-
-
 PLACES = ("before", "before_commit", "after_commit")
+
+
+def places(*names: str) -> tuple[str, ...]:
+    """All places of some functions, in their order."""
+    return tuple(f"{name}.{place}" for name in names for place in PLACES)
+
+
+CHAINS = {
+    "the profile": places(*PROFILE),
+    **{name: places(name) for name in TRIALS},
+    "the end": places(*END),
+    "the spool": ("spool.before", "spool.after", "spool.before:2", "spool.after:2"),
+    "the sampler": ("tell.after", "tell.after:2"),
+    "a later start": ("start.after_commit:4",),
+    "a later result": ("complete.before_commit:3",),
+    "a take-over": ("spool.before:4", "acquire.before_commit", "acquire.after_commit"),
+    "a fence": ("spool.before:4", *places("fence")),
+    "a recorded fence": ("start.after_commit:2", "fence.after_commit", "fence.after_commit"),
+    "a spooled result": ("spool.after:3", *places("complete")),
+    "a spooled stop": ("spool.after:4", *places("prune")),
+}
+"""The points at which one process after the other is killed, until one gets through."""
 
 
 def drive(url: str, folder: Path, *, cancel: bool = False) -> None:
@@ -139,11 +140,12 @@ def _profile(store: Store, lease: Lease) -> None:
     for block in BLOCKS:
         for option in OPTIONS[block.name]:
             cell = Cell(block.name, option, option.precisions[0].weight_bits, 1.0, 0.5)
-            key = CellKey.of("m", "d", "q", block, option)
-            store.put_cells(lease, [(key, cell, 0.1)])
-            records.append(OptionRecord(cell, survives=True, certificate={}))
+            records.append((CellKey.of("m", "d", "q", block, option), cell))
+    for known in range(0, len(records), 8):
+        store.put_cells(lease, [(key, cell, 0.1) for key, cell in records[known : known + 8]])
     store.put_finding(lease, "k", FindingKind.CLIPS, {"clips": [1.0]}, 0.1)
-    store.save_options(lease, records)
+    options = [OptionRecord(cell, survives=True, certificate={}) for _, cell in records]
+    store.save_options(lease, options)
     store.add_note(lease, "profiled")
     store.set_state(lease, StudyState.RUNNING)
     store.set_reference(lease, REFERENCE)
@@ -202,7 +204,8 @@ def nursery() -> None:
             drive(order["url"], Path(order["folder"]), cancel=order["cancel"])
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
 
 
 class Nursery:
@@ -251,27 +254,25 @@ def check(url: str, folder: Path) -> StudyRows:
     return study
 
 
-@pytest.mark.parametrize("killed_at", points(), ids=" then ".join)
-def test_a_study_outlives_a_process_that_ends_at(
+@pytest.mark.parametrize("killed_at", CHAINS.values(), ids=CHAINS)
+def test_a_study_outlives_processes_that_end_in(
     drivers: Nursery, databases: Databases, tmp_path: Path, killed_at: Sequence[str]
 ) -> None:
     url = databases.ready()
     before = read_snapshot(url)
     for failpoint in killed_at:
-        assert drivers.drive(url, tmp_path, failpoint) == -signal.SIGKILL
+        assert drivers.drive(url, tmp_path, failpoint) == -signal.SIGKILL, failpoint
         now = read_snapshot(url)
-        assert violations(now, before) == []
+        assert violations(now, before) == [], failpoint
         before = now
 
     assert drivers.drive(url, tmp_path) == 0
 
     study = check(url, tmp_path)
     assert violations(read_snapshot(url), before) == []
-    states = {row["number"]: row["state"] for row in study.trials}
-    assert states == {n: "complete" for n in range(9)} | {
-        STOPS_EARLY: "pruned",
-        IS_INVALID: "failed",
-    }
+    states = [row["state"] for row in study.trials]
+    ends = {STOPS_EARLY: "pruned", IS_INVALID: "failed"}
+    assert states == [ends.get(number, "complete") for number in range(9)]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -279,7 +280,7 @@ def test_a_cancelled_study_outlives_a_process_that_ends_while_it_cancels(
     drivers: Nursery, databases: Databases, tmp_path: Path, place: str
 ) -> None:
     url = databases.ready()
-    point = f"{CANCELLED}.{place}"
+    point = f"{CANCEL}.{place}"
 
     assert drivers.drive(url, tmp_path, point, cancel=True) == -signal.SIGKILL
     assert violations(read_snapshot(url)) == []
@@ -289,7 +290,7 @@ def test_a_cancelled_study_outlives_a_process_that_ends_while_it_cancels(
 
 
 @pytest.mark.parametrize("databases", DIALECTS[:1], indirect=True)
-def test_every_attempt_that_was_lost_at_a_point_has_its_cause(
+def test_an_attempt_that_died_with_its_driver_has_that_cause(
     drivers: Nursery, databases: Databases, tmp_path: Path
 ) -> None:
     url = databases.ready()
@@ -305,7 +306,7 @@ def test_there_is_a_point_for_everything_that_is_written() -> None:
     source = (Path(__file__).parent.parent / "storage" / "store.py").read_text()
     written = set(re.findall(r"write(?:_once)?\(\w+\.(\w+)", source))
 
-    assert written == {*PROTOCOL, *CLIENTS, CANCELLED}
+    assert written == {*PROFILE, *TRIALS, *END, CANCEL, *CLIENTS}
 
 
 @pytest.mark.ray

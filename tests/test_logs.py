@@ -256,7 +256,7 @@ def test_names_end_with_their_block_and_reach_a_thread_by_its_context(
 def test_json_takes_in_warnings_of_python_and_lines_for_a_person(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    set_up(form="json")
+    set_up(form="json", level="warning")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -138,3 +139,16 @@ def sample(name: str, study: str = "demo", **labels: str) -> tuple[str, frozense
 def read(samples: Samples, name: str, study: str = "demo", **labels: str) -> float | None:
     """The value of a sample; None if there is none."""
     return samples.get(sample(name, study, **labels))
+
+
+def test_the_guide_for_operators_names_every_metric_and_no_other() -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "operate.md").read_text()
+    gauges = {"trials", "front_size", "hypervolume", "best_error", "heartbeat_age_seconds"}
+    counters = {"evaluation_cache_hits_total", "cells_reused_total", "attempt_failures_total"}
+    histograms = {"stage_seconds", "database_seconds"}
+
+    tabled = set(re.findall(r"(?m)^\| `ray_bitfront_(\w+)`", guide))
+    asked = set(re.findall(r"ray_bitfront_([a-z_]+)", guide))
+
+    assert tabled == gauges | counters | histograms
+    assert asked - tabled == {"database_seconds_bucket"}

@@ -14,6 +14,7 @@ from uuid import uuid4
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from bitfront.errors import UnreachableCluster
+from workers.logs import JOB_VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,10 @@ class ClusterJob:
             client.submit_job(
                 entrypoint=f"python -m service {shlex.join(arguments)}",
                 submission_id=submission_id,
-                runtime_env={"working_dir": str(folder)},
+                runtime_env={
+                    "working_dir": str(folder),
+                    "env_vars": {JOB_VARIABLE: submission_id},
+                },
                 metadata={"study": study},
             )
         return cls(client, submission_id)

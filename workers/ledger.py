@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from search.sampler import Proposer
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
+from workers.metrics import StudyMetrics
 from workers.outcome import Failure, Outcome
 from workers.retries import Retries
 from workers.spool import Spool
@@ -59,18 +60,32 @@ class Progress:
     """Where the trials of a study stand.
 
     Attributes:
-        done: Finished trials.
+        counts: Trials by state; a state without any may be missing.
         total: Trials that the study may have.
         best_error: Lowest error among trials of at most the budget's bytes; None if none.
         hypervolume: Of the front; see `search.front.hypervolume`.
         front: Trials on the front.
     """
 
-    done: int
+    counts: Mapping[TrialState, int]
     total: int
     best_error: float | None
     hypervolume: float
     front: int
+
+    @property
+    def done(self) -> int:
+        """Finished trials."""
+        return sum(count for state, count in self.counts.items() if state.is_finished)
+
+
+def _loss(reason: str) -> Failure:
+    """What ended an attempt whose worker is gone, from what Ray said of it."""
+    headline = reason.partition("\n")[0]
+    if "low on memory" in reason:
+        return Failure(Cause.OUT_OF_MEMORY, f"Ray ended the worker: {headline}", reason)
+    lost = "the worker or its node went away"
+    return Failure(Cause.NODE_LOST, f"{lost}: {headline}" if reason else lost, reason)
 
 
 class TrialLedger:
@@ -95,6 +110,7 @@ class TrialLedger:
         is_draining: Callable[[], bool],
         review: Callable[[Sequence[Trial]], SearchSpace | None],
         on_progress: Callable[[Progress], None],
+        metrics: StudyMetrics | None = None,
     ) -> None:
         """Takes the study up where its stored trials stand.
 
@@ -112,6 +128,7 @@ class TrialLedger:
             review: Called once, with all trials, when every seed has been handed out and
                 none is running; returns a wider space, or None to go on.
             on_progress: Called after each change.
+            metrics: Hears of cache hits and failures.
         """
         self._store = store
         self._lease = lease
@@ -123,6 +140,7 @@ class TrialLedger:
         self._evaluation_key = evaluation_key
         self._budget_nbytes = budget_nbytes
         self._on_progress = on_progress
+        self._metrics = metrics or StudyMetrics(lease.name)
         self._front = Front(reference)
         self._objectives = [objective.value for objective in spec.objectives]
         self._seeds = deque(seeds)
@@ -212,6 +230,11 @@ class TrialLedger:
         return self._is_draining() or (not self._waiting and self._is_over())
 
     @property
+    def study(self) -> str:
+        """The study's name."""
+        return self._lease.name
+
+    @property
     def epoch(self) -> int:
         """Which driver of the study this one is, counted from 1."""
         return self._lease.epoch
@@ -294,6 +317,7 @@ class TrialLedger:
         if known is None:
             return False
         self._complete(assignment, Outcome(known, None, 0.0, "cache"), cached=True)
+        self._metrics.cache_hit()
         return True
 
     def hurdle(self) -> Hurdle:
@@ -336,9 +360,7 @@ class TrialLedger:
         """
         spooled = self._spool.read(assignment.number, assignment.attempt)
         if spooled is None:
-            lost = "the worker or its node went away"
-            failure = Failure(Cause.NODE_LOST, f"{lost}: {reason}" if reason else lost)
-            spooled = Outcome(None, failure, 0.0, "")
+            spooled = Outcome(None, _loss(reason), 0.0, "")
         self.finish(assignment, spooled)
 
     def _complete(self, assignment: Assignment, outcome: Outcome, *, cached: bool) -> None:
@@ -417,6 +439,7 @@ class TrialLedger:
 
     def _fail(self, assignment: Assignment, failure: Failure, *, retry: bool) -> None:
         self._last_failure = failure.message
+        self._metrics.failure(failure.cause)
         logger.warning("trial %d failed: %s", assignment.number, failure.message)
         self._store.fail_trial(
             self._lease,
@@ -460,10 +483,9 @@ class TrialLedger:
             self._best_error = error if self._best_error is None else min(error, self._best_error)
 
     def _report(self) -> None:
-        done = sum(state.is_finished for state in self._trials.values())
         self._on_progress(
             Progress(
-                done,
+                Counter(self._trials.values()),
                 self._spec.stop.trials,
                 self._best_error,
                 self._front.hypervolume,

@@ -21,6 +21,8 @@ LEVEL_VARIABLE: Final = "BITFRONT_LOG_LEVEL"
 JOB_VARIABLE: Final = "BITFRONT_JOB"
 
 logger = logging.getLogger(__name__)
+# What a person is told is told at every level, as it is where the log is text.
+_messages = logging.getLogger(f"{__name__}.messages")
 
 
 class Form(StrEnum):
@@ -64,6 +66,7 @@ def set_up(*, form: str | None = None, level: str | None = None) -> None:
     root.addHandler(handler)
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(lowest.upper())
+    _messages.setLevel(logging.INFO)
     logging.captureWarnings(shape is Form.JSON)
     sys.excepthook = _log_uncaught
 
@@ -115,7 +118,7 @@ def messages() -> TextIO:
 
 _WORD: Final = re.compile(r"\S+")
 _USER: Final = re.compile(r"://[^:/]*:")
-_KEY: Final = r"(?:password|passwd|secret\w*)(?:['\"]?\s*=|['\"]\s*:)"
+_KEY: Final = r"(?:password|passwd|secret\w{0,40})(?:['\"]?\s*=|['\"]\s*:)"
 _KEYED: Final = re.compile(
     rf"({_KEY})(\s*)(?:'(?:\\.|[^'\\])*(?:'\S*|\Z)|\"(?:\\.|[^\"\\])*(?:\"\S*|\Z)|(?:\\.|\S)+)",
     re.IGNORECASE | re.DOTALL,
@@ -212,5 +215,5 @@ class _LoggedLines(io.StringIO):
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in filter(None, lines):
-            logger.info("%s", line)
+            _messages.info("%s", line)
         return len(text)

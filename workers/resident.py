@@ -14,6 +14,7 @@ import torch
 from platformdirs import user_cache_path
 
 from bitfront.errors import SpecError
+from bitfront.job.roots import check_roots
 from bitfront.layers import Tower
 from bitfront.plan import Plan
 from bitfront.precision import Precision
@@ -43,6 +44,7 @@ def evaluator(order: str) -> Evaluator:
     """The process's evaluator for a work order; another order replaces it."""
     release()
     work = WorkOrder.from_json(order)
+    check_roots(work.spec)
     return Evaluator.from_spec(work.spec, bounds_from_json(work.bounds), features=feature_folder())
 
 

@@ -13,6 +13,7 @@ from bitfront.spec import ClipSearchKind, JobSpec
 from bitfront.trial import Evaluation
 from objectives.files import SharedPath
 from workers.cluster import node_resources
+from workers.metrics import timed
 from workers.order import WorkOrder
 from workers.placement import first_placement, placement
 from workers.report import ModelReport
@@ -32,9 +33,13 @@ def _inspect(order: str) -> ModelReport:
 def _measure(order: str, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
     from workers import resident
 
-    meter = resident.cell_meter(order)
+    study = WorkOrder.from_json(order).spec.study
+    with timed(study, "load"):
+        meter = resident.cell_meter(order)
     for option in options:
-        yield meter.measure(block, option)
+        with timed(study, "cells"):
+            cell = meter.measure(block, option)
+        yield cell
 
 
 def _evaluate_on_test(order: str, configuration: Configuration) -> Evaluation:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
@@ -22,6 +23,8 @@ from objectives.files import shared_path
 from search.hurdle import Hurdle
 from workers.ending import Ending
 from workers.ledger import Assignment, TrialLedger
+from workers.logs import bound, set_up
+from workers.metrics import observe_stage
 from workers.order import WorkOrder
 from workers.outcome import Failure, Outcome, worker_name
 from workers.placement import ONE_CPU, Placement
@@ -45,6 +48,7 @@ class TrialWorker(tune.Trainable):
 
     def setup(self, config: dict[str, object]) -> None:
         """Takes the first assignment."""
+        set_up()
         self._ending = Ending()
         self.reset_config(config)
 
@@ -53,12 +57,17 @@ class TrialWorker(tune.Trainable):
         self._assignment = new_config
         self._spool = Spool(shared_path(cast("str", new_config["spool"])))
         self._ending.begin(self._spool, cast("int", new_config["epoch"]))
+        self._study = cast("str", new_config["study"])
         self._course = self._attempt()
         return True
 
     def step(self) -> dict[str, object]:
         """Returns what a stage showed, or spools the attempt's outcome and returns it."""
-        with self._ending.working():
+        number, attempt = self._assignment["number"], self._assignment["attempt"]
+        with (
+            bound(study=self._study, trial=cast("int", number), attempt=cast("int", attempt)),
+            self._ending.working(),
+        ):
             shown = next(self._course)
             if not isinstance(shown, Outcome):
                 return {"step": shown.step, "error": shown.error, "done": False}
@@ -68,6 +77,11 @@ class TrialWorker(tune.Trainable):
     def _keep(self, outcome: Outcome) -> None:
         """Spools an outcome; the driver gets it even where the spool cannot be written."""
         number = cast("int", self._assignment["number"])
+        if outcome.evaluation is not None:
+            for name, seconds in outcome.evaluation.metrics.items():
+                kind, _, stage = name.partition(".")
+                if kind == "seconds":
+                    observe_stage(self._study, stage, seconds)
         try:
             self._spool.write(number, cast("int", self._assignment["attempt"]), outcome)
         except OSError as error:
@@ -173,6 +187,7 @@ class LedgerSearcher(_Live, Searcher):
         self._drivers = 1 if share is None else share.drivers
         self.gives_way = False
         self._out: dict[str, Assignment] = {}
+        self.reasons: dict[str, str] = {}
         self.error: BaseException | None = None
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:  # type: ignore[override] # Tune's annotation leaves out FINISHED, a str
@@ -196,6 +211,7 @@ class LedgerSearcher(_Live, Searcher):
             "attempt": assignment.attempt,
             "halvings": assignment.halvings,
             "epoch": self._ledger.epoch,
+            "study": self._ledger.study,
             "configuration": assignment.configuration.to_dict(),
             "hurdle": self._ledger.hurdle().to_dict(),
             "order": self._order,
@@ -238,7 +254,7 @@ class LedgerSearcher(_Live, Searcher):
             return
         try:
             if error or result is None or "outcome" not in result:
-                self._ledger.lose(assignment)
+                self._ledger.lose(assignment, self.reasons.pop(trial_id, ""))
             else:
                 outcome = Outcome.from_json(cast("str", result["outcome"]))
                 self._ledger.finish(assignment, outcome)
@@ -250,6 +266,19 @@ class LedgerSearcher(_Live, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Restores nothing: the truth is in the database."""
+
+
+class _Reasons(_Live, FIFOScheduler):
+    """Tells the searcher, which Tune tells nothing, why a worker went away."""
+
+    def __init__(self, searcher: LedgerSearcher) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Ray's are untyped
+        self._searcher = searcher
+
+    def on_trial_error(self, _controller: object, trial: Trial) -> None:
+        """Keeps what Ray said, behind Tune's own headline."""
+        _, _, text = str(trial.get_error() or "").partition("\n")
+        self._searcher.reasons[trial.trial_id] = text.strip()
 
 
 class _End(_Live, Stopper):
@@ -340,6 +369,7 @@ def _fit(
             tune.with_resources(trainable, tune.PlacementGroupFactory([place.resources])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
+                scheduler=_Reasons(searcher),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_dirname_creator=_short_name,

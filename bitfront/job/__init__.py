@@ -21,13 +21,17 @@ _LOCAL_KEYS: Final[Mapping[ModelSource, tuple[str, ...]]] = {
 }
 
 
-def load_job(path: Path, overrides: Mapping[str, object] | None = None) -> JobSpec:
+def load_job(
+    path: Path, overrides: Mapping[str, object] | None = None, *, elsewhere: bool = False
+) -> JobSpec:
     """The specification that a YAML file holds.
 
     Args:
         path: The file. Relative paths inside of it start at its folder.
         overrides: Dotted keys to values that replace the file's, such as
             `{"stop.trials": 20}`.
+        elsewhere: The job runs on other machines: its paths are theirs, absolute, and are
+            looked at there.
 
     Raises:
         SpecError: The file cannot be read, or it is no valid job. If there are several
@@ -42,7 +46,20 @@ def load_job(path: Path, overrides: Mapping[str, object] | None = None) -> JobSp
         spec = JobSpec.model_validate(content)
     except ValidationError as error:
         raise SpecError(_first_mistake(error, document, given)) from error
+    if elsewhere:
+        _refuse_relative_paths(spec, document)
+        return spec
     return _with_found_paths(spec, document)
+
+
+def _refuse_relative_paths(spec: JobSpec, document: Document) -> None:
+    path = spec.data.path
+    if spec.data.source is not DataSource.REFERENCE and path and not Path(path).is_absolute():
+        raise SpecError(
+            f"{document.path}, line {document.line(('data', 'path'))}: data.path: "
+            f"{cut(repr(path))} starts at this machine's folder: write the absolute path that the cluster's "
+            "machines have"
+        )
 
 
 def _replaced(content: Mapping[str, object], place: Place, value: object) -> dict[str, object]:

@@ -53,7 +53,9 @@ def load_wording(place: str, ends: frozenset[int]) -> Wording:
         place: Folder or hub name.
         ends: The tokens that end its answers; the tokenizer's own is taken where it is one.
     """
-    processor = AutoProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]  # theirs
+    processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # theirs
+        place, trust_remote_code=False
+    )
     tokenizer = processor.tokenizer
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends)
 

@@ -53,7 +53,7 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | Ge
         raise MissingModel(f"there is no transformers model at {name}: no such folder")
     place = str(Path(name).expanduser()) if is_path else name
     try:
-        kind = AutoConfig.from_pretrained(place).model_type
+        kind = AutoConfig.from_pretrained(place, trust_remote_code=False).model_type
         if kind in LLAVA_KINDS:
             return _load_llava(kind, place, spec, device)
         if kind not in _KINDS:
@@ -62,8 +62,10 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | Ge
         model, report = AutoModel.from_pretrained(
             place, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-        images = AutoImageProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]  # theirs
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        images = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # theirs
+            place, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise MissingModel(
             f"transformers could not get {name!r} as a folder or from the hub or its cache: "

@@ -1,0 +1,48 @@
+"""Where a job's files may lie, on machines that run the jobs of several people."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from bitfront.errors import SpecError
+from bitfront.spec import DataSource, JobSpec, ModelSource
+
+VARIABLE: Final = "BITFRONT_ROOTS"
+_LOCAL: Final = "local-dir:"  # how open_clip marks a folder
+
+
+def check_roots(spec: JobSpec) -> None:
+    """Refuses a job that names a file outside of the folders in BITFRONT_ROOTS.
+
+    The variable holds folders, separated as in PATH; without it every file may be named.
+    Links are followed before a path is judged.
+
+    Raises:
+        SpecError: A path of the job lies elsewhere.
+    """
+    roots = [
+        Path(root).resolve() for root in os.environ.get(VARIABLE, "").split(os.pathsep) if root
+    ]
+    if not roots:
+        return
+    for field, text in _paths(spec):
+        place = Path(text).expanduser().resolve()
+        if not any(place.is_relative_to(root) for root in roots):
+            raise SpecError(
+                f"{field}: {text} lies outside of the folders that this machine gives to jobs "
+                f"({VARIABLE}): move it into one of them"
+            )
+
+
+def _paths(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Every text of the job that is a path of this machine, with the field it is in."""
+    if spec.data.path and spec.data.source is not DataSource.REFERENCE:
+        yield "data.path", spec.data.path
+    if spec.model.source is ModelSource.REFERENCE:
+        return
+    for field, text in (("model.name", spec.model.name), ("model.weights", spec.model.weights)):
+        local = (text or "").removeprefix(_LOCAL)
+        # Other names are those of a hub, or of a library's own weights.
+        if text and (local != text or local.startswith((".", "~", "/")) or Path(local).exists()):
+            yield field, local

@@ -1,0 +1,491 @@
+"""A study's life in any order of events, beside a model of it that fits on a page.
+
+The store, the ledger and the spool are real; the workers are the test itself. After each step the
+rows are what the model says, and they hold the durability contract.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import create_engine, text
+
+from bitfront.errors import DuplicateStudy, InvalidMetric, LeaseHeld, LeaseLost, TooManyFailures
+from bitfront.layers import Block, Tower
+from bitfront.plan import Configuration, Option, Plan
+from bitfront.precision import FULL, Precision
+from bitfront.spec import JobSpec
+from bitfront.trial import Cause, Evaluation, Origin, StudyState, Trial
+from search.space import SearchSpace
+from storage.location import parse_url
+from storage.records import Lease, Request
+from storage.store import open_store
+from tests.contract import read_snapshot, violations
+from tests.databases import Databases
+from tests.store_samples import job
+from workers.ledger import Assignment, Seed, TrialLedger
+from workers.outcome import Failure, Outcome
+from workers.retries import MAX_LOST
+from workers.spool import Spool
+
+RELAXED = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+QUICK = settings(RELAXED, max_examples=25, stateful_step_count=40, derandomize=True)
+LONG = settings(RELAXED, max_examples=1_000, stateful_step_count=100)
+
+BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}",)) for i in range(3)]
+OPTIONS = {
+    block.name: [Option((Precision(bits, 8),)) for bits in (2, 3, 4, 8)] for block in BLOCKS
+}
+FULL_PLAN = Configuration(Plan.uniform([block.layers[0] for block in BLOCKS], FULL))
+REFERENCE = {"error": 1.0, "nbytes": 48.0}
+MAX_ATTEMPTS = 2
+TRIALS = 14
+KNOWN = 4  # trials of an earlier study, which this one's sampler proposes as well
+
+FAILURES = {
+    Cause.USER_ERROR: Failure.of(ValueError("a bad batch")),
+    Cause.OUT_OF_MEMORY: Failure.of(MemoryError("no room")),
+    Cause.INVALID_METRIC: Failure.of(InvalidMetric("error", "nan")),
+}
+OWN = (Cause.USER_ERROR, Cause.OUT_OF_MEMORY)
+
+
+def make_spec(study: str, trials: int) -> JobSpec:
+    return job(
+        study,
+        constraints={"max_nbytes": 30},
+        search={"sampler": "random", "max_attempts": MAX_ATTEMPTS},
+        stop={"trials": trials},
+    )
+
+
+def measure(configuration: Configuration) -> Outcome:
+    """What a worker finds; only the configuration decides."""
+    bits = [precision.weight_bits for _, precision in configuration.plan]
+    error = sum(2.0**-b * (i + 1) for i, b in enumerate(bits)) / 8
+    return Outcome(Evaluation({"error": error, "nbytes": float(sum(bits))}), None, 0.1, "host:1")
+
+
+PRUNED = Outcome(None, None, 0.1, "host:1")
+
+
+@dataclass
+class Driver:
+    """A process that runs the study, until it is killed or loses its lease.
+
+    Attributes:
+        lease: Its right to write.
+        ledger: Its trials.
+        orders: What it was told; in the form that the ledger asks for.
+        out: Attempts that workers have.
+        ended: Trials that ended while it ran: failed ones and others.
+    """
+
+    lease: Lease
+    orders: set[str]
+    out: list[Assignment] = field(default_factory=list)
+    failed: int = 0
+    measured: int = 0
+    ledger: TrialLedger = field(init=False)
+
+
+class Life(RuleBasedStateMachine):
+    """Submit, drive, kill, resume, stop, cancel: and what must be in the database then."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__()
+        self.url = url
+        self.store = open_store(url, create=False)
+        self.engine = create_engine(parse_url(url))
+        self._delete_everything()
+        self.spool = Spool(Path(tempfile.mkdtemp(dir=folder)))
+        self.driver: Driver | None = None
+        self.stale: list[Driver] = []
+        self.trials: list[tuple[str, int]] = []
+        self.counts: dict[int, dict[Cause, int]] = {}
+        self.digests: list[str] = []
+        self.spooled: dict[tuple[int, int], Outcome] = {}
+        self.holder: str | None = None
+        self.is_fresh = False
+        self.asked: Request | None = None
+        self.epoch = 0
+        self.before = read_snapshot(self.url)
+
+    def teardown(self) -> None:
+        self.engine.dispose()
+        self.store.close()
+
+    @initialize()
+    def submit(self) -> None:
+        earlier = make_spec("earlier", KNOWN)
+        self.store.create_study(earlier, {})
+        lease = self.store.acquire("earlier", "an earlier driver", 60)
+        self.store.set_reference(lease, REFERENCE)
+        ledger = self._ledger(lease, earlier, set(), [])
+        while (assignment := ledger.next()) is not None:
+            ledger.finish(assignment, measure(assignment.configuration))
+        self.store.release(lease, StudyState.COMPLETE)
+        self.store.create_study(make_spec("life", TRIALS), {})
+
+    def _ledger(
+        self, lease: Lease, spec: JobSpec, orders: set[str], seeds: list[Seed]
+    ) -> TrialLedger:
+        return TrialLedger(
+            self.store,
+            lease,
+            spec,
+            SearchSpace(BLOCKS, OPTIONS, {}, None),
+            seeds,
+            self.spool,
+            lambda configuration: configuration.digest,
+            reference=list(REFERENCE.values()),
+            budget_nbytes=20,
+            is_draining=lambda: bool(orders),
+            review=lambda _: None,
+            on_progress=lambda _: None,
+        )
+
+    def _delete_everything(self) -> None:
+        """A deleted study leaves nothing but its evaluations."""
+        self._sql("UPDATE study SET owner = NULL")
+        for study in self.store.studies():
+            self.store.delete_study(study.name)
+        self._sql("DELETE FROM evaluation")
+        left = read_snapshot(self.url)
+        assert not any(left.tables.values()), left
+
+    def _sql(self, statement: str) -> list[tuple[Any, ...]]:
+        with self.engine.begin() as connection:
+            result = connection.execute(text(statement))
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    # What people do
+
+    @rule()
+    def submit_again(self) -> None:
+        with pytest.raises(DuplicateStudy):
+            self.store.create_study(make_spec("life", TRIALS), {})
+
+    @precondition(lambda self: self.holder is not None and self.is_fresh)
+    @rule()
+    def delete_while_it_is_driven(self) -> None:
+        with pytest.raises(LeaseHeld):
+            self.store.delete_study("life")
+
+    @precondition(lambda self: self.holder is not None)
+    @rule(asked=st.sampled_from(Request))
+    def ask_for(self, asked: Request) -> None:
+        self.store.request("life", asked)
+        self.asked = asked
+
+    @rule()
+    def withdraw(self) -> None:
+        self.store.withdraw_request("life")
+        self.asked = None
+
+    # What befalls the driver
+
+    @rule(is_known_dead=st.booleans())
+    def start_a_driver(self, *, is_known_dead: bool) -> None:
+        owner = f"driver {self.epoch + 1}"
+        dead = self.holder if is_known_dead and self.driver is None else None
+        if self.holder is not None and self.is_fresh and dead is None:
+            with pytest.raises(LeaseHeld):
+                self.store.acquire("life", owner, 60)
+            return
+        lease = self.store.acquire("life", owner, 60, dead_owner=dead)
+        if self.driver is not None:
+            self.stale.append(self.driver)
+        self.epoch, self.holder, self.is_fresh, self.asked = self.epoch + 1, owner, True, None
+        assert lease.epoch == self.epoch
+        self.store.set_reference(lease, REFERENCE)
+        self.driver = Driver(lease, set())
+        self.driver.ledger = self._ledger(
+            lease, make_spec("life", TRIALS), self.driver.orders, [Seed(FULL_PLAN, Origin.BASELINE)]
+        )
+        self._expect_fenced_trials()
+
+    def _expect_fenced_trials(self) -> None:
+        """Finished attempts come from the spool; what else was open starts its next attempt."""
+        for number, (state, attempt) in enumerate(self.trials):
+            outcome = self.spooled.pop((number, attempt), None) if state == "running" else None
+            if outcome is not None and outcome.failure is None:
+                self.trials[number] = ("pruned" if outcome.is_pruned else "complete", attempt)
+            elif state in ("running", "cancelled"):
+                self.trials[number] = ("running", attempt + 1)
+
+    @precondition(lambda self: self.driver is not None)
+    @rule()
+    def kill_the_driver(self) -> None:
+        self.driver = None
+
+    @precondition(lambda self: self.is_fresh)
+    @rule()
+    def hear_nothing_for_long(self) -> None:
+        self._sql("UPDATE study SET heartbeat_at = '2026-01-01 00:00:00.000000' WHERE name = 'life'")
+        self.is_fresh = False
+
+    @precondition(lambda self: self.driver is not None)
+    @rule()
+    def beat(self) -> None:
+        driver = self._driver()
+        assert self.store.heartbeat(driver.lease) is self.asked
+        self.is_fresh = True
+        driver.orders.clear()
+        if self.asked is Request.CANCEL:
+            self._end(StudyState.CANCELLED)
+        elif self.asked is not None:
+            driver.orders.add(self.asked)
+
+    @precondition(lambda self: self.driver is not None)
+    @rule()
+    def end_if_nothing_is_left(self) -> None:
+        driver = self._driver()
+        if Request.STOP in driver.orders and not driver.out:
+            self._end(StudyState.STOPPED)
+        elif driver.ledger.is_finished and not driver.orders:
+            assert len(self.trials) == TRIALS
+            self._end(StudyState.COMPLETE)
+
+    def _end(self, state: StudyState) -> None:
+        """The driver leaves in order: what is open gets no result."""
+        lease = self._driver().lease
+        open_ones = [number for number, (state, _) in enumerate(self.trials) if state == "running"]
+        assert self.store.cancel_running(lease) == len(open_ones)
+        self.store.release(lease, state)
+        for number in open_ones:
+            self.trials[number] = ("cancelled", self.trials[number][1])
+        self.driver, self.holder, self.is_fresh, self.asked = None, None, False, None
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data())
+    def act_as_a_stale_driver(self, data: st.DataObject) -> None:
+        driver = data.draw(st.sampled_from(self.stale), label="driver")
+        lease = driver.lease
+        acts: dict[str, Callable[[], object]] = {
+            "heartbeat": lambda: self.store.heartbeat(lease),
+            "release": lambda: self.store.release(lease, StudyState.COMPLETE),
+            "state": lambda: self.store.set_state(lease, StudyState.FAILED, "stale"),
+            "note": lambda: self.store.add_note(lease, "stale"),
+            "fence": lambda: self.store.fence(lease),
+            "cancel": lambda: self.store.cancel_running(lease),
+            "start": lambda: self.store.start_trial(
+                lease, Trial(len(self.trials), FULL_PLAN, Origin.SAMPLER, {})
+            ),
+        }
+        for assignment in driver.out:
+            done = measure(assignment.configuration)
+            failed = Outcome(None, FAILURES[Cause.USER_ERROR], 0.1, "host:1")
+            acts |= {
+                f"finish {assignment.number}": lambda a=assignment, o=done: driver.ledger.finish(
+                    a, o
+                ),
+                f"fail {assignment.number}": lambda a=assignment, o=failed: driver.ledger.finish(
+                    a, o
+                ),
+                f"report {assignment.number}": lambda a=assignment: driver.ledger.report(a, 0, 0.5),
+            }
+        name = data.draw(st.sampled_from(sorted(acts)), label="act")
+
+        with pytest.raises(LeaseLost):
+            acts[name]()
+
+        assert read_snapshot(self.url) == self.before
+
+    # What happens to trials
+
+    @precondition(lambda self: self.driver is not None)
+    @rule()
+    def hand_out(self) -> None:
+        driver = self._driver()
+        waiting = {
+            number
+            for number, (state, _) in enumerate(self.trials)
+            if state == "running" and number not in {a.number for a in driver.out}
+        }
+        assignment = driver.ledger.next()
+        self._expect_cached_trials(assignment)
+        if assignment is None:
+            assert not waiting
+            assert driver.orders or len(self.trials) == TRIALS or driver.out
+            return
+        if waiting:
+            assert assignment.number in waiting
+        else:
+            assert not driver.orders
+            assert assignment.number == len(self.trials)
+            self.trials.append(("running", 1))
+        assert self.trials[assignment.number] == ("running", assignment.attempt)
+        driver.out.append(assignment)
+
+    def _expect_cached_trials(self, assignment: Assignment | None) -> None:
+        """New trials whose evaluation is known are complete before the next one is handed out."""
+        rows = self._sql(
+            "SELECT number, trial.state, cached FROM trial JOIN study ON study.id = study_id "
+            f"WHERE name = 'life' AND number >= {len(self.trials)} ORDER BY number"
+        )
+        if assignment is not None:
+            rows = [row for row in rows if row[0] != assignment.number]
+        for number, state, cached in rows:
+            assert (number, state, bool(cached)) == (len(self.trials), "complete", True)
+            self.trials.append(("complete", 1))
+            self._driver().measured += 1
+
+    def _take(self, data: st.DataObject) -> Assignment:
+        """Some attempt that is out, taken back from its worker."""
+        out = self._driver().out
+        return out.pop(data.draw(st.integers(0, len(out) - 1), label="attempt"))
+
+    has_some_out = precondition(lambda self: self.driver is not None and self.driver.out)
+
+    @has_some_out
+    @rule(data=st.data(), is_pruned=st.booleans(), is_spooled=st.booleans())
+    def finish(self, data: st.DataObject, *, is_pruned: bool, is_spooled: bool) -> None:
+        assignment = self._take(data)
+        outcome = PRUNED if is_pruned else measure(assignment.configuration)
+        if is_spooled:
+            self.spool.write(assignment.number, assignment.attempt, outcome)
+        self._expect("pruned" if is_pruned else "complete", assignment)
+        self._settle(lambda ledger: ledger.finish(assignment, outcome))
+
+    @has_some_out
+    @rule(data=st.data(), cause=st.sampled_from(sorted(FAILURES)), is_spooled=st.booleans())
+    def fail(self, data: st.DataObject, cause: Cause, *, is_spooled: bool) -> None:
+        assignment = self._take(data)
+        outcome = Outcome(None, FAILURES[cause], 0.1, "host:1")
+        if is_spooled:
+            self.spool.write(assignment.number, assignment.attempt, outcome)
+        self._expect_failure(assignment, cause)
+        self._settle(lambda ledger: ledger.finish(assignment, outcome))
+
+    @has_some_out
+    @rule(data=st.data(), times=st.sampled_from([1, 1, 1, MAX_LOST]))
+    def lose_the_worker(self, data: st.DataObject, times: int) -> None:
+        assignment = self._take(data)
+        spooled = self.spooled.pop((assignment.number, assignment.attempt), None)
+        if spooled is None:
+            self._expect_failure(assignment, Cause.NODE_LOST)
+        elif spooled.failure is not None:
+            self._expect_failure(assignment, spooled.failure.cause)
+        else:
+            self._expect("pruned" if spooled.is_pruned else "complete", assignment)
+        self._settle(lambda ledger: ledger.lose(assignment))
+
+    @has_some_out
+    @rule(data=st.data(), kind=st.sampled_from(["complete", "pruned", "failed"]))
+    def spool_and_say_nothing(self, data: st.DataObject, kind: str) -> None:
+        assignment = data.draw(st.sampled_from(self._driver().out), label="attempt")
+        failed = Outcome(None, FAILURES[Cause.USER_ERROR], 0.1, "host:1")
+        outcome = {"pruned": PRUNED, "failed": failed}.get(kind, measure(assignment.configuration))
+        self.spool.write(assignment.number, assignment.attempt, outcome)
+        self.spooled[assignment.number, assignment.attempt] = outcome
+
+    @precondition(lambda self: self.trials)
+    @rule(data=st.data())
+    def a_forgotten_worker_spools(self, data: st.DataObject) -> None:
+        number = data.draw(st.integers(0, len(self.trials) - 1), label="trial")
+        attempt = self.trials[number][1]
+        if attempt > 1:
+            self.spool.write(number, attempt - 1, Outcome(Evaluation({}), None, 0.1, "late"))
+
+    @has_some_out
+    @rule(data=st.data(), step=st.integers(0, 3), error=st.sampled_from([0.1, 0.5]))
+    def show_a_stage(self, data: st.DataObject, step: int, error: float) -> None:
+        assignment = data.draw(st.sampled_from(self._driver().out), label="attempt")
+        self._driver().ledger.report(assignment, step, error)
+        assert self.store.intermediates("life")[assignment.number][step] == error
+
+    def _driver(self) -> Driver:
+        assert self.driver is not None
+        return self.driver
+
+    def _expect(self, state: str, assignment: Assignment) -> None:
+        self.trials[assignment.number] = (state, assignment.attempt)
+        self.spooled.pop((assignment.number, assignment.attempt), None)
+        driver = self._driver()
+        driver.failed += state == "failed"
+        driver.measured += state != "failed"
+
+    def _expect_failure(self, assignment: Assignment, cause: Cause) -> None:
+        counts = self.counts.setdefault(assignment.number, dict.fromkeys(Cause, 0))
+        counts[cause] += 1
+        is_lost_again = cause is Cause.NODE_LOST and counts[cause] < MAX_LOST
+        if is_lost_again or (cause in OWN and sum(counts[own] for own in OWN) < MAX_ATTEMPTS):
+            self.trials[assignment.number] = ("running", assignment.attempt + 1)
+        else:
+            self._expect("failed", assignment)
+
+    def _settle(self, act: Callable[[TrialLedger], None]) -> None:
+        """Lets the driver act; it gives up where most trials failed."""
+        driver = self._driver()
+        finished = driver.failed + driver.measured
+        if finished >= 5 and driver.failed * 2 > finished:
+            with pytest.raises(TooManyFailures):
+                act(driver.ledger)
+            self._end(StudyState.FAILED)
+        else:
+            act(driver.ledger)
+
+    # What must hold
+
+    @invariant()
+    def the_rows_are_as_expected(self) -> None:
+        rows = self._sql(
+            "SELECT number, trial.state, attempt, configuration_digest FROM trial "
+            "JOIN study ON study.id = study_id WHERE name = 'life' ORDER BY number"
+        )
+        assert [(state, attempt) for _, state, attempt, _ in rows] == self.trials
+        digests = [digest for *_, digest in rows]
+        assert digests[: len(self.digests)] == self.digests
+        self.digests = digests
+        ((epoch, owner),) = self._sql("SELECT epoch, owner FROM study WHERE name = 'life'") or [
+            (0, None)
+        ]
+        assert (epoch, owner) == (self.epoch, self.holder)
+
+    @invariant()
+    def the_contract_holds(self) -> None:
+        now = read_snapshot(self.url)
+        assert violations(now, self.before) == []
+        self.before = now
+
+
+def live(databases: Databases, folder: Path, chosen: settings) -> None:
+    url = databases.ready()
+    run_state_machine_as_test(lambda: Life(url, folder), settings=chosen)
+
+
+def test_a_study_lives_through_any_order_of_events(
+    sqlite_databases: Databases, tmp_path: Path
+) -> None:
+    live(sqlite_databases, tmp_path, QUICK)
+
+
+def test_a_study_on_postgresql_lives_through_any_order_of_events(
+    postgres_databases: Databases, tmp_path: Path
+) -> None:
+    live(postgres_databases, tmp_path, settings(QUICK, max_examples=5))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_many_studies_live_through_any_order_of_events(
+    sqlite_databases: Databases, tmp_path: Path
+) -> None:
+    live(sqlite_databases, tmp_path, LONG)
