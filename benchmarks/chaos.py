@@ -31,6 +31,7 @@ from benchmarks.chaos_study import CHECKPOINT_S, ChaosStudy, environment_for, no
 from tests.contract import (
     Interruption,
     Snapshot,
+    charged,
     read_snapshot,
     read_witness,
     redone,
@@ -42,6 +43,7 @@ _POLL_S = 0.05
 _STUCK_S = 240
 _CLUSTER_ENDS_S = 120
 _LONGEST_ABSENCE_S = 10
+_NOTICE_S = 5
 
 
 class Kind(StrEnum):
@@ -52,6 +54,7 @@ class Kind(StrEnum):
     WORKER = "worker"
     WORKER_TERM = "worker, SIGTERM"
     NODE = "node"
+    NODE_TERM = "node, SIGTERM"
     CLUSTER = "cluster"
     CLUSTER_AND_DRIVER = "cluster and driver"
     SERVER = "database server"
@@ -59,7 +62,8 @@ class Kind(StrEnum):
 
 DECK = (
     *(Kind.DRIVER, Kind.DRIVER, Kind.DRIVER_TERM, Kind.WORKER, Kind.WORKER, Kind.WORKER_TERM),
-    *(Kind.NODE, Kind.NODE, Kind.CLUSTER, Kind.CLUSTER_AND_DRIVER, Kind.CLUSTER_AND_DRIVER),
+    *(Kind.NODE, Kind.NODE, Kind.NODE_TERM),
+    *(Kind.CLUSTER, Kind.CLUSTER_AND_DRIVER, Kind.CLUSTER_AND_DRIVER),
 )
 """Kinds as often as they come, in a random order; then again."""
 
@@ -181,6 +185,8 @@ class Chaos:
     def _driven(self) -> ChaosStudy:
         """The study, with a driver: the next one once the last is complete."""
         study = self._study
+        if study is not None and study.exit_code is not None:
+            self._note_exit(study)
         if study is None or study.state() == "complete":
             self._studies += 1
             self._study_starts = self._witness.stat().st_size if self._witness.exists() else 0
@@ -249,8 +255,9 @@ class Chaos:
                 return self._kill_worker(study, psutil.Process.kill)
             case Kind.WORKER_TERM:
                 return self._kill_worker(study, psutil.Process.terminate)
-            case Kind.NODE:
-                self._cluster.kill_node(self._random)
+            case Kind.NODE | Kind.NODE_TERM:
+                notice_s = _NOTICE_S if self._round.kind is Kind.NODE_TERM else 0
+                self._cluster.kill_node(self._random, notice_s)
                 time.sleep(self._random.uniform(0, _LONGEST_ABSENCE_S))
                 self._cluster.add_node()
             case Kind.CLUSTER | Kind.CLUSTER_AND_DRIVER:
@@ -327,7 +334,8 @@ class Chaos:
             twice = redone(rows, [line for line in lines if line["at_s"] <= read_s])
             self._round.completed_redone += self._report(twice.completed)
             self._round.unrecorded_redone += self._report(twice.unrecorded)
-            self._report([*twice.contradictions, *twice.overlaps, *twice.beyond(CHECKPOINT_S)])
+            self._report([*twice.contradictions, *twice.overlaps, *twice.pinned])
+            self._report([*twice.beyond(CHECKPOINT_S), *charged(rows)])
             self._round.late += [text for text in twice.late if self._is_new(text)]
             new = (i for i in twice.interruptions if self._is_new(repr(i)))
             self._round.interruptions += new
@@ -497,6 +505,10 @@ def main(rounds: int, seed: int, database: str, trials: int, steps: int, out: Pa
 
     for name in names:
         folder = out / f"{name}-{seed}"
+        if folder.exists():
+            raise click.UsageError(
+                f"{folder} holds another run: remove it, or choose another --out"
+            )
         wanted = kinds(Random(seed), name)
         chosen = [next(wanted) for _ in range(rounds)]
         left = run_rounds(folder, name, chosen, seed, trials=trials, steps=steps, on_round=show)

@@ -70,12 +70,24 @@ class RayCluster:
         self._keeper.stdin.flush()
         self._raylets.append(self._hear_raylet())
 
-    def kill_node(self, random: Random) -> None:
-        """Ends a node as if its machine had lost power; one that works, if there is one."""
+    def kill_node(self, random: Random, notice_s: float = 0) -> None:
+        """Ends a node as if its machine were gone; one that works, if there is one.
+
+        Args:
+            random: Which one.
+            notice_s: Seconds between SIGTERM, as machines give it before they are taken away,
+                and the end; 0 for no notice.
+        """
         busy = [raylet for raylet in self._raylets if _busy_workers(raylet)]
         raylet = random.choice(busy or self._raylets)
         self._raylets.remove(raylet)
-        _kill([raylet, *_descendants(raylet)])
+        processes = [raylet, *_descendants(raylet)]
+        if notice_s:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            psutil.wait_procs(processes, timeout=notice_s)
+        _kill(processes)
 
     def busy_workers(self) -> list[psutil.Process]:
         """The processes that run a trial or a task, by process."""

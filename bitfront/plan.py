@@ -196,7 +196,9 @@ class Recovery:
             object.__setattr__(self, "class_position", ClassPosition(self.class_position))
             object.__setattr__(self, "teacher", TeacherText(self.teacher))
         except ValueError as error:
-            raise SpecError(f"a recovery's setting is none of its choices: {error!s:.80}") from error
+            raise SpecError(
+                f"a recovery's setting is none of its choices: {error!s:.80}"
+            ) from error
 
     @property
     def canonical(self) -> "Recovery":

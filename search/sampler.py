@@ -107,8 +107,9 @@ class Proposer:
         self._running: dict[str, optuna.Trial] = {}
 
     def _make_study(self) -> optuna.Study:
-        directions = ["minimize"] * self._objectives
-        return optuna.create_study(directions=directions, sampler=self._make_sampler())
+        return optuna.create_study(
+            directions=["minimize"] * self._objectives, sampler=self._make_sampler()
+        )
 
     def _make_sampler(self) -> BaseSampler:
         draws = np.random.SeedSequence((self._seed, len(self._known), self._repeats))

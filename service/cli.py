@@ -32,7 +32,7 @@ from service import (
     commands_share,
     commands_tune,
 )
-from workers.logs import set_up
+from workers.logs import masked, set_up
 
 
 class Refusal(click.ClickException):
@@ -49,7 +49,7 @@ class Group(click.Group):
         try:
             return cast("object", super().invoke(ctx))
         except BitfrontError as error:
-            raise Refusal(str(error)) from error
+            raise Refusal(masked(str(error))) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order in which they are met, not by the alphabet."""

@@ -236,7 +236,7 @@ def _drive(
         )
     if state is not StudyState.COMPLETE:
         command = command_line(f"resume {spec.study}", url)
-        click.echo(f"study {spec.study} is {state}: '{command}' goes on", err=True)
+        click.echo(f"study {spec.study} is {state}: '{command}' goes on", file=messages())
         sys.exit(0 if state is StudyState.STOPPED else 1)
     return state
 
@@ -244,10 +244,12 @@ def _drive(
 def _run(
     spec: "JobSpec", url: str, address: str | None, *, resume: bool, accept_changes: bool
 ) -> None:
+    from workers.logs import messages
+
     state = _drive(spec, url, address, resume=resume, accept_changes=accept_changes)
-    click.echo(f"study {spec.study} is {state}; next:", err=True)
+    click.echo(f"study {spec.study} is {state}; next:", file=messages())
     for command in ("front {}", "best {} --max-nbytes SIZE", "plot {}"):
-        click.echo(f"  {command_line(command.format(spec.study), url)}", err=True)
+        click.echo(f"  {command_line(command.format(spec.study), url)}", file=messages())
 
 
 COMMANDS: Final = (demo, submit, resume, profile)

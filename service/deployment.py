@@ -18,7 +18,7 @@ Command = TypeVar("Command", bound=Callable[..., object])
 VARIABLE: Final = "BITFRONT_DB"
 PATIENCE_VARIABLE: Final = "BITFRONT_DB_PATIENCE_S"
 
-_SCHEME: Final = re.compile(r"[a-z][a-z0-9+]*:")
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+]+:", re.IGNORECASE)
 
 
 def default_database() -> str:

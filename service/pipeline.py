@@ -28,7 +28,7 @@ from storage.records import Lease, StudyRecord
 from storage.store import Store, open_store
 from workers.cluster import connected, node_resources
 from workers.ledger import Progress, TrialLedger
-from workers.logs import bound
+from workers.logs import bound, masked
 from workers.metrics import StudyMetrics
 from workers.report import ModelReport
 from workers.share import Share
@@ -72,7 +72,10 @@ def run_study(
     with open_store(url, patience_s=patience_s) as store:
         if not resume:
             store.create_study(spec, {})
-        with _driving(store, spec, url, reporter, address) as run:
+        with (
+            bound(study=spec.study),
+            _driving(store, spec, url, reporter, address) as run,
+        ):
             if resume:
                 accept_spec(store, run.lease, spec, accept_changes=accept_changes)
             run.drive(accept_changes=accept_changes)
@@ -89,7 +92,10 @@ def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | No
         known = any(summary.name == spec.study for summary in store.studies())
         if not known:
             store.create_study(spec, {})
-        with _driving(store, spec, url, reporter, address) as run:
+        with (
+            bound(study=spec.study),
+            _driving(store, spec, url, reporter, address) as run,
+        ):
             if known:
                 accept_spec(store, run.lease, spec, accept_changes=False)
             run.profile()
@@ -105,8 +111,8 @@ def _driving(
     orders = Orders()
     spool = _spool(url, store.study(spec.study))
     metrics = StudyMetrics(spec.study)
+    store.on_wait(metrics.database)
     with (
-        bound(study=spec.study),
         signals(orders),
         heartbeat(store, lease, orders, metrics.heartbeat),
     ):
@@ -136,8 +142,8 @@ def _driving(
 def _one_line(error: Exception) -> str:
     """What went wrong; errors that are none of ours are named with their type."""
     if isinstance(error, BitfrontError):
-        return str(error)
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+        return masked(str(error))
+    return masked(f"{type(error).__name__}: {error}".partition("\n")[0])
 
 
 def _spool(url: str, study: StudyRecord) -> Spool:
@@ -269,7 +275,13 @@ class _Run:
     def _profile(self, report: ModelReport) -> Shortlist:
         """Measures the cells, solves the program, and stores the pruned space."""
         profile = measure_profile(
-            self._spec, self._store, self.lease, self._pool, report, self._reporter
+            self._spec,
+            self._store,
+            self.lease,
+            self._pool,
+            report,
+            self._reporter,
+            self._metrics,
         )
         shortlist = Shortlist(self._spec, profile)
         self._store.save_options(self.lease, shortlist.option_records())

@@ -14,6 +14,7 @@ from service.clipping import Clipping, has_clips
 from service.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
+from workers.metrics import StudyMetrics
 from workers.report import ModelReport
 from workers.tasks import TaskPool
 
@@ -32,6 +33,7 @@ class _Measuring:
     pool: TaskPool
     identities: Mapping[str, str]
     reporter: Reporter
+    metrics: StudyMetrics
 
     def _key(self, block: Block, option: Option) -> CellKey:
         ids = self.identities
@@ -51,7 +53,9 @@ class _Measuring:
             else:
                 found[block.name][option] = _renamed(cell, block)
         self.reporter.stage(name, total=len(pairs))
-        self.reporter.advance(len(pairs) - sum(map(len, missing.values())))
+        reused = len(pairs) - sum(map(len, missing.values()))
+        self.reporter.advance(reused)
+        self.metrics.cells_reused(reused)
         self._measure(missing, found)
         return found
 
@@ -89,6 +93,7 @@ def measure_profile(
     pool: TaskPool,
     report: ModelReport,
     reporter: Reporter,
+    metrics: StudyMetrics,
 ) -> Profile:
     """Partitions the model and measures its cells; what is stored is not measured again.
 
@@ -100,7 +105,7 @@ def measure_profile(
         lease, report.layers, blocks, report.entropies, fixed_nbytes=report.fixed_nbytes
     )
     layers = {layer.name: layer for layer in report.layers}
-    measuring = _Measuring(store, lease, pool, report.identities, reporter)
+    measuring = _Measuring(store, lease, pool, report.identities, reporter, metrics)
     options = {block.name: block_options(block, report.layers, spec.space) for block in blocks}
     if spec.profile.slack:
         singles = _measure_singles(measuring, blocks, layers, options)

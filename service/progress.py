@@ -221,7 +221,7 @@ class RichReporter:
             TextColumn("[dim]{task.fields[left]}"),
             console=console,
             redirect_stdout=False,
-            redirect_stderr=False,
+            redirect_stderr=True,
         )
 
     def __enter__(self) -> Self:

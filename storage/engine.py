@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -53,12 +54,16 @@ class Database:
     Args:
         url: Where the database is; `storage.location.parse_url` makes it.
         patience_s: How long a broken connection is tried again.
+
+    Attributes:
+        on_wait: Called with the seconds of each transaction, back-off included.
     """
 
     def __init__(self, url: URL, patience_s: float) -> None:
         self.url = url
         self.patience_s = patience_s
         self.engine = _engine(url)
+        self.on_wait: Callable[[float], None] = lambda _seconds: None
         self._writer = self.engine.execution_options(immediate=True)
 
     def __str__(self) -> str:
@@ -129,12 +134,15 @@ class Database:
             before_sleep=self._say_that_it_waits,
             reraise=True,
         )
+        started_s = time.monotonic()
         try:
             for attempt in tries:
                 with attempt, engine.begin() as connection:
                     return work(connection, attempt.retry_state.attempt_number > 1)
         except (exc.DBAPIError, sqlite3.Error) as error:
             raise self.explain(error) from error
+        finally:
+            self.on_wait(time.monotonic() - started_s)
         raise AssertionError("tenacity returns or raises")
 
     def _say_that_it_waits(self, state: RetryCallState) -> None:
@@ -147,7 +155,9 @@ class Database:
 
     def explain(self, error: exc.DBAPIError | sqlite3.Error) -> Exception:
         """One sentence on a database's failure; a broken rule of the schema stays as it is."""
-        if isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.DataError):
+        denied = isinstance(error, exc.DBAPIError) and _is_denied(error)
+        broken = isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.DataError)
+        if broken and not denied:
             return error
         reason = str(error.orig) if isinstance(error, exc.DBAPIError) else str(error)
         for fragment, way_out in _WAYS_OUT.items():
@@ -155,6 +165,11 @@ class Database:
                 return DatabaseError(f"the database {self} {way_out}")
         line = mask(reason.strip().splitlines()[0], self.url) if reason.strip() else "no answer"
         return DatabaseError(f"the database {self} cannot be used: {line}")
+
+
+def _is_denied(error: exc.DBAPIError) -> bool:
+    """Whether PostgreSQL's user may not do this (its error class 42501)."""
+    return getattr(error.orig, "sqlstate", None) == "42501"
 
 
 def _is_passing(error: BaseException) -> bool:

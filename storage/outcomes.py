@@ -110,6 +110,8 @@ class Failed:
     message: str
     traceback: str | None
     retry: bool
+    seconds: float | None = None
+    worker: str | None = None
 
 
 def fail(
@@ -129,6 +131,7 @@ def fail(
         update(Attempt)
         .where(Attempt.trial_id == trial_id, Attempt.number == attempt)
         .values(finished_at=Now(), cause=failed.cause, message=message, traceback=traceback)
+        .values(seconds=failed.seconds, worker=failed.worker)
     )
     if failed.retry:
         connection.execute(insert(Attempt).values(trial_id=trial_id, number=attempt + 1))

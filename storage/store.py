@@ -1,6 +1,6 @@
 """The store: every study, trial and measurement, kept in one SQL database."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -78,6 +78,10 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def on_wait(self, hear: Callable[[float], None]) -> None:
+        """Lets `hear` be called with the seconds of each transaction, back-off included."""
+        self._database.on_wait = hear
 
     def close(self) -> None:
         """Closes every connection."""
@@ -292,13 +296,15 @@ class Store:
         traceback: str | None = None,
         *,
         retry: bool,
+        seconds: float | None = None,
+        worker: str | None = None,
     ) -> bool:
         """Ends an attempt without a result; `retry` starts the next one, else the trial failed.
 
         Returns:
             Whether this call ended it.
         """
-        failure = outcomes.Failed(cause, message, traceback, retry)
+        failure = outcomes.Failed(cause, message, traceback, retry, seconds, worker)
         return self._database.write_once(outcomes.fail, lease, number, attempt, failure)
 
     def report(self, lease: Lease, number: int, attempt: int, step: int, error: float) -> bool:

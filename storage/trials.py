@@ -158,8 +158,9 @@ def cancel_running(connection: Connection, lease: Lease) -> int:
             .where(Trial.id.in_(list(running)))
             .values(state=TrialState.CANCELLED, cause=Cause.CANCELLED, finished_at=Now())
         )
-        for number, _ in running.values():
-            add_event(connection, lease.study_id, EventKind.CANCELLED, trial=number)
+        for number, attempt in running.values():
+            content = {"attempt": attempt}
+            add_event(connection, lease.study_id, EventKind.CANCELLED, content, trial=number)
     return len(running)
 
 

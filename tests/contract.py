@@ -40,6 +40,7 @@ _JSON = frozenset(
 _TIMES = frozenset({"at", "since"})
 _MEASURED = ("complete", "pruned")
 _FINISHED = (*_MEASURED, "failed")
+_OWN_FAILURES = ("user_error", "out_of_memory", "invalid_metric")
 # Round-off of sums in another order.
 _TOLERANCE = 1e-9
 
@@ -140,6 +141,16 @@ def violations(now: Snapshot, before: Snapshot | None = None) -> list[str]:
     for name, study in now.studies.items():
         found += [f"study {name}: {text}" for rule in RULES for text in rule(study)]
     return found
+
+
+def charged(study: StudyRows) -> list[str]:
+    """What was recorded as the job's own failure, where only processes were killed."""
+    return [
+        f"attempt {row['number']} at trial {number} ended with {row['cause']}: {row['message']}"
+        for number, attempts in study.attempts.items()
+        for row in attempts
+        if row["cause"] in _OWN_FAILURES
+    ]
 
 
 def unfinished(study: StudyRows) -> list[str]:
@@ -408,6 +419,7 @@ class Redone:
         late: The same, where the earlier one came too late: it had been given up already.
         contradictions: Results in the database that no worker reported so.
         overlaps: Trials that two processes trained at the same time.
+        pinned: Attempts that were lost, and begun again by the process that had lost them.
         interruptions: Trainings that were taken up again.
     """
 
@@ -416,6 +428,7 @@ class Redone:
     late: list[str] = field(default_factory=list)
     contradictions: list[str] = field(default_factory=list)
     overlaps: list[str] = field(default_factory=list)
+    pinned: list[str] = field(default_factory=list)
     interruptions: list[Interruption] = field(default_factory=list)
 
     def beyond(self, checkpoint_s: float) -> list[str]:
@@ -435,6 +448,7 @@ def redone(study: StudyRows, lines: Sequence[Row]) -> Redone:
         own = [line for line in lines if line.get("number") == trial["number"]]
         _find_redone_attempts(found, study, trial, own)
         _find_contradictions(found, study, trial, own)
+        _find_pinned(found, study.attempts[trial["number"]], own)
     training = [line for line in lines if line["event"].startswith("training")]
     for name in sorted({line["checkpoint"] for line in training}):
         runs = list(_runs([line for line in training if line["checkpoint"] == name]))
@@ -482,6 +496,17 @@ def _find_contradictions(found: Redone, study: StudyRows, trial: Row, lines: lis
         if reported != study.values(trial):
             text = f"trial {number} has {study.values(trial)}, its worker reported {reported}"
             found.contradictions.append(text)
+
+
+def _find_pinned(found: Redone, attempts: Sequence[Row], lines: list[Row]) -> None:
+    started = {line["attempt"]: line for line in lines if line["event"] == "attempt started"}
+    for row in attempts:
+        lost, again = started.get(row["number"]), started.get(row["number"] + 1)
+        if row["cause"] != "node_lost" or lost is None or again is None:
+            continue
+        if lost["pid"] == again["pid"]:
+            text = f"attempt {again['attempt']} at trial {again['number']} began where the last"
+            found.pinned.append(f"{text} one was lost: in process {again['pid']}")
 
 
 def _runs(lines: Iterable[Row]) -> Iterator[list[Row]]:

@@ -13,6 +13,7 @@ from tests.contract import (
     Redone,
     Row,
     StudyRows,
+    charged,
     hypervolume,
     read_snapshot,
     read_witness,
@@ -335,6 +336,21 @@ def test_a_training_that_goes_on_where_it_ended_has_lost_nothing(file: File) -> 
     before = [training("stepped", 1, 1.0), training("stepped", 2, 2.0)]
 
     assert redone(file.study, [*before, training("resumed", 2, 9.0, pid=2)]).interruptions == []
+
+
+def test_an_attempt_that_stays_where_it_was_lost_is_found(file: File) -> None:
+    lost, again = attempt("started", 0, 1, 1), attempt("started", 1, 1, 2)
+
+    assert len(redone(file.study, [lost, again]).pinned) == 1
+    assert redone(file.study, [lost, {**again, "pid": 2}]).pinned == []
+
+
+def test_a_kill_that_was_charged_to_the_job_is_found(file: File) -> None:
+    assert charged(file.study) == []
+
+    file.execute("UPDATE attempt SET cause = 'user_error' WHERE cause = 'node_lost'")
+
+    assert charged(file.study) == ["attempt 1 at trial 1 ended with user_error: gone"]
 
 
 def test_two_processes_at_one_training_are_found(file: File) -> None:

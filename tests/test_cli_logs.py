@@ -70,7 +70,7 @@ def test_every_event_is_a_line_in_plain_words(path: Path) -> None:
         "trial 1, attempt 1: fails and starts again, out_of_memory: 12 GB asked for",
         "trial 1, attempt 2: fails for good, user_error: bad batch",
         "somebody asks the driver to cancel",
-        "trial 2: cancelled",
+        "trial 2, attempt 1: cancelled",
         "driver of digits leaves the study cancelled: cancelled on request",
         "next runs the study",
         "trial 2, attempt 2: starts again, for it was cancelled",

@@ -313,27 +313,40 @@ def test_there_is_a_point_for_everything_that_is_written() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "killed_at",
-    [
-        "complete.before_commit:3",
-        pytest.param("fence.after_commit", marks=pytest.mark.slow),
-        pytest.param("spool.after:2", marks=pytest.mark.slow),
-    ],
+    ["complete.before_commit:3", pytest.param("fence.after_commit", marks=pytest.mark.slow)],
 )
-def test_a_study_on_ray_outlives_a_process_that_ends_at(
+def test_a_study_on_ray_outlives_a_driver_that_ends_at(
     tmp_path: Path, killed_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study(tmp_path, NAME, trials=8)
     monkeypatch.setenv("BITFRONT_WITNESS", str(tmp_path / "witness.jsonl"))
     monkeypatch.setenv("BITFRONT_FAILPOINT", killed_at)
-    first = study.start("submit", str(study.job)).wait(timeout=240)
-    # A worker that ends takes its driver nowhere.
-    assert first == (0 if killed_at.startswith("spool") else -signal.SIGKILL), study.log.read_text()
+    driver = study.start("submit", str(study.job))
+    assert driver.wait(timeout=240) == -signal.SIGKILL, study.log.read_text()
 
-    if first != 0:
-        monkeypatch.delenv("BITFRONT_FAILPOINT")
-        assert study.start("resume", NAME).wait(timeout=240) == 0, study.log.read_text()
+    monkeypatch.delenv("BITFRONT_FAILPOINT")
+    assert study.start("resume", NAME).wait(timeout=240) == 0, study.log.read_text()
 
     check(f"sqlite:///{study.database}", tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_worker_that_ends_once_its_result_is_spooled_costs_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(tmp_path, NAME, trials=8)
+    monkeypatch.setenv("BITFRONT_WITNESS", str(tmp_path / "witness.jsonl"))
+    monkeypatch.setenv("BITFRONT_FAILPOINT", "spool.after:4")
+
+    assert study.start("submit", str(study.job)).wait(timeout=400) == 0, study.log.read_text()
+
+    rows = check(f"sqlite:///{study.database}", tmp_path)
+    assert [row["attempt"] for row in rows.trials] == [1] * 8
+    events = [line["event"] for line in read_witness(tmp_path / "witness.jsonl")]
+    # Who dies at this point cannot write that the attempt ended.
+    assert events.count("attempt ended") < events.count("attempt started") == 8
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ rows are what the model says, and they hold the durability contract.
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,7 @@ QUICK = settings(RELAXED, max_examples=25, stateful_step_count=40, derandomize=T
 LONG = settings(RELAXED, max_examples=1_000, stateful_step_count=100)
 
 BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}",)) for i in range(3)]
-OPTIONS = {
-    block.name: [Option((Precision(bits, 8),)) for bits in (2, 3, 4, 8)] for block in BLOCKS
-}
+OPTIONS = {block.name: [Option((Precision(bits, 8),)) for bits in (2, 3, 4, 8)] for block in BLOCKS}
 FULL_PLAN = Configuration(Plan.uniform([block.layers[0] for block in BLOCKS], FULL))
 REFERENCE = {"error": 1.0, "nbytes": 48.0}
 MAX_ATTEMPTS = 2
@@ -170,9 +169,9 @@ class Life(RuleBasedStateMachine):
         left = read_snapshot(self.url)
         assert not any(left.tables.values()), left
 
-    def _sql(self, statement: str) -> list[tuple[Any, ...]]:
+    def _sql(self, statement: str, **values: int) -> list[tuple[Any, ...]]:
         with self.engine.begin() as connection:
-            result = connection.execute(text(statement))
+            result = connection.execute(text(statement), values)
             return [tuple(row) for row in result] if result.returns_rows else []
 
     # What people do
@@ -238,7 +237,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.is_fresh)
     @rule()
     def hear_nothing_for_long(self) -> None:
-        self._sql("UPDATE study SET heartbeat_at = '2026-01-01 00:00:00.000000' WHERE name = 'life'")
+        self._sql(
+            "UPDATE study SET heartbeat_at = '2026-01-01 00:00:00.000000' WHERE name = 'life'"
+        )
         self.is_fresh = False
 
     @precondition(lambda self: self.driver is not None)
@@ -278,29 +279,22 @@ class Life(RuleBasedStateMachine):
     def act_as_a_stale_driver(self, data: st.DataObject) -> None:
         driver = data.draw(st.sampled_from(self.stale), label="driver")
         lease = driver.lease
+        fresh = Trial(len(self.trials), FULL_PLAN, Origin.SAMPLER, {})
         acts: dict[str, Callable[[], object]] = {
-            "heartbeat": lambda: self.store.heartbeat(lease),
-            "release": lambda: self.store.release(lease, StudyState.COMPLETE),
-            "state": lambda: self.store.set_state(lease, StudyState.FAILED, "stale"),
-            "note": lambda: self.store.add_note(lease, "stale"),
-            "fence": lambda: self.store.fence(lease),
-            "cancel": lambda: self.store.cancel_running(lease),
-            "start": lambda: self.store.start_trial(
-                lease, Trial(len(self.trials), FULL_PLAN, Origin.SAMPLER, {})
-            ),
+            "heartbeat": partial(self.store.heartbeat, lease),
+            "release": partial(self.store.release, lease, StudyState.COMPLETE),
+            "state": partial(self.store.set_state, lease, StudyState.FAILED, "stale"),
+            "note": partial(self.store.add_note, lease, "stale"),
+            "fence": partial(self.store.fence, lease),
+            "cancel": partial(self.store.cancel_running, lease),
+            "start": partial(self.store.start_trial, lease, fresh),
         }
-        for assignment in driver.out:
-            done = measure(assignment.configuration)
-            failed = Outcome(None, FAILURES[Cause.USER_ERROR], 0.1, "host:1")
-            acts |= {
-                f"finish {assignment.number}": lambda a=assignment, o=done: driver.ledger.finish(
-                    a, o
-                ),
-                f"fail {assignment.number}": lambda a=assignment, o=failed: driver.ledger.finish(
-                    a, o
-                ),
-                f"report {assignment.number}": lambda a=assignment: driver.ledger.report(a, 0, 0.5),
-            }
+        failed = Outcome(None, FAILURES[Cause.USER_ERROR], 0.1, "host:1")
+        for each in driver.out:
+            done = measure(each.configuration)
+            acts[f"finish {each.number}"] = partial(driver.ledger.finish, each, done)
+            acts[f"fail {each.number}"] = partial(driver.ledger.finish, each, failed)
+            acts[f"report {each.number}"] = partial(driver.ledger.report, each, 0, 0.5)
         name = data.draw(st.sampled_from(sorted(acts)), label="act")
 
         with pytest.raises(LeaseLost):
@@ -313,6 +307,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.driver is not None)
     @rule()
     def hand_out(self) -> None:
+        self._hand_out()
+
+    def _hand_out(self) -> None:
         driver = self._driver()
         waiting = {
             number
@@ -338,7 +335,8 @@ class Life(RuleBasedStateMachine):
         """New trials whose evaluation is known are complete before the next one is handed out."""
         rows = self._sql(
             "SELECT number, trial.state, cached FROM trial JOIN study ON study.id = study_id "
-            f"WHERE name = 'life' AND number >= {len(self.trials)} ORDER BY number"
+            "WHERE name = 'life' AND number >= :first ORDER BY number",
+            first=len(self.trials),
         )
         if assignment is not None:
             rows = [row for row in rows if row[0] != assignment.number]
@@ -375,9 +373,22 @@ class Life(RuleBasedStateMachine):
         self._settle(lambda ledger: ledger.finish(assignment, outcome))
 
     @has_some_out
-    @rule(data=st.data(), times=st.sampled_from([1, 1, 1, MAX_LOST]))
-    def lose_the_worker(self, data: st.DataObject, times: int) -> None:
+    @rule(data=st.data())
+    def lose_the_worker(self, data: st.DataObject) -> None:
+        self._lose(self._take(data))
+
+    @has_some_out
+    @rule(data=st.data())
+    def lose_every_worker_that_takes_the_trial(self, data: st.DataObject) -> None:
         assignment = self._take(data)
+        self._lose(assignment)
+        while self.driver is not None and self.trials[assignment.number][0] == "running":
+            self._hand_out()
+            for again in [a for a in self._driver().out if a.number == assignment.number]:
+                self._driver().out.remove(again)
+                self._lose(again)
+
+    def _lose(self, assignment: Assignment) -> None:
         spooled = self.spooled.pop((assignment.number, assignment.attempt), None)
         if spooled is None:
             self._expect_failure(assignment, Cause.NODE_LOST)
@@ -468,7 +479,12 @@ class Life(RuleBasedStateMachine):
 
 def live(databases: Databases, folder: Path, chosen: settings) -> None:
     url = databases.ready()
-    run_state_machine_as_test(lambda: Life(url, folder), settings=chosen)
+
+    class ThisLife(Life):
+        def __init__(self) -> None:
+            super().__init__(url, folder)
+
+    run_state_machine_as_test(ThisLife, settings=chosen)
 
 
 def test_a_study_lives_through_any_order_of_events(

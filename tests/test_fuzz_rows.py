@@ -59,9 +59,7 @@ def fill(store: Store) -> None:
     """One study with a row of every kind, and one that has only begun."""
     store.create_study(job("first"), {"model": "abc", "torch": "2"})
     lease = store.acquire("first", "host:1", 60)
-    store.save_profile(
-        lease, LAYERS, BLOCKS, [LayerEntropy("layer0", 0.5, 0.25)], fixed_nbytes=100
-    )
+    store.save_profile(lease, LAYERS, BLOCKS, [LayerEntropy("layer0", 0.5, 0.25)], fixed_nbytes=100)
     store.put_cells(lease, [(KEY, CELL, 0.5)])
     store.save_options(lease, [OptionRecord(CELL, survives=True, certificate={"bound": 1.0})])
     store.put_finding(lease, "finding", FindingKind.CLIPS, {"a": [1.0]}, 0.5)
@@ -143,7 +141,11 @@ def damages(draw: st.DrawFn) -> list[tuple[int, str, object]]:
     """What is done to which column, and what is put there; None deletes the rows."""
     number = st.integers(0, 10_000)
     return draw(
-        st.lists(st.tuples(number, st.sampled_from(["one", "all", "gone"]), values), min_size=1, max_size=3)
+        st.lists(
+            st.tuples(number, st.sampled_from(["one", "all", "gone"]), values),
+            min_size=1,
+            max_size=3,
+        )
     )
 
 
@@ -153,17 +155,13 @@ def damage(path: Path, changes: Sequence[tuple[int, str, object]]) -> None:
     with closing(sqlite3.connect(path)) as connection:
         for index, how, value in changes:
             table, column = known[index % len(known)]
+            statement = {
+                "gone": f"DELETE FROM {table} WHERE rowid % 2 = {index % 2}",  # noqa: S608  # names of the schema
+                "all": f"UPDATE {table} SET {column} = ?",  # noqa: S608
+                "one": f"UPDATE {table} SET {column} = ? WHERE rowid = 1 + {index % 3}",  # noqa: S608
+            }[how]
             with suppress(sqlite3.Error):
-                if how == "gone":
-                    connection.execute(f"DELETE FROM {table} WHERE rowid % 2 = {index % 2}")
-                elif how == "all":
-                    connection.execute(f"UPDATE {table} SET {column} = ?", (value,))
-                else:
-                    connection.execute(
-                        f"UPDATE {table} SET {column} = ? WHERE rowid = "
-                        f"(SELECT min(rowid) + {index % 3} FROM {table})",
-                        (value,),
-                    )
+                connection.execute(statement, () if how == "gone" else (value,))
         connection.commit()
 
 

@@ -395,10 +395,13 @@ def test_json_is_an_outcome_or_no_outcome(content: object) -> None:
 @given(text=odd_text | st.text() | st.from_regex(r"[0-9]{1,20}(\.[0-9]{1,3})? ?[kKmMgG]?i?[bB]?"))
 @QUICK
 def test_a_text_is_a_size_or_no_size(text: str) -> None:
+    nbytes: object = 0
+    refusal = ""
     try:
         nbytes = parse_nbytes(text)
     except ValueError as error:
-        assert str(error).isprintable()
-        return
+        refusal = str(error)
+
+    assert refusal.isprintable()
     assert isinstance(nbytes, int)
     assert nbytes >= 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import ProgrammingError
 
 from bitfront.errors import DatabaseError
 from storage.schema import VERSION_TABLE
@@ -230,3 +231,22 @@ def test_a_query_loads_nothing_slow(sqlite_databases: Databases) -> None:
 
     assert answer.stdout.strip() == ""
     assert answer.stderr == ""
+
+
+def test_what_the_user_may_not_do_is_one_sentence(postgres_databases: Databases) -> None:
+    url = postgres_databases.ready()
+    with open_store(url) as store:
+        store.create_study(job(), {})
+        with store._database.engine.begin() as connection:
+            connection.exec_driver_sql("DROP ROLE IF EXISTS guest")
+            connection.exec_driver_sql("CREATE ROLE guest")
+        with store._database.engine.connect() as connection:
+            connection.exec_driver_sql("SET ROLE guest")
+            with pytest.raises(ProgrammingError) as denied:
+                connection.exec_driver_sql("SELECT * FROM study")
+        told = store._database.explain(denied.value)
+        with store._database.engine.begin() as connection:
+            connection.exec_driver_sql("DROP ROLE guest")
+
+    assert isinstance(told, DatabaseError)
+    assert "permission denied for table study" in str(told)

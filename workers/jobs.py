@@ -1,6 +1,6 @@
 """Drivers on a cluster: submitted as Ray Jobs, together with a copy of the project they run."""
 
-import logging
+import os
 import shlex
 import shutil
 import tempfile
@@ -14,9 +14,9 @@ from uuid import uuid4
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from bitfront.errors import UnreachableCluster
-from workers.logs import JOB_VARIABLE
+from workers.logs import FORM_VARIABLE, JOB_VARIABLE, LEVEL_VARIABLE
 
-logger = logging.getLogger(__name__)
+_LOG_VARIABLES = (FORM_VARIABLE, LEVEL_VARIABLE)
 
 PACKAGES = ("bitfront", "objectives", "search", "service", "storage", "workers")
 """What a driver and its workers import from the copy that is shipped."""
@@ -62,7 +62,7 @@ class ClusterJob:
                 submission_id=submission_id,
                 runtime_env={
                     "working_dir": str(folder),
-                    "env_vars": {JOB_VARIABLE: submission_id},
+                    "env_vars": {JOB_VARIABLE: submission_id, **_log_settings()},
                 },
                 metadata={"study": study},
             )
@@ -78,6 +78,11 @@ class ClusterJob:
         """What the driver has printed so far."""
         with _reaching(self._client.get_address()):
             return self._client.get_job_logs(self.id)
+
+
+def _log_settings() -> dict[str, str]:
+    """How the person wants the driver's log, from this machine's environment."""
+    return {name: os.environ[name] for name in _LOG_VARIABLES if name in os.environ}
 
 
 @contextmanager

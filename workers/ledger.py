@@ -19,6 +19,7 @@ from search.sampler import Proposer
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
+from workers.logs import masked
 from workers.metrics import StudyMetrics
 from workers.outcome import Failure, Outcome
 from workers.retries import Retries
@@ -81,6 +82,7 @@ class Progress:
 
 def _loss(reason: str) -> Failure:
     """What ended an attempt whose worker is gone, from what Ray said of it."""
+    reason = masked(reason)
     headline = reason.partition("\n")[0]
     if "low on memory" in reason:
         return Failure(Cause.OUT_OF_MEMORY, f"Ray ended the worker: {headline}", reason)
@@ -336,7 +338,7 @@ class TrialLedger:
         """Records what a worker returned."""
         self._running.pop(assignment.number, None)
         if outcome.failure is not None:
-            self._end_attempt(assignment, outcome.failure)
+            self._end_attempt(assignment, outcome, outcome.failure)
         elif outcome.is_pruned:
             self._prune(assignment, outcome)
             self._spool.discard(assignment.number, assignment.attempt)
@@ -345,11 +347,11 @@ class TrialLedger:
             self._spool.discard(assignment.number, assignment.attempt)
         self._check_failures()
 
-    def _end_attempt(self, assignment: Assignment, failure: Failure) -> None:
+    def _end_attempt(self, assignment: Assignment, outcome: Outcome, failure: Failure) -> None:
         """Records a failure; what was only cancelled stays as it is, for its study to end."""
         if failure.cause is not Cause.CANCELLED:
             retry = self._retries.allow(assignment.number, failure.cause)
-            self._fail(assignment, failure, retry=retry)
+            self._fail(assignment, outcome, failure, retry=retry)
 
     def lose(self, assignment: Assignment, reason: str = "") -> None:
         """Records that the worker of an attempt is gone; the trial runs again elsewhere.
@@ -437,7 +439,9 @@ class TrialLedger:
         )
         return (evaluation, constraints, change) if done else None
 
-    def _fail(self, assignment: Assignment, failure: Failure, *, retry: bool) -> None:
+    def _fail(
+        self, assignment: Assignment, outcome: Outcome, failure: Failure, *, retry: bool
+    ) -> None:
         self._last_failure = failure.message
         self._metrics.failure(failure.cause)
         logger.warning("trial %d failed: %s", assignment.number, failure.message)
@@ -449,6 +453,8 @@ class TrialLedger:
             failure.message,
             failure.traceback,
             retry=retry,
+            seconds=outcome.seconds,
+            worker=outcome.worker or None,
         )
         if retry:
             self._wait(assignment.number, assignment.attempt + 1, assignment.configuration)

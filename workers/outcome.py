@@ -11,6 +11,7 @@ from typing import Self
 from bitfront.errors import InvalidMetric
 from bitfront.plan import canonical_json
 from bitfront.trial import Cause, Evaluation
+from workers.logs import masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Failure:
         """The failure that an exception stands for."""
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         trace = "".join(traceback.format_exception(error))
-        return cls(_cause(error), message, trace)
+        return cls(_cause(error), masked(message), masked(trace))
 
 
 def _cause(error: BaseException) -> Cause:

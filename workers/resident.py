@@ -19,7 +19,8 @@ from bitfront.layers import Tower
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.profile import LayerEntropy
-from bitfront.quant.inputs import bounds_from_json, bounds_to_json
+from bitfront.quant.inputs import LearnedBounds, bounds_from_json, bounds_to_json
+from bitfront.spec import JobSpec
 from bitfront.vlm import GenerativeModel, LayeredModel
 from objectives.cells import CellMeter
 from objectives.clips import ClipSearch
@@ -30,6 +31,8 @@ from objectives.questions import QuestionTask
 from objectives.task import SplitName
 from objectives.vision import optimise_vision
 from search.seeds import full_precision
+from workers.logs import set_up
+from workers.metrics import timed
 from workers.order import WorkOrder
 from workers.placement import Footprint
 from workers.report import ModelReport
@@ -42,10 +45,17 @@ _ENTROPY_BITS = 4
 @lru_cache(maxsize=1)
 def evaluator(order: str) -> Evaluator:
     """The process's evaluator for a work order; another order replaces it."""
+    set_up()
     release()
+    spec, bounds = _unpacked(order)
+    check_roots(spec)
+    with timed(spec.study, "load"):
+        return Evaluator.from_spec(spec, bounds, features=feature_folder())
+
+
+def _unpacked(order: str) -> tuple[JobSpec, LearnedBounds]:
     work = WorkOrder.from_json(order)
-    check_roots(work.spec)
-    return Evaluator.from_spec(work.spec, bounds_from_json(work.bounds), features=feature_folder())
+    return work.spec, bounds_from_json(work.bounds)
 
 
 def release() -> None:

@@ -71,34 +71,44 @@ class Share:
         self._slots = slots
         self._beaten_s = -_BEAT_S
         self._limit = wanted
+        # Without a handle that lives, Ray ends the actor.
+        self._actor: Any = None
+        self._answer: Any = None
         self.drivers = 1
 
     def limit(self) -> int:
-        """How many workers it may use now; all that it wants while it is alone."""
-        now_s = time.monotonic()
-        if now_s - self._beaten_s >= _BEAT_S:
-            self._beaten_s = now_s
-            self._look()
+        """How many workers it may use now; all that it wants while it is alone.
+
+        Never waits: an answer counts as soon as it is there.
+        """
+        try:
+            self._hear()
+            if self._answer is None and time.monotonic() - self._beaten_s >= _BEAT_S:
+                self._beat()
+        except (RayError, ValueError) as error:
+            logger.info("the other studies on the cluster are asked anew: %s", error)
+            self._actor = self._answer = None
         return self._limit
 
-    def _look(self) -> None:
-        try:
-            others: dict[str, int] = ray.get(
-                _drivers().beat.remote(self._driver, self._wanted), timeout=_BEAT_S
-            )
-        except (RayError, ValueError) as error:
-            logger.warning("the other studies on the cluster cannot be asked: %s", error)
+    def _beat(self) -> None:
+        self._beaten_s = time.monotonic()
+        if self._actor is None:
+            self._actor = _drivers()
+        self._answer = self._actor.beat.remote(self._driver, self._wanted)
+
+    def _hear(self) -> None:
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
             return
+        others: dict[str, int] = ray.get(self._answer)
+        self._answer = None
         self.drivers = len(others)
         alone = self.drivers == 1
         self._limit = self._wanted if alone else fair_shares(others, self._slots())[self._driver]
 
     def leave(self) -> None:
         """Lets the others have what this driver used."""
-        try:
-            ray.get(_drivers().leave.remote(self._driver), timeout=_BEAT_S)
-        except (RayError, ValueError) as error:
-            logger.warning("the other studies on the cluster cannot be told: %s", error)
+        if self._actor is not None:
+            self._actor.leave.remote(self._driver)
 
 
 def _drivers() -> Any:  # noqa: ANN401 - Ray's handles are untyped

@@ -34,8 +34,7 @@ def _measure(order: str, block: Block, options: Sequence[Option]) -> Iterator[Ce
     from workers import resident
 
     study = WorkOrder.from_json(order).spec.study
-    with timed(study, "load"):
-        meter = resident.cell_meter(order)
+    meter = resident.cell_meter(order)
     for option in options:
         with timed(study, "cells"):
             cell = meter.measure(block, option)

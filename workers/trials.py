@@ -24,7 +24,7 @@ from search.hurdle import Hurdle
 from workers.ending import Ending
 from workers.ledger import Assignment, TrialLedger
 from workers.logs import bound, set_up
-from workers.metrics import observe_stage
+from workers.metrics import observe_stage, timed
 from workers.order import WorkOrder
 from workers.outcome import Failure, Outcome, worker_name
 from workers.placement import ONE_CPU, Placement
@@ -83,7 +83,8 @@ class TrialWorker(tune.Trainable):
                 if kind == "seconds":
                     observe_stage(self._study, stage, seconds)
         try:
-            self._spool.write(number, cast("int", self._assignment["attempt"]), outcome)
+            with timed(self._study, "spool"):
+                self._spool.write(number, cast("int", self._assignment["attempt"]), outcome)
         except OSError as error:
             logger.warning("the result of trial %d cannot be spooled: %s", number, error)
         witness("attempt ended", **self._facts, outcome=json.loads(outcome.to_json()))

@@ -57,8 +57,8 @@ def _refuse_relative_paths(spec: JobSpec, document: Document) -> None:
     if spec.data.source is not DataSource.REFERENCE and path and not Path(path).is_absolute():
         raise SpecError(
             f"{document.path}, line {document.line(('data', 'path'))}: data.path: "
-            f"{cut(repr(path))} starts at this machine's folder: write the absolute path that the cluster's "
-            "machines have"
+            f"{cut(repr(path))} starts at this machine's folder: write the absolute path that the "
+            "cluster's machines have"
         )
 
 
@@ -130,9 +130,7 @@ def _found(document: Document, place: Place, text: str) -> Path:
     folder = document.path.absolute().parent
     try:
         found = (folder / Path(text).expanduser()).resolve()
-        found.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return found
+        found.exists()  # says where a name is too long, or a folder is not ours to look into
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SpecError(

@@ -22,7 +22,7 @@ Place = tuple[str | int, ...]
 
 
 def one_line(text: str) -> str:
-    """The text with what no terminal should be sent written as escapes, such as `\\n`."""
+    """The text with what no terminal should be sent, such as a line's end, as escapes."""
     return text if text.isprintable() else "".join(map(_visible, text))
 
 
