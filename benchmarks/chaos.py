@@ -44,6 +44,7 @@ _STUCK_S = 240
 _CLUSTER_ENDS_S = 120
 _LONGEST_ABSENCE_S = 10
 _NOTICE_S = 5
+_SHARE_AT_START = 0.4
 
 
 class Kind(StrEnum):
@@ -80,7 +81,7 @@ class Phase(StrEnum):
 
 
 # Seconds from the begin of a phase within which a round strikes.
-_SPANS = {Phase.START: 14.0, Phase.TRIALS: 6.0, Phase.TEST: 2.5}
+_SPANS = {Phase.START: 20.0, Phase.TRIALS: 6.0, Phase.TEST: 2.5}
 
 
 @dataclass
@@ -147,6 +148,7 @@ class Chaos:
         self._before: Snapshot | None = None
         self._reported: set[str] = set()
         self._may_end = False
+        self._is_fresh = False
         self._round = Round(0, database.name, Kind.DRIVER)
 
     def close(self) -> None:
@@ -166,7 +168,11 @@ class Chaos:
             struck_s = time.monotonic()
             if self._strike(study):
                 break
-        self._recover(study, finished, struck_s)
+        if self._round.kind in _ENDS_DRIVER and self._random.random() < _SHARE_AT_START:
+            # The next round strikes the driver that starts now.
+            self._is_fresh = self._keep_driven(study)
+        else:
+            self._recover(study, finished, struck_s)
         self._check()
         self._round.took_s = time.monotonic() - started_s
         return self._round
@@ -207,9 +213,9 @@ class Chaos:
     def _reach_moment(self) -> ChaosStudy:
         """A study at a random moment of its way, with a driver."""
         while True:
-            resumed = self._study is None or not self._study.is_driven
+            self._is_fresh |= self._study is None or not self._study.is_driven
             study = self._driven()
-            phase = self._choose_phase(study, is_fresh=resumed)
+            phase = self._choose_phase(study)
             self._round.phase = phase
             self._round.delay_s = self._random.uniform(0, _SPANS[phase])
             log_size = self._log_size()
@@ -225,8 +231,9 @@ class Chaos:
             self._note_exit(study)
             self._check()
 
-    def _choose_phase(self, study: ChaosStudy, *, is_fresh: bool) -> Phase:
-        if is_fresh and self._random.random() < 0.3:
+    def _choose_phase(self, study: ChaosStudy) -> Phase:
+        is_fresh, self._is_fresh = self._is_fresh, False
+        if is_fresh:
             return Phase.START
         is_near_end = study.finished() >= self._trials - 2
         return Phase.TEST if is_near_end and self._random.random() < 0.8 else Phase.TRIALS

@@ -9,6 +9,7 @@ each line that it reads.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,7 @@ class RayCluster:
                 # What was told to a dead keeper cannot be flushed.
                 with suppress(OSError):
                     pipe.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

@@ -1,43 +1,55 @@
 """What it costs to hand out trials: throughput on many workers, and how it grows with the study.
 
-The trials sleep and yield made-up values; ledger, sampler, database, spool, Ray and Tune are the
-real ones.
+The trials sleep and yield made-up values; ledger, sampler, database, spool, Ray and the crew of
+workers are the real ones.
 
-    python -m benchmarks.dispatch throughput --workers 2 --workers 8 --workers 32
-    python -m benchmarks.dispatch growth --trials 0 --trials 1000 --trials 10000
-    python -m benchmarks.dispatch quality --history 100 --history 300
-    python -m benchmarks.dispatch start
+    OMP_NUM_THREADS=1 python -m benchmarks.dispatch throughput --workers 8 --workers 32
+    OMP_NUM_THREADS=1 python -m benchmarks.dispatch growth --trials 1000 --trials 10000
+    OMP_NUM_THREADS=1 python -m benchmarks.dispatch quality --history 200 --history 400
+    OMP_NUM_THREADS=1 python -m benchmarks.dispatch start
 """
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 import click
+import numpy as np
 import psutil
+from sqlalchemy import create_engine, insert, select
 
 from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec, RecoverySpace, Sampler
-from bitfront.trial import Evaluation
+from bitfront.trial import Evaluation, Origin, TrialState
+from search.front import hypervolume
+from search.sampler import Outcome as Sample
+from search.sampler import Proposer
 from search.space import SearchSpace
+from storage.records import EventKind
 from storage.store import Store, open_store
+from storage.tables import Attempt, Study, Trial
+from tests.studies import JOB
 from workers.cluster import connected
+from workers.crew import run_trials
 from workers.ledger import Assignment, TrialLedger
 from workers.outcome import Outcome, worker_name
 from workers.spool import Spool
-from workers.trials import TrialWorker, run_trials
+from workers.trials import TrialWorker
 
 LAYERS = 2
 WEIGHTS = 65_536
@@ -108,20 +120,25 @@ def made_up(configuration: Configuration) -> dict[str, float]:
     return {"error": error, "nbytes": nbytes}
 
 
+def full_nbytes(space: SearchSpace) -> float:
+    """The bytes of the largest options."""
+    largest = {v.name: v.size - 1 for v in space.variables if v.name != "recovery"}
+    return made_up(space.configuration(largest))["nbytes"]
+
+
 class SleepingWorker(TrialWorker):
     """A trial worker that uses no processor time: it loads no model and sleeps."""
 
     def _attempt(self) -> Iterator[Outcome]:
         started_s = time.time()
-        order = json.loads(cast("str", self._assignment["order"]))
-        content = cast("dict[str, object]", self._assignment["configuration"])
-        values = made_up(Configuration.from_dict(content))
-        time.sleep(order["seconds"])
+        seconds = float(json.loads(self._work.order)["seconds"])
+        values = made_up(self._work.assignment.configuration)
+        time.sleep(seconds)
         evaluation = Evaluation(values, {"started_s": started_s, "ended_s": time.time()})
-        yield Outcome(evaluation, None, order["seconds"], worker_name())
+        yield Outcome(evaluation, None, seconds, worker_name())
 
 
-def make_spec(trials: int, workers: int, sampler: Sampler) -> JobSpec:
+def make_spec(trials: int, workers: int, sampler: Sampler, history: int | None = 400) -> JobSpec:
     """A job for the ledger."""
     return JobSpec.model_validate(
         {
@@ -129,7 +146,7 @@ def make_spec(trials: int, workers: int, sampler: Sampler) -> JobSpec:
             "model": {"source": "reference"},
             "data": {"source": "reference"},
             "space": {"recovery": {}},
-            "search": {"sampler": sampler, "workers": workers},
+            "search": {"sampler": sampler, "workers": workers, "history": history},
             "stop": {"trials": trials},
         }
     )
@@ -247,7 +264,7 @@ def throughput_of(
         connect_s = time.time() - started_s
         ledger = make_ledger(store, spec, space, spool)
         order = json.dumps({"seconds": seconds})
-        run_trials(ledger, spec.search, order, spool, threading.Event(), trainable=SleepingWorker)
+        run_trials(ledger, spec.search, order, spool, threading.Event(), worker=SleepingWorker)
     return summary(ledger, spec.search.workers, seconds, connect_s)
 
 
@@ -329,6 +346,308 @@ def throughput(
         "all workers s",
     )
     click.echo(table(header, rows))
+
+
+def filled(space: SearchSpace, trials: int) -> list[tuple[Configuration, dict[str, float]]]:
+    """So many configurations with their values, drawn at random."""
+    rng = np.random.default_rng(0)
+    variables = (*space.variables, *space.conditional)
+    drawn: dict[str, Configuration] = {}
+    while len(drawn) < trials:
+        choice = space.configuration({v.name: int(rng.integers(v.size)) for v in variables})
+        drawn[choice.digest] = choice
+    return [(configuration, made_up(configuration)) for configuration in drawn.values()]
+
+
+def fill(
+    url: str,
+    spec: JobSpec,
+    space: SearchSpace,
+    done: Sequence[tuple[Configuration, dict[str, float]]],
+) -> None:
+    """Makes a study of complete trials, all on the front's rows as a driver leaves them."""
+    with open_store(url) as store:
+        store.create_study(spec, {})
+    engine = create_engine(url, hide_parameters=True)
+    now = datetime.now(UTC)
+    with engine.begin() as connection:
+        study_id = connection.scalar(select(Study.id))
+        rows = [
+            {
+                "study_id": study_id,
+                "number": number,
+                "state": TrialState.COMPLETE,
+                "attempt": 1,
+                "origin": Origin.SAMPLER,
+                "configuration": configuration.to_dict(),
+                "configuration_digest": configuration.digest,
+                "params": space.params(configuration),
+                **values,
+                "feasible": True,
+                "constraints": {},
+                "metrics": {"seconds_evaluate": 0.5, "nbytes_vision": values["nbytes"]},
+                "seconds": 0.5,
+                "finished_at": now,
+            }
+            for number, (configuration, values) in enumerate(done)
+        ]
+        for first in range(0, len(rows), 2000):
+            connection.execute(insert(Trial), rows[first : first + 2000])
+        keys = connection.scalars(select(Trial.id)).all()
+        attempts = [{"trial_id": key, "number": 1, "seconds": 0.5} for key in keys]
+        if attempts:
+            connection.execute(insert(Attempt), attempts)
+    engine.dispose()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Milliseconds, median and 95th percentile: of the processor and by the clock."""
+
+    cpu_ms: tuple[float, float]
+    wall_ms: tuple[float, float]
+
+    def __str__(self) -> str:
+        """Median, with the 95th percentile behind it."""
+        cpu, wall = self.cpu_ms, self.wall_ms
+        return f"{cpu[0]:.1f} ({cpu[1]:.0f}) | {wall[0]:.1f} ({wall[1]:.0f})"
+
+
+def cost_of(action: Callable[[], None], repeats: int) -> Cost:
+    """What an action costs; its first call, which fills caches, is left out."""
+    action()
+    cpu_ms, wall_ms = [], []
+    for _ in range(repeats):
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        action()
+        cpu_ms.append(1e3 * (time.process_time() - cpu_s))
+        wall_ms.append(1e3 * (time.perf_counter() - wall_s))
+    return Cost(_spread(cpu_ms), _spread(wall_ms))
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    ordered = sorted(values)
+    return statistics.median(ordered), ordered[int(0.95 * (len(ordered) - 1))]
+
+
+@main.command()
+@click.option("--trials", "sizes", multiple=True, type=int, default=(0, 1000, 10000))
+@click.option("--blocks", "counts", multiple=True, type=int, default=(20, 60))
+@click.option(
+    "--sampler", "samplers", multiple=True, type=click.Choice(list(Sampler)), default=list(Sampler)
+)
+@click.option("--history", type=int, default=400, show_default=True, help="0 for all.")
+@click.option("--kind", default="sqlite", show_default=True)
+@click.option("--repeats", default=60, show_default=True)
+def growth(
+    sizes: Sequence[int],
+    counts: Sequence[int],
+    samplers: Sequence[Sampler],
+    history: int,
+    kind: str,
+    repeats: int,
+) -> None:
+    """What an ask and a tell cost in a study that has so many trials already."""
+    click.echo(machine())
+    rows = []
+    for blocks in counts:
+        space = make_space(blocks)
+        done = filled(space, max(sizes))
+        for sampler, size in itertools.product(samplers, sizes):
+            row = _grown(space, Sampler(sampler), done[:size], history or None, kind, repeats)
+            rows.append([blocks, sampler, size, *row])
+            click.echo(rows[-1], err=True)
+    header = (
+        "blocks",
+        "sampler",
+        "trials",
+        "ask + tell, CPU ms",
+        "by the clock",
+        "with the store, CPU ms",
+        "by the clock",
+        "sampler again s",
+        "driver again s",
+    )
+    click.echo(table(header, rows))
+
+
+def _grown(
+    space: SearchSpace,
+    sampler: Sampler,
+    done: Sequence[tuple[Configuration, dict[str, float]]],
+    history: int | None,
+    kind: str,
+    repeats: int,
+) -> list[object]:
+    """One line of the table."""
+    started_s = time.perf_counter()
+    proposer = Proposer(space, 2, sampler, 0, history=history)
+    proposer.restore([(known, Sample(tuple(values.values()), {})) for known, values in done])
+    sampler_s = time.perf_counter() - started_s
+
+    def ask_and_tell() -> None:
+        proposal = proposer.propose()
+        assert proposal is not None
+        values = made_up(proposal.configuration)
+        proposer.complete(proposal.configuration, Sample(tuple(values.values()), {}))
+
+    alone = cost_of(ask_and_tell, repeats)
+    spec = make_spec(10**6, 1, sampler, history)
+    with tempfile.TemporaryDirectory() as folder, database(kind, Path(folder)) as url:
+        fill(url, spec, space, done)
+        with open_store(url) as store:
+            started_s = time.perf_counter()
+            ledger = make_ledger(store, spec, space, Spool(Path(folder) / "spool"))
+            driver_s = time.perf_counter() - started_s
+
+            def hand_out_and_take_in() -> None:
+                assignment = ledger.next()
+                assert assignment is not None
+                evaluation = Evaluation(
+                    made_up(assignment.configuration), {"started_s": 0.0, "ended_s": 0.0}
+                )
+                ledger.finish(assignment, Outcome(evaluation, None, 0.5, "benchmark"))
+
+            stored = cost_of(hand_out_and_take_in, repeats)
+    return [alone, stored, f"{sampler_s:.2f}", f"{driver_s:.2f}"]
+
+
+def proxy_seeds(space: SearchSpace, seed: int) -> list[Configuration]:
+    """What a program on noisy cells finds at 12 budgets, without and with a recovery."""
+    rng = np.random.default_rng(100 + seed)
+    layers = sorted(layer for block in space.blocks for layer in block.layers)
+    noise = rng.lognormal(0, 0.4, len(layers))
+    weight = {
+        layer: (1 + 7 * (place * 5 % 11) / 10) * factor
+        for (place, layer), factor in zip(enumerate(layers), noise, strict=True)
+    }
+    found: dict[str, Configuration] = {}
+    for price in np.logspace(-3, 0.5, 12):
+        params = {
+            f"block:{block.name}": int(
+                np.argmin(
+                    [
+                        sum(
+                            weight[layer] * 4.0 ** (2 - p.weight_bits) + price * p.weight_bits
+                            for layer, p in zip(block.layers, option.precisions, strict=True)
+                        )
+                        for option in space.options[block.name]
+                    ]
+                )
+            )
+            for block in space.blocks
+        }
+        recovery = {"recovery": 1, "recovery.context_length": 1, "recovery.reduction": 1}
+        for choice in (params, {**params, **recovery}):
+            configuration = space.configuration(choice)
+            found[configuration.digest] = configuration
+    return list(found.values())
+
+
+def searched(
+    space: SearchSpace, sampler: Sampler, seed: int, history: int | None, marks: Sequence[int]
+) -> list[float]:
+    """The hypervolume after so many trials of a study that starts with the program's seeds."""
+    reference = (1.0, full_nbytes(space))
+    proposer = Proposer(space, 2, sampler, seed, history=history)
+    waiting = proxy_seeds(space, seed)
+    rows: list[tuple[float, ...]] = []
+    volumes = []
+    while len(rows) < max(marks):
+        if waiting:
+            configuration = waiting.pop(0)
+            proposer.start(configuration)
+        else:
+            proposal = proposer.propose()
+            assert proposal is not None
+            configuration = proposal.configuration
+        rows.append(tuple(made_up(configuration).values()))
+        proposer.complete(configuration, Sample(rows[-1], {}))
+        if len(rows) in marks:
+            volumes.append(hypervolume(np.array(rows), reference))
+    return volumes
+
+
+@main.command()
+@click.option("--history", "limits", multiple=True, type=int, default=(100, 200, 400, 0))
+@click.option("--after", "marks", multiple=True, type=int, default=(50, 200, 400, 700, 1200))
+@click.option("--seeds", default=5, show_default=True)
+@click.option("--blocks", default=20, show_default=True)
+@click.option(
+    "--sampler",
+    "samplers",
+    multiple=True,
+    type=click.Choice(list(Sampler)),
+    default=("tpe", "nsga2"),
+)
+def quality(
+    limits: Sequence[int],
+    marks: Sequence[int],
+    seeds: int,
+    blocks: int,
+    samplers: Sequence[Sampler],
+) -> None:
+    """What forgetting costs: hypervolume of made-up studies, by what the sampler learns from."""
+    click.echo(machine())
+    space = make_space(blocks)
+    rows = []
+    for sampler, limit in itertools.product(samplers, limits):
+        started_s = time.process_time()
+        runs = [searched(space, Sampler(sampler), s, limit or None, marks) for s in range(seeds)]
+        seconds = (time.process_time() - started_s) / seeds
+        cells = [
+            f"{statistics.mean(column):.4f} ± {statistics.stdev(column) if seeds > 1 else 0:.4f}"
+            for column in zip(*runs, strict=True)
+        ]
+        rows.append([sampler, limit or "all", *cells, f"{seconds:.0f}"])
+        click.echo(rows[-1], err=True)
+    click.echo(table(("sampler", "history", *marks, "CPU s a run"), rows))
+
+
+JOB_HEAD = "study: start\nstop: {trials: 4}"
+
+
+@main.command()
+@click.option("--kind", "kinds", multiple=True, default=("sqlite", "postgresql"))
+@click.option("--repeats", default=3, show_default=True)
+def start(kinds: Sequence[str], repeats: int) -> None:
+    """Seconds from `bitfront submit` to the first trial, on the bundled model."""
+    click.echo(machine())
+    rows = []
+    for kind in kinds:
+        found = [_started(kind) for _ in range(repeats)]
+        medians = [f"{statistics.median(column):.1f}" for column in zip(*found, strict=True)]
+        rows.append([kind, *medians])
+    header = ("database", "model loaded s", "profiled s", "first trial started s", "complete s")
+    click.echo(table(header, rows))
+
+
+def _started(kind: str) -> tuple[float, float, float, float]:
+    """Seconds from the command to the model's layers, the trials, the first one, its end."""
+    with tempfile.TemporaryDirectory() as name, database(kind, Path(name)) as url:
+        job = Path(name) / "job.yaml"
+        job.write_text(JOB_HEAD + JOB)
+        environment = {**os.environ, "BITFRONT_SPOOL": f"{name}/spool"}
+        command = [sys.executable, "-m", "service", "submit", str(job), "--db", url]
+        with open_store(url), (Path(name) / "log").open("wb") as log:
+            began = datetime.now(UTC)
+            done = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
+        if done.returncode:
+            raise click.ClickException((Path(name) / "log").read_text())
+        with open_store(url) as store:
+            events = store.events("start")
+    first = {}
+    for event in events:
+        state = event.content.get("state", "")
+        first.setdefault(f"{event.kind} {state}".strip(), (event.at - began).total_seconds())
+    names = (
+        EventKind.PROFILED,
+        f"{EventKind.STATE} running",
+        EventKind.STARTED,
+        EventKind.COMPLETED,
+    )
+    model, profiled, started, complete = (first[str(name)] for name in names)
+    return model, profiled, started, complete
 
 
 if __name__ == "__main__":

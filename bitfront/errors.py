@@ -77,6 +77,22 @@ class UnreachableCluster(BitfrontError):
         )
 
 
+class NoWorkers(BitfrontError):
+    """Trial workers end as soon as they start: no trial can run."""
+
+    def __init__(self, study: str, reason: str) -> None:
+        super().__init__(study, reason)
+        self.study = study
+        self.reason = reason
+
+    def __str__(self) -> str:
+        headline = self.reason.strip().partition("\n")[0]
+        return (
+            f"the workers of study {self.study!r} end as soon as they start ({headline}): "
+            "see the logs of Ray on their node"
+        )
+
+
 class FailedDriver(BitfrontError):
     """A driver that was sent to a cluster ended before it held its study; it says why."""
 

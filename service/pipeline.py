@@ -27,6 +27,7 @@ from service.warm_start import warm_seeds
 from storage.records import Lease, StudyRecord
 from storage.store import Store, open_store
 from workers.cluster import connected, node_resources
+from workers.crew import run_trials
 from workers.ledger import Progress, TrialLedger
 from workers.logs import bound, masked
 from workers.metrics import StudyMetrics
@@ -34,7 +35,6 @@ from workers.report import ModelReport
 from workers.share import Share
 from workers.spool import Spool
 from workers.tasks import TaskPool
-from workers.trials import run_trials
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Trials that report stages and stop early: a worker's steps, and what the ledger makes of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from search.hurdle import MIN_SEEN, Hurdle
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
-from workers import resident
+from workers import ending, resident, trials
 from workers.ledger import Assignment, Seed, TrialLedger
+from workers.order import WorkOrder
 from workers.outcome import Outcome
 from workers.spool import Spool
-from workers.trials import TrialWorker
+from workers.trials import TrialWorker, Work
 
 BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}",)) for i in range(5)]
 OPTIONS = {block.name: [Option((Precision(bits, 8),)) for bits in (2, 3, 4, 8)] for block in BLOCKS}
@@ -211,7 +212,10 @@ class Rehearsal:
     def costs(self, configuration: Configuration) -> dict[str, float]:
         return {"nbytes": float(sum(p.weight_bits for _, p in configuration.plan))}
 
-    def rehearse(self, configuration: Configuration, checkpoint: Path) -> Iterator[Stage]:
+    def rehearse(
+        self, configuration: Configuration, checkpoint: Path, is_ending: Callable[[], bool]
+    ) -> Iterator[Stage]:
+        assert not is_ending()
         assert configuration.recovery is not None
         assert checkpoint.name == "000007.safetensors"
         for step, error in zip(configuration.recovery.stages, self.errors, strict=True):
@@ -223,31 +227,28 @@ class Rehearsal:
         return Evaluation({"error": 0.1, **self.costs(configuration)}, {})
 
 
-def worker(
+def results(
     evaluator: Rehearsal,
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     recovery: Recovery | None,
     hurdle: Hurdle,
-) -> TrialWorker:
+) -> tuple[list[tuple[int, float]], Outcome]:
+    """The stages that a worker shows, and its outcome."""
     monkeypatch.setattr(resident, "evaluator", lambda _: evaluator)
-    return TrialWorker(
-        {
-            "number": 7,
-            "attempt": 1,
-            "configuration": Configuration(plan(3), recovery).to_dict(),
-            "hurdle": hurdle.to_dict(),
-            "order": "",
-            "spool": str(folder),
-        }
-    )
-
-
-def results(trial: TrialWorker) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = []
-    while not found or not found[-1]["done"]:
-        found.append(trial.step())
-    return found
+    monkeypatch.setattr(ending, "is_draining", lambda: False)
+    monkeypatch.setattr("workers.ending.signal.signal", lambda *_: None)
+    monkeypatch.setattr(trials, "set_up", lambda: None)
+    assignment = Assignment(7, 1, Configuration(plan(3), recovery))
+    worker = TrialWorker()
+    order = WorkOrder(SPEC).to_json()
+    report = worker.begin(Work("early", 1, order, str(folder), assignment, hurdle))
+    stages = []
+    while report.outcome is None:
+        stages.append((report.step, report.error))
+        report = worker.go_on()
+    assert not report.leaves
+    return stages, report.outcome
 
 
 def test_a_worker_shows_every_stage_and_then_its_outcome(
@@ -255,15 +256,9 @@ def test_a_worker_shows_every_stage_and_then_its_outcome(
 ) -> None:
     evaluator = Rehearsal((0.4, 0.3, 0.2, 0.1))
 
-    found = results(worker(evaluator, monkeypatch, tmp_path, RECOVERY, Hurdle()))
+    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Hurdle())
 
-    assert [(r["step"], r["error"]) for r in found[:-1]] == [
-        (0, 0.4),
-        (2, 0.3),
-        (4, 0.2),
-        (6, 0.1),
-    ]
-    outcome = Outcome.from_json(str(found[-1]["outcome"]))
+    assert stages == [(0, 0.4), (2, 0.3), (4, 0.2), (6, 0.1)]
     assert outcome.evaluation == Evaluation({"error": 0.1, "nbytes": 15.0}, {})
     assert Spool(tmp_path).read(7, 1) == outcome
 
@@ -274,10 +269,9 @@ def test_a_worker_stops_where_the_front_is_out_of_reach(
     evaluator = Rehearsal((0.4, 0.3, 0.2, 0.1))
     hurdle = Hurdle(((0.25, 15.0),), (0.4, 0.1, 0.1, 0.1))
 
-    found = results(worker(evaluator, monkeypatch, tmp_path, RECOVERY, hurdle))
+    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, hurdle)
 
-    assert [r.get("step") for r in found] == [0, 2, None]
-    outcome = Outcome.from_json(str(found[-1]["outcome"]))
+    assert [step for step, _ in stages] == [0, 2]
     assert outcome.is_pruned
     assert (evaluator.shown, evaluator.evaluated) == (2, 0)
     assert Spool(tmp_path).read(7, 1) == outcome
@@ -289,9 +283,10 @@ def test_a_trial_without_recovery_has_no_stages(
     evaluator = Rehearsal(())
     hopeless = Hurdle(((0.0, 0.0),), (0.0, 0.0, 0.0, 0.0))
 
-    (result,) = results(worker(evaluator, monkeypatch, tmp_path, None, hopeless))
+    stages, outcome = results(evaluator, monkeypatch, tmp_path, None, hopeless)
 
-    assert Outcome.from_json(str(result["outcome"])).evaluation is not None
+    assert not stages
+    assert outcome.evaluation is not None
 
 
 def test_an_error_while_training_is_the_attempts_failure(
@@ -299,8 +294,7 @@ def test_an_error_while_training_is_the_attempts_failure(
 ) -> None:
     evaluator = Rehearsal((0.4, 0.3))  # two stages are missing
 
-    found = results(worker(evaluator, monkeypatch, tmp_path, RECOVERY, Hurdle()))
+    _, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Hurdle())
 
-    failure = Outcome.from_json(str(found[-1]["outcome"])).failure
-    assert failure is not None
-    assert "ValueError" in failure.message
+    assert outcome.failure is not None
+    assert "ValueError" in outcome.failure.message

@@ -319,13 +319,13 @@ class Life(RuleBasedStateMachine):
         assignment = driver.ledger.next()
         self._expect_cached_trials(assignment)
         if assignment is None:
-            assert not waiting
-            assert driver.orders or len(self.trials) == TRIALS or driver.out
+            is_out_of_trials = len(self.trials) == TRIALS or driver.out
+            assert driver.orders or (not waiting and is_out_of_trials)
             return
+        assert not driver.orders
         if waiting:
             assert assignment.number in waiting
         else:
-            assert not driver.orders
             assert assignment.number == len(self.trials)
             self.trials.append(("running", 1))
         assert self.trials[assignment.number] == ("running", assignment.attempt)
@@ -382,7 +382,7 @@ class Life(RuleBasedStateMachine):
     def lose_every_worker_that_takes_the_trial(self, data: st.DataObject) -> None:
         assignment = self._take(data)
         self._lose(assignment)
-        while self.driver is not None and self.trials[assignment.number][0] == "running":
+        while self.trials[assignment.number][0] == "running" and not self._driver().orders:
             self._hand_out()
             for again in [a for a in self._driver().out if a.number == assignment.number]:
                 self._driver().out.remove(again)

@@ -11,18 +11,6 @@ from bitfront.errors import UnreachableCluster
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Tune keeps nothing that we would read: no snapshots, no result files.
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    # A cancelled trial's process gets this long to end by itself.
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "1",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # The older of Tune's two displays is the one that can be silenced.
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # The driver handles signals itself.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 
@@ -42,8 +30,6 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    # Tune complains of the result files that it was told not to write.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # That a token guards a cluster of our own is no news to the person.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     init = partial(

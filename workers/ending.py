@@ -66,6 +66,10 @@ class Ending:
         self._looked_s = time.monotonic()
         self._cause = None
 
+    def leaves(self) -> bool:
+        """Whether this process, or its node, is about to end."""
+        return self._is_told or self._cause is Cause.NODE_LOST or is_draining()
+
     def cause(self) -> Cause | None:
         """Why the attempt has to end now; None if it may go on."""
         if self._is_told:

@@ -246,6 +246,14 @@ class TrialLedger:
         """The number of attempts that are out."""
         return len(self._running)
 
+    @property
+    def left(self) -> int:
+        """How many attempts may still be out at once: those that are, that wait, or may come."""
+        if self._is_draining():
+            return self.running
+        known = self.running + len(self._waiting)
+        return known if self._is_over() else known + self._spec.stop.trials - len(self._trials)
+
     def _is_over(self) -> bool:
         """Whether no new trial is to be started."""
         stop = self._spec.stop

@@ -78,8 +78,8 @@ class Outcome:
         Raises:
             ValueError: The text is no outcome.
         """
-        content = json.loads(text)
         try:
+            content = json.loads(text)
             evaluation = failure = None
             if "values" in content:
                 evaluation = Evaluation(_figures(content["values"]), _figures(content["metrics"]))
@@ -87,7 +87,7 @@ class Outcome:
                 message, trace = _text(content["message"]), _text(content["traceback"])
                 failure = Failure(Cause(content["cause"]), message, trace)
             seconds, worker = _figure(content["seconds"]), _text(content["worker"])
-        except (KeyError, TypeError, OverflowError) as error:
+        except (KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"this is no outcome: {error}") from error
         return cls(evaluation, failure, seconds, worker)
 
