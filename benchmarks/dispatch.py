@@ -55,6 +55,7 @@ LAYERS = 2
 WEIGHTS = 65_536
 BITS = (2, 3, 4, 6, 8)
 STUDY = "dispatch"
+SAMPLERS = tuple(sampler.value for sampler in Sampler)
 
 
 def machine() -> str:
@@ -302,7 +303,7 @@ def main() -> None:
 @click.option("--trials", default=500, show_default=True)
 @click.option("--seconds", default=1.0, show_default=True, help="How long a trial sleeps.")
 @click.option("--blocks", default=20, show_default=True)
-@click.option("--sampler", type=click.Choice(list(Sampler)), default=Sampler.TPE)
+@click.option("--sampler", type=click.Choice(SAMPLERS), default="tpe")
 def throughput(
     counts: Sequence[int],
     kinds: Sequence[str],
@@ -433,9 +434,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
 @main.command()
 @click.option("--trials", "sizes", multiple=True, type=int, default=(0, 1000, 10000))
 @click.option("--blocks", "counts", multiple=True, type=int, default=(20, 60))
-@click.option(
-    "--sampler", "samplers", multiple=True, type=click.Choice(list(Sampler)), default=list(Sampler)
-)
+@click.option("--sampler", "samplers", multiple=True, type=click.Choice(SAMPLERS), default=SAMPLERS)
 @click.option("--history", type=int, default=400, show_default=True, help="0 for all.")
 @click.option("--kind", default="sqlite", show_default=True)
 @click.option("--repeats", default=60, show_default=True)
@@ -577,7 +576,7 @@ def searched(
     "--sampler",
     "samplers",
     multiple=True,
-    type=click.Choice(list(Sampler)),
+    type=click.Choice(SAMPLERS),
     default=("tpe", "nsga2"),
 )
 def quality(

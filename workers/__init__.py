@@ -1,1 +1,1 @@
-"""Running: Ray Tune trials, Ray profile tasks, result spool; the only package that knows Ray."""
+"""Running: Ray actors for trials, Ray tasks for profiles, the spool; the only package that knows Ray."""

@@ -43,7 +43,7 @@ class Placement:
 
     @property
     def resources(self) -> dict[str, float]:
-        """As Ray Tune and placement groups name them."""
+        """As a node names them."""
         asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory_nbytes)}
         return {name: amount for name, amount in asked.items() if amount}
 
