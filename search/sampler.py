@@ -66,8 +66,8 @@ class Proposer:
     configurations, so that an ask after a resume does not repeat an earlier one's draws.
 
     An ask takes time in proportion to what the sampler learns from. Beyond `history` trials it
-    forgets: Optuna's study is made anew of half as many on and near the front and as many of
-    the latest. What was proposed stays known, and is not proposed again.
+    forgets: Optuna's study is made anew of three quarters as many, see `most_telling`. What was
+    proposed stays known, and is not proposed again.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class Proposer:
         """The places of the trials that tell most; all of them without a limit."""
         if self._history is None or len(outcomes) <= self._history:
             return range(len(outcomes))
-        return most_telling(outcomes, max(2, self._history // 2))
+        return most_telling(outcomes, self._history * 3 // 4)
 
     def _renew(self) -> None:
         """Makes Optuna's study anew, of the samples and of what runs."""
@@ -265,14 +265,14 @@ def _distributions(variables: Sequence[Variable]) -> dict[str, BaseDistribution]
 def most_telling(outcomes: Sequence[Outcome | None], limit: int) -> list[int]:
     """The places of the outcomes that a sampler learns most from, in ascending order.
 
-    Half of them are those on the front, then those on the front of the rest, and so on;
-    outcomes that break a constraint follow by how much they do. The others are the latest.
+    A quarter are those on the front, then those on the front of the rest, and so on; outcomes
+    that break a constraint follow by how much they do. The others are the latest.
 
     Args:
         outcomes: Oldest first; None for a pruned trial.
         limit: How many places.
     """
-    near = _nearest(outcomes, limit // 2)
+    near = _nearest(outcomes, limit // 4)
     others = [place for place in range(len(outcomes)) if place not in near]
     latest = others[max(0, len(others) - (limit - len(near))) :]
     return sorted([*near, *latest])

