@@ -181,7 +181,7 @@ class _Run:
         self._orders = orders
         self._reporter = reporter
         self._spool = spool
-        self._pool = TaskPool(spec, orders.is_over)
+        self._pool = TaskPool(spec, self._is_over)
         self._metrics = metrics
         self._share: Share | None = None
         self._stop_reason = ""
@@ -192,6 +192,12 @@ class _Run:
         """Takes no more of the cluster than a fair share from now on."""
         driver = f"{self._spec.study} {self.lease.owner}"
         self._share = Share(driver, self._spec.search.workers, self._slots)
+
+    def _is_over(self) -> bool:
+        """Whether the driver is to end; while it waits, the other studies hear that it lives."""
+        if self._share is not None:
+            self._share.limit()
+        return self._orders.is_over()
 
     def _slots(self) -> int:
         return self._pool.placement.slots(node_resources())

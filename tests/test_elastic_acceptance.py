@@ -41,6 +41,7 @@ class Place:
     cluster: Head
     folder: Path
     environment: Mapping[str, str]
+    started: list[subprocess.Popen[bytes]]
 
     def url(self, study: str) -> str:
         return f"sqlite:///{self.folder}/{study}.db"
@@ -49,12 +50,14 @@ class Place:
         """One command of bitfront's, beside the study's own database."""
         log = (self.folder / f"{study}.log").open("ab")
         with log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "service", *arguments],
                 env={**os.environ, **self.environment, "BITFRONT_DB": self.url(study)},
                 stdout=log,
                 stderr=log,
             )
+        self.started.append(process)
+        return process
 
     def submit(self, study: str, trials: int, job: str = JOB) -> subprocess.Popen[bytes]:
         path = self.folder / f"{study}.yaml"
@@ -89,7 +92,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "20",
     }
     with head(environment, num_cpus=0) as cluster:
-        yield Place(cluster, folder, environment)
+        place = Place(cluster, folder, environment, [])
+        yield place
+        for process in place.started:
+            process.kill()
+            process.wait()
 
 
 def wait_for(

@@ -13,7 +13,6 @@ import torch
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from sqlalchemy.exc import SQLAlchemyError
 
 from bitfront.errors import BitfrontError, InvalidModel

@@ -1,7 +1,7 @@
 """The ledger over a real store: what is handed out, what is recorded, what a restart finds."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +190,20 @@ def test_a_result_that_only_reached_the_spool_is_not_measured_again(bench: Bench
     assert trial.state is TrialState.COMPLETE
     assert trial.attempt == 1
     assert take(second).number == 1
+
+
+def test_a_spooled_result_of_another_configuration_is_not_taken(bench: Bench) -> None:
+    assignment = take(bench.drive())
+    measured = measure(assignment.configuration)
+    bench.spool.write(assignment.number, assignment.attempt, replace(measured, digest="another"))
+
+    ledger = bench.drive()
+
+    assert bench.trials[0].state is TrialState.RUNNING
+    again = take(ledger)
+    bench.spool.write(again.number, again.attempt, replace(measured, digest="another"))
+    ledger.lose(again)
+    assert bench.trials[0].state is TrialState.RUNNING
 
 
 def test_a_result_of_a_fenced_attempt_is_refused(bench: Bench) -> None:

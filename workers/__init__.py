@@ -1,1 +1,1 @@
-"""Running: Ray actors for trials, Ray tasks for profiles, the spool; the only package that knows Ray."""
+"""Running: Ray actors for trials, Ray tasks for profiles, the spool. It alone knows Ray."""

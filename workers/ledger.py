@@ -215,7 +215,7 @@ class TrialLedger:
             if trial.state is not TrialState.RUNNING:
                 continue
             outcome = self._spool.read(trial.number, trial.attempt)
-            if outcome is None or outcome.failure is not None:
+            if outcome is None or outcome.failure or not outcome.is_of(trial.configuration):
                 continue
             logger.info("trial %d was finished before the restart", trial.number)
             if outcome.is_pruned:
@@ -369,7 +369,7 @@ class TrialLedger:
             reason: What Ray said of it.
         """
         spooled = self._spool.read(assignment.number, assignment.attempt)
-        if spooled is None:
+        if spooled is None or not spooled.is_of(assignment.configuration):
             spooled = Outcome(None, _loss(reason), 0.0, "")
         self.finish(assignment, spooled)
 

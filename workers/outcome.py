@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from bitfront.errors import InvalidMetric
-from bitfront.plan import canonical_json
+from bitfront.plan import Configuration, canonical_json
 from bitfront.trial import Cause, Evaluation
 from workers.logs import masked
 
@@ -47,12 +47,25 @@ def _cause(error: BaseException) -> Cause:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of one attempt: an evaluation, a failure, or neither where it stopped early."""
+    """The end of one attempt: an evaluation, a failure, or neither where it stopped early.
+
+    Attributes:
+        evaluation: What was measured.
+        failure: Why nothing was.
+        seconds: How long the attempt took.
+        worker: Who made it.
+        digest: Of the configuration; empty where the attempt came back by itself.
+    """
 
     evaluation: Evaluation | None
     failure: Failure | None
     seconds: float
     worker: str
+    digest: str = ""
+
+    def is_of(self, configuration: Configuration) -> bool:
+        """Whether it may be this configuration's: after a restored backup, a file may not be."""
+        return self.digest in ("", configuration.digest)
 
     @property
     def is_pruned(self) -> bool:
@@ -61,7 +74,11 @@ class Outcome:
 
     def to_json(self) -> str:
         """Canonical JSON; `from_json` reads it back."""
-        content: dict[str, object] = {"seconds": self.seconds, "worker": self.worker}
+        content: dict[str, object] = {
+            "seconds": self.seconds,
+            "worker": self.worker,
+            "digest": self.digest,
+        }
         if self.evaluation is not None:
             content["values"] = dict(self.evaluation.values)
             content["metrics"] = dict(self.evaluation.metrics)
@@ -87,9 +104,10 @@ class Outcome:
                 message, trace = _text(content["message"]), _text(content["traceback"])
                 failure = Failure(Cause(content["cause"]), message, trace)
             seconds, worker = _figure(content["seconds"]), _text(content["worker"])
+            digest = _text(content["digest"])
         except (KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"this is no outcome: {error}") from error
-        return cls(evaluation, failure, seconds, worker)
+        return cls(evaluation, failure, seconds, worker, digest)
 
 
 def _figures(content: object) -> dict[str, float]:

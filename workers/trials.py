@@ -148,7 +148,8 @@ class TrialWorker:
             if failure.cause is Cause.OUT_OF_MEMORY:
                 _free_memory()
         seconds = time.perf_counter() - started_s
-        yield Outcome(evaluation, failure, seconds, worker_name())
+        digest = assignment.configuration.digest
+        yield Outcome(evaluation, failure, seconds, worker_name(), digest)
 
     def _rehearse(
         self, evaluator: "Evaluator", configuration: Configuration
