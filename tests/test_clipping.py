@@ -63,9 +63,7 @@ class Pool:
 
 def report(model: str = "model") -> ModelReport:
     identities = {"model": model, "calibration": "data", "cells": "cells"}
-    return ModelReport(
-        LAYERS, 0, (), Evaluation({}, {}), Footprint(0, 0), identities, {}
-    )
+    return ModelReport(LAYERS, 0, (), Evaluation({}, {}), Footprint(0, 0), identities, {})
 
 
 def clipping(store: Store, lease: Lease, pool: Pool, told: ModelReport | None = None) -> Clipping:
