@@ -39,6 +39,7 @@ class Fleet:
         hours: Length of the simulation.
         life_s: Mean time until a node is preempted, without memory; infinite for never.
         absence_s: Mean time until its replacement is there, without memory.
+        ramp_s: Over which the nodes arrive at first.
         start_s: From a node's arrival to a worker that has its model loaded.
         notice: Share of preemptions whose notice comes in time to save what is trained.
         detect_s: From a node's loss until its attempts are handed out again.
@@ -64,6 +65,7 @@ class Fleet:
     hours: float = 4.0
     life_s: float = 600.0
     absence_s: float = 120.0
+    ramp_s: float = 120.0
     start_s: float = 40.0
     notice: float = 0.0
     detect_s: float = 13.0
@@ -181,9 +183,11 @@ class Simulation:
 
     def run(self) -> "Result":
         """Runs to the horizon."""
-        for node in range(len(self._nodes)):
-            self._arrive(node, 0.0)
         end_s = self.fleet.horizon_s
+        for node, workers in enumerate(self._nodes):
+            first_s = min(end_s, float(self._rng.uniform(0, self.fleet.ramp_s)))
+            self.totals.away_s += first_s * len(workers)
+            self._at(first_s, lambda t, node=node: self._arrive(node, t))
         while self._events and self._events[0][0] < end_s:
             now_s, _, action = heapq.heappop(self._events)
             action(now_s)

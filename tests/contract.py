@@ -6,6 +6,7 @@ of one study and says in a sentence what it finds broken.
 
 import json
 import math
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -99,8 +100,23 @@ class StudyRows:
         return tuple(float(trial[name]) for name in self.study["objectives"])
 
 
+_HAS_NO_TABLES = re.compile(r"no such table|does not exist")
+
+
 def read_snapshot(url: str) -> Snapshot:
-    """Every row of `sqlite:///PATH` or `postgresql://...`, in one transaction."""
+    """Every row of `sqlite:///PATH` or `postgresql://...`, in one transaction.
+
+    A database without tables, as a driver leaves it that is killed at its start, has none.
+    """
+    try:
+        return _read(url)
+    except (sqlite3.OperationalError, psycopg.errors.UndefinedTable) as error:
+        if not _HAS_NO_TABLES.search(str(error)):
+            raise
+        return Snapshot({name: [] for name in _STATEMENTS})
+
+
+def _read(url: str) -> Snapshot:
     if url.startswith("sqlite:///"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=30)) as file:
             file.row_factory = sqlite3.Row

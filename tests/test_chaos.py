@@ -386,3 +386,11 @@ def test_a_study_outlives_its_driver_a_worker_and_a_node(tmp_path: Path) -> None
     assert [played.violations for played in rounds] == [[], [], []]
     assert left == []
     assert sum(played.lost for played in rounds) > 0
+
+
+def test_a_database_without_tables_has_no_studies(databases: Databases) -> None:
+    url = databases.empty()
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).touch()
+
+    assert read_snapshot(url).studies == {}
