@@ -18,7 +18,9 @@ from search.space import SearchSpace, Variable
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 # An ask that returns a known configuration costs nothing but the ask: its values are told
-# at once. After this many in a row the neighbourhood is taken as exhausted.
+# at once. After some in a row the sampler's neighbourhood is taken as exhausted, and chance
+# chooses; after this many the space is.
+_OWN_REPEATS = 16
 _MAX_REPEATS = 64
 _POPULATION = 32
 _GENERATION_KEY = "NSGAIISampler:generation"
@@ -114,7 +116,7 @@ class Proposer:
     def _make_sampler(self) -> BaseSampler:
         draws = np.random.SeedSequence((self._seed, len(self._known), self._repeats))
         seed = int(draws.generate_state(1)[0])
-        if self._sampler is Sampler.RANDOM:
+        if self._sampler is Sampler.RANDOM or self._repeats >= _OWN_REPEATS:
             return RandomSampler(seed=seed)
         if self._sampler is Sampler.NSGA2:
             return NSGAIISampler(population_size=_POPULATION, seed=seed)

@@ -96,6 +96,20 @@ def test_an_exhausted_space_ends_in_none(sampler: Sampler) -> None:
     assert found >= 5
 
 
+def test_a_sampler_that_only_repeats_itself_does_not_end_the_search() -> None:
+    proposer = Proposer(make_space(), 2, Sampler.TPE, seed=0)
+    best = make_space().configuration({f"block:{block.name}": 4 for block in BLOCKS})
+    corner = {f"block:{block.name}": 0 for block in BLOCKS}
+    for n in range(400):
+        proposer.complete(best, Outcome((0.0, 0.0), {}))
+        choice = {name: n // 9**place % 9 for place, name in enumerate(corner)}
+        proposer.complete(make_space().configuration(choice), Outcome((9.0, 9.0), {}))
+
+    found = {p.configuration.digest for _ in range(12) if (p := proposer.propose()) is not None}
+
+    assert len(found) == 12
+
+
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_a_rebuilt_proposer_knows_what_was_done_and_what_runs(sampler: Sampler) -> None:
     first = Proposer(make_space(), 2, sampler, seed=0)
