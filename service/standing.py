@@ -99,7 +99,7 @@ def status_text(status: "Status") -> str:
     if study.message:
         pairs.append(("message", one_line(study.message)))
     pairs += [
-        ("failures", f"{failure.count} x {failure.cause}: {one_line(failure.message)}")
+        ("failures", f"{failure.count} x {failure.cause}: {one_line(failure.message)}".rstrip(": "))
         for failure in status.failures
     ]
     return pairs_text(pairs)

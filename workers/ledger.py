@@ -461,7 +461,7 @@ class TrialLedger:
             failure.message,
             failure.traceback,
             retry=retry,
-            seconds=outcome.seconds,
+            seconds=outcome.seconds or None,
             worker=outcome.worker or None,
         )
         if retry:
