@@ -600,7 +600,7 @@ def quality(
         ]
         rows.append([sampler, limit or "all", *cells, f"{seconds:.0f}"])
         click.echo(rows[-1], err=True)
-    click.echo(table(("sampler", "history", *marks, "CPU s a run"), rows))
+    click.echo(table(("sampler", "history", *map(str, marks), "CPU s a run"), rows))
 
 
 JOB_HEAD = "study: start\nstop: {trials: 4}"
@@ -617,7 +617,7 @@ def start(kinds: Sequence[str], repeats: int) -> None:
         found = [_started(kind) for _ in range(repeats)]
         medians = [f"{statistics.median(column):.1f}" for column in zip(*found, strict=True)]
         rows.append([kind, *medians])
-    header = ("database", "model loaded s", "profiled s", "first trial started s", "complete s")
+    header = ("database", "model known s", "profiled s", "first trial started s", "complete s")
     click.echo(table(header, rows))
 
 
@@ -635,7 +635,7 @@ def _started(kind: str) -> tuple[float, float, float, float]:
             raise click.ClickException((Path(name) / "log").read_text())
         with open_store(url) as store:
             events = store.events("start")
-    first = {}
+    first: dict[str, float] = {}
     for event in events:
         state = event.content.get("state", "")
         first.setdefault(f"{event.kind} {state}".strip(), (event.at - began).total_seconds())

@@ -16,6 +16,7 @@ import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 import click
 import numpy as np
@@ -26,6 +27,8 @@ from bitfront.plan import STAGES
 HEARTBEAT_S = 2.0
 LOOK_S = 0.5
 BATCH = 4096
+LINK_MB_S = 125.0  # a network of 1 Gbit/s
+LOOKS_S = 5500.0  # what S3 promises for reads of one prefix
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ class Simulation:
         for node, workers in enumerate(self._nodes):
             first_s = min(end_s, float(self._rng.uniform(0, self.fleet.ramp_s)))
             self.totals.away_s += first_s * len(workers)
-            self._at(first_s, lambda t, node=node: self._arrive(node, t))
+            self._at(first_s, partial(self._arrive, node))
         while self._events and self._events[0][0] < end_s:
             now_s, _, action = heapq.heappop(self._events)
             action(now_s)
@@ -216,12 +219,11 @@ class Simulation:
 
     def _arrive(self, node: int, now_s: float) -> None:
         """A node is there: it will be preempted, and its workers start."""
-        self._at(now_s + self._exponential(self.fleet.life_s), lambda t: self._preempt(node, t))
+        self._at(now_s + self._exponential(self.fleet.life_s), partial(self._preempt, node))
         for worker in self._nodes[node]:
             worker.is_up = True
             worker.since_s = now_s
-            life = worker.life
-            self._at(now_s + self.fleet.start_s, lambda t, w=worker, n=life: self._started(w, n, t))
+            self._at(now_s + self.fleet.start_s, partial(self._started, worker, worker.life))
 
     def _started(self, worker: Worker, life: int, now_s: float) -> None:
         if worker.life == life:
@@ -245,7 +247,7 @@ class Simulation:
         done_s = driver.serve(now_s, cost_s)
         if cost_s > event_s:
             self.commits[int(done_s)] += 1
-        self._at(done_s, lambda t: self._begin(worker, life, trial, t))
+        self._at(done_s, partial(self._begin, worker, life, trial))
 
     def _begin(self, worker: Worker, life: int, trial: Trial, now_s: float) -> None:
         if worker.life != life:
@@ -261,7 +263,7 @@ class Simulation:
             # Saving makes a training longer.
             length_s *= 1 + self.fleet.save_s / self.fleet.checkpoint_s
         life = worker.life
-        self._at(now_s + length_s, lambda t: self._segment_done(worker, life, t))
+        self._at(now_s + length_s, partial(self._segment_done, worker, life))
 
     def _segment_done(self, worker: Worker, life: int, now_s: float) -> None:
         if worker.life != life:
@@ -275,7 +277,7 @@ class Simulation:
             self._count_training(worker, length_s)
             done_s = driver.serve(now_s, fleet.report_s + self._wait_s)
             self.commits[int(done_s)] += 1
-            self._at(done_s, lambda t: self._go_on(worker, life, t))
+            self._at(done_s, partial(self._go_on, worker, life))
             return
         self.totals.trials += 1
         self.commits[int(driver.free_s)] += 1
@@ -302,7 +304,7 @@ class Simulation:
             self._lose(worker, now_s, is_saved=is_saved)
         back_s = now_s + self._exponential(self.fleet.absence_s)
         self.totals.away_s += (min(back_s, self.fleet.horizon_s) - now_s) * len(self._nodes[node])
-        self._at(back_s, lambda t: self._arrive(node, t))
+        self._at(back_s, partial(self._arrive, node))
 
     def _lose(self, worker: Worker, now_s: float, *, is_saved: bool) -> None:
         trial = worker.trial
@@ -312,7 +314,7 @@ class Simulation:
         worker.trial, worker.rest = None, []
         if trial is not None:
             driver = worker.driver
-            self._at(now_s + self.fleet.detect_s, lambda t: self._notice(driver, trial, t))
+            self._at(now_s + self.fleet.detect_s, partial(self._notice, driver, trial))
 
     def _notice(self, driver: Driver, trial: Trial, now_s: float) -> None:
         """The driver hears of a lost attempt, and queues the next one."""
@@ -437,6 +439,19 @@ def largest(fleet: Fleet, busy: float) -> float:
     return busy * trial_s / per_trial_s / up
 
 
+def sizes_of_limits(fleet: Fleet) -> dict[str, float]:
+    """How many workers bring a single study to each limit, by the mean times alone."""
+    trial_s = fleet.evaluation_s + fleet.recoveries * fleet.recovery_s
+    up = fleet.life_s / (fleet.life_s + fleet.absence_s) if math.isfinite(fleet.life_s) else 1.0
+    training = up * fleet.recoveries * fleet.recovery_s / trial_s
+    saved_mb_s = training * fleet.checkpoint_mb / fleet.checkpoint_s
+    return {
+        "the driver is busy for 80 % of its time": largest(fleet, 0.8),
+        f"checkpoints fill {LINK_MB_S:.0f} MB/s of shared storage": LINK_MB_S / saved_mb_s,
+        f"workers look at the spool {LOOKS_S:.0f} times a second": LOOKS_S * LOOK_S / training,
+    }
+
+
 @click.group()
 def main() -> None:
     """Simulate fleets."""
@@ -478,7 +493,8 @@ def run(
         click.echo(rows[-1], err=True)
     names = [title for title, _, _ in COLUMNS]
     click.echo(table(("studies", "GPUs a node", "workers", *names), rows))
-    click.echo(f"a driver is busy for 80 % of its time at {largest(fleet, 0.8):.0f} workers")
+    for limit, size in sorted(sizes_of_limits(fleet).items(), key=lambda pair: pair[1]):
+        click.echo(f"at {size:.0f} workers {limit}")
 
 
 COLUMNS: tuple[tuple[str, str, float], ...] = (

@@ -1,5 +1,6 @@
 """Sizes, shares and durations as people write them."""
 
+import math
 from typing import Final
 
 _SIZES: Final = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "B"))
@@ -30,6 +31,8 @@ def percent_text(share: float) -> str:
 
 def duration_text(seconds: float) -> str:
     """A duration in its two largest units, such as `1 min 20 s`."""
+    if not math.isfinite(seconds):
+        return "unknown"
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -283,6 +283,61 @@ def test_bytes_are_a_job_or_are_refused_in_one_line(job: Path, content: bytes) -
     check_file(job, content)
 
 
+SHORT = "study: first\nmodel: {source: reference}\ndata: {source: reference}\n"
+FOUND = {
+    "a key that clears the screen": ('"\\e[2J": 1', r"\\x1b\[2J is no known key"),
+    "a key of two lines": ('space: {keep: {"a\\nb": 7}}', r"space.keep.a\\nb: 7 is not possible"),
+    "a key without end": ("? " + "k" * 5000 + "\n: 1", r"kkk\.\.\. is no known key"),
+    "a number without end": ("stop: {trials: 0x" + "f" * 5000 + "}", "0xf.* is larger than any"),
+    "minutes without end": (
+        "stop: {time_s: 1" + ":59" * 200 + ".5}",
+        "cannot be read .it is no flo",
+    ),
+    "a number that is none": ('stop: {trials: !!int ""}', "'' cannot be read .it is no int"),
+    "a truth that is none": ("search: {prune: !!bool x}", "'x' cannot be read .it is no bool"),
+    "a date that is none": ("study2: !!timestamp x", "'x' cannot be read .it is no timestamp"),
+}
+PATHS = ("~nobody-of-that-name/x", "a\0b", "a" * 5000, "/" + "a" * 5000)
+
+
+@pytest.mark.parametrize(("addition", "message"), FOUND.values(), ids=FOUND)
+def test_what_once_was_told_badly_is_a_sentence(job: Path, addition: str, message: str) -> None:
+    job.write_text(SHORT + addition)
+
+    with pytest.raises(SpecError, match=message) as caught:
+        load_job(job)
+
+    check_message(caught.value)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=range(len(PATHS)))
+def test_a_path_that_no_file_can_have_is_a_sentence(job: Path, path: str) -> None:
+    content = {"study": "s", "model": {"source": "reference"}}
+    job.write_text(yaml.safe_dump({**content, "data": {"source": "image_folder", "path": path}}))
+
+    with pytest.raises(
+        SpecError, match=r"line 2: data.path: .* is no path that can be read"
+    ) as caught:
+        load_job(job)
+
+    check_message(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        {"shots": 1.5},
+        {"steps": True},
+        {"distillation": float("nan")},
+        {"class_specific": 1},
+        {"x": 1},
+    ],
+)
+def test_a_stored_recovery_of_wrong_kinds_is_refused(settings_: dict[str, object]) -> None:
+    with pytest.raises(SpecError):
+        Configuration.from_dict({"plan": {}, "recovery": settings_})
+
+
 def test_a_whole_job_is_read(job: Path) -> None:
     assert check_file(job, yaml.safe_dump(WHOLE).encode()) is not None
 

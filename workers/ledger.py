@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,11 +24,9 @@ from workers.metrics import StudyMetrics
 from workers.outcome import Failure, Outcome
 from workers.retries import Retries
 from workers.spool import Spool
+from workers.tally import Tally
 
 logger = logging.getLogger(__name__)
-
-MIN_FINISHED = 5
-_MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +146,8 @@ class TrialLedger:
         self._seeds = deque(seeds)
         self._waiting: deque[Assignment] = deque()
         self._running: dict[int, Assignment] = {}
-        self._trials: dict[int, TrialState] = {}
+        self._trials = Tally()
         self._numbers: dict[str, int] = {}
-        self._ended: set[int] = set()
         self._retries = Retries(spec.search.max_attempts, store.attempts(lease.name))
         self._stages: dict[int, dict[int, float]] = {}
         self._gains = Gains()
@@ -165,7 +162,9 @@ class TrialLedger:
 
     def _make_proposer(self, space: SearchSpace) -> Proposer:
         search = self._spec.search
-        return Proposer(space, len(self._objectives), search.sampler, search.seed)
+        return Proposer(
+            space, len(self._objectives), search.sampler, search.seed, history=search.history
+        )
 
     def _restore(self) -> None:
         """Rebuilds the front, the sampler and the queue from the stored trials."""
@@ -175,13 +174,12 @@ class TrialLedger:
         trials = self._store.trials(self._lease.name)
         for trial in trials:
             self._numbers[trial.configuration.digest] = trial.number
-            self._trials[trial.number] = trial.state
+            self._trials.recall(trial.number, trial.state)
             if trial.state is TrialState.COMPLETE:
                 self._take_in(trial.number, trial.values, trial.constraints)
                 self._note_gain(trial.number, trial.configuration, trial.values["error"])
             elif trial.number in running:
                 self._wait(trial.number, trial.attempt, trial.configuration)
-        self._ended = {n for n, state in self._trials.items() if state is not TrialState.RUNNING}
         self._teach(trials)
         self._report()
 
@@ -318,7 +316,7 @@ class TrialLedger:
     ) -> Assignment:
         number = len(self._trials)
         self._store.start_trial(self._lease, Trial(number, configuration, origin, params))
-        self._trials[number] = TrialState.RUNNING
+        self._trials.put(number, TrialState.RUNNING)
         self._numbers[configuration.digest] = number
         return Assignment(number, 1, configuration)
 
@@ -386,7 +384,7 @@ class TrialLedger:
             logger.warning("the result of trial %d came too late", assignment.number)
             return
         evaluation, constraints, change = recorded
-        self._trials[assignment.number] = TrialState.COMPLETE
+        self._trials.put(assignment.number, TrialState.COMPLETE)
         self._since_growth = 0 if change.added else self._since_growth + 1
         self._note_best(evaluation.values, constraints)
         error = evaluation.values["error"]
@@ -400,7 +398,7 @@ class TrialLedger:
         if not self._record_pruned(assignment.number, assignment.attempt, outcome):
             logger.warning("the end of trial %d came too late", assignment.number)
             return
-        self._trials[assignment.number] = TrialState.PRUNED
+        self._trials.put(assignment.number, TrialState.PRUNED)
         self._since_growth += 1
         self._proposer.prune(assignment.configuration)
         self._report()
@@ -468,17 +466,15 @@ class TrialLedger:
             self._wait(assignment.number, assignment.attempt + 1, assignment.configuration)
             return
         self._spool.discard(assignment.number, assignment.attempt)
-        self._trials[assignment.number] = TrialState.FAILED
+        self._trials.put(assignment.number, TrialState.FAILED)
         self._proposer.fail(assignment.configuration)
         self._report()
 
     def _check_failures(self) -> None:
         """Ends the study where most trials failed that ended since this driver took it."""
-        ended = [state for number, state in self._trials.items() if number not in self._ended]
-        failed = ended.count(TrialState.FAILED)
-        finished = failed + sum(ended.count(state) for state in _MEASURED)
-        if finished >= MIN_FINISHED and failed * 2 > finished:
-            raise TooManyFailures(self._lease.name, failed, finished, self._last_failure)
+        failures = self._trials.failures()
+        if failures is not None:
+            raise TooManyFailures(self._lease.name, *failures, self._last_failure)
 
     def _values(self, values: Mapping[str, float]) -> tuple[float, ...]:
         return tuple(values[objective] for objective in self._objectives)
@@ -499,7 +495,7 @@ class TrialLedger:
     def _report(self) -> None:
         self._on_progress(
             Progress(
-                Counter(self._trials.values()),
+                self._trials.counts,
                 self._spec.stop.trials,
                 self._best_error,
                 self._front.hypervolume,
