@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan, Recovery
-from bitfront.precision import Precision
+from bitfront.precision import FULL, Precision
 from bitfront.spec import RecoverySpace
 
 Params = Mapping[str, int | float | str]
@@ -102,8 +102,9 @@ class SearchSpace:
     def params(self, configuration: Configuration) -> dict[str, int] | None:
         """The indices of a configuration, or None where it lies outside of the space."""
         params: dict[str, int] = {}
+        precisions = dict(configuration.plan)
         for block in self.blocks:
-            option = Option(tuple(configuration.plan.precision(layer) for layer in block.layers))
+            option = Option(tuple(precisions.get(layer, FULL) for layer in block.layers))
             index = self._indices[block.name].get(option)
             if index is None:
                 return None

@@ -28,6 +28,8 @@ from workers.tally import Tally
 
 logger = logging.getLogger(__name__)
 
+_MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -189,21 +191,26 @@ class TrialLedger:
         self._waiting.append(Assignment(number, attempt, configuration, halvings))
 
     def _teach(self, trials: Sequence[Trial]) -> None:
-        """Tells a new proposer everything that is known."""
-        complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-        self._proposer.restore(
-            [(t.configuration, Sample(self._values(t.values), t.constraints)) for t in complete]
-        )
+        """Tells a new proposer everything that is known, in the order of the trials."""
+        finished = [trial for trial in trials if trial.state in _MEASURED]
+        self._proposer.restore([(t.configuration, self._sample(t)) for t in finished])
         for trial in trials:
             if trial.state is TrialState.RUNNING:
                 self._proposer.start(trial.configuration)
-            elif trial.state is TrialState.PRUNED:
-                self._proposer.prune(trial.configuration)
-            elif trial.state is not TrialState.COMPLETE:
+            elif trial.state not in _MEASURED:
                 self._proposer.fail(trial.configuration)
+
+    def _sample(self, trial: Trial) -> Sample | None:
+        """What the sampler learns of a finished trial; None where it was pruned."""
+        if trial.state is TrialState.PRUNED:
+            return None
+        return Sample(self._values(trial.values), trial.constraints)
 
     def _recover_spool(self) -> None:
         """Records what workers finished after the last driver had died."""
+        waiting = self._store.trials(self._lease.name, {TrialState.RUNNING})
+        if all(self._spool.read(trial.number, trial.attempt) is None for trial in waiting):
+            return
         front = Front(self._front.reference)
         trials = self._store.trials(self._lease.name)
         for trial in trials:
