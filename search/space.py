@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.precision import FULL, Precision
+from bitfront.spec import RecoverySpace
 
 Params = Mapping[str, int | float | str]
 
