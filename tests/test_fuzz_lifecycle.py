@@ -18,7 +18,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -57,6 +56,12 @@ MAX_ATTEMPTS = 2
 TRIALS = 14
 KNOWN = 4  # trials of an earlier study, which this one's sampler proposes as well
 
+ENDS = (
+    *("complete", "complete", "complete", "pruned", "lost", "lost every time"),
+    *("user_error", "out_of_memory", "invalid_metric"),
+)
+"""How an attempt comes to its end."""
+
 FAILURES = {
     Cause.USER_ERROR: Failure.of(ValueError("a bad batch")),
     Cause.OUT_OF_MEMORY: Failure.of(MemoryError("no room")),
@@ -77,7 +82,7 @@ def make_spec(study: str, trials: int) -> JobSpec:
 def measure(configuration: Configuration) -> Outcome:
     """What a worker finds; only the configuration decides."""
     bits = [precision.weight_bits for _, precision in configuration.plan]
-    error = sum(2.0**-b * (i + 1) for i, b in enumerate(bits)) / 8
+    error = int(configuration.digest[:4], 16) / 2**16  # so that any trial may beat any other
     return Outcome(Evaluation({"error": error, "nbytes": float(sum(bits))}), None, 0.1, "host:1")
 
 
@@ -141,6 +146,9 @@ class Life(RuleBasedStateMachine):
             ledger.finish(assignment, measure(assignment.configuration))
         self.store.release(lease, StudyState.COMPLETE)
         self.store.create_study(make_spec("life", TRIALS), {})
+        self._start_a_driver(is_known_dead=False)
+        self._hand_out()
+        self._finish(self._driver().out.pop(), is_pruned=False, is_spooled=True)
 
     def _ledger(
         self, lease: Lease, spec: JobSpec, orders: set[str], seeds: list[Seed]
@@ -169,6 +177,27 @@ class Life(RuleBasedStateMachine):
         left = read_snapshot(self.url)
         assert not any(left.tables.values()), left
 
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        """One event; a single rule, since hypothesis tries each rule in only a part of its runs."""
+        name, act = data.draw(st.sampled_from(self._possible()), label="event")
+        assert name
+        act(data)
+
+    def _possible(self) -> list[tuple[str, Callable[[st.DataObject], None]]]:
+        """What can happen now; what matters most is named more than once."""
+        acts: list[Callable[[st.DataObject], None]] = [self.start_a_driver]
+        if self.driver is not None:
+            acts += [self.work, self.work, self.work, self.kill_the_driver]
+            acts += [self.spool_and_say_nothing, self.show_a_stage] if self.driver.out else []
+            acts += [] if self.driver.out else [self.end_if_nothing_is_left]
+        if self.holder is not None:
+            acts += [self.ask_for_something, self.submit_again_or_delete]
+            acts += [self.hear_nothing_for_long] if self.is_fresh else []
+        acts += [self.act_as_a_stale_driver] if self.stale else []
+        acts += [self.spool_what_was_given_up]
+        return [(act.__name__, act) for act in acts]
+
     def _sql(self, statement: str, **values: int) -> list[tuple[Any, ...]]:
         with self.engine.begin() as connection:
             result = connection.execute(text(statement), values)
@@ -176,32 +205,30 @@ class Life(RuleBasedStateMachine):
 
     # What people do
 
-    @rule()
-    def submit_again(self) -> None:
+    def submit_again_or_delete(self, _: st.DataObject) -> None:
         with pytest.raises(DuplicateStudy):
             self.store.create_study(make_spec("life", TRIALS), {})
+        if self.is_fresh:
+            with pytest.raises(LeaseHeld):
+                self.store.delete_study("life")
 
-    @precondition(lambda self: self.holder is not None and self.is_fresh)
-    @rule()
-    def delete_while_it_is_driven(self) -> None:
-        with pytest.raises(LeaseHeld):
-            self.store.delete_study("life")
-
-    @precondition(lambda self: self.holder is not None)
-    @rule(asked=st.sampled_from(Request))
-    def ask_for(self, asked: Request) -> None:
-        self.store.request("life", asked)
+    def ask_for_something(self, data: st.DataObject) -> None:
+        asked = data.draw(st.none() | st.sampled_from(Request), label="asked")
+        is_heard = data.draw(st.booleans(), label="is heard")
+        if asked is None:
+            self.store.withdraw_request("life")
+        else:
+            self.store.request("life", asked)
         self.asked = asked
-
-    @rule()
-    def withdraw(self) -> None:
-        self.store.withdraw_request("life")
-        self.asked = None
+        if is_heard and self.driver is not None:
+            self._beat()
 
     # What befalls the driver
 
-    @rule(is_known_dead=st.booleans())
-    def start_a_driver(self, *, is_known_dead: bool) -> None:
+    def start_a_driver(self, data: st.DataObject) -> None:
+        self._start_a_driver(is_known_dead=data.draw(st.booleans(), label="is known dead"))
+
+    def _start_a_driver(self, *, is_known_dead: bool) -> None:
         owner = f"driver {self.epoch + 1}"
         dead = self.holder if is_known_dead and self.driver is None else None
         if self.holder is not None and self.is_fresh and dead is None:
@@ -229,22 +256,22 @@ class Life(RuleBasedStateMachine):
             elif state in ("running", "cancelled"):
                 self.trials[number] = ("running", attempt + 1)
 
-    @precondition(lambda self: self.driver is not None)
-    @rule()
-    def kill_the_driver(self) -> None:
+    def kill_the_driver(self, data: st.DataObject) -> None:
+        driver = self._driver()
+        for assignment in driver.out:
+            if data.draw(st.booleans(), label=f"{assignment.number} is spooled"):
+                self._spool(assignment, measure(assignment.configuration))
         self.driver = None
+        if data.draw(st.booleans(), label="another one takes over"):
+            self._start_a_driver(is_known_dead=True)
 
-    @precondition(lambda self: self.is_fresh)
-    @rule()
-    def hear_nothing_for_long(self) -> None:
+    def hear_nothing_for_long(self, _: st.DataObject) -> None:
         self._sql(
             "UPDATE study SET heartbeat_at = '2026-01-01 00:00:00.000000' WHERE name = 'life'"
         )
         self.is_fresh = False
 
-    @precondition(lambda self: self.driver is not None)
-    @rule()
-    def beat(self) -> None:
+    def _beat(self) -> None:
         driver = self._driver()
         assert self.store.heartbeat(driver.lease) is self.asked
         self.is_fresh = True
@@ -254,9 +281,7 @@ class Life(RuleBasedStateMachine):
         elif self.asked is not None:
             driver.orders.add(self.asked)
 
-    @precondition(lambda self: self.driver is not None)
-    @rule()
-    def end_if_nothing_is_left(self) -> None:
+    def end_if_nothing_is_left(self, _: st.DataObject) -> None:
         driver = self._driver()
         if Request.STOP in driver.orders and not driver.out:
             self._end(StudyState.STOPPED)
@@ -274,8 +299,6 @@ class Life(RuleBasedStateMachine):
             self.trials[number] = ("cancelled", self.trials[number][1])
         self.driver, self.holder, self.is_fresh, self.asked = None, None, False, None
 
-    @precondition(lambda self: self.stale)
-    @rule(data=st.data())
     def act_as_a_stale_driver(self, data: st.DataObject) -> None:
         driver = data.draw(st.sampled_from(self.stale), label="driver")
         lease = driver.lease
@@ -306,10 +329,26 @@ class Life(RuleBasedStateMachine):
 
     # What happens to trials
 
-    @precondition(lambda self: self.driver is not None)
-    @rule()
-    def hand_out(self) -> None:
-        self._hand_out()
+    def work(self, data: st.DataObject) -> None:
+        taken = data.draw(st.integers(1, 4), label="taken")
+        ended = data.draw(st.integers(0, 4), label="ended")
+        how = data.draw(st.sampled_from(ENDS), label="how")
+        is_spooled = data.draw(st.booleans(), label="is spooled")
+        for _ in range(taken):
+            self._hand_out()
+        for _ in range(ended):
+            if self.driver is not None and self.driver.out:
+                self._end_attempt(self._take(data), how, is_spooled=is_spooled)
+
+    def _end_attempt(self, assignment: Assignment, how: str, *, is_spooled: bool) -> None:
+        if how in FAILURES:
+            self._fail(assignment, Cause(how), is_spooled=is_spooled)
+        elif how == "lost":
+            self._lose(assignment)
+        elif how == "lost every time":
+            self._lose_every_time(assignment)
+        else:
+            self._finish(assignment, is_pruned=how == "pruned", is_spooled=is_spooled)
 
     def _hand_out(self) -> None:
         driver = self._driver()
@@ -352,37 +391,21 @@ class Life(RuleBasedStateMachine):
         out = self._driver().out
         return out.pop(data.draw(st.integers(0, len(out) - 1), label="attempt"))
 
-    has_some_out = precondition(lambda self: self.driver is not None and self.driver.out)
-
-    @has_some_out
-    @rule(data=st.data(), is_pruned=st.booleans(), is_spooled=st.booleans())
-    def finish(self, data: st.DataObject, *, is_pruned: bool, is_spooled: bool) -> None:
-        assignment = self._take(data)
+    def _finish(self, assignment: Assignment, *, is_pruned: bool, is_spooled: bool) -> None:
         outcome = PRUNED if is_pruned else measure(assignment.configuration)
         if is_spooled:
             self.spool.write(assignment.number, assignment.attempt, outcome)
         self._expect("pruned" if is_pruned else "complete", assignment)
         self._settle(lambda ledger: ledger.finish(assignment, outcome))
 
-    @has_some_out
-    @rule(data=st.data(), cause=st.sampled_from(sorted(FAILURES)), is_spooled=st.booleans())
-    def fail(self, data: st.DataObject, cause: Cause, *, is_spooled: bool) -> None:
-        assignment = self._take(data)
+    def _fail(self, assignment: Assignment, cause: Cause, *, is_spooled: bool) -> None:
         outcome = Outcome(None, FAILURES[cause], 0.1, "host:1")
         if is_spooled:
             self.spool.write(assignment.number, assignment.attempt, outcome)
         self._expect_failure(assignment, cause)
         self._settle(lambda ledger: ledger.finish(assignment, outcome))
 
-    @has_some_out
-    @rule(data=st.data())
-    def lose_the_worker(self, data: st.DataObject) -> None:
-        self._lose(self._take(data))
-
-    @has_some_out
-    @rule(data=st.data())
-    def lose_every_worker_that_takes_the_trial(self, data: st.DataObject) -> None:
-        assignment = self._take(data)
+    def _lose_every_time(self, assignment: Assignment) -> None:
         self._lose(assignment)
         while self.trials[assignment.number][0] == "running" and not self._driver().orders:
             self._hand_out()
@@ -400,26 +423,27 @@ class Life(RuleBasedStateMachine):
             self._expect("pruned" if spooled.is_pruned else "complete", assignment)
         self._settle(lambda ledger: ledger.lose(assignment))
 
-    @has_some_out
-    @rule(data=st.data(), kind=st.sampled_from(["complete", "pruned", "failed"]))
-    def spool_and_say_nothing(self, data: st.DataObject, kind: str) -> None:
+    def spool_and_say_nothing(self, data: st.DataObject) -> None:
+        kind = data.draw(
+            st.sampled_from(["complete", "complete", "pruned", "failed"]), label="kind"
+        )
         assignment = data.draw(st.sampled_from(self._driver().out), label="attempt")
         failed = Outcome(None, FAILURES[Cause.USER_ERROR], 0.1, "host:1")
-        outcome = {"pruned": PRUNED, "failed": failed}.get(kind, measure(assignment.configuration))
+        done = measure(assignment.configuration)
+        self._spool(assignment, {"pruned": PRUNED, "failed": failed}.get(kind, done))
+
+    def _spool(self, assignment: Assignment, outcome: Outcome) -> None:
         self.spool.write(assignment.number, assignment.attempt, outcome)
         self.spooled[assignment.number, assignment.attempt] = outcome
 
-    @precondition(lambda self: self.trials)
-    @rule(data=st.data())
-    def a_forgotten_worker_spools(self, data: st.DataObject) -> None:
-        number = data.draw(st.integers(0, len(self.trials) - 1), label="trial")
-        attempt = self.trials[number][1]
-        if attempt > 1:
-            self.spool.write(number, attempt - 1, Outcome(Evaluation({}), None, 0.1, "late"))
+    def spool_what_was_given_up(self, _: st.DataObject) -> None:
+        for number, (_state, attempt) in enumerate(self.trials):
+            if attempt > 1:
+                self.spool.write(number, attempt - 1, Outcome(Evaluation({}), None, 0.1, "late"))
 
-    @has_some_out
-    @rule(data=st.data(), step=st.integers(0, 3), error=st.sampled_from([0.1, 0.5]))
-    def show_a_stage(self, data: st.DataObject, step: int, error: float) -> None:
+    def show_a_stage(self, data: st.DataObject) -> None:
+        step = data.draw(st.integers(0, 3), label="step")
+        error = data.draw(st.sampled_from([0.1, 0.5]), label="error")
         assignment = data.draw(st.sampled_from(self._driver().out), label="attempt")
         self._driver().ledger.report(assignment, step, error)
         assert self.store.intermediates("life")[assignment.number][step] == error
