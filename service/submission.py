@@ -69,7 +69,12 @@ def _await_start(job: "ClusterJob", study: str) -> None:
 
 
 def _refused(job: "ClusterJob") -> FailedDriver:
-    """The driver's own error, as if it had run here."""
-    errors = [line for line in job.log().splitlines() if line.startswith(_REFUSED)]
-    sentence = errors[-1].removeprefix(_REFUSED) if errors else f"see 'ray job logs {job.id}'"
-    return FailedDriver(sentence)
+    """The driver's own error, as if it had run here; without one, the last that was printed."""
+    lines = [line.strip() for line in job.log().splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(_REFUSED)]
+    if errors:
+        return FailedDriver(errors[-1].removeprefix(_REFUSED))
+    last = f"it printed last {lines[-1]!r}" if lines else "it printed nothing"
+    return FailedDriver(
+        f"Ray job {job.id} ended before it held its study; {last} ('ray job logs {job.id}' has all)"
+    )

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -82,6 +83,7 @@ def _started(
     }
     inherited = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     inherited.pop("PYTHONPATH", None)
+    inherited["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
     with tempfile.TemporaryDirectory(prefix="bf-ray-", ignore_cleanup_errors=True) as folder:
         if flags:
             flags = [*flags, f"--temp-dir={folder}"]

@@ -119,6 +119,24 @@ def test_a_job_runs_on_a_cluster_without_the_machine_that_submitted_it(
         assert {str(trial.state) for trial in store.trials("far")} == {"complete"}
 
 
+def test_a_driver_that_cannot_even_begin_is_told_with_what_it_printed(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(f"study: far\nstop: {{trials: 4}}{JOB}")
+    foreign = tmp_path / "bin" / "python"
+    foreign.parent.mkdir()
+    foreign.write_text("#!/bin/sh\necho this python has no bitfront\nexit 1\n")
+    foreign.chmod(0o755)
+
+    with head({"PATH": f"{foreign.parent}{os.pathsep}{os.environ['PATH']}"}) as cluster:
+        address = cluster.dashboard
+        refused = run(["submit", str(job), "--address", address], f"{tmp_path}/a.db", ROOT)
+
+    assert refused.returncode == 2
+    assert "ended before it held its study" in refused.stderr
+    assert "it printed last 'this python has no bitfront'" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(f"study: far\nstop: {{trials: 4}}{JOB}")
