@@ -1,4 +1,4 @@
-"""Commands that ask the driver of a study for something: pause, stop, cancel."""
+"""Commands that end something: pause, stop and cancel what runs, delete what does not."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -59,4 +59,30 @@ def _request(study: str, url: str, asked: "Request", consequence: str) -> None:
     click.echo(f"study {study} {consequence.format(command)}", err=True)
 
 
-COMMANDS: Final = (pause, stop, cancel)
+@click.command()
+@click.argument("study")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@database_option
+def delete(study: str, yes: bool, url: str) -> None:
+    """Delete STUDY with its trials and its front.
+
+    What it measured stays for other studies: cells, evaluations and the cached features.
+    """
+    from service.spools import study_spool
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        standing = store.status(study)
+        if not yes:
+            what = f"study {study} with {sum(standing.counts.values())} trials"
+            click.confirm(f"delete {what} from {store}?", abort=True, err=True)
+        store.delete_study(study)
+    spool = study_spool(url, standing.study)
+    try:
+        spool.remove()
+    except OSError as error:
+        click.echo(f"its spool {spool.folder} stays, delete it by hand: {error}", err=True)
+    click.echo(f"study {study} is deleted", err=True)
+
+
+COMMANDS: Final = (pause, stop, cancel, delete)

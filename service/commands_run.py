@@ -137,7 +137,7 @@ def profile(
 
     spec = load_job(job, overrides(study=study, workers=workers))
 
-    from service.pipeline import profile_model
+    from service.driver import profile_model
     from service.profile_text import profile_table
     from service.progress import reporter_for
     from storage.store import open_store
@@ -220,7 +220,7 @@ def _drive(
 ) -> "StudyState":
     """Runs the study in view of the person; a study that did not get through ends the command."""
     from bitfront.trial import StudyState
-    from service.pipeline import run_study
+    from service.driver import run_study
     from service.progress import reporter_for
     from workers.logs import messages
 

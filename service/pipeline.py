@@ -1,35 +1,26 @@
 """The way of a job: profile, partition, program, prune, trials, and the front on the test split."""
 
 import logging
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from platformdirs import user_state_path
-
-from bitfront.errors import BitfrontError, ChangedJob, Interrupted, LeaseLost
-from bitfront.job.roots import check_roots
+from bitfront.errors import ChangedJob, Interrupted
 from bitfront.plan import Configuration
 from bitfront.profile import FindingKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
-from objectives.files import shared_path
 from search.space import SearchSpace
-from service.changes import accept_spec
-from service.heartbeat import Orders, heartbeat, signals, take
+from service.heartbeat import Orders
 from service.keys import bounds_key, evaluation_key
 from service.profiling import measure_profile
 from service.progress import Reporter
 from service.shortlist import Shortlist
-from service.submission import driven_line
 from service.warm_start import warm_seeds
-from storage.records import Lease, StudyRecord
-from storage.store import Store, open_store
-from workers.cluster import connected, node_resources
+from storage.records import Lease
+from storage.store import Store
+from workers.cluster import node_resources
 from workers.crew import run_trials
 from workers.ledger import Progress, TrialLedger
-from workers.logs import bound, masked
 from workers.metrics import StudyMetrics
 from workers.report import ModelReport
 from workers.share import Share
@@ -41,128 +32,7 @@ logger = logging.getLogger(__name__)
 _PAUSE_POLL_S = 0.5
 
 
-def run_study(
-    spec: JobSpec,
-    url: str,
-    *,
-    reporter: Reporter,
-    resume: bool = False,
-    accept_changes: bool = False,
-    address: str | None = None,
-    patience_s: float = 30.0,
-) -> StudyState:
-    """Runs a study to its end, or goes on with one.
-
-    Args:
-        spec: The job.
-        url: The database.
-        reporter: Hears of the progress.
-        resume: Whether the study exists already and is to be continued.
-        accept_changes: Whether another model or other data than before are welcome.
-        address: A Ray cluster; None runs on this machine.
-        patience_s: How long a database that is away is waited for.
-
-    Returns:
-        The state in which the study ends.
-
-    Raises:
-        BitfrontError: The study cannot be run; what was measured is kept.
-    """
-    check_roots(spec)
-    with open_store(url, patience_s=patience_s) as store:
-        if not resume:
-            store.create_study(spec, {})
-        with (
-            bound(study=spec.study),
-            _driving(store, spec, url, reporter, address) as run,
-        ):
-            if resume:
-                accept_spec(store, run.lease, spec, accept_changes=accept_changes)
-            run.drive(accept_changes=accept_changes)
-        return store.study(spec.study).state
-
-
-def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | None = None) -> None:
-    """Runs the stages before the trials only; `bitfront resume` runs the rest.
-
-    A study of that name is continued if it is the same job.
-    """
-    check_roots(spec)
-    with open_store(url) as store:
-        known = any(summary.name == spec.study for summary in store.studies())
-        if not known:
-            store.create_study(spec, {})
-        with (
-            bound(study=spec.study),
-            _driving(store, spec, url, reporter, address) as run,
-        ):
-            if known:
-                accept_spec(store, run.lease, spec, accept_changes=False)
-            run.profile()
-
-
-@contextmanager
-def _driving(
-    store: Store, spec: JobSpec, url: str, reporter: Reporter, address: str | None
-) -> Iterator["_Run"]:
-    """Holds the study's lease and a connection to Ray; in the end, leaves the study's state."""
-    lease = take(store, spec.study)
-    reporter.note(f"{driven_line(spec.study)}{lease.owner}, in {store}")
-    orders = Orders()
-    spool = _spool(url, store.study(spec.study))
-    metrics = StudyMetrics(spec.study)
-    store.on_wait(metrics.database)
-    with (
-        signals(orders),
-        heartbeat(store, lease, orders, metrics.heartbeat),
-    ):
-        try:
-            # Ray takes the signals over when it connects: ours are set once more after it.
-            with connected(spec.search.workers, address), signals(orders), metrics:
-                run = _Run(spec, store, lease, orders, reporter, spool, metrics)
-                if address is not None:
-                    run.share_cluster()
-                yield run
-                run.leave()
-        except LeaseLost:
-            raise
-        except SystemExit:
-            # Ray's own handler of SIGTERM, which holds while it connects.
-            store.release(lease, StudyState.CANCELLED, "ended while connecting to Ray")
-            raise
-        except Exception as error:
-            store.cancel_running(lease)
-            store.release(lease, StudyState.FAILED, _one_line(error))
-            raise
-        if orders.lost.is_set():
-            raise LeaseLost(lease.name, lease.epoch)
-        store.release(lease, run.state, run.message)
-
-
-def _one_line(error: Exception) -> str:
-    """What went wrong; errors that are none of ours are named with their type."""
-    if isinstance(error, BitfrontError):
-        return masked(str(error))
-    return masked(f"{type(error).__name__}: {error}".partition("\n")[0])
-
-
-def _spool(url: str, study: StudyRecord) -> Spool:
-    """Where workers leave results: beside a SQLite file, else in the person's state folder.
-
-    Its name holds the moment of creation: a study that is deleted and made anew under the same
-    name must not find results of the old one.
-    BITFRONT_SPOOL names another place, a folder or a URL that fsspec knows; on several machines
-    it must be one that all share.
-    """
-    folder = os.environ.get("BITFRONT_SPOOL")
-    if folder is None:
-        prefix = "sqlite:///"
-        state = user_state_path("bitfront") / "spool"
-        folder = f"{url.removeprefix(prefix)}.spool" if url.startswith(prefix) else str(state)
-    return Spool(shared_path(folder) / f"{study.name}-{study.created_at:%Y%m%dT%H%M%S%f}")
-
-
-class _Run:
+class Run:
     """One driver's work on one study."""
 
     def __init__(

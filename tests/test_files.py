@@ -74,3 +74,17 @@ def test_a_checkpoint_comes_back_and_a_damaged_one_does_not(folder: Path | UPath
     write_whole(path, path.read_bytes()[:-1])
     with pytest.raises(InvalidModel, match="damaged"):
         read_checkpoint(path, "form.1", "me")
+
+
+def test_a_spool_is_removed_with_all_that_is_in_it(folder: Path | UPath) -> None:
+    spool = Spool(folder)
+    spool.write(3, 1, Outcome(Evaluation({"error": 0.5}, {}), None, 1.0, "host:1"))
+    write_whole(folder / "vision-1" / "state", b"")
+    beside = folder.parent / "beside"
+    write_whole(beside, b"")
+
+    spool.remove()
+    spool.remove()
+
+    assert not folder.exists()
+    assert beside.exists()

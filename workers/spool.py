@@ -2,6 +2,9 @@
 
 import hashlib
 import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
 
 from bitfront.probes import failpoint
 from objectives.files import SharedPath, write_whole
@@ -71,6 +74,14 @@ class Spool:
         for path in leftovers:
             if path != self._ending(epoch):
                 path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes the folder with all that is in it, if there is one."""
+        if isinstance(self.folder, Path):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(self.folder)
+        elif self.folder.exists():
+            self.folder.fs.rm(self.folder.path, recursive=True)
 
     def _ending(self, epoch: int) -> SharedPath:
         return self.folder / f"end-{epoch}"
