@@ -44,9 +44,10 @@ from storage.records import EventKind
 from storage.store import Store, open_store
 from storage.tables import Attempt, Study, Trial
 from tests.studies import JOB
+from workers.assignment import Assignment
 from workers.cluster import connected
 from workers.crew import run_trials
-from workers.ledger import Assignment, TrialLedger
+from workers.ledger import TrialLedger
 from workers.outcome import Outcome, worker_name
 from workers.spool import Spool
 from workers.trials import TrialWorker

@@ -18,7 +18,7 @@ from search.prune import PrunedSpace, budget_axis, prune
 from search.seeds import full_precision, uniform_plans, with_recoveries
 from search.space import SearchSpace
 from storage.records import OptionRecord
-from workers.ledger import Seed
+from workers.assignment import Seed
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from bitfront.errors import SpecError
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin
 from storage.store import Store
-from workers.ledger import Seed
+from workers.assignment import Seed
 from workers.report import ModelReport
 
 

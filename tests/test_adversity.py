@@ -21,7 +21,7 @@ from storage.tables import Study as StudyRow
 from tests.store_samples import job, trial
 from tests.studies import Study
 from workers import ending, resident, trials
-from workers.ledger import Assignment
+from workers.assignment import Assignment
 from workers.order import WorkOrder
 from workers.spool import Spool
 from workers.trials import TrialWorker, Work

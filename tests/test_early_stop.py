@@ -17,7 +17,8 @@ from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
 from workers import ending, resident, trials
-from workers.ledger import Assignment, Seed, TrialLedger
+from workers.assignment import Assignment, Seed
+from workers.ledger import TrialLedger
 from workers.order import WorkOrder
 from workers.outcome import Outcome
 from workers.spool import Spool

@@ -32,7 +32,8 @@ from storage.store import Store, open_store
 from tests.contract import StudyRows, read_snapshot, read_witness, redone, unfinished, violations
 from tests.databases import DIALECTS, Databases
 from tests.studies import Study
-from workers.ledger import Assignment, Seed, TrialLedger
+from workers.assignment import Assignment, Seed
+from workers.ledger import TrialLedger
 from workers.outcome import Failure, Outcome
 from workers.spool import Spool
 

@@ -36,7 +36,8 @@ from storage.store import open_store
 from tests.contract import read_snapshot, violations
 from tests.databases import Databases
 from tests.store_samples import job
-from workers.ledger import Assignment, Seed, TrialLedger
+from workers.assignment import Assignment, Seed
+from workers.ledger import TrialLedger
 from workers.outcome import Failure, Outcome
 from workers.retries import MAX_LOST
 from workers.spool import Spool

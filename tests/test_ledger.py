@@ -17,7 +17,8 @@ from search.front import hypervolume, pareto_front
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
-from workers.ledger import Assignment, Progress, Seed, TrialLedger
+from workers.assignment import Assignment, Seed
+from workers.ledger import Progress, TrialLedger
 from workers.outcome import Failure, Outcome
 from workers.retries import MAX_LOST
 from workers.spool import Spool
@@ -129,6 +130,10 @@ def test_a_study_ends_at_its_number_of_trials(bench: Bench) -> None:
 def test_the_stored_front_is_the_brute_force_front_of_feasible_trials(bench: Bench) -> None:
     run_out(bench.drive())
 
+    assert_front_is_brute_force(bench)
+
+
+def assert_front_is_brute_force(bench: Bench) -> None:
     feasible = [trial for trial in bench.trials if trial.is_feasible]
     values = np.array([[t.values["error"], t.values["nbytes"]] for t in feasible])
     expected = {feasible[index].number for index in pareto_front(values)}
@@ -219,6 +224,19 @@ def test_a_result_of_a_fenced_attempt_is_refused(bench: Bench) -> None:
     (trial,) = bench.trials
     assert trial.values == measure(again.configuration).evaluation.values  # type: ignore[union-attr] # measure always evaluates
     assert trial.attempt == 2
+
+
+def test_a_refused_result_keeps_no_later_one_off_the_front(bench: Bench) -> None:
+    bench.drive()
+    ledger = bench.drive()
+    first = take(ledger)
+    ledger.lose(first)
+    best = Outcome(Evaluation({"error": 0.0, "nbytes": 1.0}), None, 0.1, "late")
+
+    ledger.finish(first, best)
+    run_out(ledger)
+
+    assert_front_is_brute_force(bench)
 
 
 def test_a_user_error_is_tried_again_up_to_the_limit(bench: Bench) -> None:

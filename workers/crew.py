@@ -10,7 +10,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from bitfront.errors import NoWorkers
 from bitfront.spec import SearchSpec
-from workers.ledger import Assignment, TrialLedger
+from workers.assignment import Assignment
+from workers.ledger import TrialLedger
 from workers.outcome import Failure, Outcome
 from workers.placement import ONE_CPU, Placement
 from workers.share import Share

@@ -10,50 +10,26 @@ from bitfront.errors import TooManyFailures
 from bitfront.plan import Configuration
 from bitfront.probes import failpoint
 from bitfront.spec import JobSpec
-from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial, TrialState
+from bitfront.trial import Cause, Origin, Trial, TrialState
 from search.constraints import excesses
-from search.front import Front
-from search.hurdle import Gains, Hurdle
+from search.hurdle import Hurdle
 from search.sampler import Outcome as Sample
 from search.sampler import Proposer
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
+from workers.assignment import Assignment, Seed
 from workers.logs import masked
 from workers.metrics import StudyMetrics
 from workers.outcome import Failure, Outcome
 from workers.retries import Retries
+from workers.scores import Scores
 from workers.spool import Spool
 from workers.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 _MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """One attempt at a trial, ready to be handed to a worker.
-
-    Attributes:
-        number: The trial's.
-        attempt: Counts from 1.
-        configuration: What is evaluated.
-        halvings: How often the batch is halved, since memory ran out before.
-    """
-
-    number: int
-    attempt: int
-    configuration: Configuration
-    halvings: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Seed:
-    """A configuration that is evaluated before the sampler is asked."""
-
-    configuration: Configuration
-    origin: Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +116,16 @@ class TrialLedger:
         self._reviewed = False
         self._spool = spool
         self._evaluation_key = evaluation_key
-        self._budget_nbytes = budget_nbytes
         self._on_progress = on_progress
         self._metrics = metrics or StudyMetrics(lease.name)
-        self._front = Front(reference)
-        self._objectives = [objective.value for objective in spec.objectives]
+        objectives = [objective.value for objective in spec.objectives]
+        self._scores = Scores(objectives, reference, budget_nbytes)
         self._seeds = deque(seeds)
         self._waiting: deque[Assignment] = deque()
         self._running: dict[int, Assignment] = {}
         self._trials = Tally()
         self._numbers: dict[str, int] = {}
         self._retries = Retries(spec.search.max_attempts, store.attempts(lease.name))
-        self._stages: dict[int, dict[int, float]] = {}
-        self._gains = Gains()
-        self._best_error: float | None = None
-        self._since_growth = 0
         self._last_failure = ""
         self._started_s = time.monotonic()
         self._is_exhausted = False
@@ -165,22 +136,28 @@ class TrialLedger:
     def _make_proposer(self, space: SearchSpace) -> Proposer:
         search = self._spec.search
         return Proposer(
-            space, len(self._objectives), search.sampler, search.seed, history=search.history
+            space, len(self._spec.objectives), search.sampler, search.seed, history=search.history
         )
 
     def _restore(self) -> None:
         """Rebuilds the front, the sampler and the queue from the stored trials."""
-        self._recover_spool()
-        self._stages = self._store.intermediates(self._lease.name)
-        running = {trial.number for trial in self._store.fence(self._lease)}
-        trials = self._store.trials(self._lease.name)
+        for number, stages in self._store.intermediates(self.study).items():
+            for step, error in stages.items():
+                self._scores.report(number, step, error)
+        trials = self._store.trials(self.study)
+        for trial in trials:
+            if trial.state is TrialState.COMPLETE:
+                self._scores.recall(
+                    trial.number, trial.configuration, trial.values, trial.constraints
+                )
+        if self._recover_spool(trials):
+            trials = self._store.trials(self.study)
+        running = {trial.number: trial for trial in self._store.fence(self._lease)}
+        trials = [running.get(trial.number, trial) for trial in trials]
         for trial in trials:
             self._numbers[trial.configuration.digest] = trial.number
             self._trials.recall(trial.number, trial.state)
-            if trial.state is TrialState.COMPLETE:
-                self._take_in(trial.number, trial.values, trial.constraints)
-                self._note_gain(trial.number, trial.configuration, trial.values["error"])
-            elif trial.number in running:
+            if trial.number in running:
                 self._wait(trial.number, trial.attempt, trial.configuration)
         self._teach(trials)
         self._report()
@@ -204,18 +181,11 @@ class TrialLedger:
         """What the sampler learns of a finished trial; None where it was pruned."""
         if trial.state is TrialState.PRUNED:
             return None
-        return Sample(self._values(trial.values), trial.constraints)
+        return Sample(self._scores.values(trial.values), trial.constraints)
 
-    def _recover_spool(self) -> None:
-        """Records what workers finished after the last driver had died."""
-        waiting = self._store.trials(self._lease.name, {TrialState.RUNNING})
-        if all(self._spool.read(trial.number, trial.attempt) is None for trial in waiting):
-            return
-        front = Front(self._front.reference)
-        trials = self._store.trials(self._lease.name)
-        for trial in trials:
-            if trial.state is TrialState.COMPLETE and trial.is_feasible:
-                front.add(trial.number, self._values(trial.values))
+    def _recover_spool(self, trials: Sequence[Trial]) -> int:
+        """Records what workers finished after the last driver had died; how much it was."""
+        recovered = 0
         for trial in trials:
             if trial.state is not TrialState.RUNNING:
                 continue
@@ -223,11 +193,14 @@ class TrialLedger:
             if outcome is None or outcome.failure or not outcome.is_of(trial.configuration):
                 continue
             logger.info("trial %d was finished before the restart", trial.number)
+            assignment = Assignment(trial.number, trial.attempt, trial.configuration)
             if outcome.is_pruned:
-                self._record_pruned(trial.number, trial.attempt, outcome)
+                self._record_pruned(assignment, outcome)
             else:
-                self._record(front, trial.number, trial.attempt, trial.configuration, outcome)
+                self._record(assignment, outcome)
             self._spool.discard(trial.number, trial.attempt)
+            recovered += 1
+        return recovered
 
     @property
     def is_finished(self) -> bool:
@@ -268,7 +241,7 @@ class TrialLedger:
             self.stop_reason = f"{stop.trials} trials are done"
         elif stop.time_s is not None and time.monotonic() - self._started_s >= stop.time_s:
             self.stop_reason = f"{stop.time_s:.0f} s have passed"
-        elif stop.patience and not self._seeds and self._since_growth >= stop.patience:
+        elif stop.patience and not self._seeds and self._scores.since_growth >= stop.patience:
             self.stop_reason = f"the hypervolume did not grow over {stop.patience} trials"
         else:
             return False
@@ -339,13 +312,13 @@ class TrialLedger:
         """What a recovery that is trained now must be able to pass."""
         if not self._spec.search.early_stop:
             return Hurdle()
-        return Hurdle(self._front.points, self._gains.largest())
+        return self._scores.hurdle()
 
     def report(self, assignment: Assignment, step: int, error: float) -> None:
         """Records what a stage of a recovery in training showed."""
         number, attempt = assignment.number, assignment.attempt
         if self._store.report(self._lease, number, attempt, step, error):
-            self._stages.setdefault(number, {})[step] = error
+            self._scores.report(number, step, error)
 
     def finish(self, assignment: Assignment, outcome: Outcome) -> None:
         """Records what a worker returned."""
@@ -379,69 +352,50 @@ class TrialLedger:
         self.finish(assignment, spooled)
 
     def _complete(self, assignment: Assignment, outcome: Outcome, *, cached: bool) -> None:
-        recorded = self._record(
-            self._front,
-            assignment.number,
-            assignment.attempt,
-            assignment.configuration,
-            outcome,
-            cached=cached,
-        )
-        if recorded is None:
+        sample = self._record(assignment, outcome, cached=cached)
+        if sample is None:
             logger.warning("the result of trial %d came too late", assignment.number)
             return
-        evaluation, constraints, change = recorded
         self._trials.put(assignment.number, TrialState.COMPLETE)
-        self._since_growth = 0 if change.added else self._since_growth + 1
-        self._note_best(evaluation.values, constraints)
-        error = evaluation.values["error"]
-        self._note_gain(assignment.number, assignment.configuration, error)
-        sample = Sample(self._values(evaluation.values), constraints)
         self._proposer.complete(assignment.configuration, sample)
         failpoint("tell.after")
         self._report()
 
     def _prune(self, assignment: Assignment, outcome: Outcome) -> None:
-        if not self._record_pruned(assignment.number, assignment.attempt, outcome):
+        if not self._record_pruned(assignment, outcome):
             logger.warning("the end of trial %d came too late", assignment.number)
             return
         self._trials.put(assignment.number, TrialState.PRUNED)
-        self._since_growth += 1
         self._proposer.prune(assignment.configuration)
         self._report()
 
-    def _record_pruned(self, number: int, attempt: int, outcome: Outcome) -> bool:
+    def _record_pruned(self, assignment: Assignment, outcome: Outcome) -> bool:
         """Writes that an attempt stopped early; False if it was fenced off."""
-        return self._store.prune_trial(
-            self._lease, number, attempt, seconds=outcome.seconds, worker=outcome.worker
+        done = self._store.prune_trial(
+            self._lease,
+            assignment.number,
+            assignment.attempt,
+            seconds=outcome.seconds,
+            worker=outcome.worker,
         )
-
-    def _note_gain(self, number: int, configuration: Configuration, error: float) -> None:
-        if configuration.recovery is not None:
-            self._gains.add(configuration.recovery, self._stages.get(number, {}), error)
+        if done:
+            self._scores.prune()
+        return done
 
     def _record(
-        self,
-        front: Front,
-        number: int,
-        attempt: int,
-        configuration: Configuration,
-        outcome: Outcome,
-        *,
-        cached: bool = False,
-    ) -> tuple[Evaluation, Mapping[str, float], FrontChange] | None:
-        """Writes a completed attempt; None if it was fenced off."""
+        self, assignment: Assignment, outcome: Outcome, *, cached: bool = False
+    ) -> Sample | None:
+        """Writes a completed attempt; what the sampler learns, or None if it was fenced off."""
         evaluation = outcome.evaluation
         if evaluation is None:
             raise ValueError("only an evaluation completes a trial")
+        number, configuration = assignment.number, assignment.configuration
         constraints = excesses(self._spec.constraints, evaluation)
-        change = FrontChange((), (), front.hypervolume)
-        if all(excess <= 0 for excess in constraints.values()):
-            change = front.add(number, self._values(evaluation.values))
+        front, change = self._scores.with_trial(number, evaluation.values, constraints)
         done = self._store.complete_trial(
             self._lease,
             number,
-            attempt,
+            assignment.attempt,
             evaluation,
             constraints=constraints,
             front=change,
@@ -450,7 +404,10 @@ class TrialLedger:
             cached=cached,
             evaluation_key=self._evaluation_key(configuration),
         )
-        return (evaluation, constraints, change) if done else None
+        if not done:
+            return None
+        self._scores.complete(number, configuration, evaluation.values, constraints, front, change)
+        return Sample(self._scores.values(evaluation.values), constraints)
 
     def _fail(
         self, assignment: Assignment, outcome: Outcome, failure: Failure, *, retry: bool
@@ -483,29 +440,13 @@ class TrialLedger:
         if failures is not None:
             raise TooManyFailures(self._lease.name, *failures, self._last_failure)
 
-    def _values(self, values: Mapping[str, float]) -> tuple[float, ...]:
-        return tuple(values[objective] for objective in self._objectives)
-
-    def _take_in(
-        self, number: int, values: Mapping[str, float], constraints: Mapping[str, float]
-    ) -> None:
-        if all(excess <= 0 for excess in constraints.values()):
-            self._front.add(number, self._values(values))
-        self._note_best(values, constraints)
-
-    def _note_best(self, values: Mapping[str, float], constraints: Mapping[str, float]) -> None:
-        fits = values["nbytes"] <= self._budget_nbytes if "nbytes" in values else True
-        if fits and all(excess <= 0 for excess in constraints.values()):
-            error = values["error"]
-            self._best_error = error if self._best_error is None else min(error, self._best_error)
-
     def _report(self) -> None:
         self._on_progress(
             Progress(
                 self._trials.counts,
                 self._spec.stop.trials,
-                self._best_error,
-                self._front.hypervolume,
-                len(self._front.numbers),
+                self._scores.best_error,
+                self._scores.front.hypervolume,
+                len(self._scores.front.numbers),
             )
         )

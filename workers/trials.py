@@ -13,8 +13,8 @@ from bitfront.probes import witness
 from bitfront.trial import Cause
 from objectives.files import shared_path
 from search.hurdle import Hurdle
+from workers.assignment import Assignment
 from workers.ending import Ending
-from workers.ledger import Assignment
 from workers.logs import bound, set_up
 from workers.metrics import observe_stage, timed
 from workers.order import WorkOrder

@@ -1,0 +1,106 @@
+"""What the trials of a study have reached: the front, the best error, what recoveries gain."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+from bitfront.plan import Configuration
+from bitfront.trial import FrontChange
+from search.front import Front
+from search.hurdle import Gains, Hurdle
+
+
+class Scores:
+    """Kept in step with the database: a trial counts once its result is recorded there.
+
+    Attributes:
+        front: The non-dominated feasible trials.
+        best_error: The lowest error of a feasible trial within the budget; None if there is none.
+        since_growth: Finished trials since the front last grew.
+    """
+
+    def __init__(
+        self, objectives: Sequence[str], reference: Sequence[float], budget_nbytes: float
+    ) -> None:
+        """Starts with nothing known.
+
+        Args:
+            objectives: Their names, the error first.
+            reference: The hypervolume's reference point, in the order of the objectives.
+            budget_nbytes: The size up to which the best error counts.
+        """
+        self._objectives = tuple(objectives)
+        self._budget_nbytes = budget_nbytes
+        self._stages: dict[int, dict[int, float]] = {}
+        self._gains = Gains()
+        self.front = Front(reference)
+        self.best_error: float | None = None
+        self.since_growth = 0
+
+    def values(self, values: Mapping[str, float]) -> tuple[float, ...]:
+        """The objective values in their order."""
+        return tuple(values[objective] for objective in self._objectives)
+
+    def with_trial(
+        self, number: int, values: Mapping[str, float], constraints: Mapping[str, float]
+    ) -> tuple[Front, FrontChange]:
+        """The front as it will be with one more trial, and what that changes."""
+        front = deepcopy(self.front)
+        if not _is_feasible(constraints):
+            return front, FrontChange((), (), front.hypervolume)
+        return front, front.add(number, self.values(values))
+
+    def recall(
+        self,
+        number: int,
+        configuration: Configuration,
+        values: Mapping[str, float],
+        constraints: Mapping[str, float],
+    ) -> None:
+        """Takes in a complete trial of an earlier driver."""
+        if _is_feasible(constraints):
+            self.front.add(number, self.values(values))
+        self._note(number, configuration, values, constraints)
+
+    def complete(
+        self,
+        number: int,
+        configuration: Configuration,
+        values: Mapping[str, float],
+        constraints: Mapping[str, float],
+        front: Front,
+        change: FrontChange,
+    ) -> None:
+        """Takes in a trial that is recorded now, with the front that was recorded with it."""
+        self.front = front
+        self.since_growth = 0 if change.added else self.since_growth + 1
+        self._note(number, configuration, values, constraints)
+
+    def prune(self) -> None:
+        """Takes in a trial that stopped early."""
+        self.since_growth += 1
+
+    def report(self, number: int, step: int, error: float) -> None:
+        """Takes in what a recovery in training showed after `step` optimiser steps."""
+        self._stages.setdefault(number, {})[step] = error
+
+    def hurdle(self) -> Hurdle:
+        """What a recovery that is trained now must be able to pass."""
+        return Hurdle(self.front.points, self._gains.largest())
+
+    def _note(
+        self,
+        number: int,
+        configuration: Configuration,
+        values: Mapping[str, float],
+        constraints: Mapping[str, float],
+    ) -> None:
+        error = values["error"]
+        fits = values.get("nbytes", 0) <= self._budget_nbytes
+        if fits and _is_feasible(constraints):
+            self.best_error = error if self.best_error is None else min(error, self.best_error)
+        if configuration.recovery is not None:
+            self._gains.add(configuration.recovery, self._stages.get(number, {}), error)
+
+
+def _is_feasible(constraints: Mapping[str, float]) -> bool:
+    return all(excess <= 0 for excess in constraints.values())
