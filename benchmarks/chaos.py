@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -410,7 +410,7 @@ def opened(name: str, folder: Path) -> Iterator[ChaosDatabase]:
 def run_rounds(
     folder: Path,
     name: str,
-    rounds: Sequence[Kind],
+    rounds: Iterable[Kind],
     seed: int,
     *,
     trials: int,
@@ -422,7 +422,7 @@ def run_rounds(
     Args:
         folder: Where everything is kept.
         name: `sqlite` or `postgresql`.
-        rounds: What each round strikes.
+        rounds: What each round strikes; the next is asked for behind the one before.
         seed: Of the moments, and of the studies.
         trials: Trials of a study.
         steps: Optimiser steps of a training.

@@ -97,6 +97,21 @@ class FailedDriver(BitfrontError):
     """A driver that was sent to a cluster ended before it held its study; it says why."""
 
 
+class UnusableSpool(BitfrontError):
+    """The spool's folder cannot be read or written."""
+
+    def __init__(self, folder: str, reason: str) -> None:
+        super().__init__(folder, reason)
+        self.folder = folder
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the spool {self.folder} cannot be used ({self.reason}): make it reachable and "
+            "writable; BITFRONT_SPOOL names its place"
+        )
+
+
 class UnknownStudy(BitfrontError):
     """No study of that name is in the database."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitfront.errors import InvalidModel
 from bitfront.plan import canonical_json
-from objectives.files import SharedPath, write_whole
+from objectives.files import SharedPath, read_whole, write_whole
 
 
 def write_checkpoint(
@@ -46,7 +46,7 @@ def read_checkpoint(
         InvalidModel: It is damaged, no checkpoint of that form, or that of something else.
     """
     try:
-        saved = path.read_bytes()
+        saved = read_whole(path)
         header = json.loads(_metadata(saved)[form])
         tensors = load(saved)
         found, checksum = header.pop("identity"), header.pop("checksum")

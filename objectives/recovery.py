@@ -7,7 +7,7 @@ from collections.abc import Callable
 from bitfront.errors import Interrupted, InvalidModel
 from bitfront.probes import witness
 from objectives.checkpoint import read_checkpoint, write_checkpoint
-from objectives.files import SharedPath
+from objectives.files import SharedPath, is_there, remove
 from objectives.training import Training
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,12 @@ class RecoveryCheckpoint:
 
     @property
     def exists(self) -> bool:
-        """Whether there is something to go on from."""
-        return self._path.is_file()
+        """Whether there is something to go on from, as far as can be told."""
+        try:
+            return is_there(self._path)
+        except OSError as error:
+            logger.warning("the checkpoint %s cannot be looked for: %s", self._path, error)
+            return False
 
     def resume(self, training: Training) -> None:
         """Puts a new training where the checkpoint stands; a useless one is left behind."""
@@ -80,7 +84,7 @@ class RecoveryCheckpoint:
 
     def remove(self) -> None:
         """Forgets a training that is over."""
-        self._path.unlink(missing_ok=True)
+        remove(self._path)
 
 
 def advance(

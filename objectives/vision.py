@@ -22,7 +22,7 @@ from bitfront.spec import QuantizerSpec, VisionSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
 from objectives.calibration import Ranges
 from objectives.checkpoint import read_checkpoint, write_checkpoint
-from objectives.files import SharedPath
+from objectives.files import SharedPath, is_there
 from objectives.questions import QuestionTask
 from objectives.task import SplitName
 from objectives.vision_losses import LossParts, Sample, VisionLoss
@@ -301,7 +301,7 @@ class _Training:
 
     def load(self, path: SharedPath, identity: str) -> None:
         """Goes back to the state that was written; stays where there is no file."""
-        if not path.exists():
+        if not is_there(path):
             return
         content, tensors = read_checkpoint(path, _FORMAT, identity)
         self.epochs = int(content["epochs"])

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from bitfront.errors import UnusableSpool
 from service.deployment import command_line, database_option
 
 if TYPE_CHECKING:
@@ -77,11 +78,10 @@ def delete(study: str, yes: bool, url: str) -> None:
             what = f"study {study} with {sum(standing.counts.values())} trials"
             click.confirm(f"delete {what} from {store}?", abort=True, err=True)
         store.delete_study(study)
-    spool = study_spool(url, standing.study)
     try:
-        spool.remove()
-    except OSError as error:
-        click.echo(f"its spool {spool.folder} stays, delete it by hand: {error}", err=True)
+        study_spool(url, standing.study).remove()
+    except UnusableSpool as error:
+        click.echo(f"its files stay, delete them by hand: {error}", err=True)
     click.echo(f"study {study} is deleted", err=True)
 
 

@@ -1,7 +1,7 @@
 """Drives a study: holds its lease, hears signals and requests, and leaves it in a state."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from bitfront.errors import BitfrontError, LeaseLost
 from bitfront.job.roots import check_roots
@@ -93,6 +93,7 @@ def _driving(
     with (
         signals(orders),
         heartbeat(store, lease, orders, metrics.heartbeat),
+        closing(spool),
     ):
         try:
             # Ray takes the signals over when it connects: ours are set once more after it.

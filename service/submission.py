@@ -19,6 +19,7 @@ JOB_FILE = "job.json"
 _START_S = 300.0
 _POLL_S = 0.5
 _REFUSED = "Error: "
+_ENTRYPOINT = "Running entrypoint for job "
 
 
 def is_cluster(address: str | None) -> bool:
@@ -70,7 +71,12 @@ def _await_start(job: "ClusterJob", study: str) -> None:
 
 def _refused(job: "ClusterJob") -> FailedDriver:
     """The driver's own error, as if it had run here; without one, the last that was printed."""
-    lines = [line.strip() for line in job.log().splitlines() if line.strip()]
+    # Ray writes the command into the same file, and may do so behind what the command prints.
+    lines = [
+        line.strip()
+        for line in job.log().splitlines()
+        if line.strip() and not line.startswith(_ENTRYPOINT)
+    ]
     errors = [line for line in lines if line.startswith(_REFUSED)]
     if errors:
         return FailedDriver(errors[-1].removeprefix(_REFUSED))

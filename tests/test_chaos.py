@@ -1,6 +1,7 @@
 """Things are killed at random and nothing is lost; and what checks that can fail."""
 
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.store_samples import complete, configuration, running, trial
 POINTS = [(0.5, 400.0), (0.3, 600.0), (0.6, 500.0), (0.2, 900.0)]
 REFERENCE = {"error": 1.0, "nbytes": 1000.0}
 PRUNED, RUNNING = 4, 5
+LONGEST_CHAOS = 8
 
 
 def fill(store: Store) -> None:
@@ -377,15 +379,23 @@ def test_a_study_outlives_its_driver_a_worker_and_a_node(tmp_path: Path) -> None
     from benchmarks.chaos import Kind, Round, run_rounds
 
     rounds: list[Round] = []
-    kinds = [Kind.DRIVER, Kind.WORKER, Kind.NODE]
+
+    def lost() -> int:
+        return sum(played.lost for played in rounds)
+
+    def kinds() -> Iterator[Kind]:
+        yield from (Kind.DRIVER, Kind.WORKER, Kind.NODE)
+        # A moment between two attempts costs none: then one worker more is struck.
+        while not lost() and len(rounds) < LONGEST_CHAOS:
+            yield Kind.WORKER
 
     left = run_rounds(
-        tmp_path, "sqlite", kinds, seed=0, trials=8, steps=100, on_round=rounds.append
+        tmp_path, "sqlite", kinds(), seed=0, trials=8, steps=100, on_round=rounds.append
     )
 
-    assert [played.violations for played in rounds] == [[], [], []]
+    assert not any(played.violations for played in rounds)
     assert left == []
-    assert sum(played.lost for played in rounds) > 0
+    assert lost() > 0
 
 
 def test_a_database_without_tables_has_no_studies(databases: Databases) -> None:

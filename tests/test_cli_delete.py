@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from bitfront.errors import UnknownStudy
+from bitfront.errors import UnknownStudy, UnusableSpool
 from bitfront.trial import Evaluation, StudyState
 from service.cli import main
 from service.deployment import file_url
@@ -96,13 +96,13 @@ def test_a_study_without_a_spool_goes_too(path: Path) -> None:
 def test_a_spool_that_cannot_be_deleted_is_named(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Spool) -> None:
-        raise PermissionError("not yours")
+    def refuse(folder: Path) -> None:
+        raise UnusableSpool(str(folder), "not yours")
 
-    monkeypatch.setattr(Spool, "remove", refuse)
+    monkeypatch.setattr(Spool, "remove", lambda spool: refuse(spool.folder))
     folder = spool(path, "digits").folder
 
     deleted = run(path, "digits", "--yes")
 
     assert deleted.exit_code == 0
-    assert f"its spool {folder} stays, delete it by hand: not yours" in deleted.stderr
+    assert f"its files stay, delete them by hand: the spool {folder}" in deleted.stderr

@@ -1,11 +1,16 @@
 """Shared files: whole or not at all, on a disk and behind fsspec."""
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
-from bitfront.errors import InvalidModel, SpecError
+from bitfront.errors import InvalidModel, SpecError, UnusableSpool
 from bitfront.trial import Evaluation
 from objectives.checkpoint import read_checkpoint, write_checkpoint
 from objectives.files import shared_path, write_whole
@@ -13,6 +18,25 @@ from workers.outcome import Outcome
 from workers.spool import Spool
 
 torch = pytest.importorskip("torch")
+
+DONE = Outcome(Evaluation({"error": 0.5}, {}), None, 1.0, "host:1")
+
+
+class Away(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
+    """A storage that fails with an error of its own, as fsspec's packages do."""
+
+    protocol = "away"
+
+    def fail(self, *_: object, **__: object) -> NoReturn:
+        raise RuntimeError("no endpoint")
+
+    cat_file = info = ls = makedirs = mkdir = pipe_file = rm = rm_file = _open = fail
+
+
+@pytest.fixture
+def away() -> UPath:
+    fsspec.register_implementation("away", Away, clobber=True)
+    return UPath("away://bucket/spool")
 
 
 @pytest.fixture(params=["disk", "file", "memory"])
@@ -48,17 +72,17 @@ def test_a_file_is_replaced_whole_and_leaves_nothing_else(folder: Path | UPath) 
 
 def test_the_spool_keeps_results_and_endings(folder: Path | UPath) -> None:
     spool = Spool(folder)
-    outcome = Outcome(Evaluation({"error": 0.5}, {}), None, 1.0, "host:1")
-    spool.write(3, 1, outcome)
+    spool.write(3, 1, DONE)
     spool.end(4)
 
-    assert Spool(folder).read(3, 1) == outcome
+    assert Spool(folder).read(3, 1) == DONE
     assert Spool(folder).read(3, 2) is None
     assert (spool.is_ending(4), spool.is_ending(5)) == (True, False)
     spool.tidy(5)
     assert not spool.is_ending(4)
-    assert spool.read(3, 1) == outcome
+    assert spool.read(3, 1) == DONE
     spool.discard(3, 1)
+    spool.close()
     assert spool.read(3, 1) is None
 
 
@@ -78,7 +102,7 @@ def test_a_checkpoint_comes_back_and_a_damaged_one_does_not(folder: Path | UPath
 
 def test_a_spool_is_removed_with_all_that_is_in_it(folder: Path | UPath) -> None:
     spool = Spool(folder)
-    spool.write(3, 1, Outcome(Evaluation({"error": 0.5}, {}), None, 1.0, "host:1"))
+    spool.write(3, 1, DONE)
     write_whole(folder / "vision-1" / "state", b"")
     beside = folder.parent / "beside"
     write_whole(beside, b"")
@@ -88,3 +112,42 @@ def test_a_spool_is_removed_with_all_that_is_in_it(folder: Path | UPath) -> None
 
     assert not folder.exists()
     assert beside.exists()
+
+
+@pytest.mark.filterwarnings("ignore:UPath 'away'")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda spool: spool.read(3, 1),
+        lambda spool: spool.write(3, 1, DONE),
+        lambda spool: spool.end(4),
+        lambda spool: spool.is_ending(4),
+        lambda spool: spool.tidy(4),
+        lambda spool: spool.remove(),
+    ],
+)
+def test_a_storage_that_is_away_is_named_whatever_its_package_raises(
+    away: UPath, use: Callable[[Spool], object]
+) -> None:
+    with pytest.raises(UnusableSpool, match=r"away://bucket/spool .*no endpoint.*BITFRONT_SPOOL"):
+        use(Spool(away))
+
+
+@pytest.mark.filterwarnings("ignore:UPath 'away'")
+def test_what_cannot_be_discarded_is_left_with_a_warning(
+    away: UPath, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(away)
+
+    with caplog.at_level(logging.WARNING):
+        spool.discard(3, 1)
+        spool.close()
+
+    assert "3-1.json stays in the spool: RuntimeError: no endpoint" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(UnusableSpool, match="Not a directory"):
+        Spool(tmp_path / "file" / "spool").tidy(1)

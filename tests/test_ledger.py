@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitfront.errors import TooManyFailures
+from bitfront.errors import TooManyFailures, UnusableSpool
 from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
@@ -348,6 +348,18 @@ def test_a_lost_worker_that_had_spooled_its_result_loses_nothing(bench: Bench) -
     ledger.lose(assignment)
 
     assert bench.trials[0].state is TrialState.COMPLETE
+
+
+def test_a_lost_attempt_runs_again_where_the_spool_is_away(bench: Bench) -> None:
+    ledger = bench.drive()
+    assignment = take(ledger)
+    bench.spool.folder.touch()
+
+    ledger.lose(assignment)
+
+    assert take(ledger).attempt == 2
+    with pytest.raises(UnusableSpool, match="Not a directory"):
+        bench.drive()
 
 
 def test_more_than_half_failed_of_at_least_five_stops_the_study(bench: Bench) -> None:

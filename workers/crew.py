@@ -8,7 +8,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from bitfront.errors import NoWorkers
+from bitfront.errors import NoWorkers, UnusableSpool
 from bitfront.spec import SearchSpec
 from workers.assignment import Assignment
 from workers.ledger import TrialLedger
@@ -186,7 +186,7 @@ class _Crew:
         """Tells the workers that the study ends, and waits for what they save."""
         try:
             self._spool.end(self._ledger.epoch)
-        except OSError as error:
+        except UnusableSpool as error:
             logger.warning("the workers cannot be told to end: %s", error)
         deadline_s = time.monotonic() + GRACE_S
         while self._busy and time.monotonic() < deadline_s:

@@ -12,6 +12,7 @@ from types import FrameType
 import ray
 from ray._private.state import state as cluster_state
 
+from bitfront.errors import UnusableSpool
 from bitfront.trial import Cause
 from workers.spool import Spool
 
@@ -83,8 +84,8 @@ class Ending:
         try:
             if self._spool.is_ending(self._epoch):
                 return Cause.CANCELLED
-        except OSError as error:
-            logger.warning("the spool cannot be read: %s", error)
+        except UnusableSpool as error:
+            logger.warning("it is not known whether the driver ends: %s", error)
         return Cause.NODE_LOST if is_draining() else None
 
 

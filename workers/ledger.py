@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bitfront.errors import TooManyFailures
+from bitfront.errors import TooManyFailures, UnusableSpool
 from bitfront.plan import Configuration
 from bitfront.probes import failpoint
 from bitfront.spec import JobSpec
@@ -346,10 +346,17 @@ class TrialLedger:
             assignment: The attempt.
             reason: What Ray said of it.
         """
-        spooled = self._spool.read(assignment.number, assignment.attempt)
+        spooled = self._spooled(assignment)
         if spooled is None or not spooled.is_of(assignment.configuration):
             spooled = Outcome(None, _loss(reason), 0.0, "")
         self.finish(assignment, spooled)
+
+    def _spooled(self, assignment: Assignment) -> Outcome | None:
+        try:
+            return self._spool.read(assignment.number, assignment.attempt)
+        except UnusableSpool as error:
+            logger.warning("trial %d runs again: %s", assignment.number, error)
+            return None
 
     def _complete(self, assignment: Assignment, outcome: Outcome, *, cached: bool) -> None:
         sample = self._record(assignment, outcome, cached=cached)

@@ -2,15 +2,28 @@
 
 import hashlib
 import logging
-import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+from bitfront.errors import UnusableSpool
 from bitfront.probes import failpoint
-from objectives.files import SharedPath, write_whole
+from objectives.files import (
+    SharedPath,
+    find,
+    is_there,
+    make_folder,
+    read_whole,
+    remove,
+    remove_folder,
+    write_whole,
+)
 from workers.outcome import Outcome
 
 logger = logging.getLogger(__name__)
+
+_REMOVERS = 8
 
 
 class Spool:
@@ -18,10 +31,13 @@ class Spool:
 
     A file holds the SHA-256 of its content in the first line and the outcome as JSON in the
     second. A file that does not match its hash counts as absent: the attempt runs again.
+    Every method raises `UnusableSpool` where the folder cannot be reached; only `discard` logs it,
+    for what it leaves behind does no harm.
     """
 
     def __init__(self, folder: SharedPath) -> None:
         self.folder = folder
+        self._removers = ThreadPoolExecutor(_REMOVERS, thread_name_prefix="spool")
 
     def _path(self, number: int, attempt: int) -> SharedPath:
         return self.folder / f"{number:06d}-{attempt}.json"
@@ -31,22 +47,20 @@ class Spool:
         return self.folder / f"{number:06d}.safetensors"
 
     def write(self, number: int, attempt: int, outcome: Outcome) -> None:
-        """Puts an outcome on disk; when this returns, a power cut does not lose it.
-
-        Raises:
-            OSError: The folder cannot be written.
-        """
+        """Puts an outcome on disk; when this returns, a power cut does not lose it."""
         failpoint("spool.before")
         text = outcome.to_json()
         content = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n"
-        write_whole(self._path(number, attempt), content.encode())
+        with self._reaching():
+            write_whole(self._path(number, attempt), content.encode())
         failpoint("spool.after")
 
     def read(self, number: int, attempt: int) -> Outcome | None:
         """The outcome of an attempt, or None where there is none or it is damaged."""
         path = self._path(number, attempt)
         try:
-            checksum, _, text = path.read_bytes().partition(b"\n")
+            with self._reaching():
+                checksum, _, text = read_whole(path).partition(b"\n")
         except FileNotFoundError:
             return None
         text = text.removesuffix(b"\n")
@@ -56,32 +70,58 @@ class Spool:
         return Outcome.from_json(text.decode())
 
     def discard(self, number: int, attempt: int) -> None:
-        """Forgets an outcome that is now in the database, and what it was trained from."""
-        self._path(number, attempt).unlink(missing_ok=True)
-        self.checkpoint(number).unlink(missing_ok=True)
+        """Forgets an outcome that is now in the database, and what it was trained from.
+
+        An object store takes its time for that, and the driver has none: it is done aside.
+        """
+        for path in (self._path(number, attempt), self.checkpoint(number)):
+            if isinstance(path, Path):
+                _drop(path)
+            else:
+                self._removers.submit(_drop, path)
+
+    def close(self) -> None:
+        """Waits until everything is discarded that was to be."""
+        self._removers.shutdown()
 
     def end(self, epoch: int) -> None:
         """Tells the workers of a driver, known by its epoch, to save what they train and end."""
-        write_whole(self._ending(epoch), b"")
+        with self._reaching():
+            write_whole(self._ending(epoch), b"")
 
     def is_ending(self, epoch: int) -> bool:
         """Whether the driver of that epoch told its workers to end."""
-        return self._ending(epoch).exists()
+        with self._reaching():
+            return is_there(self._ending(epoch))
 
     def tidy(self, epoch: int) -> None:
         """Removes what drivers before that epoch told their workers, and half-written files."""
-        leftovers = [*self.folder.glob("end-*"), *self.folder.glob("*.partial")]
-        for path in leftovers:
-            if path != self._ending(epoch):
-                path.unlink(missing_ok=True)
+        with self._reaching():
+            make_folder(self.folder)
+            for path in (*find(self.folder, "end-*"), *find(self.folder, "*.partial")):
+                if path != self._ending(epoch):
+                    remove(path)
 
     def remove(self) -> None:
         """Removes the folder with all that is in it, if there is one."""
-        if isinstance(self.folder, Path):
-            with suppress(FileNotFoundError):
-                shutil.rmtree(self.folder)
-        elif self.folder.exists():
-            self.folder.fs.rm(self.folder.path, recursive=True)
+        with self._reaching():
+            remove_folder(self.folder)
 
     def _ending(self, epoch: int) -> SharedPath:
         return self.folder / f"end-{epoch}"
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UnusableSpool(str(self.folder), str(error)) from error
+
+
+def _drop(path: SharedPath) -> None:
+    try:
+        remove(path)
+    except OSError as error:
+        logger.warning("%s stays in the spool: %s", path.name, error)

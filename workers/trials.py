@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bitfront.errors import Interrupted
+from bitfront.errors import Interrupted, UnusableSpool
 from bitfront.plan import Configuration
 from bitfront.probes import witness
 from bitfront.trial import Cause
@@ -111,7 +111,7 @@ class TrialWorker:
         try:
             with timed(study, "spool"):
                 self._spool.write(assignment.number, assignment.attempt, outcome)
-        except OSError as error:
+        except UnusableSpool as error:
             logger.warning("the result cannot be spooled: %s", error)
         self._witness("attempt ended", outcome=json.loads(outcome.to_json()))
 
