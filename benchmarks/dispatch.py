@@ -31,6 +31,7 @@ import numpy as np
 import psutil
 from sqlalchemy import create_engine, insert, select
 
+from benchmarks.sleeper import SleepingWorker, made_up
 from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option
 from bitfront.precision import Precision
@@ -48,12 +49,10 @@ from workers.assignment import Assignment
 from workers.cluster import connected
 from workers.crew import run_trials
 from workers.ledger import TrialLedger
-from workers.outcome import Outcome, worker_name
+from workers.outcome import Outcome
 from workers.spool import Spool
-from workers.trials import TrialWorker
 
 LAYERS = 2
-WEIGHTS = 65_536
 BITS = (2, 3, 4, 6, 8)
 STUDY = "dispatch"
 SAMPLERS = tuple(sampler.value for sampler in Sampler)
@@ -106,38 +105,10 @@ def make_space(blocks: int) -> SearchSpace:
     return SearchSpace(members, {block.name: options for block in members}, {}, RecoverySpace())
 
 
-def made_up(configuration: Configuration) -> dict[str, float]:
-    """Values that behave like a model's: error falls fourfold a bit, some layers matter more."""
-    error = nbytes = 0.0
-    for place, (_, precision) in enumerate(configuration.plan):
-        bits = precision.weight_bits
-        error += (1 + 7 * (place * 5 % 11) / 10) * 4.0 ** (2 - bits)
-        nbytes += bits * WEIGHTS / 8
-    error /= 4.5 * len(configuration.plan)
-    recovery = configuration.recovery
-    if recovery is not None:
-        share = 0.02 * recovery.context_length + 0.1 * (recovery.reduction == 2) + 0.1
-        error *= 1 - share * (1 - abs(recovery.blend - 0.2))
-        nbytes += 4096 * recovery.context_length + WEIGHTS // max(recovery.reduction, 1)
-    return {"error": error, "nbytes": nbytes}
-
-
 def full_nbytes(space: SearchSpace) -> float:
     """The bytes of the largest options."""
     largest = {v.name: v.size - 1 for v in space.variables if v.name != "recovery"}
     return made_up(space.configuration(largest))["nbytes"]
-
-
-class SleepingWorker(TrialWorker):
-    """A trial worker that uses no processor time: it loads no model and sleeps."""
-
-    def _attempt(self) -> Iterator[Outcome]:
-        started_s = time.time()
-        seconds = float(json.loads(self._work.order)["seconds"])
-        values = made_up(self._work.assignment.configuration)
-        time.sleep(seconds)
-        evaluation = Evaluation(values, {"started_s": started_s, "ended_s": time.time()})
-        yield Outcome(evaluation, None, seconds, worker_name())
 
 
 def make_spec(trials: int, workers: int, sampler: Sampler, history: int | None = 400) -> JobSpec:

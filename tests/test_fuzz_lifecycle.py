@@ -59,7 +59,7 @@ KNOWN = 4  # trials of an earlier study, which this one's sampler proposes as we
 
 ENDS = (
     *("complete", "complete", "complete", "pruned", "lost", "lost every time"),
-    *("user_error", "out_of_memory", "invalid_metric"),
+    *("user_error", "out_of_memory", "invalid_metric", "lost, then late"),
 )
 """How an attempt comes to its end."""
 
@@ -346,6 +346,9 @@ class Life(RuleBasedStateMachine):
             self._fail(assignment, Cause(how), is_spooled=is_spooled)
         elif how == "lost":
             self._lose(assignment)
+        elif how == "lost, then late":
+            self._lose(assignment)
+            self._come_too_late(assignment)
         elif how == "lost every time":
             self._lose_every_time(assignment)
         else:
@@ -405,6 +408,12 @@ class Life(RuleBasedStateMachine):
             self.spool.write(assignment.number, assignment.attempt, outcome)
         self._expect_failure(assignment, cause)
         self._settle(lambda ledger: ledger.finish(assignment, outcome))
+
+    def _come_too_late(self, assignment: Assignment) -> None:
+        """A worker that was given up returns what would beat everything."""
+        if self.driver is not None:
+            best = Evaluation({"error": 0.0, "nbytes": 0.0})
+            self.driver.ledger.finish(assignment, Outcome(best, None, 0.1, "late"))
 
     def _lose_every_time(self, assignment: Assignment) -> None:
         self._lose(assignment)

@@ -321,8 +321,11 @@ class TrialLedger:
             self._scores.report(number, step, error)
 
     def finish(self, assignment: Assignment, outcome: Outcome) -> None:
-        """Records what a worker returned."""
-        self._running.pop(assignment.number, None)
+        """Records what a worker returned; what was given up before comes too late."""
+        if self._running.get(assignment.number) != assignment:
+            logger.warning("the result of trial %d came too late", assignment.number)
+            return
+        del self._running[assignment.number]
         if outcome.failure is not None:
             self._end_attempt(assignment, outcome, outcome.failure)
         elif outcome.is_pruned:
