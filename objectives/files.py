@@ -44,8 +44,11 @@ def write_whole(path: SharedPath, content: bytes) -> None:
     """
     if isinstance(path, UPath):
         with _as_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.fs.pipe_file(path.path, content)
+            try:
+                path.fs.pipe_file(path.path, content)
+            except FileNotFoundError:  # no object store, for it has folders
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.fs.pipe_file(path.path, content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -99,10 +102,13 @@ def is_there(path: SharedPath) -> bool:
 def make_folder(folder: SharedPath) -> None:
     """Makes a folder, and those that it lies in, if it is not there.
 
+    Behind fsspec the first file makes it: an object store has no folders, and to ask it for one
+    may take rights on the whole bucket.
+
     Raises:
         OSError: It cannot be made.
     """
-    with _as_os_errors(folder):
+    if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
 
 

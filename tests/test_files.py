@@ -33,6 +33,17 @@ class Away(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
     cat_file = info = ls = makedirs = mkdir = pipe_file = rm = rm_file = _open = fail
 
 
+class Bucket(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
+    """An object store where one may put objects, and not ask for folders."""
+
+    protocol = "bucket"
+
+    def refuse(self, *_: object, **__: object) -> NoReturn:
+        raise PermissionError("access denied")
+
+    makedirs = mkdir = refuse
+
+
 @pytest.fixture
 def away() -> UPath:
     fsspec.register_implementation("away", Away, clobber=True)
@@ -144,6 +155,17 @@ def test_what_cannot_be_discarded_is_left_with_a_warning(
         spool.close()
 
     assert "3-1.json stays in the spool: RuntimeError: no endpoint" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:UPath 'bucket'")
+def test_the_spool_asks_an_object_store_for_no_folder() -> None:
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    spool = Spool(UPath("bucket://name/spool"))
+
+    spool.tidy(1)
+    spool.write(3, 1, DONE)
+
+    assert spool.read(3, 1) == DONE
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
