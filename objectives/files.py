@@ -7,11 +7,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
+from fsspec.asyn import AsyncFileSystem
 from upath import UPath
 
 from bitfront.errors import SpecError
 
 SharedPath: TypeAlias = Path | UPath
+
+_DISK = frozenset({"file", "local"})
 
 
 def shared_path(text: str) -> SharedPath:
@@ -30,7 +33,7 @@ def shared_path(text: str) -> SharedPath:
         raise SpecError(
             f"{protocol}:// cannot be used ({error}): install the fsspec package for {protocol}"
         ) from error
-    return path
+    return Path(path.path) if path.protocol in _DISK else path
 
 
 def write_whole(path: SharedPath, content: bytes) -> None:
@@ -46,7 +49,9 @@ def write_whole(path: SharedPath, content: bytes) -> None:
         with _as_os_errors(path):
             try:
                 path.fs.pipe_file(path.path, content)
-            except FileNotFoundError:  # no object store, for it has folders
+            except FileNotFoundError:
+                if isinstance(path.fs, AsyncFileSystem):  # an object store: no bucket of that name
+                    raise
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.fs.pipe_file(path.path, content)
         return

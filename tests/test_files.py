@@ -52,7 +52,7 @@ def away() -> UPath:
 
 @pytest.fixture(params=["disk", "file", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | UPath:
-    """A folder of this machine, the same through fsspec, and one that is no disk at all."""
+    """A folder of this machine, by its path and by its URL, and one that is no disk at all."""
     texts = {
         "disk": str(tmp_path / "spool"),
         "file": f"file://{tmp_path}/spool",
@@ -63,6 +63,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | UPath:
 
 def test_a_path_is_a_folder_and_a_url_is_fsspecs(tmp_path: Path) -> None:
     assert shared_path(str(tmp_path)) == tmp_path
+    assert shared_path(f"file://{tmp_path}") == tmp_path
     assert isinstance(shared_path("memory://bucket/spool"), UPath)
 
 

@@ -58,11 +58,12 @@ class Spool:
     def read(self, number: int, attempt: int) -> Outcome | None:
         """The outcome of an attempt, or None where there is none or it is damaged."""
         path = self._path(number, attempt)
-        try:
-            with self._reaching():
-                checksum, _, text = read_whole(path).partition(b"\n")
-        except FileNotFoundError:
-            return None
+        with self._reaching():
+            try:
+                content = read_whole(path)
+            except FileNotFoundError:
+                return None
+        checksum, _, text = content.partition(b"\n")
         text = text.removesuffix(b"\n")
         if hashlib.sha256(text).hexdigest().encode() != checksum:
             logger.warning("the spooled result %s is damaged: the trial runs again", path.name)
@@ -114,8 +115,6 @@ class Spool:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
             raise UnusableSpool(str(self.folder), str(error)) from error
 
