@@ -12,7 +12,6 @@ from bitfront.probes import failpoint
 from objectives.files import (
     SharedPath,
     find,
-    is_there,
     make_folder,
     read_whole,
     remove,
@@ -58,11 +57,9 @@ class Spool:
     def read(self, number: int, attempt: int) -> Outcome | None:
         """The outcome of an attempt, or None where there is none or it is damaged."""
         path = self._path(number, attempt)
-        with self._reaching():
-            try:
-                content = read_whole(path)
-            except FileNotFoundError:
-                return None
+        content = self._content(path)
+        if content is None:
+            return None
         checksum, _, text = content.partition(b"\n")
         text = text.removesuffix(b"\n")
         if hashlib.sha256(text).hexdigest().encode() != checksum:
@@ -92,8 +89,7 @@ class Spool:
 
     def is_ending(self, epoch: int) -> bool:
         """Whether the driver of that epoch told its workers to end."""
-        with self._reaching():
-            return is_there(self._ending(epoch))
+        return self._content(self._ending(epoch)) is not None
 
     def tidy(self, epoch: int) -> None:
         """Removes what drivers before that epoch told their workers, and half-written files."""
@@ -110,6 +106,14 @@ class Spool:
 
     def _ending(self, epoch: int) -> SharedPath:
         return self.folder / f"end-{epoch}"
+
+    def _content(self, path: SharedPath) -> bytes | None:
+        """What is in a file; None where there is none. One request, as many workers look often."""
+        with self._reaching():
+            try:
+                return read_whole(path)
+            except FileNotFoundError:
+                return None
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
