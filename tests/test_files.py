@@ -98,6 +98,22 @@ def test_the_spool_keeps_results_and_endings(folder: Path | UPath) -> None:
     assert spool.read(3, 1) is None
 
 
+def test_what_finished_trials_left_is_swept_away_and_nothing_else(folder: Path | UPath) -> None:
+    spool = Spool(folder)
+    for number in (3, 4, 30):
+        spool.write(number, 1, DONE)
+        write_whole(spool.checkpoint(number), b"")
+    write_whole(folder / "vision-3", b"")
+    spool.end(3)
+
+    spool.sweep({3, 5})
+    spool.close()
+
+    left = {path.name for path in folder.iterdir()}
+    kept = {f"{number:06d}{end}" for number in (4, 30) for end in ("-1.json", ".safetensors")}
+    assert left == {*kept, "vision-3", "end-3"}
+
+
 def test_a_checkpoint_comes_back_and_a_damaged_one_does_not(folder: Path | UPath) -> None:
     path = folder / "000001.safetensors"
     tensors = {"prompt": torch.arange(6.0).reshape(2, 3)}
@@ -135,6 +151,7 @@ def test_a_spool_is_removed_with_all_that_is_in_it(folder: Path | UPath) -> None
         lambda spool: spool.end(4),
         lambda spool: spool.is_ending(4),
         lambda spool: spool.tidy(4),
+        lambda spool: spool.sweep({3}),
         lambda spool: spool.remove(),
     ],
 )

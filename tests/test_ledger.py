@@ -13,6 +13,7 @@ from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, Origin, Trial, TrialState
+from objectives.files import write_whole
 from search.front import hypervolume, pareto_front
 from search.space import SearchSpace
 from storage.records import Lease
@@ -348,6 +349,20 @@ def test_a_lost_worker_that_had_spooled_its_result_loses_nothing(bench: Bench) -
     ledger.lose(assignment)
 
     assert bench.trials[0].state is TrialState.COMPLETE
+
+
+def test_a_new_driver_sweeps_away_what_its_predecessor_had_recorded(bench: Bench) -> None:
+    ledger = bench.drive()
+    done = take(ledger)
+    ledger.finish(done, measure(done.configuration))
+    open_one = take(ledger)
+    bench.spool.write(done.number, done.attempt, measure(done.configuration))
+    write_whole(bench.spool.checkpoint(done.number), b"")
+    write_whole(bench.spool.checkpoint(open_one.number), b"")
+
+    bench.drive()
+
+    assert list(bench.spool.folder.iterdir()) == [bench.spool.checkpoint(open_one.number)]
 
 
 def test_a_lost_attempt_runs_again_where_the_spool_is_away(bench: Bench) -> None:

@@ -1,7 +1,9 @@
 """The spool in a bucket: s3fs against a server that speaks S3."""
 
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import s3fs
@@ -13,12 +15,16 @@ from bitfront.errors import UnusableSpool
 from bitfront.trial import Evaluation
 from objectives.checkpoint import read_checkpoint, write_checkpoint
 from objectives.files import shared_path
+from tests.studies import Study
 from workers.outcome import Outcome
 from workers.spool import Spool
 
 torch = pytest.importorskip("torch")
 
 DONE = Outcome(Evaluation({"error": 0.5}, {}), None, 1.0, "host:1")
+
+
+RESULT = re.compile(r"\d+-\d+\.json|\d+\.safetensors|end-\d+")
 
 
 @pytest.fixture
@@ -129,3 +135,25 @@ def test_a_bucket_that_is_not_there_is_named_and_not_made() -> None:
     with pytest.raises(UnusableSpool, match="s3://nobodys/spool"):
         spool.write(3, 1, DONE)
     assert not s3fs.S3FileSystem(use_listings_cache=False).exists("nobodys")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("server")
+def test_a_study_with_its_spool_in_a_bucket_outlives_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITFRONT_SPOOL", "s3://studies/spool")
+    study = Study(tmp_path, "digits", trials=20)
+    complete = "SELECT count(*) FROM trial WHERE state = 'complete'"
+    driver = study.start("submit", str(study.job))
+    study.kill_when(driver, lambda: study.count(complete) >= 4)
+
+    assert study.start("resume", "digits").wait(timeout=300) == 0, study.log.read_text()
+
+    assert study.count(complete) == 20
+    assert "cannot be" not in study.log.read_text()
+    left = [path.name for path in UPath("s3://studies/spool").glob("**/*")]
+    assert not [name for name in left if RESULT.fullmatch(name)], left
+    assert study.start("delete", "digits", "--yes").wait(timeout=60) == 0
+    assert not list(UPath("s3://studies/spool").glob("**/*"))

@@ -159,6 +159,7 @@ class TrialLedger:
             self._trials.recall(trial.number, trial.state)
             if trial.number in running:
                 self._wait(trial.number, trial.attempt, trial.configuration)
+        self._spool.sweep({trial.number for trial in trials if trial.number not in running})
         self._teach(trials)
         self._report()
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,11 +72,23 @@ class Spool:
 
         An object store takes its time for that, and the driver has none: it is done aside.
         """
-        for path in (self._path(number, attempt), self.checkpoint(number)):
-            if isinstance(path, Path):
-                _drop(path)
-            else:
-                self._removers.submit(_drop, path)
+        self._drop(self._path(number, attempt))
+        self._drop(self.checkpoint(number))
+
+    def sweep(self, finished: Container[int]) -> None:
+        """Discards what finished trials left, where a driver died before it did so."""
+        with self._reaching():
+            found = find(self.folder, "*.json") + find(self.folder, "*.safetensors")
+        for path in found:
+            number = path.stem.partition("-")[0]
+            if number.isdecimal() and int(number) in finished:
+                self._drop(path)
+
+    def _drop(self, path: SharedPath) -> None:
+        if isinstance(path, Path):
+            _remove(path)
+        else:
+            self._removers.submit(_remove, path)
 
     def close(self) -> None:
         """Waits until everything is discarded that was to be."""
@@ -123,7 +135,7 @@ class Spool:
             raise UnusableSpool(str(self.folder), str(error)) from error
 
 
-def _drop(path: SharedPath) -> None:
+def _remove(path: SharedPath) -> None:
     try:
         remove(path)
     except OSError as error:
