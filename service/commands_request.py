@@ -74,12 +74,13 @@ def delete(study: str, yes: bool, url: str) -> None:
 
     with open_store(url, create=False) as store:
         standing = store.status(study)
+        spool = study_spool(url, standing.study)
         if not yes:
             what = f"study {study} with {sum(standing.counts.values())} trials"
             click.confirm(f"delete {what} from {store}?", abort=True, err=True)
         store.delete_study(study)
     try:
-        study_spool(url, standing.study).remove()
+        spool.remove()
     except UnusableSpool as error:
         click.echo(f"its files stay, delete them by hand: {error}", err=True)
     click.echo(f"study {study} is deleted", err=True)

@@ -106,3 +106,16 @@ def test_a_spool_that_cannot_be_deleted_is_named(
 
     assert deleted.exit_code == 0
     assert f"its files stay, delete them by hand: the spool {folder}" in deleted.stderr
+
+
+def test_a_spool_of_an_unknown_kind_is_said_before_anything_is_deleted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITFRONT_SPOOL", "nowhere://bucket/spool")
+
+    refused = run(path, "digits", "--yes")
+
+    assert refused.exit_code == 2
+    assert "install the fsspec package for nowhere" in refused.stderr
+    with open_store(file_url(path), create=False) as store:
+        assert len(store.trials("digits")) == 2
