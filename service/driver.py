@@ -11,7 +11,7 @@ from service.changes import accept_spec
 from service.heartbeat import Orders, heartbeat, signals, take
 from service.pipeline import Run
 from service.progress import Reporter
-from service.spools import study_spool
+from service.spools import spool_root, study_spool
 from service.submission import driven_line
 from storage.store import Store, open_store
 from workers.cluster import connected
@@ -46,7 +46,7 @@ def run_study(
     Raises:
         BitfrontError: The study cannot be run; what was measured is kept.
     """
-    check_roots(spec)
+    _refuse_early(spec, url)
     with open_store(url, patience_s=patience_s) as store:
         if not resume:
             store.create_study(spec, {})
@@ -65,7 +65,7 @@ def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | No
 
     A study of that name is continued if it is the same job.
     """
-    check_roots(spec)
+    _refuse_early(spec, url)
     with open_store(url) as store:
         known = any(summary.name == spec.study for summary in store.studies())
         if not known:
@@ -77,6 +77,12 @@ def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | No
             if known:
                 accept_spec(store, run.lease, spec, accept_changes=False)
             run.profile()
+
+
+def _refuse_early(spec: JobSpec, url: str) -> None:
+    """Raises what can be known before there is a study."""
+    check_roots(spec)
+    spool_root(url)
 
 
 @contextmanager

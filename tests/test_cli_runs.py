@@ -7,6 +7,8 @@ from click.testing import CliRunner
 
 from service.cli import main
 from service.commands_run import overrides
+from service.deployment import file_url
+from storage.store import open_store
 
 SHORT = "study: first\nmodel: {source: reference}\ndata: {source: reference}\n"
 
@@ -24,6 +26,22 @@ def test_a_malformed_job_ends_with_exit_code_2(tmp_path: Path, command: str) -> 
         "weight bits must be among 2, 3, 4, 5, 6, 8, 16\n"
     )
     assert not (tmp_path / "a.db").exists()
+
+
+@pytest.mark.parametrize("command", ["submit", "profile"])
+def test_a_spool_that_cannot_be_is_refused_before_there_is_a_study(
+    tmp_path: Path, command: str
+) -> None:
+    job, database = tmp_path / "job.yaml", tmp_path / "a.db"
+    job.write_text(SHORT)
+    environment = {"BITFRONT_SPOOL": "nowhere://bucket"}
+
+    result = CliRunner().invoke(main, [command, str(job), "--db", str(database)], env=environment)
+
+    assert result.exit_code == 2
+    assert "Error: nowhere:// cannot be used" in result.stderr
+    with open_store(file_url(database)) as store:
+        assert store.studies() == []
 
 
 def test_a_study_name_of_the_command_line_is_checked_like_the_file(tmp_path: Path) -> None:
