@@ -25,6 +25,11 @@ class TrialState(StrEnum):
         """Whether the trial will not change any more."""
         return self is not TrialState.RUNNING
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the trial was evaluated, to its end or as far as there was hope."""
+        return self in (TrialState.COMPLETE, TrialState.PRUNED)
+
 
 class StudyState(StrEnum):
     """Where a study stands; a paused one has a driver that waits to be told to go on."""
@@ -105,7 +110,12 @@ class Trial:
     @property
     def is_feasible(self) -> bool:
         """Whether it holds every constraint of the job."""
-        return all(excess <= 0 for excess in self.constraints.values())
+        return is_feasible(self.constraints)
+
+
+def is_feasible(constraints: Mapping[str, float]) -> bool:
+    """Whether no constraint, name to excess, is broken."""
+    return all(excess <= 0 for excess in constraints.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,14 +48,9 @@ def run_study(
     """
     _refuse_early(spec, url)
     with open_store(url, patience_s=patience_s) as store:
-        if not resume:
-            store.create_study(spec, {})
-        with (
-            bound(study=spec.study),
-            _driving(store, spec, url, reporter, address) as run,
-        ):
-            if resume:
-                accept_spec(store, run.lease, spec, accept_changes=accept_changes)
+        with _begun(
+            store, spec, url, reporter, address, is_known=resume, accept_changes=accept_changes
+        ) as run:
             run.drive(accept_changes=accept_changes)
         return store.study(spec.study).state
 
@@ -68,14 +63,7 @@ def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | No
     _refuse_early(spec, url)
     with open_store(url) as store:
         known = any(summary.name == spec.study for summary in store.studies())
-        if not known:
-            store.create_study(spec, {})
-        with (
-            bound(study=spec.study),
-            _driving(store, spec, url, reporter, address) as run,
-        ):
-            if known:
-                accept_spec(store, run.lease, spec, accept_changes=False)
+        with _begun(store, spec, url, reporter, address, is_known=known) as run:
             run.profile()
 
 
@@ -83,6 +71,26 @@ def _refuse_early(spec: JobSpec, url: str) -> None:
     """Raises what can be known before there is a study."""
     check_roots(spec)
     spool_root(url)
+
+
+@contextmanager
+def _begun(
+    store: Store,
+    spec: JobSpec,
+    url: str,
+    reporter: Reporter,
+    address: str | None,
+    *,
+    is_known: bool,
+    accept_changes: bool = False,
+) -> Iterator[Run]:
+    """Drives a study that is made now, or one that is known and must be the same job."""
+    if not is_known:
+        store.create_study(spec, {})
+    with bound(study=spec.study), _driving(store, spec, url, reporter, address) as run:
+        if is_known:
+            accept_spec(store, run.lease, spec, accept_changes=accept_changes)
+        yield run
 
 
 @contextmanager

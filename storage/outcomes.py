@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, insert, select, update
 
 from bitfront.errors import InvalidMetric
-from bitfront.trial import Cause, Evaluation, FrontChange, TrialState
+from bitfront.trial import Cause, Evaluation, FrontChange, TrialState, is_feasible
 from storage import tables
 from storage.access import find_id, guard
 from storage.events import add_event, insert_new, storable
@@ -62,7 +62,7 @@ def _value_columns(connection: Connection, lease: Lease, outcome: Outcome) -> di
         **{name: measured.get(name) for name in (*VALUES, "bits_per_weight")},
         "metrics": metrics,
         "constraints": constraints,
-        "feasible": all(excess <= 0 for excess in constraints.values()),
+        "feasible": is_feasible(constraints),
         "seconds": outcome.seconds,
         "worker": outcome.worker,
         "cached": outcome.cached,

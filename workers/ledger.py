@@ -23,13 +23,11 @@ from workers.logs import masked
 from workers.metrics import StudyMetrics
 from workers.outcome import Failure, Outcome
 from workers.retries import Retries
-from workers.scores import Scores
+from workers.scores import Measured, Scores
 from workers.spool import Spool
 from workers.tally import Tally
 
 logger = logging.getLogger(__name__)
-
-_MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +146,7 @@ class TrialLedger:
         for trial in trials:
             if trial.state is TrialState.COMPLETE:
                 self._scores.recall(
-                    trial.number, trial.configuration, trial.values, trial.constraints
+                    Measured(trial.number, trial.configuration, trial.values, trial.constraints)
                 )
         if self._recover_spool(trials):
             trials = self._store.trials(self.study)
@@ -170,12 +168,12 @@ class TrialLedger:
 
     def _teach(self, trials: Sequence[Trial]) -> None:
         """Tells a new proposer everything that is known, in the order of the trials."""
-        finished = [trial for trial in trials if trial.state in _MEASURED]
+        finished = [trial for trial in trials if trial.state.is_measured]
         self._proposer.restore([(t.configuration, self._sample(t)) for t in finished])
         for trial in trials:
             if trial.state is TrialState.RUNNING:
                 self._proposer.start(trial.configuration)
-            elif trial.state not in _MEASURED:
+            elif not trial.state.is_measured:
                 self._proposer.fail(trial.configuration)
 
     def _sample(self, trial: Trial) -> Sample | None:
@@ -402,7 +400,8 @@ class TrialLedger:
             raise ValueError("only an evaluation completes a trial")
         number, configuration = assignment.number, assignment.configuration
         constraints = excesses(self._spec.constraints, evaluation)
-        front, change = self._scores.with_trial(number, evaluation.values, constraints)
+        measured = Measured(number, configuration, evaluation.values, constraints)
+        front, change = self._scores.with_trial(measured)
         done = self._store.complete_trial(
             self._lease,
             number,
@@ -417,7 +416,7 @@ class TrialLedger:
         )
         if not done:
             return None
-        self._scores.complete(number, configuration, evaluation.values, constraints, front, change)
+        self._scores.complete(measured, front, change)
         return Sample(self._scores.values(evaluation.values), constraints)
 
     def _fail(

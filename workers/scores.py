@@ -2,11 +2,34 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 
 from bitfront.plan import Configuration
-from bitfront.trial import FrontChange
+from bitfront.trial import FrontChange, is_feasible
 from search.front import Front
 from search.hurdle import Gains, Hurdle
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A complete trial.
+
+    Attributes:
+        number: The trial's.
+        configuration: What was evaluated.
+        values: Objective name to value.
+        constraints: Constraint name to its excess; at most 0 where it holds.
+    """
+
+    number: int
+    configuration: Configuration
+    values: Mapping[str, float]
+    constraints: Mapping[str, float]
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether it holds every constraint of the job."""
+        return is_feasible(self.constraints)
 
 
 class Scores:
@@ -40,40 +63,24 @@ class Scores:
         """The objective values in their order."""
         return tuple(values[objective] for objective in self._objectives)
 
-    def with_trial(
-        self, number: int, values: Mapping[str, float], constraints: Mapping[str, float]
-    ) -> tuple[Front, FrontChange]:
+    def with_trial(self, trial: Measured) -> tuple[Front, FrontChange]:
         """The front as it will be with one more trial, and what that changes."""
+        if not trial.is_feasible:
+            return self.front, FrontChange((), (), self.front.hypervolume)
         front = deepcopy(self.front)
-        if not _is_feasible(constraints):
-            return front, FrontChange((), (), front.hypervolume)
-        return front, front.add(number, self.values(values))
+        return front, front.add(trial.number, self.values(trial.values))
 
-    def recall(
-        self,
-        number: int,
-        configuration: Configuration,
-        values: Mapping[str, float],
-        constraints: Mapping[str, float],
-    ) -> None:
+    def recall(self, trial: Measured) -> None:
         """Takes in a complete trial of an earlier driver."""
-        if _is_feasible(constraints):
-            self.front.add(number, self.values(values))
-        self._note(number, configuration, values, constraints)
+        if trial.is_feasible:
+            self.front.add(trial.number, self.values(trial.values))
+        self._note(trial)
 
-    def complete(
-        self,
-        number: int,
-        configuration: Configuration,
-        values: Mapping[str, float],
-        constraints: Mapping[str, float],
-        front: Front,
-        change: FrontChange,
-    ) -> None:
+    def complete(self, trial: Measured, front: Front, change: FrontChange) -> None:
         """Takes in a trial that is recorded now, with the front that was recorded with it."""
         self.front = front
         self.since_growth = 0 if change.added else self.since_growth + 1
-        self._note(number, configuration, values, constraints)
+        self._note(trial)
 
     def prune(self) -> None:
         """Takes in a trial that stopped early."""
@@ -87,20 +94,11 @@ class Scores:
         """What a recovery that is trained now must be able to pass."""
         return Hurdle(self.front.points, self._gains.largest())
 
-    def _note(
-        self,
-        number: int,
-        configuration: Configuration,
-        values: Mapping[str, float],
-        constraints: Mapping[str, float],
-    ) -> None:
-        error = values["error"]
-        fits = values.get("nbytes", 0) <= self._budget_nbytes
-        if fits and _is_feasible(constraints):
+    def _note(self, trial: Measured) -> None:
+        error = trial.values["error"]
+        fits = trial.values.get("nbytes", 0) <= self._budget_nbytes
+        if fits and trial.is_feasible:
             self.best_error = error if self.best_error is None else min(error, self.best_error)
-        if configuration.recovery is not None:
-            self._gains.add(configuration.recovery, self._stages.get(number, {}), error)
-
-
-def _is_feasible(constraints: Mapping[str, float]) -> bool:
-    return all(excess <= 0 for excess in constraints.values())
+        recovery = trial.configuration.recovery
+        if recovery is not None:
+            self._gains.add(recovery, self._stages.get(trial.number, {}), error)

@@ -78,7 +78,7 @@ class Spool:
     def sweep(self, finished: Container[int]) -> None:
         """Discards what finished trials left, where a driver died before it did so."""
         with self._reaching():
-            found = find(self.folder, "*.json") + find(self.folder, "*.safetensors")
+            found = find(self.folder, "[0-9]*")
         for path in found:
             number = path.stem.partition("-")[0]
             if number.isdecimal() and int(number) in finished:

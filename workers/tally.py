@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from bitfront.trial import TrialState
 
 MIN_FINISHED = 5
-_MEASURED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Tally:
@@ -42,5 +41,6 @@ class Tally:
     def failures(self) -> tuple[int, int] | None:
         """Failed and finished trials, where most failed that ended since the driver started."""
         failed = self._ended[TrialState.FAILED]
-        finished = failed + sum(self._ended[state] for state in _MEASURED)
+        measured = sum(count for state, count in self._ended.items() if state.is_measured)
+        finished = failed + measured
         return (failed, finished) if finished >= MIN_FINISHED and failed * 2 > finished else None
