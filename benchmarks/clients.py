@@ -29,7 +29,7 @@ from benchmarks.dispatch import database, machine, table
 from bitfront.trial import TrialState
 from storage.records import Limits
 from storage.store import Store, open_store
-from tests.studies import JOB
+from tests.support.studies import JOB
 
 STUDIES = ("steady", "stopped")
 CLIENTS = 4

@@ -44,13 +44,13 @@ from search.space import SearchSpace
 from storage.records import EventKind
 from storage.store import Store, open_store
 from storage.tables import Attempt, Study, Trial
-from tests.studies import JOB
-from workers.assignment import Assignment
-from workers.cluster import connected
-from workers.crew import run_trials
-from workers.ledger import TrialLedger
-from workers.outcome import Outcome
-from workers.spool import Spool
+from tests.support.studies import JOB
+from workers.cluster.connection import connected
+from workers.cluster.worker_pool import run_trials
+from workers.scheduling.attempt import Assignment
+from workers.scheduling.outcome import Outcome
+from workers.scheduling.spool import Spool
+from workers.scheduling.trial_scheduler import TrialLedger
 
 LAYERS = 2
 BITS = (2, 3, 4, 6, 8)

@@ -27,10 +27,10 @@ from bitfront.precision import Precision
 from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation
 from bitfront.vlm import load_model
-from objectives.calibration import calibrate
-from objectives.evaluation import Evaluator
-from objectives.load import load_task
-from service.shortlist import Shortlist
+from objectives.data.load import load_task
+from objectives.evaluation.evaluator import Evaluator
+from objectives.profiling.calibration import calibrate
+from service.study.proxy_search import Shortlist
 
 T = TypeVar("T")
 

@@ -8,16 +8,16 @@ from bitfront.layers import Block
 from bitfront.plan import Option, Plan
 from bitfront.profile import Cell, ClipChoice, Profile
 from bitfront.spec import JobSpec
-from objectives.clips import walk
-from service.profiling import measure_profile
-from service.progress import NullReporter
+from objectives.profiling.clips import walk
+from service.study.profiling import measure_profile
+from service.views.progress import NullReporter
 from storage.store import open_store
-from workers import resident
-from workers.order import WorkOrder
+from workers.process import model_cache as resident
+from workers.scheduling.worker_config import WorkOrder
 
 
 class InProcess:
-    """Does what `workers.tasks.TaskPool` does, without Ray."""
+    """Does what `workers.cluster.tasks.TaskPool` does, without Ray."""
 
     def __init__(self, order: str) -> None:
         self.order = order

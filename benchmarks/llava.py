@@ -34,13 +34,13 @@ from bitfront.profile import Cell, LayerEntropy
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import Grain, JobSpec, PartitionSpec
 from bitfront.vlm import GenerativeModel, LayeredModel, PlanSwitch, QuestionBatch
-from bitfront.vlm.generative import Prompt
-from bitfront.vlm.llava_models import Wording, llava_model
-from objectives.calibration import calibrate
-from objectives.cells import CellMeter
-from objectives.cost import configuration_nbytes, layer_bit_operations, layer_nbytes
-from objectives.streams import QuestionStream, Stream
-from objectives.task import SplitName, Task
+from bitfront.vlm.loaders.llava import Wording, llava_model
+from bitfront.vlm.models.generative import Prompt
+from objectives.cost.costs import configuration_nbytes, layer_bit_operations, layer_nbytes
+from objectives.data.task import SplitName, Task
+from objectives.execution.streams import QuestionStream, Stream
+from objectives.profiling.calibration import calibrate
+from objectives.profiling.cells import CellMeter
 from search.options import block_options, screen, undominated
 from search.partition import partition
 from search.program import Program

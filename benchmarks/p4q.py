@@ -37,19 +37,19 @@ from bitfront.precision import Precision
 from bitfront.reference.scenes import WORDS
 from bitfront.spec import JobSpec, QuantizerSpec, RecoverySpace, Sampler
 from bitfront.vlm import DualEncoder, PlanSwitch
-from bitfront.vlm.open_clip_models import open_clip_encoder
-from objectives.class_training import ClassData, ClassTraining
-from objectives.classification import ClassificationTask, Split
-from objectives.classification_judge import ClassificationJudge
-from objectives.evaluation import Evaluator
-from objectives.recovery import advance
-from objectives.task import SplitName
+from bitfront.vlm.loaders.open_clip import open_clip_encoder
+from objectives.data.classification import ClassificationTask, Split
+from objectives.data.task import SplitName
+from objectives.evaluation.classification_scorer import ClassificationJudge
+from objectives.evaluation.evaluator import Evaluator
+from objectives.recovery.checkpointed_training import advance
+from objectives.recovery.class_training import ClassData, ClassTraining
 from search.front import Front, hypervolume
-from search.hurdle import Gains, Hurdle
+from search.pruner import Gains, Hurdle
 from search.sampler import Outcome, Proposer
 from search.seeds import uniform_precision
 from search.space import SearchSpace
-from service.shortlist import Shortlist
+from service.study.proxy_search import Shortlist
 
 FULL = Plan(())
 BEST = Recovery(

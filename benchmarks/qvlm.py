@@ -27,20 +27,20 @@ from bitfront.profile import ClipChoice, LayerEntropy
 from bitfront.quant.inputs import InputQuantizer, LearnedBounds, input_levels
 from bitfront.spec import JobSpec, PartitionSpec, QuantizerSpec, VisionSpec
 from bitfront.vlm import GenerativeModel, LayeredModel, PlanSwitch, load_model
-from objectives.calibration import Ranges, calibrate, watch_calibration
-from objectives.clips import ClipSearch, prefix_behind, walk
-from objectives.ded import Ded, list_pairs, measure_ded
-from objectives.entropy import entropy_nats, measure_entropies, soft_assignment
-from objectives.evaluation import Evaluator
-from objectives.load import load_task
-from objectives.questions import QuestionTask
-from objectives.task import SplitName, Task
-from objectives.vision import optimise_vision
+from objectives.data.load import load_task
+from objectives.data.questions import QuestionTask
+from objectives.data.task import SplitName, Task
+from objectives.evaluation.evaluator import Evaluator
+from objectives.profiling.calibration import Ranges, calibrate, watch_calibration
+from objectives.profiling.clips import ClipSearch, prefix_behind, walk
+from objectives.profiling.ded import Ded, list_pairs, measure_ded
+from objectives.profiling.entropy import entropy_nats, measure_entropies, soft_assignment
+from objectives.profiling.vision import optimise_vision
 from search.partition import partition
 from search.seeds import full_precision
-from service.shortlist import Shortlist
-from workers import resident
-from workers.order import WorkOrder
+from service.study.proxy_search import Shortlist
+from workers.process import model_cache as resident
+from workers.scheduling.worker_config import WorkOrder
 
 CLIPS = (1.0, 0.995, 0.99, 0.985, 0.98)
 MODELS = ("digit-llava", "digit-clip")

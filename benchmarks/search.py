@@ -20,14 +20,14 @@ from bitfront.layers import Block
 from bitfront.plan import Configuration
 from bitfront.profile import Profile
 from bitfront.spec import JobSpec, Sampler
-from objectives.evaluation import Evaluator
+from objectives.evaluation.evaluator import Evaluator
 from search.front import hypervolume
 from search.options import block_options
 from search.sampler import Outcome, Proposer
 from search.space import SearchSpace
-from service.shortlist import Shortlist
-from workers import resident
-from workers.order import WorkOrder
+from service.study.proxy_search import Shortlist
+from workers.process import model_cache as resident
+from workers.scheduling.worker_config import WorkOrder
 
 Measure = Callable[[Configuration], tuple[float, ...]]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from bitfront.plan import Configuration
 from bitfront.trial import Evaluation
-from workers.outcome import Outcome, worker_name
-from workers.trials import TrialWorker
+from workers.process.trial_worker import TrialWorker
+from workers.scheduling.outcome import Outcome, worker_name
 
 WEIGHTS = 65_536
 

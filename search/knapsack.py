@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from search.menu import Floats, Integers, Menu
+from search.knapsack_items import Floats, Integers, Menu
 from search.relaxation import Relaxation
 
 # Labels kept after each block: a first search finds a good choice, so that the next ones need

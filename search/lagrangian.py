@@ -8,7 +8,7 @@ is replaced by the cell's own term. The largest of these bounds over some multip
 import numpy as np
 from numpy.typing import NDArray
 
-from search.menu import Floats, Integers, Menu
+from search.knapsack_items import Floats, Integers, Menu
 from search.relaxation import Relaxation
 
 # Multipliers are taken at this many steps of the relaxation within the range of budgets, and at

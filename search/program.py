@@ -11,7 +11,7 @@ import pulp
 from bitfront.errors import InfeasibleBudget
 from bitfront.profile import Cell
 from search.knapsack import best_choice
-from search.menu import Floats, Integers, Menu
+from search.knapsack_items import Floats, Integers, Menu
 from search.relaxation import Relaxation
 
 _TOLERANCE = 1e-10  # the least that HiGHS takes

@@ -19,8 +19,8 @@ import numpy as np
 from bitfront.plan import Option
 from bitfront.profile import Cell
 from search.knapsack import best_choice
+from search.knapsack_items import Integers, Menu
 from search.lagrangian import Lagrangian
-from search.menu import Integers, Menu
 from search.program import Program
 from search.relaxation import Relaxation
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search.menu import Floats, Integers, Menu
+from search.knapsack_items import Floats, Integers, Menu
 
 
 class _Steps(NamedTuple):

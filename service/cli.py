@@ -24,15 +24,8 @@ from typing import cast
 import click
 
 from bitfront.errors import BitfrontError
-from service import (
-    commands_model,
-    commands_query,
-    commands_request,
-    commands_run,
-    commands_share,
-    commands_tune,
-)
-from workers.logs import masked, set_up
+from service.commands import model, query, request, run, share, tune
+from workers.observability.logs import masked, set_up
 
 
 class Refusal(click.ClickException):
@@ -67,11 +60,11 @@ def main() -> None:
 
 
 for command in (
-    *commands_run.COMMANDS,
-    *commands_request.COMMANDS,
-    *commands_query.COMMANDS,
-    *commands_share.COMMANDS,
-    *commands_tune.COMMANDS,
-    *commands_model.COMMANDS,
+    *run.COMMANDS,
+    *request.COMMANDS,
+    *query.COMMANDS,
+    *share.COMMANDS,
+    *tune.COMMANDS,
+    *model.COMMANDS,
 ):
     main.add_command(command)

@@ -16,8 +16,8 @@ from tenacity import (
 )
 
 from bitfront.errors import DatabaseError
+from bitfront.failpoints import failpoint
 from bitfront.plan import canonical_json
-from bitfront.probes import failpoint
 from storage.location import mask, shown
 
 P = ParamSpec("P")

@@ -10,7 +10,7 @@ from bitfront.trial import Cause, Evaluation, FrontChange, TrialState, is_feasib
 from storage import tables
 from storage.access import find_id, guard
 from storage.events import add_event, insert_new, storable
-from storage.numbers import finite
+from storage.finite import finite
 from storage.records import AttemptRecord, EventKind, Lease, Outcome
 from storage.tables import Attempt, Front, Intermediate, Now, Study, Trial
 from storage.trials import VALUES

@@ -23,7 +23,7 @@ from bitfront.plan import canonical_json
 from bitfront.trial import Cause, Origin, TrialState
 from storage import studies
 from storage.access import find_id
-from storage.models import comparable_studies, is_alike
+from storage.comparable_studies import comparable_studies, is_alike
 from storage.records import Failure, Limits, ModelFronts, Progress, Result, Status, TrialRow
 from storage.tables import Attempt, Cell, Front, Hypervolume, Study, Trial
 

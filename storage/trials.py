@@ -10,7 +10,7 @@ from bitfront.trial import Cause, Origin, TrialState
 from bitfront.trial import Trial as TrialRecord
 from storage.access import find_id, guard
 from storage.events import add_event
-from storage.numbers import finite
+from storage.finite import finite
 from storage.records import EventKind, Lease
 from storage.tables import Attempt, Now, Study, Trial
 

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from bitfront.errors import SpecError
 from bitfront.job.document import Document, Place, cut, place_name, read_document
-from bitfront.job.sentences import place_of, sentence
+from bitfront.job.error_messages import place_of, sentence
 from bitfront.spec import DataSource, JobSpec, ModelSource
 
 CHECKPOINT_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")

@@ -1,10 +1,10 @@
 """Vision-language models behind one adapter, and plans put onto them and taken off again."""
 
-from bitfront.vlm.encoder import DualEncoder
-from bitfront.vlm.generative import GenerativeModel, QuestionBatch
-from bitfront.vlm.layered import LayeredModel
-from bitfront.vlm.load import load_model
-from bitfront.vlm.switch import PlanSwitch
+from bitfront.vlm.loaders.load import load_model
+from bitfront.vlm.models.dual_encoder import DualEncoder
+from bitfront.vlm.models.generative import GenerativeModel, QuestionBatch
+from bitfront.vlm.models.layered import LayeredModel
+from bitfront.vlm.plan_switch import PlanSwitch
 
 __all__ = [
     "DualEncoder",

@@ -1,0 +1,64 @@
+"""Replaces weights that functions use by modules that are called, in place."""
+
+from collections.abc import Iterator, Mapping
+
+from open_clip.modified_resnet import AttentionPool2d
+from open_clip.transformer import Attention as OpenClipAttention
+from torch import nn
+
+from bitfront.vlm.layers.attention import (
+    CalledAttention,
+    CalledAttentionPool,
+    CalledOpenClipAttention,
+    Projection,
+)
+
+_BARE_PROJECTIONS = ("proj", "text_projection")  # what open_clip multiplies as `x @ self.proj`
+
+
+def call_every_weight(model: nn.Module) -> dict[nn.Module, str]:
+    """Rewrites the model so that its matrices belong to called modules.
+
+    Returns:
+        Every Linear, Conv2d and Embedding of the rewritten model with the name that its weight
+        had in the original; a tied weight has one name, and so do the modules that share it.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    first_names = {id(parameter): name for name, parameter in reversed(parameters.items())}
+    names: dict[nn.Module, str] = {}
+    replaced: dict[nn.Module, nn.Module] = {}
+    for parent in list(model.modules()):
+        for key, child in list(parent.named_children()):
+            new = replaced.get(child) or _replacement(child)
+            if new is not None:
+                replaced[child] = new
+                setattr(parent, key, new)
+        names.update(_project_bare(parent, first_names))
+        if "qkv_bias_separate" in vars(parent):  # timm then calls its qkv instead of F.linear
+            parent.qkv_bias_separate = True  # type: ignore[assignment]  # timm's, not torch's
+    for module in model.modules():
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        known = weight is not None and id(weight) in first_names
+        if known and isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            names[module] = first_names[id(weight)]
+    return names
+
+
+def _replacement(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, nn.MultiheadAttention):
+        return CalledAttention(module)
+    if isinstance(module, OpenClipAttention):
+        return CalledOpenClipAttention(module)
+    if isinstance(module, AttentionPool2d):
+        return CalledAttentionPool(module)
+    return None
+
+
+def _project_bare(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[nn.Module, str]]:
+    """Turns each matrix that is a bare parameter of `module` into a Linear of its own."""
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        if key in _BARE_PROJECTIONS and parameter.ndim == 2:
+            delattr(module, key)
+            projection = Projection(parameter)
+            setattr(module, key, projection)
+            yield projection, names[id(parameter)]

@@ -1,0 +1,1 @@
+"""Loading models from open_clip, transformers, or the bundled reference."""

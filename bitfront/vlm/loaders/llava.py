@@ -1,0 +1,240 @@
+"""transformers' LLaVA and LLaVA-NeXT, from a folder or the hub, weights in safetensors only."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import (
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
+)
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from bitfront.errors import InvalidModel, InvalidSample, SpecError
+from bitfront.layers import Tower
+from bitfront.vlm.models.generative import IMAGE_TOKEN, GenerativeModel, Prompt, Speech
+
+Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
+Inner = LlavaModel | LlavaNextModel
+LLAVA_KINDS: dict[str, type[Llava]] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+}
+
+# Text beside the image in the sample that positions are counted on.
+_TEXT_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How a model's words become tokens, and tokens words.
+
+    Attributes:
+        prepare: A question's text and its picture to a prompt.
+        encode_answer: An answer's tokens with the end behind them.
+        decode: Tokens to text, without the end.
+    """
+
+    prepare: Callable[[str, Image | None], Prompt]
+    encode_answer: Callable[[str], Tensor]
+    decode: Callable[[Sequence[int]], str]
+
+
+def load_wording(place: str, ends: frozenset[int]) -> Wording:
+    """The words of a stored model, as its processor knows them.
+
+    Args:
+        place: Folder or hub name.
+        ends: The tokens that end its answers; the tokenizer's own is taken where it is one.
+    """
+    processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # theirs
+        place, trust_remote_code=False
+    )
+    tokenizer = processor.tokenizer
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends)
+
+    def prepare(text: str, image: Image | None) -> Prompt:
+        if image is None:
+            tokens = tokenizer(text, return_tensors="pt")["input_ids"][0]
+            return Prompt(tokens)
+        given = processor(images=image.convert("RGB"), text=text, return_tensors="pt")
+        size = given.get("image_sizes")
+        return Prompt(
+            given["input_ids"][0],
+            given["pixel_values"][0],
+            None if size is None else (int(size[0][0]), int(size[0][1])),
+        )
+
+    def encode_answer(answer: str) -> Tensor:
+        tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*tokens, end])
+
+    def decode(tokens: Sequence[int]) -> str:
+        text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+        return text.strip()
+
+    return Wording(prepare, encode_answer, decode)
+
+
+def llava_model(model: Llava, wording: Wording, ends: frozenset[int]) -> GenerativeModel:
+    """The generative model of a LLaVA that is already built.
+
+    What its features never pass is dropped: the vision tower's last layers behind
+    `vision_feature_layer`, and SigLIP's pooling head.
+    """
+    _drop_unused(model)
+    config, inner = model.config, model.model
+    device, dtype = model.device, model.dtype
+    embeddings = inner.vision_tower.embeddings
+    shape = (1, embeddings.patch_embedding.in_channels, *[embeddings.image_size] * 2)
+    length = config.image_seq_length + _TEXT_TOKENS
+
+    def run_vision() -> None:
+        inner.vision_tower(torch.zeros(shape, device=device, dtype=dtype))
+
+    def run_projector() -> None:
+        width = inner.multi_modal_projector.linear_1.in_features
+        tokens = torch.zeros(1, config.image_seq_length, width, device=device, dtype=dtype)
+        inner.multi_modal_projector(tokens)
+
+    def run_language() -> None:
+        tokens = torch.zeros(1, length, dtype=torch.long, device=device)
+        # Without a mask transformers looks into the positions' values, which meta tensors lack.
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
+        given = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
+        model.lm_head(inner.language_model(**given)[0])
+
+    def logits(embedded: Tensor, kept: int) -> Tensor:
+        found = model(inputs_embeds=embedded, logits_to_keep=kept, use_cache=False)
+        result: Tensor = found.logits
+        return result
+
+    def continue_from(embedded: Tensor, state: object) -> tuple[Tensor, object]:
+        found = model(
+            inputs_embeds=embedded, past_key_values=state, logits_to_keep=1, use_cache=True
+        )
+        return found.logits[:, -1], found.past_key_values
+
+    def prepare(text: str, image: Image | None) -> Prompt:
+        places = text.count(IMAGE_TOKEN)
+        if image is not None and places == 0:
+            raise InvalidSample(
+                f"the prompt {text!r} has no image token, but its sample has an image: "
+                f"put {IMAGE_TOKEN} into data.prompt"
+            )
+        if image is not None and places > 1:
+            raise InvalidSample(
+                f"the prompt {text!r} has {places} image tokens, but its sample has one image: "
+                f"leave {IMAGE_TOKEN} out of the question"
+            )
+        if image is None and places:
+            raise InvalidSample(
+                f"the prompt {text!r} has an image token, but its sample has no image"
+            )
+        return wording.prepare(text, image)
+
+    speech = Speech(
+        runs={
+            Tower.VISION: run_vision,
+            Tower.PROJECTOR: run_projector,
+            Tower.LANGUAGE: run_language,
+        },
+        token_embedding=inner.get_input_embeddings(),
+        image_features=partial(_image_features, inner),
+        image_vectors=partial(_image_vectors, inner),
+        logits=logits,
+        continue_from=continue_from,
+        prepare=prepare,
+        encode_answer=wording.encode_answer,
+        decode=wording.decode,
+        ends=ends,
+        image_code=config.image_token_id,
+        tile_shape=(_tile_tokens(inner), inner.multi_modal_projector.linear_2.out_features),
+        max_length=config.get_text_config().max_position_embeddings,
+    )
+    return GenerativeModel(model, speech)
+
+
+def _tile_tokens(inner: Inner) -> int:
+    """Tokens that the vision tower gives for a tile: the default strategy drops the first one."""
+    positions: int = inner.vision_tower.embeddings.num_positions
+    return positions - (inner.config.vision_feature_select_strategy == "default")
+
+
+def _image_features(inner: Inner, pixels: Tensor, sizes: Tensor | None) -> Tensor:
+    """The projector's output; what the model would make of it is thrown away."""
+    seen: list[Tensor] = []
+    hook = inner.multi_modal_projector.register_forward_hook(
+        lambda _module, _args, output: seen.append(output)
+    )
+    try:
+        if isinstance(inner, LlavaNextModel):
+            inner.get_image_features(pixels, sizes)
+        else:
+            inner.get_image_features(pixels)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def _image_vectors(inner: Inner, features: Tensor, sizes: Tensor | None) -> Tensor:
+    """The features as the decoder reads them: LLaVA-NeXT puts an image's tiles together.
+
+    Raises:
+        SpecError: The tiles are not those of images of these sizes.
+    """
+    if not isinstance(inner, LlavaNextModel):
+        return features.flatten(0, 1)
+    config = inner.config
+    side = inner.vision_tower.embeddings.image_size
+    images = [] if sizes is None else sizes.tolist()
+    tiles = [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in images]
+    if sum(tiles) != len(features):
+        raise SpecError(
+            f"the image features are of {len(features)} tiles, "
+            f"but images of these sizes have {sum(tiles)}"
+        )
+    packed, _ = inner.pack_image_features(  # type: ignore[no-untyped-call]  # theirs
+        torch.split(features, tiles),
+        images,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        image_newline=inner.image_newline,
+    )
+    return torch.cat(packed)
+
+
+def _drop_unused(model: Llava) -> None:
+    """Drops the vision tower's parts behind the hidden states that are used.
+
+    Raises:
+        InvalidModel: The vision tower is built in a way that is not known, or has fewer
+            layers than the model wants features of.
+    """
+    tower, config = model.model.vision_tower, model.config
+    layers = getattr(getattr(tower, "encoder", None), "layers", None)
+    if layers is None:
+        raise InvalidModel(
+            f"the vision tower {type(tower).__name__} has no encoder.layers: "
+            "it must be a CLIP or a SigLIP"
+        )
+    # Hidden state 0 is the embedding; negative numbers count from the last layer's.
+    chosen = config.vision_feature_layer
+    several = [chosen] if isinstance(chosen, int) else list(chosen)
+    states = [state if state >= 0 else len(layers) + 1 + state for state in several]
+    if not all(0 <= state <= len(layers) for state in states):
+        raise InvalidModel(
+            f"vision_feature_layer is {chosen}, but the vision tower has {len(layers)} layers: "
+            "correct it in the model's config.json"
+        )
+    del layers[max(states) :]
+    tower.config.num_hidden_layers = len(layers)
+    config.vision_feature_layer = states[0] if isinstance(chosen, int) else states
+    if getattr(tower, "use_head", False):
+        tower.use_head = False
+        del tower.head

@@ -1,0 +1,1 @@
+"""The models: dual encoders and generative models with their layers."""

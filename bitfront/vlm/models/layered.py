@@ -1,0 +1,144 @@
+"""A model with its layers: what plans are put onto, whatever the model does."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bitfront.errors import InvalidModel, SpecError
+from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.vlm.layers.rewrite import call_every_weight
+from bitfront.vlm.layers.trace import Site, find_sites
+from bitfront.vlm.models.weights_digest import model_identity
+
+
+class LayeredModel:
+    """A model whose layers can be watched and given other weights.
+
+    The model is rewritten in place: afterwards every layer's weight belongs to a Linear,
+    Conv2d or Embedding that is called as a module. It is put in eval mode, without gradients
+    for its parameters.
+
+    Attributes:
+        module: The rewritten model.
+        layers: In order of execution, vision tower first.
+        kept: Parameters that stay in 16 bits with their numbers of elements: norms, biases,
+            positions, class embeddings, the logit scale, and what never runs.
+        buffers: The floating-point tensors that a checkpoint holds beside the parameters
+            (batch norm statistics) with their numbers of elements.
+        device: Where the model is.
+        identity: Hash of the architecture and the weights, as they were before rewriting.
+        switch: The `PlanSwitch` whose plan is on the model; None before the first.
+    """
+
+    switch: object | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        token_embedding: nn.Embedding,
+        runs: Mapping[Tower, Callable[[], object]],
+    ) -> None:
+        """Takes the model over.
+
+        Args:
+            model: The model.
+            token_embedding: The only embedding that counts as a layer.
+            runs: For each tower, what runs it on one empty sample.
+
+        Raises:
+            InvalidModel: A weight is not finite, or the model cannot be rewritten.
+        """
+        _refuse_non_finite(model)
+        model.eval().requires_grad_(requires_grad=False)
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self.module = model
+        self.device = next(model.parameters()).device
+        self.identity = model_identity(model)
+        self.buffers: Mapping[str, int] = {
+            name: tensor.numel()
+            for name, tensor in model.state_dict().items()
+            if name not in aliases and tensor.is_floating_point()
+        }
+        names = call_every_weight(model)
+        wanted = {
+            module: name
+            for module, name in names.items()
+            if not isinstance(module, nn.Embedding) or module is token_embedding
+        }
+        sites = find_sites(model, wanted, runs)
+        self._sites: dict[str, Site] = {site.layer.name: site for site in sites}
+        self.layers: tuple[Layer, ...] = tuple(site.layer for site in sites)
+        self.kept: Mapping[str, int] = {
+            name: count for name, count in sizes.items() if name not in self._sites
+        }
+        # Aliases of the original storage: whatever `put_weight` does, these stay as they are.
+        self._originals = {
+            site.layer.name: site.modules[0].get_parameter("weight").detach() for site in sites
+        }
+
+    @property
+    def fixed_nbytes(self) -> int:
+        """Bytes of everything that no plan changes, at 2 bytes an element."""
+        return 2 * (sum(self.kept.values()) + sum(self.buffers.values()))
+
+    @contextmanager
+    def watch_inputs(self, callback: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Calls back with a layer's name and input whenever it runs; embeddings give none.
+
+        The input is what the weight multiplies: with a plan on, the quantized one.
+        """
+
+        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _module, args: callback(name, args[0])
+
+        hooks = [
+            module.register_forward_pre_hook(watch(name))
+            for name in self._sites
+            for module in self.multiplying(name)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def modules(self, layer: str) -> tuple[nn.Module, ...]:
+        """The modules that hold the layer's weight: one, or several when it is tied.
+
+        Raises:
+            SpecError: The model has no such layer.
+        """
+        if layer not in self._sites:
+            raise SpecError(f"the model has no layer {layer!r}: its first is {self.layers[0].name}")
+        return self._sites[layer].modules
+
+    def multiplying(self, layer: str) -> tuple[nn.Module, ...]:
+        """Those of the layer's modules that multiply an input: all but embeddings."""
+        return tuple(m for m in self.modules(layer) if not isinstance(m, nn.Embedding))
+
+    def acts_from_the_start(self, layer: str) -> bool:
+        """Whether the weight is tied to an embedding, and so at work before its place in order."""
+        embeds = any(isinstance(module, nn.Embedding) for module in self.modules(layer))
+        return embeds and self._sites[layer].layer.kind is not LayerKind.EMBEDDING
+
+    def weight(self, layer: str) -> Float[Tensor, "rows columns"]:
+        """The layer's full-precision weight, whatever plan is on the model."""
+        self.modules(layer)
+        return self._originals[layer].flatten(1)
+
+    def put_weight(self, layer: str, weight: Float[Tensor, "rows columns"] | None) -> None:
+        """Gives the layer another weight; None gives it its own back, bit for bit."""
+        modules = self.modules(layer)
+        original = self._originals[layer]
+        for module in modules:
+            parameter = module.get_parameter("weight")
+            parameter.data = original if weight is None else weight.view_as(original)
+
+
+def _refuse_non_finite(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
+            raise InvalidModel(f"{name} has values that are NaN or infinite")

@@ -1,0 +1,158 @@
+"""Brings a model from one plan to another by touching only the layers that differ."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bitfront.errors import SpecError
+from bitfront.plan import Plan
+from bitfront.precision import Precision
+from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds
+from bitfront.quant.weights import fake_quantize_weight
+from bitfront.spec import QuantizerSpec
+from bitfront.vlm.models.layered import LayeredModel
+
+_WeightKey = tuple[str, int, int]  # layer, bits, group
+
+
+class PlanSwitch:
+    """Puts plans onto a model and takes them off again.
+
+    A model shows the plan of one switch: what another one put on is taken off first.
+
+    A layer that a plan does not name keeps its own weight; at 16 bits a named one is rounded
+    to float16, as a checkpoint would hold it. With dynamic activations a convolution's range
+    is that of a whole sample, a linear layer's that of a token.
+
+    Args:
+        model: The model.
+        quantizer: How weights and inputs get their codes.
+        ranges: Layer name and clip to the static range of the layer's input.
+        cache_nbytes: How much quantized weight to keep; the least recently used goes first.
+        bounds: What static ranges are scaled by, by layer and activation bits.
+
+    Attributes:
+        ranges: The same as the argument.
+        bounds: The same as the argument.
+    """
+
+    def __init__(
+        self,
+        model: LayeredModel,
+        quantizer: QuantizerSpec,
+        ranges: Mapping[str, Mapping[float, InputRange]],
+        cache_nbytes: int = 2 << 30,
+        bounds: LearnedBounds = MappingProxyType({}),
+    ) -> None:
+        self._model = model
+        self.bounds = bounds
+        self._quantizer = quantizer
+        self.ranges = ranges
+        self._cache_nbytes = cache_nbytes
+        self._cached_nbytes = 0
+        self._weights: OrderedDict[_WeightKey, Tensor] = OrderedDict()
+        self._applied: dict[str, Precision] = {}
+        self._hooks: dict[str, list[RemovableHandle]] = {}
+
+    def to(self, plan: Plan) -> int:
+        """Brings the model to the plan.
+
+        Returns:
+            How many layers changed.
+
+        Raises:
+            SpecError: The plan names an unknown layer, or one whose input range is not known.
+        """
+        self._take_over()
+        wanted = dict(plan)
+        for layer, precision in plan:
+            self.input_quantizer(layer, precision)
+        names = [layer.name for layer in self._model.layers]
+        changed = [name for name in names if self._applied.get(name) != wanted.get(name)]
+        for name in changed:
+            self._set(name, wanted.get(name))
+        return len(changed)
+
+    def _take_over(self) -> None:
+        other = self._model.switch
+        if other is not self:
+            self._model.switch = self
+            if isinstance(other, PlanSwitch):
+                other.take_off()
+
+    def take_off(self) -> None:
+        """Takes this switch's plan off the model; another one's stays."""
+        for name in list(self._applied):
+            self._set(name, None)
+
+    def clear(self) -> int:
+        """Brings the model back to full precision, bit for bit; returns how many changed."""
+        return self.to(Plan(()))
+
+    def _set(self, layer: str, precision: Precision | None) -> None:
+        self._model.put_weight(layer, None if precision is None else self._weight(layer, precision))
+        for hook in self._hooks.pop(layer, []):
+            hook.remove()
+        if precision is None:
+            self._applied.pop(layer, None)
+            return
+        quantize = self.input_quantizer(layer, precision)
+        if quantize is not None:
+            self._hooks[layer] = [
+                module.register_forward_pre_hook(_hook(quantize, module), prepend=True)
+                for module in self._model.multiplying(layer)
+            ]
+        self._applied[layer] = precision
+
+    def _weight(self, layer: str, precision: Precision) -> Float[Tensor, "rows columns"]:
+        key = (layer, precision.weight_bits, precision.group)
+        weight = self._weights.pop(key, None)
+        if weight is None:
+            weight = fake_quantize_weight(self._model.weight(layer), precision, self._quantizer)
+            self._cached_nbytes += weight.nbytes
+        self._weights[key] = weight
+        while self._cached_nbytes > self._cache_nbytes:
+            _, oldest = self._weights.popitem(last=False)
+            self._cached_nbytes -= oldest.nbytes
+        return weight
+
+    def input_quantizer(self, layer: str, precision: Precision) -> InputQuantizer | None:
+        """What the layer's input goes through; None where it stays as it is.
+
+        Raises:
+            SpecError: There is no such layer, or its range is not known.
+        """
+        if not self._model.multiplying(layer) or not precision.quantizes_input:
+            return None
+        if self._quantizer.activations == "dynamic":
+            return InputQuantizer(precision.activation_bits, None)
+        known = self.ranges.get(layer, {}).get(precision.clip)
+        if known is None:
+            raise SpecError(
+                f"the input range of {layer} at clip {precision.clip} is not known: "
+                "calibrate the model for it first"
+            )
+        scale = self.bounds.get(layer, {}).get(precision.activation_bits)
+        return InputQuantizer(
+            precision.activation_bits, known if scale is None else scale.of(known)
+        )
+
+
+def _hook(
+    quantize: InputQuantizer, module: nn.Module
+) -> Callable[[nn.Module, tuple[object, ...]], tuple[object, ...]]:
+    """A forward pre-hook that passes the first argument through the quantizer."""
+    whole_sample = isinstance(module, nn.Conv2d)
+
+    def hook(_module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+        given, *rest = args
+        assert isinstance(given, Tensor)
+        if whole_sample:
+            return quantize(given.flatten(1)).view_as(given), *rest
+        return quantize(given), *rest
+
+    return hook

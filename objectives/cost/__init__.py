@@ -1,0 +1,1 @@
+"""Cost: bytes, bits, bit operations and latency of a configuration."""

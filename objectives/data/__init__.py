@@ -1,0 +1,1 @@
+"""Data: sources, splits, and the tasks that are made of them."""

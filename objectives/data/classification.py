@@ -1,0 +1,224 @@
+"""Classification: captions for all classes, and four disjoint splits of images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bitfront.errors import InvalidSample, SpecError
+from bitfront.plan import digest
+from bitfront.reference.scenes import CLASSES, SIDE, TEMPLATES, draw_scenes
+from bitfront.spec import DataSource, DataSpec
+from bitfront.vlm import DualEncoder, LayeredModel
+from bitfront.vlm.models.captions import ClassNames
+from objectives.data.augmentation import Augmentation
+from objectives.data.sources import DatasetSource, FolderSource, Source, open_image
+from objectives.data.splits import HELD_NBYTES, deal, fingerprint
+from objectives.data.task import SplitName, Task
+from objectives.execution.similarity import class_features, logits
+from objectives.execution.streams import CaptionStream, ImageStream, Stream
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of one split, in a fixed order.
+
+    Attributes:
+        name: What they are for.
+        labels: `(n,)` int64 class indices.
+        captions: The hash of the classes and templates that the samples are told apart by.
+        read: The pixels `(stop - start, c, h, w)` of the samples `start` to `stop`.
+        contents: A hash of each sample's content and label, read only when it is asked for.
+    """
+
+    name: SplitName
+    labels: Int[Tensor, " n"]
+    captions: str
+    read: Callable[[int, int], Float[Tensor, "n c h w"]]
+    contents: Callable[[], Sequence[str]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def identity(self) -> str:
+        """The hash of the captions and of the samples: contents and labels, in order."""
+        return digest([self.name, self.captions, list(self.contents())])
+
+
+@dataclass(frozen=True)
+class ClassificationTask(Task):
+    """Zero-shot classification over all class captions.
+
+    Attributes:
+        classes: The class names, in the order of the labels.
+        templates: What makes a caption of a class name, each with `{}`.
+        tokens: `(templates, classes, context_length)` int64, every caption's tokens.
+        splits: The four splits.
+        batch_size: Images, or captions, that go through a tower at once.
+        augmentation: How augmented views are made.
+    """
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    tokens: Int[Tensor, "templates classes context_length"]
+    splits: Mapping[SplitName, Split]
+    batch_size: int
+    augmentation: Augmentation
+
+    def split(self, name: SplitName) -> Split:
+        """The split of that name."""
+        return self.splits[name]
+
+    def images(self, model: DualEncoder, name: SplitName, view: int = 0) -> ImageStream:
+        """The images of a split, or an augmented view of each, through the vision tower."""
+        split, size = self.splits[name], self.batch_size
+        starts = range(0, len(split), size)
+        sizes = [min(size, len(split) - start) for start in starts]
+
+        def read(batch: int) -> Tensor:
+            pixels = split.read(starts[batch], starts[batch] + sizes[batch])
+            return self.augmentation.view(pixels, view, starts[batch]) if view else pixels
+
+        key = f"{name.value}/view-{view}" if view else name.value
+        return ImageStream(model, key, sizes, read)
+
+    def names(self, model: DualEncoder) -> ClassNames:
+        """The classes for a learnable prompt, each with what follows it in the first template."""
+        return model.class_names(self.classes, self.templates[0].partition("{}")[2])
+
+    def caption_stream(self, model: DualEncoder) -> CaptionStream:
+        """All captions, template by template, through the text tower."""
+        return CaptionStream(model, torch.split(self.captions, self.batch_size))
+
+    def streams(self, model: LayeredModel, name: SplitName) -> tuple[Stream, ...]:
+        """The images of a split, and the captions."""
+        assert isinstance(model, DualEncoder)
+        return self.images(model, name), self.caption_stream(model)
+
+    def scores(
+        self, model: LayeredModel, outputs: Mapping[str, Tensor]
+    ) -> Float[Tensor, "images classes"]:
+        """The scaled cosine of every image with every class."""
+        assert isinstance(model, DualEncoder)
+        (images,) = (features for key, features in outputs.items() if key != CaptionStream.key)
+        classes = class_features(outputs[CaptionStream.key], len(self.templates))
+        return logits(images, classes, model.logit_scale)
+
+    def split_identity(self, name: SplitName) -> str:
+        """The hash of the captions and of the samples: contents and labels, in order."""
+        return self.splits[name].identity
+
+    @property
+    def captions(self) -> Int[Tensor, "captions context_length"]:
+        """The tokens of all captions, template by template."""
+        return self.tokens.flatten(0, 1)
+
+
+def load_classification(spec: DataSpec, model: DualEncoder) -> ClassificationTask:
+    """The classes and images of a job, prepared as the model wants them.
+
+    Images of a folder or a dataset are decoded batch by batch when they are used, and kept as
+    long as a split's pixels take at most `HELD_NBYTES`.
+
+    Raises:
+        MissingData: There is nothing at the path, a class is empty, or the samples are fewer
+            than the splits ask for.
+        InvalidSample: A label is no class. (An image that cannot be read raises it when its
+            batch is used.)
+        SpecError: A column is missing, the source has questions instead of classes, or the
+            reference scenes do not fit the model.
+    """
+    if spec.source is DataSource.QUESTIONS:
+        raise SpecError(
+            "data of source questions is for a generative model, but this one tells classes "
+            "apart: set data.source to image_folder or datasets"
+        )
+    if spec.source is DataSource.REFERENCE:
+        classes, templates, splits = _reference(spec, model)
+    else:
+        kind = FolderSource if spec.source is DataSource.IMAGE_FOLDER else DatasetSource
+        source: Source = kind(spec)
+        classes, templates, splits = source.classes, spec.templates, _deal(source, spec, model)
+    tokens = [model.tokenize([text.replace("{}", name) for name in classes]) for text in templates]
+    augmentation = Augmentation(spec.seed, spec.horizontal_flip)
+    return ClassificationTask(
+        classes, templates, torch.stack(tokens), splits, spec.batch_size, augmentation
+    )
+
+
+def _reference(
+    spec: DataSpec, model: DualEncoder
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[SplitName, Split]]:
+    if model.image_shape != (3, SIDE, SIDE):
+        raise SpecError(
+            f"the reference scenes have the shape {(3, SIDE, SIDE)}, but the model reads "
+            f"{model.image_shape}: set data.source to image_folder or datasets"
+        )
+    is_default = spec.templates == DataSpec.model_fields["templates"].default
+    templates = TEMPLATES if is_default else spec.templates
+    captions = digest([CLASSES, templates])
+    splits = {}
+    for name in SplitName:
+        scenes = draw_scenes(name.value, getattr(spec.samples, name.value), spec.seed)
+        splits[name] = _scene_split(name, captions, scenes.images, scenes.labels)
+    return CLASSES, templates, splits
+
+
+def _scene_split(name: SplitName, captions: str, images: Tensor, labels: Tensor) -> Split:
+    def contents() -> list[str]:
+        return [
+            fingerprint(image.numpy().tobytes(), str(label))
+            for image, label in zip(images, labels.tolist(), strict=True)
+        ]
+
+    return Split(name, labels, captions, lambda start, stop: images[start:stop], contents)
+
+
+def _deal(source: Source, spec: DataSpec, model: DualEncoder) -> dict[SplitName, Split]:
+    """Four disjoint splits, in a random order that depends on the seed and on the names only."""
+    for index, label in enumerate(source.labels):
+        if not 0 <= label < len(source.classes):
+            raise InvalidSample(
+                f"{source.where(index)} has the label {label}, but there are "
+                f"{len(source.classes)} classes (0 to {len(source.classes) - 1})"
+            )
+    captions = digest([source.classes, spec.templates])
+    return {
+        name: _source_split(name, captions, source, indices, model)
+        for name, indices in deal(source.names, source.title, spec).items()
+    }
+
+
+def _source_split(
+    name: SplitName, captions: str, source: Source, indices: Sequence[int], model: DualEncoder
+) -> Split:
+    def read(start: int, stop: int) -> Tensor:
+        images = [open_image(source, index) for index in indices[start:stop]]
+        return torch.stack([model.preprocess(image) for image in images])
+
+    def contents() -> list[str]:
+        return [fingerprint(source.content(index), str(source.labels[index])) for index in indices]
+
+    labels = torch.tensor([source.labels[index] for index in indices])
+    return Split(name, labels, captions, _Held(read, len(indices)), contents)
+
+
+class _Held:
+    """Reads pixels, and keeps them where all of them take at most `HELD_NBYTES`."""
+
+    def __init__(self, read: Callable[[int, int], Tensor], count: int) -> None:
+        self._read = read
+        self._count = count
+        self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        pixels = self._kept.get((start, stop))
+        if pixels is None:
+            pixels = self._read(start, stop)
+            if pixels[0].nbytes * self._count <= HELD_NBYTES:
+                self._kept[start, stop] = pixels
+        return pixels

@@ -1,0 +1,220 @@
+"""Where questions come from: a JSON Lines file, a saved dataset, or the bundled reference."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bitfront.errors import InvalidSample, MissingData, SpecError
+from bitfront.reference.questions import draw_questions
+from bitfront.reference.scenes import SplitTitle, picture
+from bitfront.spec import DataSpec
+from objectives.data.sources import decode_image, load_dataset, read_cell, undecoded_images
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class QuestionSource(Protocol):
+    """Questions with their answers, images read one by one when they are needed."""
+
+    @property
+    def title(self) -> str:
+        """What a message calls it."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What tells one question from another, whatever is added or taken away beside it."""
+
+    def question(self, index: int) -> str:
+        """The question's text."""
+
+    def answers(self, index: int) -> Sequence[str]:
+        """The right answers."""
+
+    def image(self, index: int) -> Image.Image | None:
+        """The image in RGB; None for a question without one.
+
+        Raises:
+            InvalidSample: It cannot be read.
+        """
+
+    def content(self, index: int) -> bytes:
+        """The encoded image; nothing for a question without one."""
+
+    def where(self, index: int) -> str:
+        """Where a person finds the question."""
+
+
+class _Line(BaseModel):
+    """One line of a question file; further keys are welcome and not read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    question: str
+    answers: tuple[str, ...]
+    image: str | None = None
+
+
+class JsonQuestions:
+    """A JSON Lines file: `{"image": "cat.jpg", "question": "...", "answers": ["..."]}` a line.
+
+    `image` is a path from the file's own folder, inside of it; a line without one is a
+    question without an image.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        self._path = Path(spec.path or "").expanduser()
+        self.title = f"question file {self._path}"
+        if not self._path.is_file():
+            raise MissingData(f"there is no file {spec.path!r}: set data.path to the questions")
+        self._lines: list[_Line] = []
+        self._numbers: list[int] = []
+        for number, text in enumerate(self._read().split("\n"), 1):
+            if text.strip():
+                self._lines.append(self._parse(number, text))
+                self._numbers.append(number)
+        self.names = [f"{line.image}/{line.question}" for line in self._lines]
+
+    def _read(self) -> str:
+        try:
+            return self._path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSample(
+                f"{self._path} cannot be read ({error}): it must be a text file in UTF-8"
+            ) from error
+
+    def _parse(self, number: int, text: str) -> _Line:
+        try:
+            return _Line.model_validate_json(text)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"])) or "the line"
+            raise InvalidSample(
+                f"line {number} of {self._path} is no question: {place}: {problem['msg']}; "
+                'write {"image": "cat.jpg", "question": "...", "answers": ["..."]}'
+            ) from error
+
+    def question(self, index: int) -> str:
+        """The question as it is in the file."""
+        return self._lines[index].question
+
+    def answers(self, index: int) -> Sequence[str]:
+        """The answers as they are in the file."""
+        return self._lines[index].answers
+
+    def image(self, index: int) -> Image.Image | None:
+        """The image beside the file."""
+        if self._lines[index].image is None:
+            return None
+        return decode_image(self.content(index), self.where(index))
+
+    def content(self, index: int) -> bytes:
+        """The image file as it is on disk."""
+        name = self._lines[index].image
+        if name is None:
+            return b""
+        folder = self._path.parent.resolve()
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder):
+            raise InvalidSample(f"{self.where(index)} has an image outside of {folder}: {name}")
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InvalidSample(
+                f"the image of {self.where(index)} is missing: {error}; add it, or remove the line"
+            ) from error
+
+    def where(self, index: int) -> str:
+        """The line in the file."""
+        return f"line {self._numbers[index]} of {self._path}"
+
+
+class DatasetQuestions:
+    """A `datasets` dataset saved to disk, with columns for image, question and answers."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        dataset = load_dataset(spec, (spec.image_column, spec.question_column, spec.answer_column))
+        self.title = f"dataset {spec.path}"
+        self._questions = _texts(dataset, spec.question_column, self.title)
+        self._answers = _answers(dataset, spec.answer_column, self.title)
+        self._cells = undecoded_images(dataset, spec.image_column, self.title)
+        self.names = [str(index) for index in range(len(self._questions))]
+
+    def question(self, index: int) -> str:
+        """The question column."""
+        return self._questions[index]
+
+    def answers(self, index: int) -> Sequence[str]:
+        """The answer column: a text, or a list of them."""
+        return self._answers[index]
+
+    def image(self, index: int) -> Image.Image | None:
+        """The image column; a row without one is a question without an image."""
+        content = self.content(index)
+        return decode_image(content, self.where(index)) if content else None
+
+    def content(self, index: int) -> bytes:
+        """The encoded image: from the dataset, or from the file that it names."""
+        cell = self._cells(index)
+        return b"" if cell is None else read_cell(cell, self.where(index))
+
+    def where(self, index: int) -> str:
+        """The row of the dataset."""
+        return f"row {index} of {self.title}"
+
+
+def _texts(dataset: "Dataset", column: str, title: str) -> list[str]:
+    values = list(dataset[column][:])
+    if not all(isinstance(value, str) for value in values):
+        raise SpecError(f"the column {column!r} of {title} must hold texts")
+    return values
+
+
+def _answers(dataset: "Dataset", column: str, title: str) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for value in dataset[column][:]:
+        answers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(answer, str) for answer in answers):
+            raise SpecError(f"the column {column!r} of {title} must hold texts, or lists of texts")
+        found.append(tuple(answers))
+    return found
+
+
+class ReferenceQuestions:
+    """Digit questions, drawn anew from a split's own scans."""
+
+    def __init__(self, split: SplitTitle, count: int, seed: int) -> None:
+        self.title = "digit questions"
+        self._split = split
+        self._count = count
+        self._seed = seed
+        self.names = [str(index) for index in range(count)]
+
+    @cached_property
+    def _drawn(self) -> tuple[Sequence[str], Sequence[str], list[Image.Image]]:
+        drawn = draw_questions(self._split, self._count, self._seed)
+        return drawn.questions, drawn.answers, [picture(image) for image in drawn.images]
+
+    def question(self, index: int) -> str:
+        """The question."""
+        return self._drawn[0][index]
+
+    def answers(self, index: int) -> Sequence[str]:
+        """The only right answer."""
+        return (self._drawn[1][index],)
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, in grey values."""
+        return self._drawn[2][index]
+
+    def content(self, index: int) -> bytes:
+        """The picture's pixels."""
+        return self.image(index).tobytes()
+
+    def where(self, index: int) -> str:
+        """The question's number."""
+        return f"digit question {index} of {self._split}"

@@ -1,0 +1,261 @@
+"""Questions about images with their answers, in four disjoint splits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from torch import Tensor
+
+from bitfront.errors import InvalidSample, SpecError
+from bitfront.plan import digest
+from bitfront.spec import DataSource, DataSpec
+from bitfront.vlm import GenerativeModel, LayeredModel, QuestionBatch
+from bitfront.vlm.models.generative import Prompt
+from objectives.data.answers import normalise
+from objectives.data.question_sources import (
+    DatasetQuestions,
+    JsonQuestions,
+    QuestionSource,
+    ReferenceQuestions,
+)
+from objectives.data.splits import HELD_NBYTES, deal, fingerprint
+from objectives.data.task import SplitName, Task
+from objectives.execution.streams import QuestionStream, Stream
+
+REFERENCE_PROMPT = "<image> {}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the questions of one batch have in common."""
+
+    prompt: int
+    answer: int
+    pixels: tuple[int, ...]
+
+
+class QuestionSplit:
+    """The questions of one split, cut into batches of equal lengths.
+
+    Questions are prepared when they are first used. Their pixels are kept while those of the
+    split take at most `HELD_NBYTES`, and read again otherwise.
+    """
+
+    def __init__(
+        self,
+        name: SplitName,
+        model: GenerativeModel,
+        source: QuestionSource,
+        indices: Sequence[int],
+        spec: DataSpec,
+    ) -> None:
+        self.name = name
+        self._model = model
+        self._source = source
+        self._indices = indices
+        self._spec = spec
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @cached_property
+    def accepted(self) -> list[tuple[str, ...]]:
+        """The right answers of every question; the first one is what the model is taught.
+
+        Raises:
+            InvalidSample: A question has none.
+        """
+        found = []
+        for index in self._indices:
+            answers = tuple(answer for answer in self._source.answers(index) if normalise(answer))
+            if not answers:
+                raise InvalidSample(
+                    f"{self._source.where(index)} has no answer: give it one, or remove it"
+                )
+            found.append(answers)
+        return found
+
+    @cached_property
+    def answers(self) -> list[Int[Tensor, " length"]]:
+        """The tokens of every question's first answer, with its end."""
+        return [self._model.encode_answer(answers[0]) for answers in self.accepted]
+
+    @cached_property
+    def batches(self) -> list[Int[Tensor, " n"]]:
+        """The places of the questions in each batch, which are of one shape.
+
+        Those with images come first: what a first batch shows of a model holds for all towers.
+        """
+        groups: dict[_Shape, list[int]] = {}
+        for place, (prompt, answer) in enumerate(zip(self._prompts, self.answers, strict=True)):
+            pixels = () if prompt.pixels is None else tuple(prompt.pixels.shape)
+            groups.setdefault(_Shape(len(prompt.tokens), len(answer), pixels), []).append(place)
+        ordered = sorted(groups.items(), key=lambda group: not group[0].pixels)
+        return [
+            part
+            for _, places in ordered
+            for part in torch.split(torch.tensor(places), self._spec.batch_size)
+        ]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether some question has an image."""
+        return any(prompt.pixels is not None for prompt in self._prompts)
+
+    def read(self, batch: int, *, with_pixels: bool = True) -> QuestionBatch:
+        """The questions of a batch, on the CPU; without their pixels where none will look."""
+        places = self.batches[batch].tolist()
+        prompts = [self._with_pixels(p) if with_pixels else self._prompts[p] for p in places]
+        pixels = [p.pixels for p in prompts if with_pixels and p.pixels is not None]
+        sizes = [prompt.size for prompt in prompts if prompt.size is not None]
+        return QuestionBatch(
+            torch.stack([prompt.tokens for prompt in prompts]),
+            torch.stack([self.answers[place] for place in places]),
+            torch.stack(pixels) if pixels else None,
+            torch.tensor(sizes) if sizes else None,
+        )
+
+    @cached_property
+    def identity(self) -> str:
+        """The hash of the prompt and of all samples: images, questions, answers, in order."""
+        contents = [
+            fingerprint(
+                self._source.content(index),
+                digest([self._source.question(index), *self._source.answers(index)]),
+            )
+            for index in self._indices
+        ]
+        form = [self._spec.prompt, self._spec.answer_pattern, self._spec.answer_tokens]
+        return digest([self.name, form, contents])
+
+    @cached_property
+    def _prompts(self) -> list[Prompt]:
+        prompts: list[Prompt] = []
+        held = 0
+        for place in range(len(self)):
+            prompt = self._prepare(place)
+            if prompt.pixels is not None:
+                held += prompt.pixels.nbytes
+                if held > HELD_NBYTES:
+                    # Only its shape counts from here on.
+                    shape = torch.empty(prompt.pixels.shape, device="meta")
+                    prompt = Prompt(prompt.tokens, shape, prompt.size)
+            prompts.append(prompt)
+        return prompts
+
+    def _with_pixels(self, place: int) -> Prompt:
+        prompt = self._prompts[place]
+        is_held = prompt.pixels is None or not prompt.pixels.is_meta
+        return prompt if is_held else self._prepare(place)
+
+    def prepare(self, question: str, image: Image | None) -> Prompt:
+        """Any question as the job puts it to the model; without an image, without its token.
+
+        Raises:
+            InvalidSample: The model cannot read it.
+        """
+        template = self._spec.prompt
+        if image is None:
+            token = self._model.image_token
+            template = template.replace(f"{token}\n", "").replace(token, "").strip()
+        return self._model.prepare(template.replace("{}", question), image)
+
+    def _prepare(self, place: int) -> Prompt:
+        index = self._indices[place]
+        image = self._source.image(index)
+        try:
+            return self.prepare(self._source.question(index), image)
+        except InvalidSample as error:
+            raise InvalidSample(f"{self._source.where(index)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class QuestionTask(Task):
+    """Visual question answering, scored by exact match.
+
+    Attributes:
+        splits: The four splits.
+        answer_pattern: What finds the answer in the model's text; None takes all of it.
+        answer_tokens: Tokens that a greedy answer may take, its end included.
+    """
+
+    splits: Mapping[SplitName, QuestionSplit]
+    answer_pattern: str | None
+    answer_tokens: int
+
+    def split(self, name: SplitName) -> QuestionSplit:
+        """The split of that name."""
+        return self.splits[name]
+
+    def streams(self, model: LayeredModel, name: SplitName) -> tuple[Stream, ...]:
+        """The questions of a split with their answers.
+
+        Raises:
+            InvalidSample: A question cannot be used, or those for calibration are all without
+                an image: then nothing is known of the vision tower.
+        """
+        assert isinstance(model, GenerativeModel)
+        split = self.splits[name]
+        if name is SplitName.CALIBRATION and not split.has_images:
+            raise InvalidSample(
+                f"none of the {len(split)} questions for calibration has an image, so the vision "
+                "tower's inputs cannot be measured: add images, or raise data.samples.calibration"
+            )
+        shapes = [(len(part), len(split.answers[int(part[0])])) for part in split.batches]
+        return (QuestionStream(model, name.value, shapes, split.read),)
+
+    def scores(
+        self,
+        model: LayeredModel,  # noqa: ARG002 - a classification needs it
+        outputs: Mapping[str, Tensor],
+    ) -> Float[Tensor, "tokens vocabulary"]:
+        """The logits at the tokens of all answers."""
+        (logits,) = outputs.values()
+        return logits
+
+    def split_identity(self, name: SplitName) -> str:
+        """The hash of the prompt and of the split's samples."""
+        return self.splits[name].identity
+
+
+def load_questions(spec: DataSpec, model: GenerativeModel) -> QuestionTask:
+    """The questions of a job, as the model wants them.
+
+    Raises:
+        MissingData: There is nothing at the path, or the samples are fewer than the splits ask
+            for.
+        InvalidSample: A line of the file is no question. (A sample whose image or answer is
+            missing raises it when its split is used.)
+        SpecError: A column is missing, the source has classes instead of questions, or the
+            prompt has no image token.
+    """
+    if spec.source is DataSource.REFERENCE:
+        is_default = spec.prompt == DataSpec.model_fields["prompt"].default
+        if is_default:
+            spec = spec.model_copy(update={"prompt": REFERENCE_PROMPT})
+        splits = {}
+        for name in SplitName:
+            count = int(getattr(spec.samples, name.value))
+            drawn = ReferenceQuestions(name.value, count, spec.seed)
+            splits[name] = QuestionSplit(name, model, drawn, range(count), spec)
+        return QuestionTask(splits, spec.answer_pattern, spec.answer_tokens)
+    if spec.source is DataSource.IMAGE_FOLDER:
+        raise SpecError(
+            "a folder of images has no questions, but the model is generative: "
+            "set data.source to questions or datasets"
+        )
+    kind = JsonQuestions if spec.source is DataSource.QUESTIONS else DatasetQuestions
+    source: QuestionSource = kind(spec)
+    if model.image_token not in spec.prompt:
+        raise SpecError(
+            f"data.prompt has no {model.image_token}: put it where the image goes, as in "
+            f"{DataSpec.model_fields['prompt'].default!r}"
+        )
+    dealt = deal(source.names, source.title, spec)
+    splits = {
+        name: QuestionSplit(name, model, source, indices, spec) for name, indices in dealt.items()
+    }
+    return QuestionTask(splits, spec.answer_pattern, spec.answer_tokens)

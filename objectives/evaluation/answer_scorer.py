@@ -1,0 +1,302 @@
+"""How well a configuration answers questions: exact match of greedy answers, loss, divergence."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from torch import Tensor
+
+from bitfront.errors import SpecError
+from bitfront.layers import Tower
+from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.spec import JobSpec, Objective, RecoverySpace
+from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
+from objectives.data.answers import is_right, normalise, parse
+from objectives.data.questions import QuestionTask
+from objectives.data.splits import first_of_each
+from objectives.data.task import SplitName
+from objectives.evaluation.scorer import KEPT_RECOVERIES, Recoveries
+from objectives.execution.feature_store import MEMORY_NBYTES, FeatureKey, FeatureStore
+from objectives.execution.runner import StreamRunner
+from objectives.execution.similarity import divergence_nats, loss_nats
+from objectives.execution.stopwatch import Stopwatch
+from objectives.execution.tensor_cache import TensorCache
+from objectives.profiling.full_precision import FULL_PLAN
+from objectives.recovery.answer_training import (
+    AnswerRecovered,
+    AnswerTraining,
+    TaughtQuestions,
+    by_question,
+)
+
+
+class AnswerJudge:
+    """Judges a generative model by its greedy answers.
+
+    One run with the right answer given shows the loss, the divergence from full precision,
+    and which questions are answered with exactly that answer: those where each of its tokens
+    has the highest logit behind the ones before it. Only the others are decoded.
+
+    What the projector gives is kept by the part of the plan up to it, for recoveries: neither
+    prompt nor adapter changes it.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        model: GenerativeModel,
+        task: QuestionTask,
+        switch: PlanSwitch,
+        stopwatch: Stopwatch,
+        features: FeatureStore,
+        cache_nbytes: int,
+    ) -> None:
+        """Takes what it judges with.
+
+        Raises:
+            SpecError: The job's recovery has settings that need classes or augmented views.
+        """
+        if spec.space.recovery is not None:
+            _refuse_classes(spec.space.recovery)
+        self._spec = spec
+        self._model = model
+        self._task = task
+        self._switch = switch
+        self._stopwatch = stopwatch
+        self._features = features
+        self._runner = StreamRunner(model, switch, cache_nbytes)
+        self._full = TensorCache(MEMORY_NBYTES if cache_nbytes else 0)
+        limit = KEPT_RECOVERIES if cache_nbytes else 0
+        self._recoveries = Recoveries(self.begin, self._load, stopwatch, limit)
+        towers = {Tower.VISION, Tower.PROJECTOR}
+        self._image_layers = frozenset(x.name for x in model.layers if x.tower in towers)
+
+    def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
+        """The figures of a configuration.
+
+        `error` is the share of questions whose answer is none of the right ones, `unparsed`
+        the share whose text ends without an answer; `loss_nats` is the mean cross-entropy of
+        the right answers' tokens, `output_kl_nats` the mean divergence from full precision
+        there.
+        """
+        full = self._full_logits(split)
+        recovered = self._recoveries.get(configuration)
+        features = None if recovered is None else self._projected(configuration.plan, split)
+        with self._stopwatch.timed("answers"):
+            logits = self._logits(configuration.plan, recovered, features, split)
+        targets = self._targets(split)
+        figures = {
+            "loss_nats": loss_nats(logits, targets),
+            "output_kl_nats": divergence_nats(full, logits),
+        }
+        if not bool(logits.isfinite().all()):
+            return {Objective.ERROR.value: float("nan"), **figures}
+        with self._stopwatch.timed("decoding"):
+            answers = self._answers(recovered, features, logits, targets, split)
+        accepted = self._task.split(split).accepted
+        right = sum(map(is_right, answers, accepted))
+        return {
+            Objective.ERROR.value: 1 - right / len(answers),
+            "unparsed": answers.count(None) / len(answers),
+            **figures,
+        }
+
+    def text(self, configuration: Configuration, question: str, image: Image | None) -> str:
+        """The greedy text for any question, up to its end or the task's limit of tokens.
+
+        Raises:
+            InvalidSample: The model cannot read the question.
+        """
+        prompt = self._task.split(SplitName.TEST).prepare(question, image)
+        batch = QuestionBatch(
+            prompt.tokens[None],
+            torch.zeros(1, 1, dtype=torch.int64),
+            None if prompt.pixels is None else prompt.pixels[None],
+            None if prompt.size is None else torch.tensor([prompt.size]),
+        )
+        recovered = self._recoveries.get(configuration)
+        self._switch.to(configuration.plan)
+        features = None
+        if recovered is not None:
+            with torch.no_grad():
+                features = self._adapted(recovered, self._model.image_features(batch))
+        (tokens,) = self._generate(batch, recovered, features)
+        return self._model.decode(tokens)
+
+    def begin(self, configuration: Configuration) -> AnswerTraining:
+        """The training of the configuration's recovery, at its start, with the plan on.
+
+        Raises:
+            SpecError: It has settings that need classes or augmented views.
+        """
+        recovery = configuration.recovery
+        assert recovery is not None
+        _refuse_classes(recovery)
+        batches = self._taught(configuration.plan, recovery)
+        self._switch.to(configuration.plan)
+        search, quantizer = self._spec.search, self._spec.quantizer
+        return AnswerTraining(self._model, recovery, quantizer, batches, search.seed)
+
+    def keep(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> None:
+        """Takes a recovery as known, as `Training.stored` gave it."""
+        self._recoveries.keep(configuration, stored)
+
+    def stored(self, configuration: Configuration) -> dict[str, Tensor]:
+        """The tensors of a configuration's recovery, which is trained if it is not known."""
+        return self._recoveries.stored(configuration)
+
+    def _load(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> AnswerRecovered:
+        recovery = configuration.recovery
+        assert recovery is not None
+        return AnswerRecovered.load(stored, recovery, self._spec.quantizer, self._model)
+
+    def _taught(self, plan: Plan, recovery: Recovery) -> list[TaughtQuestions]:
+        """The tuning questions, with what full precision makes of them."""
+        split = self._task.split(SplitName.TUNING)
+        features = self._projected(plan, SplitName.TUNING)
+        rows = [len(part) * len(split.answers[int(part[0])]) for part in split.batches]
+        teacher = torch.split(self._full_logits(SplitName.TUNING), rows)
+        firsts = [normalise(answers[0]) for answers in split.accepted]
+        chosen = first_of_each(firsts, recovery.shots)
+        taught = []
+        for number, places in enumerate(split.batches):
+            questions = split.read(number, with_pixels=False)
+            own = by_question(teacher[number], len(places))
+            rows_kept = torch.isin(places, chosen).nonzero().flatten()
+            if len(rows_kept):
+                taught.append(TaughtQuestions(questions, features[number], own).pick(rows_kept))
+        return taught
+
+    def _projected(self, plan: Plan, split: SplitName) -> list[Tensor | None]:
+        """What the projector gives for each batch of a split; None where it has no images."""
+        key = FeatureKey(f"{split}/projected", plan.part(self._image_layers))
+        kept = self._features.get(key)
+        self._stopwatch.hit(f"{split}_projected", kept is not None)
+        if kept is None:
+            self._switch.to(plan)
+            questions = self._task.split(split)
+            with self._stopwatch.timed("vision"), torch.no_grad():
+                found = [
+                    self._model.image_features(questions.read(batch))
+                    for batch in range(len(questions.batches))
+                ]
+            # A file has no place for nothing: questions without images have empty features.
+            kept = tuple(torch.empty(0) if tensor is None else tensor for tensor in found)
+            self._features.put(key, kept)
+        return [tensor if len(tensor) else None for tensor in kept]
+
+    def _logits(
+        self,
+        plan: Plan,
+        recovered: AnswerRecovered | None,
+        projected: Sequence[Tensor | None] | None,
+        split: SplitName,
+    ) -> Float[Tensor, "tokens vocabulary"]:
+        """The logits at the tokens of the right answers; afterwards the plan is on the model."""
+        if recovered is None or projected is None:
+            (stream,) = self._task.streams(self._model, split)
+            before = self._runner.cache.hits
+            found = self._runner.run(stream, plan)
+            self._stopwatch.hit(f"{stream.key}_blocks", self._runner.cache.hits - before)
+            return found
+        questions = self._task.split(split)
+        self._switch.to(plan)
+        parts = []
+        for number, features in enumerate(projected):
+            batch = questions.read(number, with_pixels=False)
+            with torch.no_grad():
+                logits = self._model.answer_logits(
+                    batch,
+                    features=self._adapted(recovered, features),
+                    context=recovered.context,
+                )
+            parts.append(logits.flatten(0, 1))
+        return torch.cat(parts)
+
+    def _generate(
+        self, batch: QuestionBatch, recovered: AnswerRecovered | None, features: Tensor | None
+    ) -> list[list[int]]:
+        limit = self._task.answer_tokens
+        if recovered is None:
+            return self._model.generate(batch, limit)
+        return self._model.generate(batch, limit, features=features, context=recovered.context)
+
+    def _full_logits(self, split: SplitName) -> Float[Tensor, "tokens vocabulary"]:
+        kept = self._full.get(split)
+        if kept is not None:
+            return kept[0]
+        (stream,) = self._task.streams(self._model, split)
+        logits = self._runner.run(stream, FULL_PLAN)
+        self._full.put(split, [logits])
+        return logits
+
+    def _targets(self, split: SplitName) -> Int[Tensor, " tokens"]:
+        """The right token at each row of the logits."""
+        questions = self._task.split(split)
+        parts = [questions.answers[int(place)] for batch in questions.batches for place in batch]
+        return torch.cat(parts).to(self._model.device)
+
+    def _answers(
+        self,
+        recovered: AnswerRecovered | None,
+        projected: Sequence[Tensor | None] | None,
+        logits: Tensor,
+        targets: Tensor,
+        split: SplitName,
+    ) -> list[str | None]:
+        """The greedy answer to every question, parsed; None where there is none."""
+        questions, task = self._task.split(split), self._task
+        hits = (logits.argmax(dim=-1) == targets).cpu()
+        answers: list[str | None] = [None] * len(questions)
+        start = 0
+        for number, places in enumerate(questions.batches):
+            length = len(questions.answers[int(places[0])])
+            rows = hits[start : start + len(places) * length].view(len(places), length)
+            start += rows.numel()
+            follows = rows.all(dim=1) & (length <= task.answer_tokens)
+            for place in places[follows].tolist():
+                answers[place] = self._parse(questions.answers[place].tolist())
+            if not bool(follows.all()):
+                features = None if projected is None else projected[number]
+                written = self._write(recovered, features, split, number, ~follows)
+                for place, tokens in zip(places[~follows].tolist(), written, strict=True):
+                    answers[place] = self._parse(tokens)
+        return answers
+
+    def _write(
+        self,
+        recovered: AnswerRecovered | None,
+        features: Tensor | None,
+        split: SplitName,
+        number: int,
+        rows: Tensor,
+    ) -> list[list[int]]:
+        """Greedy answers to some questions of a batch."""
+        batch = self._task.split(split).read(number, with_pixels=recovered is None)
+        if recovered is not None and features is not None:
+            own = by_question(features, len(batch))[rows.to(features.device)]
+            features = self._adapted(recovered, own.flatten(0, 1))
+        return self._generate(batch.pick(rows), recovered, features)
+
+    def _adapted(self, recovered: AnswerRecovered, features: Tensor | None) -> Tensor | None:
+        """The features after the adapter, on the device; those of a file are not there yet."""
+        return None if features is None else recovered.adapt(features.to(self._model.device))
+
+    def _parse(self, tokens: Sequence[int]) -> str | None:
+        if not self._model.has_ended(tokens):
+            return None
+        return parse(self._model.decode(tokens), self._task.answer_pattern)
+
+
+def _refuse_classes(given: RecoverySpace | Recovery) -> None:
+    """Refuses settings that mean nothing to a model that knows no classes."""
+    plain = Recovery()
+    for name in ("class_position", "class_specific", "teacher", "views"):
+        chosen = getattr(given, name)
+        choices = chosen if isinstance(chosen, tuple) else (chosen,)
+        if any(choice != getattr(plain, name) for choice in choices):
+            raise SpecError(
+                f"a recovery's {name} is for models that tell classes apart, but this one "
+                "answers questions: leave it out"
+            )

@@ -1,0 +1,188 @@
+"""How well a configuration tells classes apart, and all that is kept between evaluations for it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bitfront.layers import Tower
+from bitfront.plan import Configuration, Plan, Recovery, TeacherText
+from bitfront.spec import JobSpec, Objective
+from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.vlm.models.captions import ClassNames
+from objectives.data.classification import ClassificationTask
+from objectives.data.splits import first_of_each
+from objectives.data.task import SplitName
+from objectives.evaluation.scorer import KEPT_RECOVERIES, Recoveries
+from objectives.execution.feature_store import FeatureKey, FeatureStore
+from objectives.execution.runner import StreamRunner
+from objectives.execution.similarity import class_features, error_rate, logits, loss_nats
+from objectives.execution.stopwatch import Stopwatch
+from objectives.execution.streams import Stream
+from objectives.profiling.full_precision import FULL_PLAN
+from objectives.recovery.class_training import ClassData, ClassRecovered, ClassTraining
+
+
+class ClassificationJudge:
+    """Judges a dual encoder by zero-shot classification.
+
+    It keeps the activations between transformer blocks, the features of each tower by its own
+    part of the plan, and finished recoveries.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        model: DualEncoder,
+        task: ClassificationTask,
+        switch: PlanSwitch,
+        stopwatch: Stopwatch,
+        features: FeatureStore,
+        cache_nbytes: int,
+    ) -> None:
+        self._spec = spec
+        self._model = model
+        self._task = task
+        self._switch = switch
+        self._stopwatch = stopwatch
+        self._runner = StreamRunner(model, switch, cache_nbytes)
+        self._features = features
+        limit = KEPT_RECOVERIES if cache_nbytes else 0
+        self._recoveries = Recoveries(self.begin, self._load, stopwatch, limit)
+        self._layers = {
+            frozenset({tower}): frozenset(x.name for x in model.layers if x.tower is tower)
+            for tower in Tower
+        }
+
+    def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
+        """`error` and `loss_nats` of the right class among all."""
+        recovered = self._recoveries.get(configuration)
+        images = self._image_features(configuration.plan, split)
+        if recovered is None:
+            classes = self._class_features(configuration.plan)
+        else:
+            images, classes = recovered.adapt(images), recovered.text_features
+        scores = logits(images, classes, self._model.logit_scale)
+        labels = self._task.split(split).labels
+        return {
+            Objective.ERROR.value: error_rate(scores, labels),
+            "loss_nats": loss_nats(scores, labels),
+        }
+
+    def probabilities(
+        self, configuration: Configuration, pixels: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n classes"]:
+        """The share of each class for any pictures, as the model prepares them.
+
+        A recovery is trained if it is not known.
+        """
+        recovered = self._recoveries.get(configuration)
+        classes = (
+            self._class_features(configuration.plan)
+            if recovered is None
+            else recovered.text_features
+        )
+        self._switch.to(configuration.plan)
+        with torch.no_grad():
+            images = self._model.encode_images(pixels)
+        if recovered is not None:
+            images = recovered.adapt(images)
+        return logits(images, classes, self._model.logit_scale).softmax(dim=-1)
+
+    def begin(self, configuration: Configuration) -> ClassTraining:
+        """The training of the configuration's recovery, at its start, with the plan on."""
+        recovery = configuration.recovery
+        assert recovery is not None
+        data = self._data(configuration.plan, recovery)
+        # The text tower must have the plan while its prompt is trained.
+        self._switch.to(configuration.plan)
+        search, quantizer = self._spec.search, self._spec.quantizer
+        return ClassTraining(self._model, recovery, quantizer, data, search.seed)
+
+    def keep(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> None:
+        """Takes a recovery as known, as `Training.stored` gave it."""
+        self._recoveries.keep(configuration, stored)
+
+    def stored(self, configuration: Configuration) -> dict[str, Tensor]:
+        """The tensors of a configuration's recovery, which is trained if it is not known."""
+        return self._recoveries.stored(configuration)
+
+    def _load(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> ClassRecovered:
+        recovery = configuration.recovery
+        assert recovery is not None
+        text = self._class_features(configuration.plan)
+        self._switch.to(configuration.plan)
+        quantizer = self._spec.quantizer
+        return ClassRecovered.load(stored, recovery, quantizer, self._model, self._names, text)
+
+    @cached_property
+    def _names(self) -> ClassNames:
+        return self._task.names(self._model)
+
+    def _image_features(self, plan: Plan, split: SplitName, view: int = 0) -> Float[Tensor, "n d"]:
+        with self._stopwatch.timed("vision"):
+            return self._tower_features(self._task.images(self._model, split, view), plan)
+
+    def _class_features(self, plan: Plan) -> Float[Tensor, "classes d"]:
+        with self._stopwatch.timed("text"):
+            features = self._tower_features(self._task.caption_stream(self._model), plan)
+            return class_features(features, len(self._task.templates))
+
+    def _tower_features(self, given: Stream, plan: Plan) -> Float[Tensor, "n d"]:
+        key = FeatureKey(given.key, plan.part(self._layers[given.towers]))
+        kept = self._features.get(key)
+        self._stopwatch.hit(f"{given.key}_features", kept is not None)
+        if kept is not None:
+            return kept[0].to(self._model.device)
+        before = self._runner.cache.hits
+        # Another plan may share the beginning of this one, but hardly that of full precision.
+        features = self._runner.run(given, plan, keep=len(plan) > 0)
+        self._stopwatch.hit(f"{given.key}_blocks", self._runner.cache.hits - before)
+        self._features.put(key, [features])
+        return features
+
+    def _data(self, plan: Plan, recovery: Recovery) -> ClassData:
+        chosen = self._chosen(recovery.shots)
+        views = range(recovery.views + 1)
+        return ClassData(
+            image_features=self._tuning_features(plan, recovery),
+            labels=self._task.split(SplitName.TUNING).labels[chosen].repeat(len(views)),
+            teacher_image_features=self._tuning_features(FULL_PLAN, recovery),
+            teacher_text_features=self._teacher_text(recovery),
+            text_features=self._class_features(plan),
+            names=self._names,
+            scale=self._model.logit_scale,
+        )
+
+    def _tuning_features(self, plan: Plan, recovery: Recovery) -> Float[Tensor, "n d"]:
+        """The features of the chosen tuning samples, view by view, the samples themselves first."""
+        chosen = self._chosen(recovery.shots).to(self._model.device)
+        views = range(recovery.views + 1)
+        return torch.cat(
+            [self._image_features(plan, SplitName.TUNING, view)[chosen] for view in views]
+        )
+
+    def _chosen(self, shots: int) -> Int[Tensor, " n"]:
+        """The places of the tuning samples that count."""
+        return first_of_each(self._task.split(SplitName.TUNING).labels.tolist(), shots)
+
+    def _teacher_text(self, recovery: Recovery) -> Float[Tensor, "classes d"]:
+        """The class features of full precision: from templates, or under a prompt of its own.
+
+        That prompt is as long as the student's, or as the default, and learnt from the labels
+        alone, on the same samples.
+        """
+        if recovery.teacher is TeacherText.TEMPLATES or not recovery.distillation:
+            return self._class_features(FULL_PLAN)
+        learnt = replace(
+            recovery,
+            context_length=recovery.context_length or Recovery().context_length,
+            reduction=0,
+            distillation=0,
+        )
+        found = self._recoveries.get(Configuration(FULL_PLAN, learnt.canonical))
+        assert found is not None
+        return found.text_features

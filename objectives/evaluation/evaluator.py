@@ -1,0 +1,275 @@
+"""Evaluating configurations, with nothing done twice: what a trial is worth on a split."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+from bitfront.errors import InvalidMetric, SpecError
+from bitfront.files import SharedPath
+from bitfront.plan import Configuration, digest
+from bitfront.quant.inputs import LearnedBounds, bounds_to_json
+from bitfront.spec import JobSpec, Objective
+from bitfront.trial import Evaluation
+from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel, PlanSwitch, load_model
+from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
+from objectives.cost.latency import LatencyTable, measure_latency
+from objectives.data.classification import ClassificationTask
+from objectives.data.load import load_task
+from objectives.data.questions import QuestionTask
+from objectives.data.task import SplitName, Task
+from objectives.evaluation.answer_scorer import AnswerJudge
+from objectives.evaluation.classification_scorer import ClassificationJudge
+from objectives.evaluation.scorer import Judge
+from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
+from objectives.execution.stopwatch import Stopwatch
+from objectives.profiling.calibration import Ranges, calibrate
+from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How a recovery in training does after some optimiser steps.
+
+    Attributes:
+        step: Steps taken; 0 is the plan without recovery.
+        error: On the selection split.
+    """
+
+    step: int
+    error: float
+
+
+class Evaluator:
+    """Evaluates the configurations of one job.
+
+    It keeps quantized weights, the activations between transformer blocks, the features of
+    each tower by its own part of the plan, and finished recoveries. None of it changes a
+    result: values are equal to the last bit whatever was evaluated before.
+
+    Args:
+        spec: The job.
+        model: Its model; the evaluator puts plans onto it.
+        task: Its task.
+        ranges: What `calibrate` returned for the job's clips.
+        cache_nbytes: How much of the activations between blocks to keep; 0 keeps neither
+            them nor features nor recoveries.
+        bounds: What visual-encoder optimisation learned.
+        features: Folder for features that memory has no room for.
+
+    Attributes:
+        spec: The job.
+        model: Its model.
+        task: Its task.
+        ranges: The static input ranges.
+        switch: The model's switch.
+        judge: What measures how well a configuration does.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        model: LayeredModel,
+        task: Task,
+        ranges: Ranges,
+        *,
+        cache_nbytes: int = 1 << 30,
+        bounds: LearnedBounds = MappingProxyType({}),
+        features: Path | None = None,
+    ) -> None:
+        self.spec = spec
+        self.model = model
+        self.task = task
+        self.ranges = ranges
+        self.switch = PlanSwitch(model, spec.quantizer, ranges, bounds=bounds)
+        self._stopwatch = Stopwatch(model.device)
+        self._cache_nbytes = cache_nbytes
+        self._folder = features
+        self.judge = self._build_judge()
+        self._latencies = LatencyTable()
+
+    def _build_judge(self) -> Judge:
+        memory_nbytes = MEMORY_NBYTES if self._cache_nbytes else 0
+        # Hashing the samples takes a while: only what is written to files needs it.
+        identity = self.identity if self._folder is not None else ""
+        store = FeatureStore(identity, self._folder, memory_nbytes)
+        if isinstance(self.task, ClassificationTask):
+            assert isinstance(self.model, DualEncoder)
+            return ClassificationJudge(
+                self.spec,
+                self.model,
+                self.task,
+                self.switch,
+                self._stopwatch,
+                store,
+                self._cache_nbytes,
+            )
+        assert isinstance(self.task, QuestionTask)
+        assert isinstance(self.model, GenerativeModel)
+        if self._wants_latency:
+            raise SpecError(
+                "latency_s is not measured for a generative model: "
+                "put bit_operations in its place among the objectives"
+            )
+        return AnswerJudge(
+            self.spec,
+            self.model,
+            self.task,
+            self.switch,
+            self._stopwatch,
+            store,
+            self._cache_nbytes,
+        )
+
+    @cached_property
+    def identity(self) -> str:
+        """The hash of all that a configuration's features and recovery depend on."""
+        return digest(
+            {
+                "model": self.model.identity,
+                "samples": self.task.identity,
+                "quantizer": self.spec.quantizer.model_dump(mode="json"),
+                "flip": self.spec.data.horizontal_flip,
+                "bounds": bounds_to_json(self.switch.bounds),
+                "device": self.model.device.type,
+                "seeds": [self.spec.search.seed, self.spec.data.seed],
+            }
+        )
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: JobSpec,
+        bounds: LearnedBounds = MappingProxyType({}),
+        features: Path | None = None,
+    ) -> Self:
+        """Loads a job's model and task, and calibrates the model for every clip of the job.
+
+        Raises:
+            BitfrontError: The model or the data cannot be loaded.
+        """
+        model = load_model(spec.model)
+        task = load_task(spec.data, model)
+        clips = sorted({1.0, *spec.space.clips})
+        ranges = calibrate(model, task, clips)
+        return cls(spec, model, task, ranges, bounds=bounds, features=features)
+
+    def rehearse(
+        self,
+        configuration: Configuration,
+        checkpoint: SharedPath,
+        is_ending: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Stage]:
+        """Trains the configuration's recovery, and shows its error on the way.
+
+        First comes the plan without recovery, before anything is trained. Who has seen enough
+        stops asking. After the last stage the recovery is finished and known, so that
+        `evaluate` measures it.
+
+        Args:
+            configuration: It has a recovery.
+            checkpoint: Where the training is saved as it goes, and goes on from.
+            is_ending: Asked after each step: shall the training be saved at once, and end?
+
+        Raises:
+            Interrupted: The training was told to end; it is saved.
+        """
+        recovery, split = configuration.recovery, SplitName.SELECTION
+        assert recovery is not None
+        saved = self.checkpoint(configuration, checkpoint, is_ending)
+        if not saved.exists:
+            bare = self.judge.figures(Configuration(configuration.plan), split)
+            yield Stage(0, bare[Objective.ERROR.value])
+        training = self.judge.begin(configuration)
+        saved.resume(training)
+        for step in recovery.stages[1:]:
+            if step <= training.steps:
+                continue
+            advance(training, step, saved)
+            self.judge.keep(configuration, training.stored())
+            figures = self.judge.figures(configuration, split)
+            yield Stage(step, figures[Objective.ERROR.value])
+            # Whoever looked at the stage may have put another plan onto the model.
+            self.switch.to(configuration.plan)
+        advance(training, recovery.steps, saved)
+        self.judge.keep(configuration, training.stored())
+
+    def checkpoint(
+        self,
+        configuration: Configuration,
+        path: SharedPath,
+        is_ending: Callable[[], bool] = lambda: False,
+    ) -> RecoveryCheckpoint:
+        """Where the training of a configuration's recovery is saved, at the job's interval."""
+        identity = digest([self.identity, configuration.to_dict()])
+        return RecoveryCheckpoint(path, identity, self.spec.search.checkpoint_s, is_ending)
+
+    def costs(self, configuration: Configuration) -> dict[str, float]:
+        """The job's objectives that need no sample, by name: all but `error` and `latency_s`."""
+        known = {
+            Objective.NBYTES: float(sum(self.nbytes(configuration).values())),
+            Objective.BIT_OPERATIONS: bit_operations(self.model, configuration),
+        }
+        return {o.value: known[o] for o in self.spec.objectives if o in known}
+
+    def nbytes(self, configuration: Configuration) -> dict[str, int]:
+        """The bytes of the configuration's packed checkpoint, part by part."""
+        classes = len(self.task.classes) if isinstance(self.task, ClassificationTask) else 0
+        return configuration_nbytes(self.model, configuration, self.spec.quantizer, classes)
+
+    def evaluate(
+        self, configuration: Configuration, split: SplitName = SplitName.SELECTION
+    ) -> Evaluation:
+        """The job's objectives for a configuration, and further figures.
+
+        `error` is the share of the split's samples that come out wrong: an image whose own
+        class is not the nearest among all, or a question whose greedy answer is not among the
+        right ones. The metrics hold every figure that is known, objectives included: `error`,
+        `loss_nats` and what else the judge measures, `nbytes` with its parts,
+        `bits_per_weight`, `bit_operations`, the seconds of each stage, and what came from the
+        caches (1 or 0).
+
+        Raises:
+            InvalidMetric: A figure is not finite.
+            SpecError: The plan names an unknown layer or a clip that was not calibrated, or
+                the configuration has a recovery that the model cannot have.
+            UnavailableDevice: The job asks for a latency that cannot be measured here.
+        """
+        self._stopwatch.reset()
+        quality = self.judge.figures(configuration, split)
+        nbytes = self.nbytes(configuration)
+        figures = {
+            **quality,
+            Objective.NBYTES.value: float(sum(nbytes.values())),
+            "bits_per_weight": bits_per_weight(self.model, configuration),
+            Objective.BIT_OPERATIONS.value: bit_operations(self.model, configuration),
+        }
+        if self._wants_latency:
+            figures[Objective.LATENCY_S.value] = self._latency_s(configuration)
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise InvalidMetric(name, str(value))
+        values = {objective.value: figures[objective.value] for objective in self.spec.objectives}
+        figures |= {f"nbytes.{part}": float(count) for part, count in nbytes.items()}
+        return Evaluation(values, figures | self._stopwatch.figures())
+
+    @property
+    def _wants_latency(self) -> bool:
+        is_limited = self.spec.constraints.max_latency_s is not None
+        return Objective.LATENCY_S in self.spec.objectives or is_limited
+
+    def _latency_s(self, configuration: Configuration) -> float:
+        assert isinstance(self.model, DualEncoder)
+        assert isinstance(self.task, ClassificationTask)
+        with self._stopwatch.timed("latency"):
+            return measure_latency(
+                self.model,
+                configuration,
+                self.switch,
+                batch_size=self.task.batch_size,
+                quantizer=self.spec.quantizer,
+                table=self._latencies,
+            )

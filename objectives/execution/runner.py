@@ -1,0 +1,265 @@
+"""Running a stream under a plan, from the deepest transformer block that is known already.
+
+Plans of a search share beginnings: what leaves a transformer block depends on the samples and
+on the layers up to it only. So the activations between blocks are kept by the plan's part up
+to there, and a run starts behind the last block whose part it shares with an earlier one.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bitfront.layers import Tower
+from bitfront.plan import Plan
+from bitfront.vlm import LayeredModel, PlanSwitch
+from objectives.execution.streams import Stream
+from objectives.execution.tensor_cache import TensorCache
+
+_PROBED_SAMPLES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Joint:
+    """The place behind a transformer block.
+
+    Attributes:
+        modules: The blocks of the same tower up to here; the last one gives what is kept.
+        before: The blocks of the towers before it.
+        layers: All layers that act up to here.
+        sample_nbytes: Bytes of what leaves the block for one sample.
+    """
+
+    modules: tuple[nn.Module, ...]
+    before: tuple[nn.Module, ...]
+    layers: frozenset[str]
+    sample_nbytes: int
+
+    @contextmanager
+    def skipped(self, output: Tensor) -> Iterator[None]:
+        """Within it all blocks up to here compute nothing, and the last one gives `output`."""
+        for module in self.before:
+            module.forward = lambda hidden, *_args, **_kwargs: hidden
+        for module in self.modules:
+            module.forward = lambda *_args, **_kwargs: output
+        try:
+            yield
+        finally:
+            for module in (*self.before, *self.modules):
+                del module.forward
+
+
+class _Reached(Exception):
+    """Ends a run whose observed layers have all been seen."""
+
+
+class _Ending:
+    """Counts the calls of the observed layers in a batch, and ends its run behind the last."""
+
+    def __init__(self, expected: int) -> None:
+        self._left = expected
+
+    def note(
+        self, outputs: list[Tensor], _module: nn.Module, _args: object, output: Tensor
+    ) -> None:
+        """A forward hook that keeps a layer's output."""
+        outputs.append(output)
+        self._left -= 1
+        if self._left == 0:
+            raise _Reached
+
+
+class StreamRunner:
+    """Runs streams under plans; equal arguments give equal bits, whatever was run before.
+
+    Args:
+        model: The model.
+        switch: Its switch.
+        cache_nbytes: How much of the activations between blocks to keep; 0 keeps none.
+    """
+
+    def __init__(
+        self, model: LayeredModel, switch: PlanSwitch, cache_nbytes: int = 1 << 30
+    ) -> None:
+        self._model = model
+        self._switch = switch
+        self._joints: dict[frozenset[Tower], list[_Joint]] = {}
+        self._calls: dict[frozenset[Tower], Mapping[str, int]] = {}
+        self.cache = TensorCache(cache_nbytes)
+
+    def run(
+        self,
+        given: Stream,
+        plan: Plan,
+        *,
+        keep: bool = True,
+        watched: Collection[str] = (),
+    ) -> Float[Tensor, "n d"]:
+        """What the model gives for all samples under a plan, without gradients.
+
+        Args:
+            given: The samples.
+            plan: The precisions; those of towers that they do not run through do not matter.
+            keep: Whether later plans are likely to share a beginning with this one.
+            watched: Layers that must run, since hooks look at them.
+        """
+        self._switch.to(plan)
+        joints = self._joints_of(given)
+        keys = [(given.key, depth, plan.part(joint.layers)) for depth, joint in enumerate(joints)]
+        start, begun = -1, None
+        for depth in reversed(range(len(joints))):
+            if keys[depth] in self.cache and joints[depth].layers.isdisjoint(watched):
+                start, begun = depth, self.cache.get(keys[depth])
+                break
+        kept: dict[int, list[Tensor]] = {}
+        if keep:
+            kept = {depth: [] for depth in self._admitted(keys, joints, start, sum(given.sizes))}
+        features = []
+        for batch in range(len(given.sizes)):
+            with ExitStack() as stack:
+                if begun is not None:
+                    stack.enter_context(joints[start].skipped(begun[batch]))
+                for depth, outputs in kept.items():
+                    hook = joints[depth].modules[-1].register_forward_hook(partial(_note, outputs))
+                    stack.callback(hook.remove)
+                with torch.no_grad():
+                    features.append(given.run(batch, stand_in=begun is not None))
+            for outputs in kept.values():
+                if len(outputs) == batch:  # a block that these samples do not pass
+                    outputs.append(torch.empty(0))
+        for depth, outputs in kept.items():
+            self.cache.put(keys[depth], outputs)
+        return torch.cat(features)
+
+    def observe(self, given: Stream, plan: Plan, layers: Sequence[str]) -> dict[str, list[Tensor]]:
+        """What some layers give under a plan, call by call; nothing behind them runs.
+
+        A run starts behind the last transformer block that holds none of the layers, and what
+        leaves that block is kept: until another plan differs before it, it runs once.
+
+        Args:
+            given: The samples.
+            plan: The precisions; those behind the layers do not matter.
+            layers: All of one stream. An embedding's output is observed only where its weight
+                multiplies nothing.
+        """
+        self._switch.to(plan)
+        joints = self._joints_of(given)
+        inside = [layer for layer in layers if not self._model.acts_from_the_start(layer)]
+        usable = [n for n, joint in enumerate(joints) if joint.layers.isdisjoint(inside)]
+        keys = {n: (given.key, n, plan.part(joints[n].layers)) for n in usable}
+        start = next((n for n in reversed(usable) if keys[n] in self.cache), -1)
+        begun = self.cache.get(keys[start]) if start >= 0 else None
+        last = usable[-1] if usable else -1
+        passed: list[Tensor] = []
+        calls: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+        expected = sum(self._calls_of(given)[layer] for layer in layers)
+        for batch in range(len(given.sizes)):
+            with ExitStack() as stack:
+                if begun is not None:
+                    stack.enter_context(joints[start].skipped(begun[batch]))
+                if last > start:
+                    hook = joints[last].modules[-1].register_forward_hook(partial(_note, passed))
+                    stack.callback(hook.remove)
+                ending = _Ending(expected)
+                for layer, outputs in calls.items():
+                    for module in self._watchable(layer):
+                        watch = partial(ending.note, outputs)
+                        stack.callback(module.register_forward_hook(watch).remove)
+                with suppress(_Reached), torch.no_grad():
+                    given.run(batch, stand_in=begun is not None)
+            if last > start and len(passed) == batch:  # these samples do not pass the block
+                passed.append(torch.empty(0))
+        if last > start:
+            self.cache.put(keys[last], passed)
+        return calls
+
+    def _watchable(self, layer: str) -> tuple[nn.Module, ...]:
+        return self._model.multiplying(layer) or self._model.modules(layer)
+
+    def _calls_of(self, given: Stream) -> Mapping[str, int]:
+        """How often each layer of a stream runs for a batch."""
+        if given.towers not in self._calls:
+            calls: dict[str, int] = {}
+
+            def count(layer: str, *_: object) -> None:
+                calls[layer] = calls.get(layer, 0) + 1
+
+            with ExitStack() as stack:
+                for layer in self._model.layers:
+                    for module in self._watchable(layer.name):
+                        hook = module.register_forward_hook(partial(count, layer.name))
+                        stack.callback(hook.remove)
+                with torch.no_grad():
+                    given.run(0, first=1)
+            self._calls[given.towers] = calls
+        return self._calls[given.towers]
+
+    def _admitted(
+        self, keys: Sequence[tuple[str, int, Plan]], joints: Sequence[_Joint], start: int, n: int
+    ) -> Iterator[int]:
+        """The depths behind `start` whose activations are kept, the shallow ones first."""
+        pending = 0
+        for depth in range(start + 1, len(joints)):
+            nbytes = joints[depth].sample_nbytes * n
+            if self.cache.admits(keys[depth], nbytes, pending):
+                pending += nbytes
+                yield depth
+
+    def _joints_of(self, given: Stream) -> list[_Joint]:
+        if given.towers not in self._joints:
+            skips = self.cache.limit_nbytes > 0
+            self._joints[given.towers] = self._find_joints(given) if skips else []
+        return self._joints[given.towers]
+
+    @torch.no_grad()
+    def _find_joints(self, given: Stream) -> list[_Joint]:
+        """The places where a run can be taken up again, each one tried on some samples.
+
+        A place counts if a run that starts there gives the same bits as a whole one, twice.
+        """
+        candidates = self._candidates(given.towers)
+        seen: dict[nn.Module, list[Tensor]] = {joint.modules[-1]: [] for joint in candidates}
+        with ExitStack() as stack:
+            for module, outputs in seen.items():
+                stack.callback(module.register_forward_hook(partial(_note, outputs)).remove)
+            whole = given.run(0, first=_PROBED_SAMPLES)
+        samples = min(_PROBED_SAMPLES, given.sizes[0])
+        joints = []
+        for joint in candidates:
+            outputs = seen[joint.modules[-1]]
+            if len(outputs) != 1 or len(outputs[0]) % samples:
+                continue
+            with joint.skipped(outputs[0]):
+                again = [given.run(0, first=_PROBED_SAMPLES, stand_in=True) for _ in range(2)]
+            if all(torch.equal(features, whole) for features in again):
+                joints.append(replace(joint, sample_nbytes=outputs[0].nbytes // samples))
+        return joints
+
+    def _candidates(self, towers: frozenset[Tower]) -> list[_Joint]:
+        """The places behind the towers' transformer blocks, their sizes not known yet."""
+        modules = dict(self._model.module.named_modules())
+        layers = [layer for layer in self._model.layers if layer.tower in towers]
+        names = [layer.name for layer in layers if self._model.acts_from_the_start(layer.name)]
+        found: list[_Joint] = []
+        before: tuple[nn.Module, ...] = ()
+        for tower, members in groupby(layers, key=lambda layer: layer.tower):
+            own: tuple[nn.Module, ...] = ()
+            for scope, part in groupby(members, key=lambda layer: layer.scope):
+                names += [layer.name for layer in part]
+                if scope != tower.value and scope in modules:
+                    own += (modules[scope],)
+                    found.append(_Joint(own, before, frozenset(names), sample_nbytes=0))
+            before += own
+        return found
+
+
+def _note(outputs: list[Tensor], _module: nn.Module, _args: object, output: object) -> None:
+    """A forward hook that keeps a block's output, if it is one tensor."""
+    if isinstance(output, Tensor):
+        outputs.append(output)

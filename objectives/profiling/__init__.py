@@ -1,0 +1,1 @@
+"""Profiling: calibration, entropies, cells, clips and visual-encoder optimisation."""

@@ -1,0 +1,80 @@
+"""Cells: what an option of one block costs, and what it does to the model."""
+
+from collections.abc import Sequence
+
+from bitfront.errors import InvalidMetric
+from bitfront.layers import Block, Layer
+from bitfront.plan import Option, Plan, digest
+from bitfront.precision import Precision
+from bitfront.profile import Cell
+from bitfront.quant.inputs import bounds_to_json
+from bitfront.spec import JobSpec
+from bitfront.vlm import LayeredModel, PlanSwitch
+from objectives.cost.costs import layer_bit_operations, layer_nbytes
+from objectives.data.task import Task
+from objectives.profiling.full_precision import FULL_PLAN, Teacher
+from objectives.profiling.measures import build_measure
+
+# Goes up when the same option of the same model would come out with another error.
+VERSION = 1
+
+
+class CellMeter:
+    """Measures the options of blocks, each with all other blocks in full precision.
+
+    Args:
+        model: The model.
+        task: Its calibration split is what errors are measured on.
+        switch: The model's switch; it is back at full precision after each measurement.
+        spec: The job, for its quantizer and error measure.
+    """
+
+    def __init__(self, model: LayeredModel, task: Task, switch: PlanSwitch, spec: JobSpec) -> None:
+        self._model = model
+        self._switch = switch
+        self._spec = spec
+        self._layers = {layer.name: layer for layer in model.layers}
+        teacher = Teacher(model, task, switch, spec.data.seed)
+        self._measure = build_measure(spec.profile.measure, teacher, spec.quantizer)
+
+    @property
+    def identity(self) -> str:
+        """The hash of what a cell's error depends on beside model, samples and option."""
+        quantizer = self._spec.quantizer.model_dump(mode="json")
+        content = [VERSION, quantizer, self._spec.profile.measure, self._spec.data.seed]
+        if self._model.device.type != "cpu":  # ranges come out a little different there
+            content.append(self._model.device.type)
+        if self._switch.bounds:
+            content.append(bounds_to_json(self._switch.bounds))
+        return digest(content)
+
+    def measure(self, block: Block, option: Option) -> Cell:
+        """The cost and the error of an option.
+
+        Raises:
+            InvalidMetric: The error is not finite.
+            SpecError: The option does not fit the block, or names an unknown input range.
+        """
+        plan = Plan.from_options([(block, option)])
+        try:
+            error = self._measure.error(block, plan)
+        finally:
+            self._switch.to(FULL_PLAN)
+        if not 0.0 <= error < float("inf"):
+            raise InvalidMetric(f"{self._spec.profile.measure} of {block.name}", str(error))
+        members = [
+            (self._layers[name], precision)
+            for name, precision in zip(block.layers, option.precisions, strict=True)
+        ]
+        return Cell(
+            block.name,
+            option,
+            sum(layer_nbytes(layer, p, self._spec.quantizer) for layer, p in members),
+            sum(layer_bit_operations(layer, p) for layer, p in members),
+            error,
+        )
+
+    def layer_cells(self, layer: Layer, precisions: Sequence[Precision]) -> list[Cell]:
+        """The cells of a single layer: its block has the layer's name and nothing else."""
+        block = Block(layer.name, layer.tower, (layer.name,))
+        return [self.measure(block, Option((precision,))) for precision in precisions]

@@ -1,0 +1,86 @@
+"""The model in full precision on the calibration split: its outputs, and gradients of its loss."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bitfront.layers import Tower
+from bitfront.plan import Plan
+from bitfront.vlm import LayeredModel, PlanSwitch
+from objectives.data.task import SplitName, Task
+from objectives.execution.runner import StreamRunner
+from objectives.execution.streams import Stream
+
+FULL_PLAN = Plan(())
+DRAWS = 4
+
+
+class Teacher:
+    """What full precision gives on the calibration split, computed once.
+
+    Attributes:
+        runner: What runs the streams; it knows all activations between blocks.
+        streams: The calibration samples, each tower in one of them.
+        outputs: What each stream gives, by its key.
+    """
+
+    def __init__(self, model: LayeredModel, task: Task, switch: PlanSwitch, seed: int) -> None:
+        self.model = model
+        self.task = task
+        self.switch = switch
+        self.runner = StreamRunner(model, switch)
+        self.streams = task.streams(model, SplitName.CALIBRATION)
+        self.outputs = {stream.key: self.runner.run(stream, FULL_PLAN) for stream in self.streams}
+        self._seed = seed
+
+    def stream(self, tower: Tower) -> Stream:
+        """The stream that runs through a tower."""
+        return next(stream for stream in self.streams if tower in stream.towers)
+
+    @property
+    def predictions(self) -> int:
+        """The number of predicted distributions: one an image, or one a token of an answer."""
+        return len(self.task.scores(self.model, self.outputs))
+
+    def scores(self, stream: Stream, output: Tensor) -> Float[Tensor, "predictions classes"]:
+        """The logits where one stream gives something else; the others keep their own."""
+        return self.task.scores(self.model, {**self.outputs, stream.key: output})
+
+    def output_gradients(self, stream: Stream) -> Iterator[Float[Tensor, "rows d"]]:
+        """Gradients of `sum_i -log p(y_i | x_i)` for what a stream gives, `DRAWS` times.
+
+        The labels `y_i` are drawn from the model's own probabilities: then the square of such
+        a gradient, divided by the number of predictions, has the Fisher information as its
+        mean (the cross terms between predictions have mean zero).
+        """
+        generator = torch.Generator().manual_seed(self._seed)
+        for _ in range(DRAWS):
+            output = self.outputs[stream.key].clone().requires_grad_()
+            with torch.enable_grad():
+                log_p = torch.log_softmax(self.scores(stream, output).float(), dim=-1)
+                drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
+                loss = -log_p.gather(1, drawn.to(log_p.device)).sum()
+            (gradient,) = torch.autograd.grad(loss, output)
+            yield gradient
+
+    def backward(self, tower: Tower, on_batch: Callable[[], None] = lambda: None) -> None:
+        """Sends every draw's gradient back through the stream of a tower, batch by batch.
+
+        Tensor hooks and parameters that require gradients receive them; `on_batch` is called
+        behind each batch whose gradients are independent, and behind each draw where all of
+        them belong together.
+        """
+        self.switch.clear()
+        stream = self.stream(tower)
+        for gradient in self.output_gradients(stream):
+            for batch, part in enumerate(torch.split(gradient, list(stream.rows))):
+                with torch.enable_grad():
+                    output = stream.run(batch)
+                if output.requires_grad:  # questions without images never pass the vision tower
+                    torch.autograd.backward(output, part)
+                if stream.are_independent:
+                    on_batch()
+            if not stream.are_independent:
+                on_batch()

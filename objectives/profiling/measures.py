@@ -1,0 +1,163 @@
+"""What a cell's error may measure; each measure is 0 for full precision and never negative.
+
+`output_kl`, `gradient` and `fisher` estimate the same thing, the divergence of the model's
+output in nats: the first measures it, the others expand it to second order around full
+precision, at the block's output and at its weights and inputs. `entropy` is relative.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bitfront.layers import Block
+from bitfront.plan import Plan
+from bitfront.spec import ErrorMeasure, QuantizerSpec
+from objectives.execution.similarity import divergence_nats
+from objectives.profiling.entropy import measure_entropies
+from objectives.profiling.fisher import FisherError
+from objectives.profiling.full_precision import DRAWS, FULL_PLAN, Teacher
+
+ENTROPY_BITS = 4
+
+
+class Measure(Protocol):
+    """The error of putting a plan onto the layers of one block."""
+
+    def error(self, block: Block, plan: Plan) -> float:
+        """The error; `plan` names the block's layers only."""
+
+
+class OutputDivergence:
+    """`mean_x KL(p(. | x) || q(. | x))` over the calibration split's predictions, in nats.
+
+    `p` and `q` are the softmax of the task's logits, in full precision and with the plan on:
+    over all classes for an image, over the vocabulary for each token of an answer, behind the
+    right tokens before it. They are computed in float64.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+
+    def error(self, block: Block, plan: Plan) -> float:
+        """The divergence under the plan."""
+        teacher, stream = self._teacher, self._teacher.stream(block.tower)
+        output = teacher.runner.run(stream, plan, keep=False)
+        reference = teacher.scores(stream, teacher.outputs[stream.key])
+        return divergence_nats(reference, teacher.scores(stream, output))
+
+
+class LayerOutputs:
+    """What layers of a block give in full precision and under a plan, batch by batch."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self._full: dict[str, list[Tensor]] = {}
+
+    def changes(
+        self, block: Block, layers: Sequence[str], plan: Plan
+    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """For each layer and call, the output in full precision and its change, in float64."""
+        if list(self._full) != list(layers):
+            self._full = self._record(block, layers, FULL_PLAN)
+        changed = self._record(block, layers, plan)
+        return {
+            layer: [
+                (full.double(), other.double() - full.double())
+                for full, other in zip(self._full[layer], changed[layer], strict=True)
+            ]
+            for layer in layers
+        }
+
+    def _record(self, block: Block, layers: Sequence[str], plan: Plan) -> dict[str, list[Tensor]]:
+        return self._teacher.runner.observe(self._teacher.stream(block.tower), plan, layers)
+
+
+class WeightedOutput:
+    """`mean_x sum_e g_e^2 (y'_e - y_e)^2 / 2` over the elements of the block's output, in nats.
+
+    `y` is the output of the block's last layer, `y'` the same under the plan, and `g` the
+    gradient of the model's own loss there (see `Teacher.output_gradients`): the error that
+    BRECQ (https://arxiv.org/abs/2102.05426) reconstructs blocks by.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self._outputs = LayerOutputs(teacher)
+        self._weights: tuple[str, list[Tensor]] = ("", [])
+
+    def error(self, block: Block, plan: Plan) -> float:
+        """The weighted squared change of the block's output."""
+        last = block.layers[-1]
+        if self._weights[0] != last:
+            self._weights = last, self._squared_gradients(block, last)
+        changes = self._outputs.changes(block, (last,), plan)[last]
+        total = sum(
+            float((weight * change.square()).sum())
+            for weight, (_, change) in zip(self._weights[1], changes, strict=True)
+        )
+        return total / (2 * self._teacher.predictions)
+
+    def _squared_gradients(self, block: Block, layer: str) -> list[Tensor]:
+        """The mean of `g^2` over the draws, for every call of the layer."""
+        calls: list[Tensor] = []
+
+        def watch(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+            calls.append(output.detach().requires_grad_())
+            return calls[-1]
+
+        teacher = self._teacher
+        with ExitStack() as stack:
+            # Of a tied weight, the output is what it multiplies, as in `StreamRunner.observe`.
+            for module in teacher.model.multiplying(layer) or teacher.model.modules(layer):
+                stack.callback(module.register_forward_hook(watch).remove)
+            teacher.backward(block.tower)
+        squares = [
+            torch.zeros_like(call) if call.grad is None else call.grad.square() for call in calls
+        ]
+        each = len(squares) // DRAWS
+        return [torch.stack(squares[call::each]).double().mean(dim=0) for call in range(each)]
+
+
+class EntropyWeightedOutput:
+    """`mean_l H_l * sum_e (y'_e - y_e)^2 / sum_e y_e^2` over the block's layers; no unit.
+
+    `H_l` is the entropy of the layer's input (Q-VLM, Eq 5) at `ENTROPY_BITS` bits, `y` its
+    output in full precision, and `y'` the same with the plan on the whole block. An embedding
+    has no quantized input: it counts with 1.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._outputs = LayerOutputs(teacher)
+        teacher.switch.clear()
+        ranges = teacher.switch.ranges
+        entropies = measure_entropies(teacher.model, teacher.task, ranges, ENTROPY_BITS)
+        self._entropies = {
+            entry.layer: entry.entropy if entry.layer in ranges else 1.0 for entry in entropies
+        }
+
+    def error(self, block: Block, plan: Plan) -> float:
+        """The mean weighted relative error of the layers."""
+        outputs = self._outputs.changes(block, block.layers, plan)
+        total = 0.0
+        for layer in block.layers:
+            pairs = outputs[layer]
+            change = sum(float(change.square().sum()) for _, change in pairs)
+            size = sum(float(full.square().sum()) for full, _ in pairs)
+            total += self._entropies[layer] * (change / size if size > 0 else change)
+        return total / len(block.layers)
+
+
+def build_measure(kind: ErrorMeasure, teacher: Teacher, quantizer: QuantizerSpec) -> Measure:
+    """The measure of that kind."""
+    match kind:
+        case ErrorMeasure.OUTPUT_KL:
+            return OutputDivergence(teacher)
+        case ErrorMeasure.GRADIENT:
+            return WeightedOutput(teacher)
+        case ErrorMeasure.FISHER:
+            return FisherError(teacher, quantizer)
+        case ErrorMeasure.ENTROPY:
+            return EntropyWeightedOutput(teacher)

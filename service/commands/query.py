@@ -1,0 +1,263 @@
+"""Commands that ask the database: list, status, watch, logs, front, best, plot."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+
+import click
+
+from bitfront.errors import SpecError
+from service.commands.deployment import command_line, database_option
+from service.commands.limits import limit_options, refusal
+from service.views.exports import FORMATS
+
+if TYPE_CHECKING:
+    from storage.records import LogLine, Result, StudyRecord
+    from storage.store import Store
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+# Everything that takes long to import is imported by the command that needs it: a query
+# answers in well under a second.
+
+TEXT_OR_JSON: Final = click.Choice(["table", "json"])
+
+
+@click.command("list")
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
+@database_option
+def list_studies(form: str, url: str) -> None:
+    """List all studies, the newest first."""
+    from service.views.status import studies_table, study_dict
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        studies = store.studies()
+    if form == "json":
+        for study in studies:
+            click.echo(json.dumps(study_dict(study)))
+    elif studies:
+        click.echo(studies_table(studies))
+    else:
+        click.echo("there are no studies yet: 'bitfront submit JOB.yaml' starts one", err=True)
+
+
+@click.command()
+@click.argument("study")
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
+@database_option
+def status(study: str, form: str, url: str) -> None:
+    """Show how far STUDY is."""
+    from service.views.status import status_dict, status_text
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        found = store.status(study)
+    click.echo(json.dumps(status_dict(found)) if form == "json" else status_text(found))
+
+
+@click.command()
+@click.argument("study")
+@database_option
+def watch(study: str, url: str) -> None:
+    """Follow STUDY while it runs elsewhere.
+
+    Ctrl-C ends the watching, not the study.
+    """
+    from service.views.progress import reporter_for
+    from service.views.watching import watch as follow
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        try:
+            with reporter_for(sys.stderr) as reporter:
+                last = follow(store, study, reporter).study
+        except KeyboardInterrupt:
+            command = command_line(f"watch {study}", url)
+            click.echo(f"study {study} goes on; '{command}' comes back", err=True)
+            return
+    _end(last, url)
+
+
+@click.command()
+@click.argument("study")
+@click.option("--follow", "-f", is_flag=True, help="Go on until the study ends.")
+@click.option("--trial", type=click.IntRange(0), help="Only this trial, with its tracebacks.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json is one object a line.",
+)
+@database_option
+def logs(study: str, follow: bool, trial: int | None, form: str, url: str) -> None:
+    """Print what happened to STUDY, oldest first.
+
+    It is read from the database, whether or not the cluster still exists. Times are in UTC.
+    """
+    from service.views.logs import line_dict, line_text
+    from service.views.watching import follow_log, tell_log
+    from storage.store import open_store
+
+    def show(line: "LogLine") -> None:
+        click.echo(json.dumps(line_dict(study, line)) if form == "json" else line_text(line))
+
+    with open_store(url, create=False) as store:
+        if trial is not None and not store.attempts(study, [trial]):
+            raise SpecError(f"study {study!r} has no trial {trial}: see 'bitfront logs {study}'")
+        if not follow:
+            tell_log(store, study, show, trial=trial)
+            return
+        try:
+            last = follow_log(store, study, show, trial=trial)
+        except KeyboardInterrupt:
+            command = command_line(f"logs {study} --follow", url)
+            click.echo(f"study {study} goes on; '{command}' comes back", err=True)
+            return
+    _end(last, url)
+
+
+def _end(study: "StudyRecord", url: str) -> NoReturn:
+    """Says how a study stands that was followed to its end, and leaves with its exit code."""
+    from bitfront.trial import StudyState
+    from service.views.status import is_interrupted
+
+    if is_interrupted(study):
+        command = command_line(f"resume {study.name}", url)
+        click.echo(f"nobody runs study {study.name}: '{command}' goes on", err=True)
+        sys.exit(1)
+    reason = f": {study.message}" if study.message else ""
+    click.echo(f"study {study.name} is {study.state}{reason}", err=True)
+    sys.exit(1 if study.state is StudyState.FAILED else 0)
+
+
+def _model_option(command: Command) -> Command:
+    option = click.option(
+        "--model", metavar="NAME", help="All studies of a model, by its name or hash."
+    )
+    return option(command)
+
+
+def _check_scope(study: str | None, model: str | None) -> None:
+    if study is None and model is None:
+        raise SpecError("name a STUDY, or all studies of a model with --model NAME")
+    if study is not None and model is not None:
+        raise SpecError("name a STUDY or a --model, not both")
+
+
+@click.command()
+@click.argument("study", required=False)
+@_model_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", *FORMATS]),
+    default="table",
+    show_default=True,
+    help="json is one object a line.",
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@database_option
+def front(study: str | None, model: str | None, form: str, out: Path | None, url: str) -> None:
+    """Print the Pareto front of STUDY, lowest error first.
+
+    With --model, it is the front of all studies of a model, by what all of them minimised.
+    """
+    from service.views.describe import trial_names
+    from service.views.exports import write, write_rows
+    from service.views.render import front_table, joint_front_table, result_rows
+    from storage.store import open_store
+
+    _check_scope(study, model)
+    with open_store(url, create=False) as store:
+        results = store.front(study) if study is not None else _joint_front(store, str(model))
+    if not results:
+        what, way_out = (
+            (f"model {model}", "list") if study is None else (f"study {study}", "status")
+        )
+        click.echo(f"{what} has no complete trial yet: see 'bitfront {way_out}'", err=True)
+    if form != "table":
+        write_rows(result_rows(results), form, out)
+    elif study is None:
+        write(f"{joint_front_table(results)}\n".encode(), out)
+    else:
+        write(f"{front_table(results, trial_names(results))}\n".encode(), out)
+
+
+def _joint_front(store: "Store", model: str) -> "list[Result]":
+    from service.views.cross_study_front import joint_front
+
+    fronts = store.model_fronts(model)
+    names = ", ".join(fronts.studies)
+    if fronts.studies:
+        click.echo(f"by {' and '.join(fronts.objectives)} over the studies {names}", err=True)
+    return joint_front(fronts)
+
+
+@click.command()
+@click.argument("study", required=False)
+@_model_option
+@limit_options
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
+@database_option
+def best(
+    study: str | None,
+    model: str | None,
+    max_nbytes: int | None,
+    max_latency_s: float | None,
+    max_error: float | None,
+    max_bits: float | None,
+    form: str,
+    url: str,
+) -> None:
+    """Print the best configuration of STUDY under limits.
+
+    Any mix of limits will do; the first objective that is not limited is minimised. If nothing
+    fits, the exit code is 1 and stderr says what comes nearest. With --model, all studies of a
+    model are asked.
+    """
+    from service.views.describe import trial_names
+    from service.views.render import best_text, result_json
+    from storage.records import Limits
+    from storage.store import open_store
+
+    _check_scope(study, model)
+    limits = Limits(max_nbytes, max_latency_s, max_error, max_bits)
+    with open_store(url, create=False) as store:
+        found = store.best(study, limits, model=model)
+        if found is None:
+            nearest = store.nearest(study, limits, model=model)
+            raise click.ClickException(refusal(study or "", limits, nearest, model=model))
+        names = trial_names([found])
+        if form == "json":
+            click.echo(result_json(found, names))
+        else:
+            profile = store.load_profile(found.study)
+            click.echo(best_text(found, names, profile, across=study is None))
+
+
+@click.command()
+@click.argument("study")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="Folder to write to.  [default: the current one]",
+)
+@click.option("--trial", type=click.IntRange(0), help="Trial whose bits are shown.")
+@database_option
+def plot(study: str, out: Path, trial: int | None, url: str) -> None:
+    """Draw the front and one trial of STUDY as PNG and HTML."""
+    from service.views.pictures import write_pictures
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        for path in write_pictures(store, study, out, trial):
+            click.echo(path)
+
+
+COMMANDS: Final = (list_studies, status, watch, logs, front, best, plot)

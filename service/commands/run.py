@@ -1,0 +1,255 @@
+"""Commands that work on a model: demo, submit, resume, profile."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from service.commands.deployment import (
+    address_option,
+    command_line,
+    database_option,
+    file_url,
+    patience_s,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from bitfront.spec import JobSpec
+    from bitfront.trial import StudyState
+
+# Everything that takes long to import is imported by the command that needs it.
+
+JOB: Final = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("job", type=JOB)
+@click.option("--study", help="Name of the study.  [default: the one in JOB]")
+@click.option("--trials", type=click.IntRange(1), help="How many trials, instead of JOB's number.")
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="Go on with a study of that name although its job, model or data changed.",
+)
+@click.option(
+    "--warm-start",
+    multiple=True,
+    metavar="STUDY",
+    help="Try the front of an earlier study of the same model first; may be repeated.",
+)
+@click.option(
+    "--resume", "goes_on", is_flag=True, help="Go on with a study of that name if there is one."
+)
+@workers_option
+@address_option
+@database_option
+def submit(
+    job: Path,
+    study: str | None,
+    trials: int | None,
+    accept_changes: bool,
+    warm_start: tuple[str, ...],
+    goes_on: bool,
+    workers: int | None,
+    address: str | None,
+    url: str,
+) -> None:
+    """Run the search that the file JOB describes.
+
+    With the --address of a cluster's dashboard (http://HEAD:8265) it runs there, on a copy of
+    this bitfront, and its results go to the database that the cluster's environment names.
+    """
+    from bitfront.job import load_job
+    from service.study.submission import JOB_FILE, is_cluster, submit_driver
+    from storage.store import open_store
+
+    changes = overrides(study=study, trials=trials, workers=workers, warm_start=warm_start)
+    spec = load_job(job, changes, elsewhere=is_cluster(address))
+    if address is not None and is_cluster(address):
+        flags = {"--accept-changes": accept_changes, "--resume": goes_on}
+        chosen = [flag for flag, is_set in flags.items() if is_set]
+        submit_driver(address, spec.study, ["submit", JOB_FILE, *chosen], spec)
+        return
+    with open_store(url) as store:
+        known = any(summary.name == spec.study for summary in store.studies())
+    _run(
+        spec,
+        url,
+        address,
+        resume=known and (accept_changes or goes_on),
+        accept_changes=accept_changes,
+    )
+
+
+@click.command()
+@click.argument("study")
+@click.option("--trials", type=click.IntRange(1), help="How many trials in all, from now on.")
+@click.option(
+    "--accept-changes", is_flag=True, help="Go on although the model or the data changed."
+)
+@workers_option
+@address_option
+@database_option
+def resume(
+    study: str,
+    trials: int | None,
+    accept_changes: bool,
+    workers: int | None,
+    address: str | None,
+    url: str,
+) -> None:
+    """Go on with STUDY where it ended, however it ended; or where it was paused."""
+    from service.study.submission import is_cluster, submit_driver
+    from service.views.status import is_driven
+    from storage.records import Request
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        record = store.study(study)
+        if is_driven(record) and record.request is Request.PAUSE:
+            store.withdraw_request(study)
+            click.echo(f"study {study} goes on", err=True)
+            return
+    if address is not None and is_cluster(address):
+        given = {"--trials": trials, "--workers": workers}
+        options = [word for name, n in given.items() if n is not None for word in (name, str(n))]
+        flags = ["--accept-changes"] if accept_changes else []
+        submit_driver(address, study, ["resume", study, *options, *flags])
+        return
+    spec = record.spec
+    spec = _overridden(spec, trials=trials, workers=workers)
+    _run(spec, url, address, resume=True, accept_changes=accept_changes)
+
+
+@click.command()
+@click.argument("job", type=JOB)
+@click.option("--study", help="Name of the study.  [default: the one in JOB]")
+@workers_option
+@address_option
+@database_option
+def profile(
+    job: Path, study: str | None, workers: int | None, address: str | None, url: str
+) -> None:
+    """Measure and print the blocks and cells of JOB's model."""
+    from bitfront.job import load_job
+
+    spec = load_job(job, overrides(study=study, workers=workers))
+
+    from service.study.driver import profile_model
+    from service.views.profile import profile_table
+    from service.views.progress import reporter_for
+    from storage.store import open_store
+    from workers.observability.logs import messages
+
+    with reporter_for(messages()) as reporter:
+        profile_model(spec, url, reporter, address)
+    with open_store(url, create=False) as store:
+        record = store.load_profile(spec.study)
+        options = store.options(spec.study)
+    if record is not None:
+        click.echo(profile_table(record, options))
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("demo-output"),
+    show_default=True,
+    help="Folder for the database and the pictures.",
+)
+@click.option(
+    "--model",
+    type=click.Choice(["clip", "llava"]),
+    default="clip",
+    show_default=True,
+    help="The bundled model: one that tells scenes apart, or one that answers questions.",
+)
+@click.option("--trials", type=click.IntRange(1), help="How many trials, instead of the demo's.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the sampler.")
+@workers_option
+def demo(out: Path, model: str, trials: int | None, seed: int | None, workers: int | None) -> None:
+    """Search a bundled model and show its front.
+
+    It needs nothing but the install.
+    """
+    from service.commands.demo import DemoModel, demo_job, show
+    from storage.store import open_store
+
+    url = file_url(out / "bitfront.db")
+    with open_store(url) as store:
+        changes = overrides(trials=trials, seed=seed, workers=workers)
+        spec = demo_job(store, changes, DemoModel(model))
+    _drive(spec, url, None, resume=False, accept_changes=False)
+    with open_store(url) as store:
+        show(store, spec.study, out)
+
+
+def overrides(
+    *,
+    study: str | None = None,
+    trials: int | None = None,
+    seed: int | None = None,
+    workers: int | None = None,
+    warm_start: tuple[str, ...] = (),
+) -> dict[str, object]:
+    """What the command line says against the job, by dotted key."""
+    pairs = {
+        "study": study,
+        "stop.trials": trials,
+        "search.seed": seed,
+        "search.workers": workers,
+        "search.warm_start": list(warm_start) or None,
+    }
+    return {key: value for key, value in pairs.items() if value is not None}
+
+
+def _overridden(spec: "JobSpec", *, trials: int | None, workers: int | None) -> "JobSpec":
+    stop, search = spec.stop, spec.search
+    if trials is not None:
+        stop = stop.model_copy(update={"trials": trials})
+    if workers is not None:
+        search = search.model_copy(update={"workers": workers})
+    return spec.model_copy(update={"stop": stop, "search": search})
+
+
+def _drive(
+    spec: "JobSpec", url: str, address: str | None, *, resume: bool, accept_changes: bool
+) -> "StudyState":
+    """Runs the study in view of the person; a study that did not get through ends the command."""
+    from bitfront.trial import StudyState
+    from service.study.driver import run_study
+    from service.views.progress import reporter_for
+    from workers.observability.logs import messages
+
+    with reporter_for(messages()) as reporter:
+        state = run_study(
+            spec,
+            url,
+            reporter=reporter,
+            resume=resume,
+            accept_changes=accept_changes,
+            address=address,
+            patience_s=patience_s(),
+        )
+    if state is not StudyState.COMPLETE:
+        command = command_line(f"resume {spec.study}", url)
+        click.echo(f"study {spec.study} is {state}: '{command}' goes on", file=messages())
+        sys.exit(0 if state is StudyState.STOPPED else 1)
+    return state
+
+
+def _run(
+    spec: "JobSpec", url: str, address: str | None, *, resume: bool, accept_changes: bool
+) -> None:
+    from workers.observability.logs import messages
+
+    state = _drive(spec, url, address, resume=resume, accept_changes=accept_changes)
+    click.echo(f"study {spec.study} is {state}; next:", file=messages())
+    for command in ("front {}", "best {} --max-nbytes SIZE", "plot {}"):
+        click.echo(f"  {command_line(command.format(spec.study), url)}", file=messages())
+
+
+COMMANDS: Final = (demo, submit, resume, profile)

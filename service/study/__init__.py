@@ -1,0 +1,1 @@
+"""A study on its way: driver, pipeline, profile, proxy search, trials."""

@@ -1,0 +1,139 @@
+"""Drives a study: holds its lease, hears signals and requests, and leaves it in a state."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from bitfront.errors import BitfrontError, LeaseLost
+from bitfront.job.allowed_roots import check_roots
+from bitfront.spec import JobSpec
+from bitfront.trial import StudyState
+from service.study.heartbeat import Orders, heartbeat, signals, take
+from service.study.pipeline import Run
+from service.study.spec_diff import accept_spec
+from service.study.spools import spool_root, study_spool
+from service.study.submission import driven_line
+from service.views.progress import Reporter
+from storage.store import Store, open_store
+from workers.cluster.connection import connected
+from workers.observability.logs import bound, masked
+from workers.observability.metrics import StudyMetrics
+
+
+def run_study(
+    spec: JobSpec,
+    url: str,
+    *,
+    reporter: Reporter,
+    resume: bool = False,
+    accept_changes: bool = False,
+    address: str | None = None,
+    patience_s: float = 30.0,
+) -> StudyState:
+    """Runs a study to its end, or goes on with one.
+
+    Args:
+        spec: The job.
+        url: The database.
+        reporter: Hears of the progress.
+        resume: Whether the study exists already and is to be continued.
+        accept_changes: Whether another model or other data than before are welcome.
+        address: A Ray cluster; None runs on this machine.
+        patience_s: How long a database that is away is waited for.
+
+    Returns:
+        The state in which the study ends.
+
+    Raises:
+        BitfrontError: The study cannot be run; what was measured is kept.
+    """
+    _refuse_early(spec, url)
+    with open_store(url, patience_s=patience_s) as store:
+        with _begun(
+            store, spec, url, reporter, address, is_known=resume, accept_changes=accept_changes
+        ) as run:
+            run.drive(accept_changes=accept_changes)
+        return store.study(spec.study).state
+
+
+def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | None = None) -> None:
+    """Runs the stages before the trials only; `bitfront resume` runs the rest.
+
+    A study of that name is continued if it is the same job.
+    """
+    _refuse_early(spec, url)
+    with open_store(url) as store:
+        known = any(summary.name == spec.study for summary in store.studies())
+        with _begun(store, spec, url, reporter, address, is_known=known) as run:
+            run.profile()
+
+
+def _refuse_early(spec: JobSpec, url: str) -> None:
+    """Raises what can be known before there is a study."""
+    check_roots(spec)
+    spool_root(url)
+
+
+@contextmanager
+def _begun(
+    store: Store,
+    spec: JobSpec,
+    url: str,
+    reporter: Reporter,
+    address: str | None,
+    *,
+    is_known: bool,
+    accept_changes: bool = False,
+) -> Iterator[Run]:
+    """Drives a study that is made now, or one that is known and must be the same job."""
+    if not is_known:
+        store.create_study(spec, {})
+    with bound(study=spec.study), _driving(store, spec, url, reporter, address) as run:
+        if is_known:
+            accept_spec(store, run.lease, spec, accept_changes=accept_changes)
+        yield run
+
+
+@contextmanager
+def _driving(
+    store: Store, spec: JobSpec, url: str, reporter: Reporter, address: str | None
+) -> Iterator[Run]:
+    """Holds the study's lease and a connection to Ray; in the end, leaves the study's state."""
+    lease = take(store, spec.study)
+    reporter.note(f"{driven_line(spec.study)}{lease.owner}, in {store}")
+    orders = Orders()
+    spool = study_spool(url, store.study(spec.study))
+    metrics = StudyMetrics(spec.study)
+    store.on_wait(metrics.database)
+    with (
+        signals(orders),
+        heartbeat(store, lease, orders, metrics.heartbeat),
+        closing(spool),
+    ):
+        try:
+            # Ray takes the signals over when it connects: ours are set once more after it.
+            with connected(spec.search.workers, address), signals(orders), metrics:
+                run = Run(spec, store, lease, orders, reporter, spool, metrics)
+                if address is not None:
+                    run.share_cluster()
+                yield run
+                run.leave()
+        except LeaseLost:
+            raise
+        except SystemExit:
+            # Ray's own handler of SIGTERM, which holds while it connects.
+            store.release(lease, StudyState.CANCELLED, "ended while connecting to Ray")
+            raise
+        except Exception as error:
+            store.cancel_running(lease)
+            store.release(lease, StudyState.FAILED, _one_line(error))
+            raise
+        if orders.lost.is_set():
+            raise LeaseLost(lease.name, lease.epoch)
+        store.release(lease, run.state, run.message)
+
+
+def _one_line(error: Exception) -> str:
+    """What went wrong; errors that are none of ours are named with their type."""
+    if isinstance(error, BitfrontError):
+        return masked(str(error))
+    return masked(f"{type(error).__name__}: {error}".partition("\n")[0])

@@ -1,0 +1,277 @@
+"""The way of a job: profile, partition, program, prune, trials, and the front on the test split."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from bitfront.errors import ChangedJob, Interrupted
+from bitfront.plan import Configuration
+from bitfront.profile import FindingKind
+from bitfront.spec import JobSpec
+from bitfront.trial import Origin, StudyState, Trial, TrialState
+from search.space import SearchSpace
+from service.study.heartbeat import Orders
+from service.study.keys import bounds_key, evaluation_key
+from service.study.profiling import measure_profile
+from service.study.proxy_search import Shortlist
+from service.study.warm_start import warm_seeds
+from service.views.progress import Reporter
+from storage.records import Lease
+from storage.store import Store
+from workers.cluster.connection import node_resources
+from workers.cluster.fair_share import Share
+from workers.cluster.tasks import TaskPool
+from workers.cluster.worker_pool import run_trials
+from workers.observability.metrics import StudyMetrics
+from workers.scheduling.model_info import ModelReport
+from workers.scheduling.spool import Spool
+from workers.scheduling.trial_scheduler import Progress, TrialLedger
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_POLL_S = 0.5
+
+
+class Run:
+    """One driver's work on one study."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        store: Store,
+        lease: Lease,
+        orders: Orders,
+        reporter: Reporter,
+        spool: Spool,
+        metrics: StudyMetrics,
+    ) -> None:
+        self._spec = spec
+        self._store = store
+        self.lease = lease
+        self._orders = orders
+        self._reporter = reporter
+        self._spool = spool
+        self._pool = TaskPool(spec, self._is_over)
+        self._metrics = metrics
+        self._share: Share | None = None
+        self._stop_reason = ""
+        self.state = StudyState.FAILED
+        self.message = ""
+
+    def share_cluster(self) -> None:
+        """Takes no more of the cluster than a fair share from now on."""
+        driver = f"{self._spec.study} {self.lease.owner}"
+        self._share = Share(driver, self._spec.search.workers, self._slots)
+
+    def _is_over(self) -> bool:
+        """Whether the driver is to end; while it waits, the other studies hear that it lives."""
+        if self._share is not None:
+            self._share.limit()
+        return self._orders.is_over()
+
+    def _slots(self) -> int:
+        return self._pool.placement.slots(node_resources())
+
+    def drive(self, *, accept_changes: bool) -> None:
+        """Goes through all stages."""
+        try:
+            self._spool.tidy(self.lease.epoch)
+            self._store.set_state(self.lease, StudyState.PROFILING)
+            report = self._inspect(accept_changes=accept_changes)
+            shortlist = self._profile(report)
+            self._store.set_state(self.lease, StudyState.RUNNING)
+            self._run_trials(report, shortlist)
+            self._raise_if_over()
+            self._test_front()
+        except Interrupted:
+            self._end_early()
+        else:
+            self.state, self.message = StudyState.COMPLETE, self._stop_reason
+
+    def profile(self) -> None:
+        """Goes through the stages before the trials."""
+        try:
+            self._profile(self._inspect(accept_changes=False))
+        except Interrupted:
+            self._end_early()
+        else:
+            self.state = StudyState.STOPPED
+            self.message = "profiled; 'bitfront resume' runs the trials"
+
+    def leave(self) -> None:
+        """Lets other studies on the cluster have what this one used."""
+        if self._share is not None:
+            self._share.leave()
+
+    def _end_early(self) -> None:
+        self._store.cancel_running(self.lease)
+        reason = f"{self._orders.reason}; 'bitfront resume' goes on"
+        if self._orders.cancel.is_set():
+            self.state, self.message = StudyState.CANCELLED, f"cancelled {reason}"
+        else:
+            self.state, self.message = StudyState.STOPPED, f"stopped {reason}"
+
+    def _raise_if_over(self) -> None:
+        if self._orders.is_over():
+            raise Interrupted
+
+    def _inspect(self, *, accept_changes: bool) -> ModelReport:
+        """Loads the model on a worker, and makes sure that it is still the same."""
+        for note in self._pool.placement.notes:
+            self._reporter.warn(note)
+        self._reporter.stage("load the model", total=None)
+        report = self._pool.inspect()
+        self._pool.place(report)
+        for note in self._pool.placement.notes:
+            self._reporter.warn(note)
+        differences = self._store.set_provenance(
+            self.lease, {**report.identities, **report.provenance}, accept=accept_changes
+        )
+        changed = [str(d) for d in differences if d.name in report.identities]
+        if changed and not accept_changes:
+            raise ChangedJob(self.lease.name, tuple(changed))
+        if self._spec.profile.vision is None:
+            return report
+        self._pool.use_bounds(self._bounds(report))
+        return self._pool.inspect()
+
+    def _bounds(self, report: ModelReport) -> dict[str, object]:
+        """The learned bounds of the vision tower's inputs: known already, or learned now."""
+        key = bounds_key(self._spec, report.identities)
+        known = self._store.findings([key])
+        if key in known:
+            return known[key]
+        self._reporter.stage("optimise the vision tower", total=None)
+        started_s = time.perf_counter()
+        bounds = self._pool.optimise_vision(self._spool.folder / f"vision-{key[:16]}")
+        seconds = time.perf_counter() - started_s
+        self._store.put_finding(self.lease, key, FindingKind.BOUNDS, bounds, seconds)
+        return bounds
+
+    def _profile(self, report: ModelReport) -> Shortlist:
+        """Measures the cells, solves the program, and stores the pruned space."""
+        profile = measure_profile(
+            self._spec,
+            self._store,
+            self.lease,
+            self._pool,
+            report,
+            self._reporter,
+            self._metrics,
+        )
+        shortlist = Shortlist(self._spec, profile)
+        self._store.save_options(self.lease, shortlist.option_records())
+        before, after = shortlist.log10_sizes
+        self._reporter.note(
+            f"{len(profile.layers)} layers in {len(profile.blocks)} blocks; "
+            f"the space shrinks from 10^{before:.1f} to 10^{after:.1f} plans"
+        )
+        return shortlist
+
+    def _run_trials(self, report: ModelReport, shortlist: Shortlist) -> None:
+        full = report.full.values
+        reference = {o.value: full[o.value] for o in self._spec.objectives}
+        reference["error"] = 1.0
+        self._store.set_reference(self.lease, reference)
+        self._reporter.stage("trials", total=self._spec.stop.trials)
+
+        def review(trials: Sequence[Trial]) -> SearchSpace | None:
+            return self._review(shortlist, trials)
+
+        def key(configuration: Configuration) -> str:
+            return evaluation_key(self._spec, report, configuration)
+
+        ledger = TrialLedger(
+            self._store,
+            self.lease,
+            self._spec,
+            shortlist.space,
+            [*warm_seeds(self._store, self._spec, report), *shortlist.seeds()],
+            self._spool,
+            key,
+            reference=list(reference.values()),
+            budget_nbytes=self._budget_nbytes(report),
+            is_draining=self._orders.is_draining,
+            review=review,
+            on_progress=self._show,
+            metrics=self._metrics,
+        )
+        while True:
+            run_trials(
+                ledger,
+                self._spec.search,
+                self._pool.order,
+                self._spool,
+                self._orders.cancel,
+                place=self._pool.placement,
+                share=self._share,
+            )
+            if not self._orders.pause.is_set():
+                break
+            self._wait_out_pause()
+        self._stop_reason = ledger.stop_reason
+        self._store.set_correlation(
+            self.lease, shortlist.correlation(self._store.trials(self.lease.name))
+        )
+
+    def _wait_out_pause(self) -> None:
+        """Holds the study without a worker until it is to go on or to end."""
+        self._store.set_state(self.lease, StudyState.PAUSED, "'bitfront resume' goes on")
+        self._reporter.note("paused; 'bitfront resume' goes on")
+        while self._orders.pause.is_set() and not self._orders.is_over():
+            time.sleep(_PAUSE_POLL_S)
+        self._raise_if_over()
+        self._store.set_state(self.lease, StudyState.RUNNING)
+
+    def _review(self, shortlist: Shortlist, trials: Sequence[Trial]) -> SearchSpace | None:
+        """Says how far the proxy can be trusted, and widens the space where it cannot."""
+        correlation = shortlist.correlation(trials)
+        self._store.set_correlation(self.lease, correlation)
+        if correlation is None:
+            return None
+        text = f"rank correlation of proxy and measured error: {correlation:.2f}"
+        if correlation >= self._spec.search.min_correlation:
+            self._reporter.note(text)
+            return None
+        if not self._spec.search.prune:
+            self._reporter.warn(text)
+            return None
+        space = shortlist.widened()
+        self._store.save_options(self.lease, shortlist.option_records())
+        self._reporter.warn(
+            f"{text}, below {self._spec.search.min_correlation}: "
+            f"the space is widened to 10^{space.log10_size:.1f} plans"
+        )
+        return space
+
+    def _budget_nbytes(self, report: ModelReport) -> float:
+        """Where the best error is reported: the job's limit, or a quarter of full precision."""
+        return self._spec.constraints.max_nbytes or report.full.values["nbytes"] / 4
+
+    def _show(self, progress: Progress) -> None:
+        self._metrics.progress(
+            progress.counts, progress.front, progress.hypervolume, progress.best_error
+        )
+        self._reporter.trial(
+            done=progress.done,
+            total=progress.total,
+            best_error=progress.best_error,
+            hypervolume=progress.hypervolume,
+            front=progress.front,
+        )
+
+    def _test_front(self) -> None:
+        """Evaluates the finished front once on the test split, and the baselines beside it."""
+        numbers = {row.number for row in self._store.front(self.lease.name)}
+        chosen = [
+            trial
+            for trial in self._store.trials(self.lease.name)
+            if trial.state is TrialState.COMPLETE
+            and not trial.test_values
+            and (trial.number in numbers or trial.origin is Origin.BASELINE)
+        ]
+        self._reporter.stage("test split", total=len(chosen))
+        for position, evaluation in self._pool.test([trial.configuration for trial in chosen]):
+            values = {chosen[position].number: evaluation.values}
+            self._store.save_test_values(self.lease, values)
+            self._reporter.advance()

@@ -1,0 +1,86 @@
+"""Driving a study on a cluster: the driver is a Ray Job there, and this machine may go home."""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from bitfront.errors import FailedDriver
+
+if TYPE_CHECKING:
+    from bitfront.spec import JobSpec
+    from workers.cluster.jobs import ClusterJob
+
+JOB_FILE = "job.json"
+"""The name of a job's specification in the driver's working folder."""
+
+_START_S = 300.0
+_POLL_S = 0.5
+_REFUSED = "Error: "
+_ENTRYPOINT = "Running entrypoint for job "
+
+
+def is_cluster(address: str | None) -> bool:
+    """Whether an address is that of a cluster which takes jobs, not of one to connect to."""
+    return address is not None and address.startswith(("http://", "https://"))
+
+
+def submit_driver(
+    address: str, study: str, arguments: Sequence[str], spec: "JobSpec | None" = None
+) -> None:
+    """Starts `bitfront ARGUMENTS` on a cluster, and waits until it drives the study.
+
+    Args:
+        address: The cluster's dashboard, such as `http://head:8265`.
+        study: The study's name.
+        arguments: The command's own; `JOB_FILE` stands for the specification.
+        spec: The specification that is shipped.
+
+    Raises:
+        UnreachableCluster: The cluster does not answer.
+        FailedDriver: The driver ended before it held the study.
+    """
+    from workers.cluster.jobs import ClusterJob
+
+    files = {} if spec is None else {JOB_FILE: json.dumps(spec.model_dump(mode="json"))}
+    job = ClusterJob.submit(address, study, [*arguments, "--address", "auto"], files)
+    click.echo(f"study {study} is Ray job {job.id} at {address}", err=True)
+    _await_start(job, study)
+    click.echo("it runs there without this machine; from any that reaches its database:", err=True)
+    for command in ("watch", "logs", "stop", "front"):
+        click.echo(f"  bitfront {command} {study}", err=True)
+
+
+def driven_line(study: str) -> str:
+    """How the line begins that a driver prints as soon as it holds the study."""
+    return f"study {study} is driven by "
+
+
+def _await_start(job: "ClusterJob", study: str) -> None:
+    deadline_s = time.monotonic() + _START_S
+    while driven_line(study) not in job.log():
+        if job.is_over:
+            raise _refused(job)
+        if time.monotonic() > deadline_s:
+            click.echo(f"the driver has not begun yet: 'ray job logs {job.id}' tells why", err=True)
+            return
+        time.sleep(_POLL_S)
+
+
+def _refused(job: "ClusterJob") -> FailedDriver:
+    """The driver's own error, as if it had run here; without one, the last that was printed."""
+    # Ray writes the command into the same file, and may do so behind what the command prints.
+    lines = [
+        line.strip()
+        for line in job.log().splitlines()
+        if line.strip() and not line.startswith(_ENTRYPOINT)
+    ]
+    errors = [line for line in lines if line.startswith(_REFUSED)]
+    if errors:
+        return FailedDriver(errors[-1].removeprefix(_REFUSED))
+    last = f"it printed last {lines[-1]!r}" if lines else "it printed nothing"
+    return FailedDriver(
+        f"Ray job {job.id} ended before it held its study; {last} ('ray job logs {job.id}' has all)"
+    )

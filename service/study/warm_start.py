@@ -1,0 +1,29 @@
+"""Starting from what earlier studies of the same model found: their fronts are tried first."""
+
+from bitfront.errors import SpecError
+from bitfront.spec import JobSpec
+from bitfront.trial import Origin
+from storage.store import Store
+from workers.scheduling.attempt import Seed
+from workers.scheduling.model_info import ModelReport
+
+
+def warm_seeds(store: Store, spec: JobSpec, report: ModelReport) -> list[Seed]:
+    """The fronts of the studies that the job starts from, the lowest error first.
+
+    What was measured on the same data comes from the cache of evaluations; all else is
+    measured again.
+
+    Raises:
+        UnknownStudy: There is no such study.
+        SpecError: It searched another model.
+    """
+    seeds = []
+    for name in spec.search.warm_start:
+        if store.study(name).provenance.get("model") != report.identities["model"]:
+            raise SpecError(
+                f"search.warm_start: study {name!r} searched another model, so its plans mean "
+                "nothing here: leave it out"
+            )
+        seeds += [Seed(row.configuration, Origin.WARM_START) for row in store.front(name)]
+    return seeds

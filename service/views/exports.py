@@ -1,0 +1,57 @@
+"""Trials as a file or a stream that other programs read."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from bitfront.errors import SpecError
+from service.views.render import csv_text, flat, json_lines
+
+FORMATS: Final = ("csv", "json", "parquet")
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], form: str, out: Path | None) -> None:
+    """Writes rows in one of `FORMATS` to a file, or to stdout where `out` is None.
+
+    Raises:
+        SpecError: The file cannot be written, or parquet would go to a terminal.
+    """
+    if form == "parquet":
+        write(_parquet(flat(rows)), out)
+    else:
+        text = csv_text(flat(rows)) if form == "csv" else json_lines(rows)
+        write(text.encode("utf-8", "backslashreplace"), out)
+
+
+def write(content: bytes, out: Path | None) -> None:
+    """Writes a file, or to stdout where `out` is None.
+
+    Raises:
+        SpecError: The file cannot be written, or is no text and would go to a terminal.
+    """
+    if out is None:
+        if b"\0" in content and sys.stdout.isatty():
+            raise SpecError("parquet is no text: name a file with --out FILE, or use a pipe")
+        click.echo(content, nl=False)
+        return
+    try:
+        out.write_bytes(content)
+    except OSError as error:
+        raise SpecError(f"{out} cannot be written: {error.strerror}") from error
+
+
+def _parquet(rows: Sequence[Mapping[str, object]]) -> bytes:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise SpecError(
+            "--format parquet needs pyarrow: 'pip install pyarrow', or use --format csv"
+        ) from error
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows]), sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

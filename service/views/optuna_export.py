@@ -1,0 +1,187 @@
+"""What Optuna's dashboard gets to see of a study: named parameters, values, and a few words."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Final
+
+from bitfront.errors import DatabaseError
+from bitfront.layers import Block
+from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.trial import TrialState
+from search.optuna_export import (
+    FINAL_STATES,
+    OPTUNA_TABLES,
+    Choice,
+    Mirrored,
+    MirrorStudy,
+    MirrorTrial,
+    mirror,
+)
+from service.views.describe import recovery_details
+from storage.foreign_database import open_target
+from storage.records import StudyRecord, TrialRow
+from storage.store import Store
+
+_RECOVERY: Final = "recovery"
+_KINDS: Final = ("none", "prompt", "adapter", "prompt and adapter")
+
+Choices = Mapping[str, tuple[Choice, ...]]
+
+
+def mirror_study(store: Store, name: str, url: str) -> Mirrored:
+    """Writes a study's finished trials to the Optuna database at `url`, those that it lacks.
+
+    Raises:
+        UnknownStudy: There is no study of that name.
+        DatabaseError: The database is bitfront's own or another program's, cannot be written,
+            or has another study of that name.
+    """
+    study = _mirror_of(store, name)
+    with open_target(url) as target:
+        if target.tables and not target.tables >= OPTUNA_TABLES:
+            raise DatabaseError(
+                f"the database {target.shown} belongs to another program (it has a table "
+                f"{min(target.tables)}): name another file"
+            )
+        return mirror(study, target.url, target.shown)
+
+
+def _mirror_of(store: Store, name: str) -> MirrorStudy:
+    record = store.study(name)
+    rows = store.trial_rows(name)
+    profile = store.load_profile(name)
+    blocks = () if profile is None else profile.blocks
+    choices = _choices(store, record, blocks, rows)
+    intermediates = store.intermediates(name)
+    objectives: tuple[str, ...] = tuple(json.loads(record.spec_json)["objectives"])
+    trials = [
+        _trial(row, objectives, blocks, choices, intermediates.get(row.number, {}))
+        for row in rows
+        if row.state in FINAL_STATES
+    ]
+    return MirrorStudy(
+        name=name,
+        identity=f"{name} of {record.created_at.isoformat()}",
+        objectives=objectives,
+        choices=choices,
+        attributes=_study_attributes(record, blocks, rows),
+        trials=trials,
+    )
+
+
+def _study_attributes(
+    record: StudyRecord, blocks: Sequence[Block], rows: Sequence[TrialRow]
+) -> dict[str, object]:
+    """What is known of the study as a whole.
+
+    Optuna never changes a finished trial, and the test split is measured last of all: so its
+    errors are here as well, by bitfront's number of the trial.
+    """
+    tested = {str(row.number): row.test_values["error"] for row in rows if row.test_values}
+    return {
+        "model": json.loads(record.spec_json)["model"]["name"],
+        "state": str(record.state),
+        "blocks": {block.name: list(block.layers) for block in blocks},
+        "test error": tested,
+    }
+
+
+def _choices(
+    store: Store, record: StudyRecord, blocks: Sequence[Block], rows: Sequence[TrialRow]
+) -> dict[str, tuple[Choice, ...]]:
+    """What each parameter may be: a block's options, the smallest first, and the recovery's.
+
+    A parameter that has one choice only is none.
+    """
+    nbytes: dict[str, dict[str, int]] = {block.name: {} for block in blocks}
+    for option in store.options(record.name):
+        nbytes.setdefault(option.cell.block, {})[str(option.cell.option)] = option.cell.nbytes
+    choices: dict[str, tuple[Choice, ...]] = {}
+    plans = [row.configuration.plan for row in rows]
+    for block in blocks:
+        measured = sorted(nbytes[block.name], key=lambda text: (nbytes[block.name][text], text))
+        others = {_option(plan, block) for plan in plans} - set(measured)
+        choices[block.name] = (*measured, *sorted(others, key=_bits))
+    space = json.loads(record.spec_json)["space"]["recovery"]
+    if space is not None:
+        choices[_RECOVERY] = _KINDS
+        choices |= {f"{_RECOVERY}.{name}": tuple(values) for name, values in space.items()}
+    return {name: listed for name, listed in choices.items() if len(listed) > 1}
+
+
+def _option(plan: Plan, block: Block) -> str:
+    return str(Option(tuple(plan.precision(layer) for layer in block.layers)))
+
+
+def _bits(option: str) -> tuple[int, str]:
+    precisions = Option.parse(option).precisions
+    return sum(precision.weight_bits for precision in precisions), option
+
+
+def _trial(
+    row: TrialRow,
+    objectives: Sequence[str],
+    blocks: Sequence[Block],
+    choices: Choices,
+    intermediates: Mapping[int, float],
+) -> MirrorTrial:
+    finished_at = row.finished_at
+    assert finished_at is not None, "the schema gives every finished trial its time"
+    complete = row.state is TrialState.COMPLETE
+    configuration = row.configuration
+    return MirrorTrial(
+        number=row.number,
+        state=row.state,
+        values=tuple(row.values[name] for name in objectives) if complete else (),
+        params=_params(configuration, blocks, choices),
+        intermediates=intermediates,
+        constraints=row.constraints,
+        attributes=_attributes(row, configuration),
+        started_at=row.started_at,
+        finished_at=finished_at,
+    )
+
+
+def _params(
+    configuration: Configuration, blocks: Sequence[Block], choices: Choices
+) -> dict[str, Choice]:
+    params: dict[str, Choice] = {block.name: _option(configuration.plan, block) for block in blocks}
+    recovery = configuration.recovery
+    params[_RECOVERY] = _kind(recovery)
+    if recovery is not None:
+        settings = json.loads(json.dumps(asdict(recovery)))
+        params |= {f"{_RECOVERY}.{name}": value for name, value in settings.items()}
+    # A setting that means nothing, such as the blend of no adapter, may be none of the choices.
+    return {
+        name: choice
+        for name, choice in params.items()
+        if name in choices and (not name.startswith("recovery.") or choice in choices[name])
+    }
+
+
+def _kind(recovery: Recovery | None) -> str:
+    if recovery is None:
+        return "none"
+    parts = ["prompt"] * bool(recovery.context_length) + ["adapter"] * bool(recovery.reduction)
+    return " and ".join(parts)
+
+
+def _attributes(row: TrialRow, configuration: Configuration) -> dict[str, object]:
+    counts = Counter(str(precision) for _, precision in configuration.plan)
+    facts: dict[str, object] = {
+        "origin": str(row.origin),
+        "attempts": row.attempts,
+        "plan": ", ".join(f"{n} x {text}" for text, n in sorted(counts.items())),
+        "recovery": recovery_details(configuration.recovery),
+        "bits per weight": row.values.get("bits_per_weight"),
+        "nbytes": row.values.get("nbytes"),
+        "test error": row.test_values.get("error"),
+        "feasible": row.feasible,
+        "worker": row.worker,
+        "seconds": row.seconds,
+        "cause": None if row.cause is None else str(row.cause),
+        "message": row.message,
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}

@@ -1,0 +1,113 @@
+"""From stored trials to pictures on the disk."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bitfront.errors import SpecError
+from bitfront.trial import Trial, TrialState
+from service.views.describe import FULL_NAME, budget_nbytes, recovery_text, trial_names
+from service.views.plot.images import write_bits, write_front
+from service.views.plot.page import write_page
+from service.views.plot.records import BitsPicture, FrontPicture, LayerBits, Point
+from service.views.units import percent_text, size_text
+from storage.records import Limits
+from storage.store import Store
+
+
+def write_pictures(store: Store, study: str, out: Path, number: int | None = None) -> list[Path]:
+    """Writes `front.png`, `bits.png` and `front.html` of a study into a folder.
+
+    Args:
+        store: Where the study is.
+        study: Its name.
+        out: The folder; made if it is missing.
+        number: The trial whose bits are shown; None takes the best one at the job's budget.
+
+    Raises:
+        SpecError: There is nothing to draw, no such complete trial, or no way to write there.
+    """
+    trials = {trial.number: trial for trial in store.trials(study, {TrialState.COMPLETE})}
+    front = front_picture(store, study, list(trials.values()))
+    chosen = _default_trial(store, study) if number is None else number
+    if chosen not in trials:
+        raise SpecError(f"study {study!r} has no complete trial {chosen}: see 'bitfront front'")
+    bits = bits_picture(store, study, trials[chosen])
+    paths = [out / "front.png", out / "bits.png", out / "front.html"]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_front(front, paths[0])
+        write_bits(bits, paths[1])
+        write_page(front, bits, paths[2])
+    except OSError as error:
+        raise SpecError(f"the pictures cannot be written to {out}: {error.strerror}") from error
+    return paths
+
+
+def front_picture(store: Store, study: str, trials: Sequence[Trial]) -> FrontPicture:
+    """The picture of a study's complete trials.
+
+    Raises:
+        SpecError: There are none with a size.
+    """
+    names = trial_names(trials)
+    numbers = {result.number for result in store.front(study)}
+    points = [point for trial in trials if (point := _point(trial, names, trial.number in numbers))]
+    full = next((point for point in points if point.label == FULL_NAME), None)
+    quantized = tuple(point for point in points if point is not full)
+    if not quantized:
+        raise SpecError(f"study {study!r} has no complete trial to draw yet")
+    return FrontPicture(study, quantized, full)
+
+
+def _point(trial: Trial, names: Mapping[int, str], is_front: bool) -> Point | None:
+    nbytes = trial.values.get("nbytes", trial.metrics.get("nbytes"))
+    if nbytes is None:
+        return None
+    return Point(
+        trial=trial.number,
+        error=trial.values["error"],
+        test_error=trial.test_values.get("error"),
+        nbytes=nbytes,
+        origin=trial.origin,
+        is_front=is_front,
+        label=names.get(trial.number),
+        bits_per_weight=trial.metrics.get("bits_per_weight"),
+        recovery=recovery_text(trial.configuration.recovery),
+    )
+
+
+def _default_trial(store: Store, study: str) -> int:
+    budget = budget_nbytes(store.study(study))
+    best = None if budget is None else store.best(study, Limits(max_nbytes=budget))
+    if best is not None:
+        return best.number
+    return store.front(study)[0].number
+
+
+def bits_picture(store: Store, study: str, trial: Trial) -> BitsPicture:
+    """The picture of one trial's precisions, in order of execution."""
+    profile = store.load_profile(study)
+    if profile is None:
+        raise SpecError(f"the layers of study {study!r} are not recorded: resume it first")
+    blocks = {layer: block.name for block in profile.blocks for layer in block.layers}
+    layers = []
+    for layer in profile.layers:
+        precision = trial.configuration.plan.precision(layer.name)
+        layers.append(
+            LayerBits(
+                layer=layer.name,
+                tower=layer.tower,
+                weight_bits=precision.weight_bits,
+                activation_bits=precision.activation_bits,
+                block=blocks.get(layer.name, ""),
+            )
+        )
+    words = [f"{percent_text(trial.values['error'])} error"]
+    nbytes = trial.values.get("nbytes", trial.metrics.get("nbytes"))
+    if nbytes is not None:
+        words[0] += f" at {size_text(nbytes)}"
+    if "bits_per_weight" in trial.metrics:
+        words.append(f"{trial.metrics['bits_per_weight']:.2f} bits a weight on average")
+    words.append("bands mark blocks that were searched together")
+    title = f"{study}, trial {trial.number}: bits of each layer"
+    return BitsPicture(title, ", ".join(words), tuple(layers))

@@ -1,0 +1,67 @@
+"""The pictures as one self-contained, interactive HTML page."""
+
+import html
+from pathlib import Path
+from typing import Final
+
+import plotly.graph_objects as go
+
+from service.views.plot import palette
+from service.views.plot.charts import FONT, bits_chart, front_chart
+from service.views.plot.records import BitsPicture, FrontPicture
+
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+  body {{ margin: 0 auto; max-width: 1060px; padding: 28px 24px 48px; background: {paper};
+         color: {ink}; font-family: {font}; }}
+  h1 {{ font-size: 22px; margin: 0 0 4px; }}
+  h2 {{ font-size: 18px; margin: 36px 0 4px; }}
+  p {{ margin: 0 0 8px; color: {quiet}; }}
+</style>
+</head>
+<body>
+<h1>{heading}</h1>
+<p>{summary}</p>
+{front}
+{bits}
+</body>
+</html>
+"""
+_CONFIG: Final = {
+    "displaylogo": False,
+    "responsive": True,
+    "plotlyServerURL": "",  # nothing leaves the page
+    "modeBarButtonsToRemove": ["sendChartToCloud", "lasso2d", "select2d"],
+}
+
+
+def write_page(front: FrontPicture, bits: BitsPicture | None, path: Path) -> None:
+    """Writes a page with both pictures; it needs no network and no other file."""
+    page = _PAGE.format(
+        title=html.escape(f"{front.study}: front"),
+        heading=html.escape(f"{front.study}: error against size"),
+        summary=html.escape(front.summary),
+        front=_division(front_chart(front), with_library=True),
+        bits="" if bits is None else _bits_section(bits),
+        paper=palette.PAPER,
+        ink=palette.INK,
+        quiet=palette.QUIET,
+        font=FONT,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _bits_section(picture: BitsPicture) -> str:
+    heading, words = html.escape(picture.title), html.escape(picture.subtitle)
+    figure = _division(bits_chart(picture), with_library=False)
+    return f"<h2>{heading}</h2>\n<p>{words}</p>\n{figure}"
+
+
+def _division(figure: go.Figure, *, with_library: bool) -> str:
+    text: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config=_CONFIG)
+    return text

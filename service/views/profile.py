@@ -1,0 +1,58 @@
+"""A model's profile as text: entropies, blocks and cells."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from service.views.tables import table
+from service.views.units import size_text
+
+if TYPE_CHECKING:
+    from storage.records import OptionRecord, ProfileRecord
+
+
+def profile_table(profile: "ProfileRecord", options: Sequence["OptionRecord"]) -> str:
+    """Layers with their entropies in order of execution, then blocks with their cells."""
+    entropies = {entropy.layer: entropy for entropy in profile.entropies}
+    blocks = {layer: block.name for block in profile.blocks for layer in block.layers}
+    rows = []
+    for layer in profile.layers:
+        entropy = entropies.get(layer.name)
+        rows.append(
+            [
+                layer.name,
+                str(layer.tower),
+                f"{layer.rows} x {layer.columns}",
+                "-" if entropy is None else f"{entropy.entropy:.3f}",
+                "-" if entropy is None or entropy.dependency is None
+                else f"{entropy.dependency:.3f}",
+                blocks.get(layer.name, "-"),
+            ]
+        )  # fmt: skip
+    header = ["layer", "tower", "shape", "entropy", "dependency", "block"]
+    text = table(header, rows, left=(0, 1, 5))
+    return f"{text}\n\n{cells_table(options)}" if options else text
+
+
+def cells_table(options: Sequence["OptionRecord"]) -> str:
+    """How many options each block has and keeps, from the smallest to the most accurate."""
+    by_block: dict[str, list[OptionRecord]] = defaultdict(list)
+    for record in options:
+        by_block[record.cell.block].append(record)
+    rows = []
+    for name, records in by_block.items():
+        cells = sorted((record.cell for record in records), key=lambda cell: cell.nbytes)
+        kept = sum(record.survives for record in records)
+        rows.append(
+            [
+                name,
+                str(len(records)),
+                str(kept),
+                size_text(cells[0].nbytes),
+                f"{cells[0].error:.3g}",
+                size_text(cells[-1].nbytes),
+                f"{cells[-1].error:.3g}",
+            ]
+        )
+    header = ["block", "options", "kept", "smallest", "its error", "largest", "its error"]
+    return table(header, rows, left=(0,))

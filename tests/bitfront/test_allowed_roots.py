@@ -1,0 +1,59 @@
+"""A job names no file outside of the folders that a machine gives to jobs."""
+
+from pathlib import Path
+
+import pytest
+
+from bitfront.errors import SpecError
+from bitfront.job.allowed_roots import VARIABLE, check_roots
+from bitfront.spec import JobSpec
+
+
+def spec(data: Path | str, weights: str | None = None, name: str = "ViT-B-32") -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "study": "rooted",
+            "model": {"source": "open_clip", "name": name, "weights": weights},
+            "data": {"source": "image_folder", "path": str(data)},
+        }
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "given"
+    (root / "images").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    (root / "link").symlink_to(tmp_path / "secret")
+    monkeypatch.setenv(VARIABLE, f"{tmp_path / 'other'}:{root}")
+    return root
+
+
+def test_files_within_a_root_and_names_of_a_hub_are_welcome(root: Path) -> None:
+    check_roots(spec(root / "images", "laion2b_s34b_b79k"))
+    check_roots(spec(root / "images" / ".." / "images"))
+
+
+def test_without_roots_every_file_is_welcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+    check_roots(spec(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["../secret", "link", "images/../../secret", "/etc", "~"])
+def test_a_path_that_leaves_the_roots_is_refused(root: Path, path: str) -> None:
+    with pytest.raises(SpecError, match=r"data.path: .* lies outside of the folders"):
+        check_roots(spec(root / path if not path.startswith("~") else path))
+
+
+def test_so_are_weights(root: Path) -> None:
+    with pytest.raises(SpecError, match=r"model.weights: /etc/passwd lies outside"):
+        check_roots(spec(root / "images", "/etc/passwd"))
+
+
+@pytest.mark.parametrize("name", ["local-dir:/etc", "local-dir:elsewhere", "/etc/model"])
+def test_so_are_models_in_folders(root: Path, name: str) -> None:
+    with pytest.raises(SpecError, match=r"model.name: .* lies outside"):
+        check_roots(spec(root / "images", name=name))

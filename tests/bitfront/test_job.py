@@ -1,0 +1,168 @@
+"""Job files become specifications."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitfront.errors import SpecError
+from bitfront.job import load_job
+from bitfront.precision import WEIGHT_BITS
+from bitfront.spec import (
+    ConstraintSpec,
+    DataSource,
+    DataSpec,
+    JobSpec,
+    ModelSource,
+    ModelSpec,
+    SpaceSpec,
+    StopSpec,
+)
+
+SHORT = "study: first\nmodel: {source: reference}\ndata: {source: reference}\n"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(SHORT)
+    return path
+
+
+def test_a_short_job_takes_every_default(job: Path) -> None:
+    assert load_job(job) == JobSpec(
+        study="first",
+        model=ModelSpec(source=ModelSource.REFERENCE),
+        data=DataSpec(source=DataSource.REFERENCE),
+    )
+
+
+@given(
+    bits=st.lists(st.sampled_from(WEIGHT_BITS), min_size=1, unique=True),
+    study=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+    trials=st.integers(1, 10**6),
+    share=st.floats(0.01, 1.0),
+)
+def test_a_written_specification_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory,
+    bits: list[int],
+    study: str,
+    trials: int,
+    share: float,
+) -> None:
+    spec = JobSpec(
+        study=study,
+        model=ModelSpec(source=ModelSource.REFERENCE),
+        data=DataSpec(source=DataSource.REFERENCE, templates=("a {}", "ein {} — ñ")),
+        space=SpaceSpec(weight_bits=tuple(bits), keep={"visual.*: #1": 8}),
+        constraints=ConstraintSpec(max_error=share),
+        stop=StopSpec(trials=trials),
+    )
+    path = tmp_path_factory.mktemp("written") / "job.yaml"
+    path.write_text(yaml.safe_dump(spec.model_dump(mode="json"), allow_unicode=True))
+
+    assert load_job(path) == spec
+
+
+def test_what_the_command_line_gives_wins(job: Path) -> None:
+    spec = load_job(job, {"study": "second", "stop.trials": 3, "search.workers": 8})
+
+    assert (spec.study, spec.stop.trials, spec.search.workers) == ("second", 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "study",
+            "a b",
+            "on the command line: study: 'a b' is not possible: use 1 to 64 letters, digits, "
+            "'.', '_' and '-', starting with a letter or digit",
+        ),
+        (
+            "stop.trials",
+            0,
+            "on the command line: stop.trials: 0 is not possible: it must be at least 1",
+        ),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_not_put_on_the_file(
+    job: Path, key: str, value: object, message: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_job(job, {key: value})
+
+    assert str(caught.value) == message
+
+
+def test_relative_paths_start_at_the_job_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jobs" / "photos").mkdir(parents=True)
+    (tmp_path / "jobs" / "best.pt").touch()
+    job = tmp_path / "jobs" / "job.yaml"
+    job.write_text(
+        "study: first\n"
+        "model: {source: open_clip, name: ViT-B-32, weights: best.pt}\n"
+        "data: {source: image_folder, path: photos}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    spec = load_job(Path("jobs/job.yaml"))
+
+    assert spec.data.path == str((tmp_path / "jobs" / "photos").resolve())
+    assert spec.model.weights == str((tmp_path / "jobs" / "best.pt").resolve())
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "weights"),
+    [
+        ("open_clip", "ViT-B-32", "laion2b_s34b_b79k"),
+        ("transformers", "openai/clip-vit-base-patch32", None),
+    ],
+)
+def test_names_of_a_hub_stay_as_they_are(
+    tmp_path: Path, source: str, name: str, weights: str | None
+) -> None:
+    job = tmp_path / "job.yaml"
+    content = {"source": source, "name": name, "weights": weights}
+    job.write_text(
+        yaml.safe_dump({"study": "s", "model": content, "data": {"source": "reference"}})
+    )
+
+    model = load_job(job).model
+
+    assert (model.name, model.weights) == (name, weights)
+
+
+def test_an_alias_stands_for_its_value(job: Path) -> None:
+    job.write_text(SHORT + "space: {weight_bits: &bits [4, 6], activation_bits: *bits}\n")
+
+    assert load_job(job).space.activation_bits == (4, 6)
+
+
+def test_a_byte_order_mark_is_no_content(job: Path) -> None:
+    job.write_bytes(b"\xef\xbb\xbf" + SHORT.encode())
+
+    assert load_job(job).study == "first"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "service/commands/demo-clip.yaml",
+        "service/commands/demo-llava.yaml",
+        "examples/reference.yaml",
+    ],
+)
+def test_the_jobs_we_ship_are_valid(name: str) -> None:
+    assert load_job(ROOT / name).model.source is ModelSource.REFERENCE
+
+
+@pytest.mark.parametrize("name", ["open_clip", "transformers", "llava"])
+def test_examples_miss_nothing_but_the_data(name: str) -> None:
+    with pytest.raises(SpecError, match=r"data\.path: the (folder|file) .* does not exist"):
+        load_job(ROOT / "examples" / f"{name}.yaml")

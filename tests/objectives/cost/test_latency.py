@@ -1,0 +1,186 @@
+import pytest
+import torch
+
+from bitfront.errors import UnavailableDevice
+from bitfront.layers import LayerKind, Tower
+from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.precision import FULL, Precision
+from bitfront.reference.digit_clip import build_clip, tokenize
+from bitfront.spec import QuantizerSpec
+from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.vlm.loaders.open_clip import open_clip_encoder
+from bitfront.vlm.loaders.reference import preprocess_picture
+from objectives.cost.latency import LatencyKey, LatencyTable, describe_device, measure_latency
+
+DYNAMIC = QuantizerSpec(activations="dynamic")
+INT8 = Precision(8, 8)
+
+
+@pytest.fixture(scope="module")
+def model() -> DualEncoder:
+    return open_clip_encoder(build_clip(), preprocess=preprocess_picture, tokenize=tokenize)
+
+
+@pytest.fixture
+def switch(model: DualEncoder) -> PlanSwitch:
+    return PlanSwitch(model, DYNAMIC, {})
+
+
+def _uniform(model: DualEncoder, precision: Precision) -> Configuration:
+    return Configuration(Plan.uniform([layer.name for layer in model.layers], precision))
+
+
+def _measure(
+    model: DualEncoder,
+    configuration: Configuration,
+    switch: PlanSwitch,
+    table: LatencyTable | None = None,
+) -> float:
+    return measure_latency(
+        model,
+        configuration,
+        switch,
+        batch_size=2,
+        repeats=2,
+        warmup=1,
+        quantizer=DYNAMIC,
+        table=table,
+    )
+
+
+def _known_times(model: DualEncoder, tower: float, float32: float, int8: float) -> LatencyTable:
+    """A table in which every layer takes the same time, for batches of 2."""
+    device = describe_device(model.device)
+    entries = {LatencyKey(device, f"vision tower {model.identity}", 0, 0, 2): tower}
+    for layer in model.layers:
+        shape = (layer.rows, layer.columns, 2 * layer.positions)
+        entries[LatencyKey(device, "float32", *shape)] = float32
+        entries[LatencyKey(device, "int8-dynamic", *shape)] = int8
+    return LatencyTable(entries)
+
+
+def _vision_layers(model: DualEncoder) -> int:
+    return sum(layer.tower is Tower.VISION for layer in model.layers)
+
+
+@pytest.mark.parametrize("precision", [FULL, INT8, Precision(4, 16)])
+def test_a_uniform_plan_takes_a_positive_time(
+    model: DualEncoder, switch: PlanSwitch, precision: Precision
+) -> None:
+    seconds = _measure(model, _uniform(model, precision), switch)
+
+    assert 0 < seconds < 10
+
+
+def test_what_was_measured_once_is_not_measured_again(
+    model: DualEncoder, switch: PlanSwitch
+) -> None:
+    table = LatencyTable()
+
+    first = _measure(model, _uniform(model, INT8), switch, table)
+    entries = table.entries
+    again = _measure(model, _uniform(model, INT8), switch, table)
+
+    shapes = {
+        (layer.rows, layer.columns, 2 * layer.positions)
+        for layer in model.layers
+        if layer.tower is Tower.VISION
+    }
+    assert again == first
+    assert table.entries == entries
+    assert len(entries) == 2 * len(shapes) + 1
+    assert all(seconds > 0 for seconds in entries.values())
+
+
+def test_full_precision_takes_the_time_of_the_whole_tower(
+    model: DualEncoder, switch: PlanSwitch
+) -> None:
+    table = _known_times(model, tower=3.0, float32=0.05, int8=0.02)
+
+    assert _measure(model, _uniform(model, FULL), switch, table) == pytest.approx(1.5)
+
+
+def test_each_layer_saves_what_its_kernel_saves(model: DualEncoder, switch: PlanSwitch) -> None:
+    table = _known_times(model, tower=3.0, float32=0.05, int8=0.02)
+    layers = _vision_layers(model)
+
+    seconds = _measure(model, _uniform(model, INT8), switch, table)
+
+    assert seconds == pytest.approx((3.0 - 0.03 * layers) / 2)
+
+
+def test_a_latency_is_never_below_the_sum_of_its_kernels(
+    model: DualEncoder, switch: PlanSwitch
+) -> None:
+    table = _known_times(model, tower=0.1, float32=0.5, int8=0.4)
+
+    seconds = _measure(model, _uniform(model, INT8), switch, table)
+
+    assert seconds == pytest.approx(0.4 * _vision_layers(model) / 2)
+
+
+def test_the_text_tower_costs_an_image_nothing(model: DualEncoder, switch: PlanSwitch) -> None:
+    table = _known_times(model, tower=3.0, float32=0.05, int8=0.02)
+    text = [layer.name for layer in model.layers if layer.tower is Tower.TEXT]
+    plan = Plan.uniform(text, Precision(3, 6))
+
+    assert _measure(model, Configuration(plan), switch, table) == pytest.approx(1.5)
+
+
+def test_an_adapter_adds_its_two_products(model: DualEncoder, switch: PlanSwitch) -> None:
+    known = _known_times(model, tower=3.0, float32=0.05, int8=0.02).entries
+    device, width = describe_device(model.device), model.feature_width
+    known[LatencyKey(device, "int8-dynamic", width // 4, width, 2)] = 0.3
+    known[LatencyKey(device, "int8-dynamic", width, width // 4, 2)] = 0.5
+    plan = _uniform(model, FULL).plan
+    table = LatencyTable(known)
+
+    adapted = _measure(
+        model, Configuration(plan, Recovery(context_length=0, reduction=4)), switch, table
+    )
+    prompted = _measure(
+        model, Configuration(plan, Recovery(context_length=4, reduction=0)), switch, table
+    )
+
+    assert adapted == pytest.approx((3.0 + 0.8) / 2)
+    assert prompted == pytest.approx(1.5)
+
+
+def test_a_precision_without_a_kernel_names_its_layer_and_the_way_out(
+    model: DualEncoder, switch: PlanSwitch
+) -> None:
+    layer = next(
+        layer
+        for layer in model.layers
+        if layer.tower is Tower.VISION and layer.kind is LayerKind.LINEAR
+    )
+    configuration = Configuration(Plan.of({layer.name: Precision(3, 8)}))
+
+    with pytest.raises(UnavailableDevice) as caught:
+        _measure(model, configuration, switch)
+
+    assert f"multiplies layer {layer.name} at w3a8" in str(caught.value)
+    assert "bit_operations" in str(caught.value)
+
+
+def test_an_adapter_without_a_kernel_is_refused_too(model: DualEncoder, switch: PlanSwitch) -> None:
+    configuration = Configuration(
+        _uniform(model, FULL).plan, Recovery(context_length=0, reduction=4, adapter_bits=4)
+    )
+
+    with pytest.raises(UnavailableDevice, match=r"adapter\.down at w4a4"):
+        _measure(model, configuration, switch)
+
+
+def test_the_model_has_the_plan_afterwards(model: DualEncoder, switch: PlanSwitch) -> None:
+    configuration = _uniform(model, INT8)
+
+    _measure(model, configuration, switch)
+
+    assert switch.to(configuration.plan) == 0
+
+
+def test_times_are_filed_under_the_device_and_its_threads() -> None:
+    name = describe_device(torch.device("cpu"))
+
+    assert name.endswith(f"{torch.get_num_threads()} threads")

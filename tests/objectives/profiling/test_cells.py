@@ -1,0 +1,290 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bitfront.errors import InvalidMetric, SpecError
+from bitfront.layers import Block, LayerKind, Tower
+from bitfront.plan import Option
+from bitfront.precision import Precision
+from bitfront.quant.inputs import InputQuantizer
+from bitfront.quant.weights import fake_quantize_weight
+from bitfront.spec import ErrorMeasure, JobSpec
+from bitfront.vlm import DualEncoder, PlanSwitch
+from objectives.cost.costs import layer_bit_operations, layer_nbytes
+from objectives.data.classification import ClassificationTask as Task
+from objectives.data.task import SplitName
+from objectives.profiling.calibration import Ranges, calibrate
+from objectives.profiling.cells import CellMeter
+from objectives.profiling.entropy import measure_entropies
+from objectives.profiling.measures import ENTROPY_BITS
+from tests.support.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder
+
+VISION = "visual.transformer.resblocks.1"
+TEXT = "transformer.resblocks.0"
+BLOCKS = (
+    Block("stem", Tower.VISION, ("visual.conv1.weight",)),
+    Block(
+        "vision",
+        Tower.VISION,
+        (f"{VISION}.attn.out_proj.weight", f"{VISION}.mlp.c_fc.weight"),
+    ),
+    Block("embedding", Tower.TEXT, ("token_embedding.weight",)),
+    Block("text", Tower.TEXT, (f"{TEXT}.mlp.c_proj.weight",)),
+    Block("end", Tower.VISION, ("visual.proj",)),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> DualEncoder:
+    return untrained_encoder()
+
+
+@pytest.fixture(scope="module")
+def task(model: DualEncoder) -> Task:
+    """Every tenth class only: cells look at no label, and captions cost the most time."""
+    whole = scene_task(scene_spec(), model)
+    return replace(whole, classes=whole.classes[::10], tokens=whole.tokens[:, ::10])
+
+
+@pytest.fixture(scope="module")
+def ranges(model: DualEncoder, task: Task) -> Ranges:
+    return calibrate(model, task, (1.0, 0.99))
+
+
+@pytest.fixture(scope="module")
+def meters(model: DualEncoder, task: Task, ranges: Ranges) -> dict[ErrorMeasure, CellMeter]:
+    switch = PlanSwitch(model, scene_spec().quantizer, ranges)
+    return {kind: CellMeter(model, task, switch, measuring(kind)) for kind in ErrorMeasure}
+
+
+def measuring(kind: ErrorMeasure) -> JobSpec:
+    return scene_spec(profile={"measure": kind.value})
+
+
+def uniform(block: Block, precision: Precision) -> Option:
+    return Option((precision,) * len(block.layers))
+
+
+def features(model: DualEncoder, task: Task) -> tuple[Tensor, Tensor]:
+    """Image and text features in one batch each."""
+    with torch.no_grad():
+        pixels = all_pixels(task, SplitName.CALIBRATION)
+        return model.encode_images(pixels), model.encode_texts(task.captions)
+
+
+def probabilities(images: Tensor, texts: Tensor, scale: float) -> NDArray[np.float64]:
+    """The softmax over the classes, in numpy; the task has one template."""
+    x, t = images.double().numpy(), texts.double().numpy()
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    t /= np.linalg.norm(t, axis=1, keepdims=True)
+    scores = np.exp(scale * x @ t.T)
+    return np.asarray(scores / scores.sum(axis=1, keepdims=True))
+
+
+def quantized_by_hand(block: Block, option: Option, ranges: Ranges) -> DualEncoder:
+    """A model of its own, with the block's weights replaced and its inputs rounded."""
+    model = untrained_encoder()
+    kinds = {layer.name: layer.kind for layer in model.layers}
+    for name, precision in zip(block.layers, option.precisions, strict=True):
+        (module,) = model.modules(name)
+        weight = module.get_parameter("weight")
+        weight.data = fake_quantize_weight(weight, precision, scene_spec().quantizer)
+        if precision.quantizes_input and kinds[name] is not LayerKind.EMBEDDING:
+            known = ranges[name][precision.clip]
+            module.register_forward_pre_hook(rounding(InputQuantizer(8, known)))
+    return model
+
+
+def rounding(quantize: InputQuantizer) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
+    return lambda _module, args: quantize(args[0])
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+@pytest.mark.parametrize("precision", [Precision(2, 8), Precision(4, 8, clip=0.99)], ids=str)
+def test_the_divergence_is_that_of_a_model_quantized_by_hand(
+    block: Block,
+    precision: Precision,
+    meters: dict[ErrorMeasure, CellMeter],
+    task: Task,
+    ranges: Ranges,
+) -> None:
+    option = uniform(block, precision)
+
+    cell = meters[ErrorMeasure.OUTPUT_KL].measure(block, option)
+
+    full = untrained_encoder()
+    by_hand = quantized_by_hand(block, option, ranges)
+    p = probabilities(*features(full, task), full.logit_scale)
+    q = probabilities(*features(by_hand, task), full.logit_scale)
+    divergence = (p * np.log(p / q)).sum(axis=1).mean()
+    assert cell.error == pytest.approx(divergence, rel=1e-2, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ErrorMeasure)
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+def test_errors_fall_with_more_bits(
+    kind: ErrorMeasure, block: Block, meters: dict[ErrorMeasure, CellMeter]
+) -> None:
+    errors = [
+        meters[kind].measure(block, uniform(block, Precision(bits))).error for bits in (2, 4, 8, 16)
+    ]
+
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0
+    assert errors[-1] <= 1e-4 * errors[0]
+
+
+@pytest.mark.parametrize("kind", [ErrorMeasure.GRADIENT, ErrorMeasure.FISHER])
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+def test_expansions_estimate_the_divergence(
+    kind: ErrorMeasure, block: Block, meters: dict[ErrorMeasure, CellMeter]
+) -> None:
+    """Within a factor: the diagonal leaves out how changes of elements add up."""
+    option = uniform(block, Precision(4, 8))
+
+    measured = meters[ErrorMeasure.OUTPUT_KL].measure(block, option).error
+    estimated = meters[kind].measure(block, option).error
+
+    assert measured / 6 < estimated < measured * 6
+
+
+def test_the_gradient_measure_weighs_by_the_fisher_information(
+    meters: dict[ErrorMeasure, CellMeter],
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+) -> None:
+    """At the last layer, where the expectation over all labels can be written down."""
+    block = BLOCKS[-1]
+    option = uniform(block, Precision(3, 8))
+
+    cell = meters[ErrorMeasure.GRADIENT].measure(block, option)
+
+    images, texts = features(model, task)
+    changed, _ = features(quantized_by_hand(block, option, ranges), task)
+    unit_texts = nn.functional.normalize(texts, dim=-1)
+
+    def log_p(image: Tensor) -> Tensor:
+        cosine = nn.functional.normalize(image, dim=-1) @ unit_texts.T
+        return torch.log_softmax(model.logit_scale * cosine, dim=-1)
+
+    total = 0.0
+    for image, change in zip(images, changed - images, strict=True):
+        gradients = torch.func.jacrev(log_p)(image)
+        information = (log_p(image).exp()[:, None] * gradients.square()).sum(dim=0)
+        total += float((information * change.square()).sum()) / 2
+    assert cell.error == pytest.approx(total / len(images), rel=0.3)
+
+
+def test_the_entropy_measure_is_the_weighted_relative_change(
+    meters: dict[ErrorMeasure, CellMeter],
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+) -> None:
+    block = BLOCKS[-1]
+    option = uniform(block, Precision(3, 8))
+
+    cell = meters[ErrorMeasure.ENTROPY].measure(block, option)
+
+    entropies = {e.layer: e.entropy for e in measure_entropies(model, task, ranges, ENTROPY_BITS)}
+    images, _ = features(model, task)
+    changed, _ = features(quantized_by_hand(block, option, ranges), task)
+    relative = ((changed - images).square().sum() / images.square().sum()).item()
+    assert cell.error == pytest.approx(entropies["visual.proj"] * relative, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ErrorMeasure)
+def test_cells_do_not_depend_on_what_was_measured_before(
+    kind: ErrorMeasure, meters: dict[ErrorMeasure, CellMeter]
+) -> None:
+    options = [(block, uniform(block, Precision(3, 8))) for block in BLOCKS]
+
+    forwards = [meters[kind].measure(block, option) for block, option in options]
+    backwards = [meters[kind].measure(block, option) for block, option in reversed(options)]
+
+    assert forwards == backwards[::-1]
+
+
+@pytest.mark.parametrize("kind", ErrorMeasure)
+def test_measuring_leaves_the_model_as_it_was(
+    kind: ErrorMeasure,
+    meters: dict[ErrorMeasure, CellMeter],
+    model: DualEncoder,
+    task: Task,
+) -> None:
+    before = features(untrained_encoder(), task)
+
+    for block in BLOCKS:
+        meters[kind].measure(block, uniform(block, Precision(2, 8)))
+
+    assert all(map(torch.equal, before, features(model, task)))
+    assert not any(parameter.requires_grad for parameter in model.module.parameters())
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_a_cell_costs_what_its_layers_cost(
+    meters: dict[ErrorMeasure, CellMeter], model: DualEncoder
+) -> None:
+    block, option = BLOCKS[1], Option((Precision(3, 8), Precision(4, 6, group=32)))
+
+    cell = meters[ErrorMeasure.FISHER].measure(block, option)
+
+    layers = {layer.name: layer for layer in model.layers}
+    members = [
+        (layers[name], precision)
+        for name, precision in zip(block.layers, option.precisions, strict=True)
+    ]
+    quantizer = scene_spec().quantizer
+    assert (cell.block, cell.option) == (block.name, option)
+    assert cell.nbytes == sum(layer_nbytes(layer, p, quantizer) for layer, p in members)
+    assert cell.bit_operations == sum(layer_bit_operations(layer, p) for layer, p in members)
+
+
+def test_a_layers_cells_are_those_of_a_block_of_its_own(
+    meters: dict[ErrorMeasure, CellMeter], model: DualEncoder
+) -> None:
+    meter, layer = meters[ErrorMeasure.OUTPUT_KL], model.layers[0]
+    block = Block(layer.name, layer.tower, (layer.name,))
+    precisions = [Precision(2, 8), Precision(4, 8)]
+
+    cells = meter.layer_cells(layer, precisions)
+
+    assert cells == [meter.measure(block, Option((precision,))) for precision in precisions]
+
+
+def test_the_identity_follows_quantizer_and_measure(
+    model: DualEncoder, task: Task, ranges: Ranges
+) -> None:
+    specs = [
+        scene_spec(),
+        scene_spec(quantizer={"scheme": "symmetric"}),
+        scene_spec(profile={"measure": "fisher"}),
+        scene_spec(space={"weight_bits": [3]}, search={"seed": 7}),
+    ]
+
+    switch = PlanSwitch(model, scene_spec().quantizer, ranges)
+    first, *others, unrelated = [CellMeter(model, task, switch, spec).identity for spec in specs]
+
+    assert len({first, *others}) == 3
+    assert unrelated == first
+
+
+def test_an_option_of_another_block_is_refused(meters: dict[ErrorMeasure, CellMeter]) -> None:
+    with pytest.raises(SpecError, match="has 2 layers"):
+        meters[ErrorMeasure.OUTPUT_KL].measure(BLOCKS[1], Option((Precision(4),)))
+
+
+def test_an_error_that_is_not_finite_is_refused(task: Task, ranges: Ranges) -> None:
+    model = untrained_encoder()
+    switch = PlanSwitch(model, scene_spec().quantizer, ranges)
+    meter = CellMeter(model, task, switch, scene_spec())
+    model.modules(BLOCKS[3].layers[0])[0].get_parameter("bias").data.fill_(float("nan"))
+
+    with pytest.raises(InvalidMetric, match="output_kl of text came out as nan"):
+        meter.measure(BLOCKS[3], uniform(BLOCKS[3], Precision(4)))

@@ -1,0 +1,117 @@
+"""Early stopping: who may go on, and what the study has learnt of training."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitfront.plan import STAGES, Recovery
+from search.pruner import MARGIN, MIN_SEEN, Gains, Hurdle
+
+RECOVERY = Recovery(steps=8)
+FRONT = ((0.10, 300.0), (0.20, 200.0))
+
+
+def learnt(*runs: tuple[list[float], float]) -> Gains:
+    gains = Gains()
+    for errors, last in runs:
+        gains.add(RECOVERY, dict(zip(RECOVERY.stages, errors, strict=True)), last)
+    return gains
+
+
+def test_the_stages_are_the_quarters_of_training() -> None:
+    assert Recovery(steps=60).stages == (0, 15, 30, 45)
+    assert Recovery(steps=2).stages == (0, 1)
+    assert Recovery(steps=1).stages == (0,)
+
+
+def test_nothing_is_stopped_before_enough_recoveries_are_finished() -> None:
+    few = learnt(*[([0.4, 0.3, 0.3, 0.2], 0.2)] * (MIN_SEEN - 1))
+
+    assert few.largest() == ()
+    assert Hurdle(FRONT, few.largest()).allows(RECOVERY, 0, 1.0, [1000.0])
+
+
+def test_the_largest_share_that_training_took_away_counts() -> None:
+    many = [([0.4, 0.4, 0.4, 0.4], 0.3)] * (MIN_SEEN - 1) + [([0.5, 0.25, 0.2, 0.2], 0.2)]
+
+    assert learnt(*many).largest() == pytest.approx((0.6, 0.25, 0.25, 0.25))
+
+
+def test_training_that_only_did_harm_is_trusted_with_nothing() -> None:
+    gains = learnt(*[([0.2, 0.2, 0.2, 0.2], 0.3)] * MIN_SEEN)
+
+    assert gains.largest() == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_a_perfect_stage_has_nothing_to_take_away() -> None:
+    assert learnt(*[([0.0] * STAGES, 0.0)] * MIN_SEEN).largest() == (0.0,) * STAGES
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_recovery_too_short_for_all_stages_neither_teaches_nor_stops(steps: int) -> None:
+    short = Recovery(steps=steps)
+    gains = Gains()
+    for _ in range(2 * MIN_SEEN):
+        gains.add(short, dict.fromkeys(short.stages, 0.4), 0.1)
+
+    assert gains.largest() == ()
+    assert Hurdle(FRONT, (0.0,) * STAGES).allows(short, 0, 1.0, [1000.0])
+
+
+def test_a_recovery_without_all_of_its_stages_teaches_nothing() -> None:
+    gains = Gains()
+    for _ in range(MIN_SEEN):
+        gains.add(RECOVERY, {0: 0.4, 2: 0.3}, 0.2)
+
+    assert gains.largest() == ()
+
+
+def test_a_trial_goes_on_while_it_may_still_beat_the_front_at_its_cost() -> None:
+    hurdle = Hurdle(FRONT, (0.4, 0.2, 0.1, 0.0))
+
+    # Hoped for at the start: half of the error shown.
+    assert hurdle.allows(RECOVERY, 0, 0.39, [250.0])
+    assert not hurdle.allows(RECOVERY, 0, 0.41, [250.0])
+    assert hurdle.allows(RECOVERY, 0, 0.9, [150.0])
+    # Later stages are trusted with less.
+    assert not hurdle.allows(RECOVERY, 4, 0.39, [250.0])
+    assert hurdle.allows(RECOVERY, 6, 0.19, [250.0])
+    # As good as the front is not better.
+    assert not hurdle.allows(RECOVERY, 6, 0.20, [200.0])
+
+
+def test_a_hurdle_comes_back_from_its_json() -> None:
+    hurdle = Hurdle(FRONT, (0.4, 0.2, 0.1, 0.0))
+
+    assert Hurdle.from_dict(hurdle.to_dict()) == hurdle
+    assert Hurdle.from_dict(Hurdle().to_dict()) == Hurdle()
+
+
+ERRORS = st.floats(0.01, 1.0)
+
+
+@given(
+    st.lists(st.tuples(st.lists(ERRORS, min_size=4, max_size=4), ERRORS), min_size=5, max_size=8),
+    st.lists(st.tuples(ERRORS, st.floats(1, 10)), max_size=6),
+    st.integers(0, STAGES - 1),
+    ERRORS,
+    st.floats(1, 10),
+    st.floats(0, 1),
+)
+def test_a_trial_that_gains_no_more_than_others_and_reaches_the_front_is_never_stopped(
+    runs: list[tuple[list[float], float]],
+    front: list[tuple[float, float]],
+    stage: int,
+    error: float,
+    cost: float,
+    share: float,
+) -> None:
+    gains = learnt(*runs).largest()
+    last = error * (1 - share * gains[stage])
+    if any(point[0] <= last and point[1] <= cost for point in front):
+        return
+
+    hurdle = Hurdle(tuple(front), gains)
+
+    assert MARGIN >= 1
+    assert hurdle.allows(RECOVERY, RECOVERY.stages[stage], error, [cost])

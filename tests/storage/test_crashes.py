@@ -1,0 +1,221 @@
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from threading import Event, Thread
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, event, exc
+
+from bitfront.errors import DatabaseError
+from bitfront.trial import Cause, FrontChange, StudyState, TrialState
+from storage.records import EventKind, Lease
+from storage.store import Store, open_store
+from tests.support.databases import Databases
+from tests.support.store_samples import complete, job, running, trial
+
+VALUES = {"error": 0.25, "nbytes": 1000.0}
+
+WRITER = """
+import sys
+from bitfront.trial import FrontChange
+from storage.store import open_store
+from tests.support.store_samples import complete, running, trial
+
+store = open_store(sys.argv[1])
+lease = running(store)
+for number in range(1296):
+    store.start_trial(lease, trial(number))
+    error = 1 / (number + 2)
+    change = FrontChange((number,), (number - 1,) if number else (), 1 - error)
+    assert complete(store, lease, number, {"error": error, "nbytes": 8.0}, front=change)
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [1, 13, 40])
+def test_no_acknowledged_trial_is_lost_when_its_writer_is_killed(
+    databases: Databases, acknowledged: int
+) -> None:
+    url = databases.ready()
+    command = [sys.executable, "-c", WRITER, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        heard = [int(writer.stdout.readline()) for _ in range(acknowledged)]
+        writer.send_signal(signal.SIGKILL)
+        heard += [int(line) for line in writer.stdout.read().split()]
+
+    with open_store(url, create=False) as store:
+        stored = {kept.number: kept for kept in store.trials("digits")}
+        finished = [n for n, kept in stored.items() if kept.state is TrialState.COMPLETE]
+        assert set(heard) <= set(finished)
+        assert all(stored[n].values["error"] == 1 / (n + 2) for n in finished)
+        assert [point.number for point in store.front("digits")] == [max(finished)]
+        assert [p.completed for p in store.hypervolumes("digits")] == [n + 1 for n in finished]
+        lease = store.acquire("digits", "next", 60, dead_owner="driver of digits")
+        assert len(store.fence(lease)) == len(stored) - len(finished) <= 1
+
+
+class LostCommit:
+    """Commits the next transaction for real, and then breaks as if nobody had heard of it."""
+
+    def __init__(self, store: Store) -> None:
+        self._engine = store._database.engine
+        self.happened = False
+        event.listen(self._engine, "commit", self._lose)
+
+    def _lose(self, connection: Connection) -> None:
+        if self.happened:
+            return
+        self.happened = True
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        driver.commit()
+        is_sqlite = connection.dialect.name == "sqlite"
+        # A locked file is the one failure of SQLite that passes by itself.
+        cause = (
+            sqlite3.OperationalError("database is locked")
+            if is_sqlite
+            else psycopg.OperationalError("the connection is lost")
+        )
+        raise exc.OperationalError("COMMIT", {}, cause)
+
+
+ONCE: dict[str, tuple[Callable[[Store, Lease], object], object, EventKind]] = {
+    "complete": (
+        lambda store, lease: complete(store, lease, 0, VALUES, front=FrontChange((0,), (), 0.5)),
+        True,
+        EventKind.COMPLETED,
+    ),
+    "retry": (
+        lambda store, lease: store.fail_trial(lease, 0, 1, Cause.NODE_LOST, "m", retry=True),
+        True,
+        EventKind.ATTEMPT_FAILED,
+    ),
+    "prune": (
+        lambda store, lease: store.prune_trial(lease, 0, 1, seconds=1.0),
+        True,
+        EventKind.STOPPED_EARLY,
+    ),
+    "fail": (
+        lambda store, lease: store.fail_trial(lease, 0, 1, Cause.USER_ERROR, "m", retry=False),
+        True,
+        EventKind.FAILED,
+    ),
+    "start": (lambda store, lease: store.start_trial(lease, trial(1)), None, EventKind.STARTED),
+    "release": (
+        lambda store, lease: store.release(lease, StudyState.COMPLETE),
+        None,
+        EventKind.RELEASED,
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "answer", "kind"), ONCE.values(), ids=ONCE)
+def test_a_commit_that_nobody_heard_of_counts_once(
+    store: Store, write: Callable[[Store, Lease], object], answer: object, kind: EventKind
+) -> None:
+    lease = running(store)
+    store.start_trial(lease, trial(0))
+    before = [logged.kind for logged in store.events("digits")]
+    lost = LostCommit(store)
+
+    assert write(store, lease) == answer
+
+    assert lost.happened
+    after = [logged.kind for logged in store.events("digits")]
+    assert after == [*before, kind]
+
+
+def test_a_report_that_nobody_heard_of_is_kept_once(store: Store) -> None:
+    lease = running(store)
+    store.start_trial(lease, trial(0))
+    lost = LostCommit(store)
+
+    assert store.report(lease, 0, 1, 15, 0.5)
+
+    assert lost.happened
+    assert store.intermediates("digits") == {0: {15: 0.5}}
+
+
+STOPPER = """
+import sys
+from storage.store import open_store
+from tests.support.store_samples import running, trial
+
+store = open_store(sys.argv[1])
+lease = running(store)
+for number in range(1296):
+    store.start_trial(lease, trial(number))
+    for step in (0, 15):
+        assert store.report(lease, number, 1, step, 1 / (number + step + 1))
+    assert store.prune_trial(lease, number, 1, seconds=0.5)
+    print(number, flush=True)
+"""
+
+
+def test_no_acknowledged_stop_is_lost_when_its_writer_is_killed(databases: Databases) -> None:
+    url = databases.ready()
+    command = [sys.executable, "-c", STOPPER, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        heard = [int(writer.stdout.readline()) for _ in range(13)]
+        writer.send_signal(signal.SIGKILL)
+        heard += [int(line) for line in writer.stdout.read().split()]
+
+    with open_store(url, create=False) as store:
+        pruned = [kept.number for kept in store.trials("digits", {TrialState.PRUNED})]
+        shown = store.intermediates("digits")
+        assert set(heard) <= set(pruned)
+        assert all(shown[n] == {step: 1 / (n + step + 1) for step in (0, 15)} for n in pruned)
+        lease = store.acquire("digits", "next", 60, dead_owner="driver of digits")
+        again = [restarted.number for restarted in store.fence(lease)]
+        assert again == [kept.number for kept in store.trials("digits", {TrialState.RUNNING})]
+        assert len(again) <= 1
+        assert not set(again) & set(pruned)
+
+
+def test_a_study_whose_creation_nobody_heard_of_is_ours(store: Store) -> None:
+    lost = LostCommit(store)
+
+    made = store.create_study(job(), {"device": "cpu"})
+
+    assert lost.happened
+    assert store.study("digits") == made
+
+
+def test_trials_get_through_while_connections_are_cut(postgres_databases: Databases) -> None:
+    url = postgres_databases.ready()
+
+    def cut() -> None:
+        while not done.wait(0.2):
+            postgres_databases.break_connections(url)
+
+    done = Event()
+    saboteur = Thread(target=cut)
+    with open_store(url) as store:
+        lease = running(store)
+        saboteur.start()
+        try:
+            for number in range(60):
+                store.start_trial(lease, trial(number))
+                assert complete(store, lease, number, VALUES)
+        finally:
+            done.set()
+            saboteur.join()
+
+        assert [kept.state for kept in store.trials("digits")] == [TrialState.COMPLETE] * 60
+        kinds = [logged.kind for logged in store.events("digits")]
+        assert kinds.count(EventKind.COMPLETED) == 60
+
+
+def test_a_server_that_stays_away_is_reported(postgres_databases: Databases) -> None:
+    url = postgres_databases.ready()
+    with open_store(url, patience_s=0.5) as store:
+        running(store)
+        postgres_databases.drop(url)
+
+        with pytest.raises(DatabaseError, match="does not exist"):
+            store.study("digits")

@@ -1,0 +1,303 @@
+"""Trials that report stages and stop early: a worker's steps, and what the ledger makes of them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bitfront.layers import Block, Tower
+from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.precision import FULL, Precision
+from bitfront.spec import JobSpec, RecoverySpace
+from bitfront.trial import Evaluation, Origin, TrialState
+from objectives.evaluation.evaluator import Stage
+from search.pruner import MIN_SEEN, Hurdle
+from search.space import SearchSpace
+from storage.records import Lease
+from storage.store import Store
+from workers.process import model_cache as resident
+from workers.process import preemption as ending
+from workers.process import trial_worker as trials
+from workers.process.trial_worker import TrialWorker, Work
+from workers.scheduling.attempt import Assignment, Seed
+from workers.scheduling.outcome import Outcome
+from workers.scheduling.spool import Spool
+from workers.scheduling.trial_scheduler import TrialLedger
+from workers.scheduling.worker_config import WorkOrder
+
+BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}",)) for i in range(5)]
+OPTIONS = {block.name: [Option((Precision(bits, 8),)) for bits in (2, 3, 4, 8)] for block in BLOCKS}
+FULL_PLAN = Plan.uniform([block.layers[0] for block in BLOCKS], FULL)
+RECOVERY = Recovery(context_length=0, reduction=4, distillation=4.0, steps=8)
+SPACE = RecoverySpace(context_length=(0,), reduction=(4,), blend=(0.2,), steps=(8,))
+SPEC = JobSpec.model_validate(
+    {
+        "study": "early",
+        "model": {"source": "reference"},
+        "data": {"source": "reference"},
+        "space": {"recovery": SPACE},
+        "stop": {"trials": 40},
+    }
+)
+
+
+def plan(bits: int) -> Plan:
+    return Plan.uniform([block.layers[0] for block in BLOCKS], Precision(bits, 8))
+
+
+class Driver:
+    """A driver of the study, which trains what it is told to have trained."""
+
+    def __init__(self, store: Store, folder: Path, spec: JobSpec = SPEC) -> None:
+        known = any(study.name == "early" for study in store.studies())
+        if not known:
+            store.create_study(spec, {})
+        before = store.study("early").owner
+        self.store = store
+        self.spool = Spool(folder / "spool")
+        self.lease: Lease = store.acquire("early", f"driver after {before}", 60, dead_owner=before)
+        bare = [Seed(Configuration(plan(bits)), Origin.BASELINE) for bits in (2, 3, 4, 8)]
+        recovered = [
+            Seed(Configuration(plan(bits), replace(RECOVERY, blend=blend / 10)), Origin.PROGRAM)
+            for blend in range(1, 4)
+            for bits in (2, 3, 4, 8)
+        ]
+        self.ledger = TrialLedger(
+            store,
+            self.lease,
+            spec,
+            SearchSpace(BLOCKS, OPTIONS, {}, SPACE),
+            [*bare, *recovered],
+            self.spool,
+            lambda configuration: configuration.digest,
+            reference=(1.0, 80.0),
+            budget_nbytes=40,
+            is_draining=lambda: False,
+            review=lambda _: None,
+            on_progress=lambda _: None,
+        )
+
+    def take(self) -> Assignment:
+        assignment = self.ledger.next()
+        assert assignment is not None
+        return assignment
+
+    def finish(self, assignment: Assignment, error: float, stages: tuple[float, ...] = ()) -> None:
+        for step, shown in zip(RECOVERY.stages, stages, strict=False):
+            self.ledger.report(assignment, step, shown)
+        self.ledger.finish(assignment, Outcome(evaluation(assignment, error), None, 0.1, "w"))
+
+
+def evaluation(assignment: Assignment, error: float) -> Evaluation:
+    bits = sum(p.weight_bits for _, p in assignment.configuration.plan)
+    return Evaluation({"error": error, "nbytes": float(bits)}, {})
+
+
+def measured(driver: Driver, recovered: int) -> None:
+    """Runs the four bare plans and some recoveries, each of which takes away a tenth."""
+    for error in (0.4, 0.3, 0.2, 0.1):
+        driver.finish(driver.take(), error)
+    for _ in range(recovered):
+        driver.finish(driver.take(), 0.36, (0.4, 0.4, 0.4, 0.4))
+
+
+@pytest.fixture
+def driver(store: Store, tmp_path: Path) -> Driver:
+    return Driver(store, tmp_path)
+
+
+def test_stages_are_stored_while_the_trial_runs(driver: Driver) -> None:
+    assignment = driver.take()
+
+    driver.ledger.report(assignment, 0, 0.5)
+    driver.ledger.report(assignment, 2, 0.25)
+
+    assert driver.store.intermediates("early") == {0: {0: 0.5, 2: 0.25}}
+    assert driver.store.trials("early")[0].state is TrialState.RUNNING
+
+
+def test_the_hurdle_is_the_front_and_what_training_has_taken_away(driver: Driver) -> None:
+    measured(driver, MIN_SEEN - 1)
+    before = driver.ledger.hurdle()
+    driver.finish(driver.take(), 0.36, (0.4, 0.38, 0.37, 0.36))
+
+    hurdle = driver.ledger.hurdle()
+
+    assert before.gains == ()
+    assert hurdle.gains == pytest.approx((0.1, 0.1, 0.1, 0.1))
+    front = {(row.error, row.nbytes) for row in driver.store.front("early")}
+    assert set(hurdle.front) == front
+
+
+def test_a_job_may_switch_early_stops_off(store: Store, tmp_path: Path) -> None:
+    search = SPEC.search.model_copy(update={"early_stop": False})
+    driver = Driver(store, tmp_path, SPEC.model_copy(update={"search": search}))
+
+    measured(driver, MIN_SEEN)
+
+    assert driver.ledger.hurdle() == Hurdle()
+
+
+def test_a_restarted_driver_has_the_same_hurdle(
+    driver: Driver, store: Store, tmp_path: Path
+) -> None:
+    measured(driver, MIN_SEEN + 1)
+
+    again = Driver(store, tmp_path)
+
+    assert again.ledger.hurdle().gains == driver.ledger.hurdle().gains
+    assert set(again.ledger.hurdle().front) == set(driver.ledger.hurdle().front)
+
+
+def test_a_pruned_trial_is_recorded_and_never_proposed_again(
+    driver: Driver, store: Store, tmp_path: Path
+) -> None:
+    measured(driver, MIN_SEEN)
+    assignment = driver.take()
+    driver.spool.checkpoint(assignment.number).parent.mkdir(parents=True, exist_ok=True)
+    driver.spool.checkpoint(assignment.number).write_text("where it was")
+
+    driver.ledger.report(assignment, 0, 0.9)
+    driver.ledger.finish(assignment, Outcome(None, None, 0.1, "w"))
+
+    trial = store.trials("early")[assignment.number]
+    assert (trial.state, trial.values) == (TrialState.PRUNED, {})
+    assert not driver.spool.checkpoint(assignment.number).exists()
+    again = Driver(store, tmp_path)
+    rest = []
+    while (later := again.ledger.next()) is not None:
+        rest.append(later.configuration.digest)
+        again.finish(later, 0.5)
+    assert assignment.configuration.digest not in rest
+    assert len(store.trials("early")) == 40
+
+
+def test_pruned_trials_are_no_failures(driver: Driver) -> None:
+    measured(driver, 0)
+    for _ in range(8):
+        driver.ledger.finish(driver.take(), Outcome(None, None, 0.1, "w"))
+
+    assert driver.ledger.next() is not None
+
+
+def test_an_early_stop_in_the_spool_is_taken_in_after_a_crash(
+    driver: Driver, store: Store, tmp_path: Path
+) -> None:
+    assignment = driver.take()
+    driver.spool.write(assignment.number, assignment.attempt, Outcome(None, None, 2.0, "w"))
+
+    again = Driver(store, tmp_path)
+
+    assert store.trials("early")[0].state is TrialState.PRUNED
+    assert again.take().number == 1
+    assert again.spool.read(0, 1) is None
+
+
+def test_a_lost_worker_that_had_stopped_early_is_not_asked_again(driver: Driver) -> None:
+    assignment = driver.take()
+    driver.spool.write(assignment.number, assignment.attempt, Outcome(None, None, 2.0, "w"))
+
+    driver.ledger.lose(assignment)
+
+    assert driver.store.trials("early")[0].state is TrialState.PRUNED
+
+
+class Rehearsal:
+    """Stands for an evaluator: shows given stages, and counts what is asked for."""
+
+    def __init__(self, errors: tuple[float, ...]) -> None:
+        self.errors = errors
+        self.shown = 0
+        self.evaluated = 0
+        self.spec = SPEC
+
+    def costs(self, configuration: Configuration) -> dict[str, float]:
+        return {"nbytes": float(sum(p.weight_bits for _, p in configuration.plan))}
+
+    def rehearse(
+        self, configuration: Configuration, checkpoint: Path, is_ending: Callable[[], bool]
+    ) -> Iterator[Stage]:
+        assert not is_ending()
+        assert configuration.recovery is not None
+        assert checkpoint.name == "000007.safetensors"
+        for step, error in zip(configuration.recovery.stages, self.errors, strict=True):
+            self.shown += 1
+            yield Stage(step, error)
+
+    def evaluate(self, configuration: Configuration) -> Evaluation:
+        self.evaluated += 1
+        return Evaluation({"error": 0.1, **self.costs(configuration)}, {})
+
+
+def results(
+    evaluator: Rehearsal,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    recovery: Recovery | None,
+    hurdle: Hurdle,
+) -> tuple[list[tuple[int, float]], Outcome]:
+    """The stages that a worker shows, and its outcome."""
+    monkeypatch.setattr(resident, "evaluator", lambda _: evaluator)
+    monkeypatch.setattr(ending, "is_draining", lambda: False)
+    monkeypatch.setattr("workers.process.preemption.signal.signal", lambda *_: None)
+    monkeypatch.setattr(trials, "set_up", lambda: None)
+    assignment = Assignment(7, 1, Configuration(plan(3), recovery))
+    worker = TrialWorker()
+    order = WorkOrder(SPEC).to_json()
+    report = worker.begin(Work("early", 1, order, str(folder), assignment, hurdle))
+    stages = []
+    while report.outcome is None:
+        stages.append((report.step, report.error))
+        report = worker.go_on()
+    assert not report.leaves
+    return stages, report.outcome
+
+
+def test_a_worker_shows_every_stage_and_then_its_outcome(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    evaluator = Rehearsal((0.4, 0.3, 0.2, 0.1))
+
+    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Hurdle())
+
+    assert stages == [(0, 0.4), (2, 0.3), (4, 0.2), (6, 0.1)]
+    assert outcome.evaluation == Evaluation({"error": 0.1, "nbytes": 15.0}, {})
+    assert Spool(tmp_path).read(7, 1) == outcome
+
+
+def test_a_worker_stops_where_the_front_is_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    evaluator = Rehearsal((0.4, 0.3, 0.2, 0.1))
+    hurdle = Hurdle(((0.25, 15.0),), (0.4, 0.1, 0.1, 0.1))
+
+    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, hurdle)
+
+    assert [step for step, _ in stages] == [0, 2]
+    assert outcome.is_pruned
+    assert (evaluator.shown, evaluator.evaluated) == (2, 0)
+    assert Spool(tmp_path).read(7, 1) == outcome
+
+
+def test_a_trial_without_recovery_has_no_stages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    evaluator = Rehearsal(())
+    hopeless = Hurdle(((0.0, 0.0),), (0.0, 0.0, 0.0, 0.0))
+
+    stages, outcome = results(evaluator, monkeypatch, tmp_path, None, hopeless)
+
+    assert not stages
+    assert outcome.evaluation is not None
+
+
+def test_an_error_while_training_is_the_attempts_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    evaluator = Rehearsal((0.4, 0.3))  # two stages are missing
+
+    _, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Hurdle())
+
+    assert outcome.failure is not None
+    assert "ValueError" in outcome.failure.message

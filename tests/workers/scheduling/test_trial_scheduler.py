@@ -1,0 +1,471 @@
+"""The ledger over a real store: what is handed out, what is recorded, what a restart finds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitfront.errors import TooManyFailures, UnusableSpool
+from bitfront.files import write_whole
+from bitfront.layers import Block, Tower
+from bitfront.plan import Configuration, Option, Plan
+from bitfront.precision import FULL, Precision
+from bitfront.spec import JobSpec
+from bitfront.trial import Cause, Evaluation, Origin, Trial, TrialState
+from search.front import hypervolume, pareto_front
+from search.space import SearchSpace
+from storage.records import Lease
+from storage.store import Store
+from workers.scheduling.attempt import Assignment, Seed
+from workers.scheduling.outcome import Failure, Outcome
+from workers.scheduling.retries import MAX_LOST
+from workers.scheduling.spool import Spool
+from workers.scheduling.trial_scheduler import Progress, TrialLedger
+
+BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}",)) for i in range(5)]
+BITS = (2, 3, 4, 8)
+OPTIONS = {block.name: [Option((Precision(bits, 8),)) for bits in BITS] for block in BLOCKS}
+FULL_PLAN = Configuration(Plan.uniform([block.layers[0] for block in BLOCKS], FULL))
+SEEDS = [Seed(FULL_PLAN, Origin.BASELINE)]
+REFERENCE = (1.0, 80.0)
+
+
+def make_spec(**stop: object) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "study": "ledger",
+            "model": {"source": "reference"},
+            "data": {"source": "reference"},
+            "constraints": {"max_nbytes": 60},
+            "search": {"sampler": "random"},
+            "stop": {"trials": 30, **stop},
+        }
+    )
+
+
+def measure(configuration: Configuration) -> Outcome:
+    bits = [precision.weight_bits for _, precision in configuration.plan]
+    error = sum(2.0**-b * (i + 1) for i, b in enumerate(bits)) / 15
+    return Outcome(Evaluation({"error": error, "nbytes": float(sum(bits))}), None, 0.1, "test:1")
+
+
+def broken(cause: Cause) -> Outcome:
+    return Outcome(None, Failure(cause, f"a {cause} for the test"), 0.1, "test:1")
+
+
+@dataclass
+class Bench:
+    """A study, and drivers of it one after the other."""
+
+    store: Store
+    folder: Path
+    spec: JobSpec
+    reports: list[Progress] = field(default_factory=list)
+    drains: bool = False
+    lease: Lease | None = None
+
+    def drive(
+        self, review: Callable[[Sequence[Trial]], SearchSpace | None] | None = None
+    ) -> TrialLedger:
+        owner = f"driver {0 if self.lease is None else self.lease.epoch}"
+        dead = None if self.lease is None else self.lease.owner
+        self.lease = self.store.acquire("ledger", owner, 60, dead_owner=dead)
+        return TrialLedger(
+            self.store,
+            self.lease,
+            self.spec,
+            SearchSpace(BLOCKS, OPTIONS, {}, None),
+            SEEDS,
+            self.spool,
+            lambda configuration: configuration.digest,
+            reference=REFERENCE,
+            budget_nbytes=20,
+            is_draining=lambda: self.drains,
+            review=review or (lambda _: None),
+            on_progress=self.reports.append,
+        )
+
+    @property
+    def spool(self) -> Spool:
+        return Spool(self.folder / "spool")
+
+    @property
+    def trials(self) -> list[Trial]:
+        return self.store.trials("ledger")
+
+
+@pytest.fixture
+def bench(store: Store, tmp_path: Path) -> Bench:
+    spec = make_spec()
+    store.create_study(spec, {})
+    return Bench(store, tmp_path, spec)
+
+
+def take(ledger: TrialLedger) -> Assignment:
+    assignment = ledger.next()
+    assert assignment is not None
+    return assignment
+
+
+def run_out(ledger: TrialLedger) -> int:
+    done = 0
+    while (assignment := ledger.next()) is not None:
+        ledger.finish(assignment, measure(assignment.configuration))
+        done += 1
+    return done
+
+
+def test_a_study_ends_at_its_number_of_trials(bench: Bench) -> None:
+    ledger = bench.drive()
+
+    run_out(ledger)
+
+    assert ledger.is_finished
+    assert [trial.number for trial in bench.trials] == list(range(30))
+    assert {trial.state for trial in bench.trials} == {TrialState.COMPLETE}
+    assert len({trial.configuration.digest for trial in bench.trials}) == 30
+
+
+def test_the_stored_front_is_the_brute_force_front_of_feasible_trials(bench: Bench) -> None:
+    run_out(bench.drive())
+
+    assert_front_is_brute_force(bench)
+
+
+def assert_front_is_brute_force(bench: Bench) -> None:
+    feasible = [trial for trial in bench.trials if trial.is_feasible]
+    values = np.array([[t.values["error"], t.values["nbytes"]] for t in feasible])
+    expected = {feasible[index].number for index in pareto_front(values)}
+    assert {row.number for row in bench.store.front("ledger")} == expected
+    volumes = [point.hypervolume for point in bench.store.hypervolumes("ledger")]
+    assert volumes == sorted(volumes)
+    assert volumes[-1] == pytest.approx(hypervolume(values, REFERENCE))
+
+
+def test_a_configuration_that_breaks_a_constraint_is_not_on_the_front(bench: Bench) -> None:
+    ledger = bench.drive()
+
+    first = take(ledger)
+    ledger.finish(first, measure(first.configuration))
+
+    (trial,) = bench.trials
+    assert trial.constraints == {"max_nbytes": pytest.approx(80 / 60 - 1)}
+    assert not trial.is_feasible
+    assert bench.store.front("ledger") == []
+
+
+def test_a_trial_is_stored_before_it_is_handed_out(bench: Bench) -> None:
+    assignment = take(bench.drive())
+
+    (trial,) = bench.trials
+    assert trial.state is TrialState.RUNNING
+    assert trial.configuration == assignment.configuration == FULL_PLAN
+    assert trial.origin is Origin.BASELINE
+
+
+def test_what_ran_when_the_driver_died_runs_again_as_the_same_trial(bench: Bench) -> None:
+    first = bench.drive()
+    done = take(first)
+    first.finish(done, measure(done.configuration))
+    lost = [take(first) for _ in range(3)]
+
+    second = bench.drive()
+    again = [take(second) for _ in range(3)]
+
+    assert [(a.number, a.configuration) for a in again] == [
+        (a.number, a.configuration) for a in lost
+    ]
+    assert [a.attempt for a in again] == [2, 2, 2]
+    for assignment in again:
+        second.finish(assignment, measure(assignment.configuration))
+    run_out(second)
+    assert [trial.number for trial in bench.trials] == list(range(30))
+    assert {trial.state for trial in bench.trials} == {TrialState.COMPLETE}
+
+
+def test_a_result_that_only_reached_the_spool_is_not_measured_again(bench: Bench) -> None:
+    first = bench.drive()
+    assignment = take(first)
+    bench.spool.write(assignment.number, assignment.attempt, measure(assignment.configuration))
+
+    second = bench.drive()
+
+    (trial,) = bench.trials
+    assert trial.state is TrialState.COMPLETE
+    assert trial.attempt == 1
+    assert take(second).number == 1
+
+
+def test_a_spooled_result_of_another_configuration_is_not_taken(bench: Bench) -> None:
+    assignment = take(bench.drive())
+    measured = measure(assignment.configuration)
+    bench.spool.write(assignment.number, assignment.attempt, replace(measured, digest="another"))
+
+    ledger = bench.drive()
+
+    assert bench.trials[0].state is TrialState.RUNNING
+    again = take(ledger)
+    bench.spool.write(again.number, again.attempt, replace(measured, digest="another"))
+    ledger.lose(again)
+    assert bench.trials[0].state is TrialState.RUNNING
+
+
+def test_a_result_of_a_fenced_attempt_is_refused(bench: Bench) -> None:
+    first = bench.drive()
+    stale = take(first)
+    second = bench.drive()
+    again = take(second)
+    wrong = Outcome(Evaluation({"error": 0.0, "nbytes": 1.0}), None, 0.1, "late")
+
+    second.finish(stale, wrong)
+    second.finish(again, measure(again.configuration))
+
+    (trial,) = bench.trials
+    assert trial.values == measure(again.configuration).evaluation.values  # type: ignore[union-attr] # measure always evaluates
+    assert trial.attempt == 2
+
+
+def test_a_refused_result_keeps_no_later_one_off_the_front(bench: Bench) -> None:
+    bench.drive()
+    ledger = bench.drive()
+    first = take(ledger)
+    ledger.lose(first)
+    best = Outcome(Evaluation({"error": 0.0, "nbytes": 1.0}), None, 0.1, "late")
+
+    ledger.finish(first, best)
+    run_out(ledger)
+
+    assert_front_is_brute_force(bench)
+
+
+def test_a_user_error_is_tried_again_up_to_the_limit(bench: Bench) -> None:
+    ledger = bench.drive()
+    attempts = []
+
+    for _ in range(bench.spec.search.max_attempts):
+        assignment = take(ledger)
+        attempts.append((assignment.number, assignment.attempt))
+        ledger.finish(assignment, broken(Cause.USER_ERROR))
+
+    assert attempts == [(0, 1), (0, 2), (0, 3)]
+    (trial,) = bench.trials
+    assert trial.state is TrialState.FAILED
+    assert take(ledger).number == 1
+
+
+def test_an_invalid_metric_is_not_tried_again(bench: Bench) -> None:
+    ledger = bench.drive()
+
+    ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+
+    assert take(ledger).number == 1
+    assert bench.trials[0].state is TrialState.FAILED
+
+
+def test_lost_workers_do_not_count_as_user_errors_but_have_a_cap(bench: Bench) -> None:
+    ledger = bench.drive()
+
+    for expected in range(1, MAX_LOST + 1):
+        assignment = take(ledger)
+        assert (assignment.number, assignment.attempt) == (0, expected)
+        ledger.lose(assignment)
+
+    assert bench.trials[0].state is TrialState.FAILED
+    assert take(ledger).number == 1
+
+
+def test_the_cap_on_lost_workers_outlives_drivers(bench: Bench) -> None:
+    ledger = bench.drive()
+    for _ in range(MAX_LOST - 1):
+        ledger.lose(take(ledger))
+
+    ledger = bench.drive()
+    ledger.lose(take(ledger))
+
+    assert bench.trials[0].state is TrialState.FAILED
+    assert bench.trials[0].cause == "node_lost"
+
+
+def test_restarts_and_lost_workers_leave_a_trial_all_its_attempts(bench: Bench) -> None:
+    ledger = bench.drive()
+    for _ in range(4):
+        ledger.lose(take(ledger))
+        ledger = bench.drive()
+
+    for _ in range(bench.spec.search.max_attempts - 1):
+        ledger.finish(take(ledger), broken(Cause.USER_ERROR))
+        assert bench.trials[0].state is TrialState.RUNNING
+    ledger.finish(take(ledger), broken(Cause.USER_ERROR))
+
+    assert bench.trials[0].state is TrialState.FAILED
+
+
+def test_each_time_that_memory_ran_out_halves_the_batch_even_after_a_restart(bench: Bench) -> None:
+    ledger = bench.drive()
+    assert take_again(ledger, Cause.OUT_OF_MEMORY).halvings == 0
+    assert take_again(ledger, Cause.NODE_LOST).halvings == 1
+
+    ledger = bench.drive()
+    assert take_again(ledger, Cause.OUT_OF_MEMORY).halvings == 1
+    again = take(ledger)
+
+    assert (again.number, again.halvings) == (0, 2)
+
+
+def take_again(ledger: TrialLedger, ended_by: Cause) -> Assignment:
+    assignment = take(ledger)
+    ledger.finish(assignment, broken(ended_by))
+    return assignment
+
+
+def test_what_was_only_cancelled_is_left_for_the_next_driver(bench: Bench) -> None:
+    ledger = bench.drive()
+    ledger.finish(take(ledger), broken(Cause.CANCELLED))
+
+    (trial,) = bench.trials
+    assert (trial.state, trial.attempt, ledger.running) == (TrialState.RUNNING, 1, 0)
+    assert take(bench.drive()).number == 0
+
+
+def test_a_resumed_study_is_not_stopped_for_what_failed_before(bench: Bench) -> None:
+    ledger = bench.drive()
+    for _ in range(4):
+        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+    with pytest.raises(TooManyFailures):
+        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+
+    run_out(bench.drive())
+
+    assert sum(trial.state is TrialState.COMPLETE for trial in bench.trials) == 25
+
+
+def test_a_lost_worker_that_had_spooled_its_result_loses_nothing(bench: Bench) -> None:
+    ledger = bench.drive()
+    assignment = take(ledger)
+    bench.spool.write(0, 1, measure(assignment.configuration))
+
+    ledger.lose(assignment)
+
+    assert bench.trials[0].state is TrialState.COMPLETE
+
+
+def test_a_new_driver_sweeps_away_what_its_predecessor_had_recorded(bench: Bench) -> None:
+    ledger = bench.drive()
+    done = take(ledger)
+    ledger.finish(done, measure(done.configuration))
+    open_one = take(ledger)
+    bench.spool.write(done.number, done.attempt, measure(done.configuration))
+    write_whole(bench.spool.checkpoint(done.number), b"")
+    write_whole(bench.spool.checkpoint(open_one.number), b"")
+
+    bench.drive()
+
+    assert list(bench.spool.folder.iterdir()) == [bench.spool.checkpoint(open_one.number)]
+
+
+def test_a_lost_attempt_runs_again_where_the_spool_is_away(bench: Bench) -> None:
+    ledger = bench.drive()
+    assignment = take(ledger)
+    bench.spool.folder.touch()
+
+    ledger.lose(assignment)
+
+    assert take(ledger).attempt == 2
+    with pytest.raises(UnusableSpool, match="Not a directory"):
+        bench.drive()
+
+
+def test_more_than_half_failed_of_at_least_five_stops_the_study(bench: Bench) -> None:
+    ledger = bench.drive()
+    for _ in range(4):
+        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+
+    with pytest.raises(TooManyFailures, match="5 of 5 trials failed, the last one with: a inval"):
+        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+
+
+def test_a_known_evaluation_is_not_handed_out(bench: Bench) -> None:
+    run_out(bench.drive())
+    other = bench.spec.model_copy(update={"study": "other"})
+    bench.store.create_study(other, {})
+    lease = bench.store.acquire("other", "driver", 60)
+    ledger = TrialLedger(
+        bench.store,
+        lease,
+        other,
+        SearchSpace(BLOCKS, OPTIONS, {}, None),
+        SEEDS,
+        Spool(bench.folder / "other"),
+        lambda configuration: configuration.digest,
+        reference=REFERENCE,
+        budget_nbytes=20,
+        is_draining=lambda: False,
+        review=lambda _: None,
+        on_progress=bench.reports.append,
+    )
+
+    handed_out = run_out(ledger)
+
+    assert handed_out == 0
+    assert len(bench.store.trials("other")) == 30
+
+
+def test_draining_finishes_what_runs_and_starts_nothing(bench: Bench) -> None:
+    ledger = bench.drive()
+    assignment = take(ledger)
+
+    bench.drains = True
+
+    assert ledger.next() is None
+    assert not ledger.is_finished
+    ledger.finish(assignment, measure(assignment.configuration))
+    assert ledger.is_finished
+
+
+def test_no_growth_of_the_hypervolume_ends_a_patient_study(bench: Bench) -> None:
+    bench.spec = make_spec(trials=500, patience=8)
+
+    ledger = bench.drive()
+    done = run_out(ledger)
+
+    assert done < 500
+    assert "did not grow over 8 trials" in ledger.stop_reason
+
+
+def test_an_exhausted_space_ends_the_study(bench: Bench) -> None:
+    bench.spec = make_spec(trials=5000)
+    few = {block.name: OPTIONS[block.name][:2] for block in BLOCKS}
+
+    ledger = bench.drive(lambda _: SearchSpace(BLOCKS, few, {}, None))
+    done = run_out(ledger)
+
+    assert done <= 2 ** len(BLOCKS) + len(SEEDS)
+    assert ledger.is_finished
+    assert "no configuration that is new" in ledger.stop_reason
+
+
+def test_the_space_can_be_widened_once_the_seeds_are_measured(bench: Bench) -> None:
+    wide = {block.name: [Option((Precision(6, 8),))] for block in BLOCKS}
+    seen: list[int] = []
+
+    def review(trials: Sequence[Trial]) -> SearchSpace:
+        seen.append(len(trials))
+        return SearchSpace(BLOCKS, wide, {}, None)
+
+    run_out(bench.drive(review))
+
+    assert seen == [len(SEEDS)]
+    assert bench.trials[-1].configuration.plan.precision("l0") == Precision(6, 8)
+
+
+def test_progress_tells_the_best_error_within_the_budget(bench: Bench) -> None:
+    run_out(bench.drive())
+
+    fitting = [
+        t.values["error"] for t in bench.trials if t.is_feasible and t.values["nbytes"] <= 20
+    ]
+    last = bench.reports[-1]
+    assert last.best_error == (min(fitting) if fitting else None)
+    assert (last.done, last.total) == (30, 30)

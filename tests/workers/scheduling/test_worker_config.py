@@ -1,0 +1,29 @@
+"""What a worker is told: the job, and a smaller batch after memory ran out."""
+
+import pytest
+
+from bitfront.trial import Cause
+from tests.support.store_samples import job
+from workers.scheduling.outcome import Failure
+from workers.scheduling.worker_config import WorkOrder
+
+
+@pytest.mark.parametrize(("halvings", "expected"), [(0, 64), (1, 32), (6, 1), (9, 1)])
+def test_each_time_that_memory_ran_out_halves_the_batch(halvings: int, expected: int) -> None:
+    order = WorkOrder(job(), {"bounds": {}})
+
+    smaller = order.with_halved_batch(halvings)
+
+    assert smaller.spec.data.batch_size == expected
+    assert (smaller.bounds, smaller.spec.model) == (order.bounds, order.spec.model)
+    assert WorkOrder.from_json(smaller.to_json()) == smaller
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's, which this module does not import."""
+
+
+def test_memory_of_host_and_device_are_one_cause() -> None:
+    assert Failure.of(MemoryError()).cause is Cause.OUT_OF_MEMORY
+    assert Failure.of(OutOfMemoryError("CUDA out of memory")).cause is Cause.OUT_OF_MEMORY
+    assert Failure.of(RuntimeError("shape")).cause is Cause.USER_ERROR

@@ -1,0 +1,1 @@
+"""The cluster: connection, worker pool, tasks and jobs, by way of Ray."""

@@ -1,0 +1,196 @@
+"""Work as Ray tasks: what the model is, its bounds, clips and cells, its front on test data."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import ray
+
+from bitfront.errors import Interrupted
+from bitfront.files import SharedPath
+from bitfront.layers import Block
+from bitfront.plan import Configuration, Option, Plan
+from bitfront.profile import Cell, ClipChoice
+from bitfront.spec import ClipSearchKind, JobSpec
+from bitfront.trial import Evaluation
+from workers.cluster.connection import node_resources
+from workers.observability.metrics import timed
+from workers.scheduling.model_info import ModelReport
+from workers.scheduling.placement import first_placement, placement
+from workers.scheduling.retries import MAX_LOST
+from workers.scheduling.worker_config import WorkOrder
+
+# How long a request to end may wait for the next result.
+_PATIENCE_S = 0.5
+
+
+def _inspect(order: str) -> ModelReport:
+    from workers.process import model_cache as resident
+
+    report: ModelReport = resident.inspect(order)
+    return report
+
+
+def _measure(order: str, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
+    from workers.process import model_cache as resident
+
+    study = WorkOrder.from_json(order).spec.study
+    meter = resident.cell_meter(order)
+    for option in options:
+        with timed(study, "cells"):
+            cell = meter.measure(block, option)
+        yield cell
+
+
+def _evaluate_on_test(order: str, configuration: Configuration) -> Evaluation:
+    from objectives.data.task import SplitName
+    from workers.process import model_cache as resident
+
+    evaluator = resident.evaluator(order)
+    return evaluator.evaluate(configuration, SplitName.TEST)
+
+
+def _optimise(order: str, checkpoint: SharedPath) -> dict[str, object]:
+    from workers.process import model_cache as resident
+
+    bounds: dict[str, object] = resident.optimise(order, checkpoint)
+    return bounds
+
+
+def _walk(order: str, blocks: Sequence[Block], options: Sequence[Option]) -> list[ClipChoice]:
+    from objectives.profiling.clips import walk
+    from workers.process import model_cache as resident
+
+    search = resident.clip_search(order)
+    wanted = {block.name: option for block, option in zip(blocks, options, strict=True)}
+    chosen = walk(search, blocks, wanted, joint=_is_joint(order))
+    return [chosen[block.name] for block in blocks]
+
+
+def _choose(
+    order: str, block: Block, options: Sequence[Option], prefix: Plan
+) -> Iterator[tuple[Option, ClipChoice]]:
+    from workers.process import model_cache as resident
+
+    search = resident.clip_search(order)
+    find = search.joint if _is_joint(order) else search.sequential
+    for option in options:
+        yield option, find(block, option, prefix)
+
+
+def _is_joint(order: str) -> bool:
+    return WorkOrder.from_json(order).spec.profile.clip_search is ClipSearchKind.JOINT
+
+
+class TaskPool:
+    """Runs a job's tasks on the connected Ray cluster, each placed like a trial.
+
+    Attributes:
+        order: What every worker is told of the job.
+        placement: What a worker takes of a node.
+    """
+
+    def __init__(self, spec: JobSpec, is_over: Callable[[], bool]) -> None:
+        """Takes the job, and a question that is asked between results: shall it end?"""
+        self._is_over = is_over
+        self._spec = spec
+        self.order = WorkOrder(spec).to_json()
+        self.placement = first_placement(spec, node_resources())
+
+    @property
+    def _options(self) -> dict[str, float]:
+        # A lost node's tasks run again elsewhere.
+        return {**self.placement.options, "max_retries": MAX_LOST}
+
+    def place(self, report: ModelReport) -> None:
+        """Lets all later work ask for what the model was seen to need."""
+        self.placement = placement(self._spec, node_resources(), report.footprint, report.layers)
+
+    def use_bounds(self, bounds: Mapping[str, object]) -> None:
+        """Tells all later work the learned bounds."""
+        self.order = WorkOrder(self._spec, bounds).to_json()
+
+    def inspect(self) -> ModelReport:
+        """Loads the model on a worker and reports what it is."""
+        report: ModelReport = self._run(ray.remote(_inspect), self.order)
+        return report
+
+    def optimise_vision(self, checkpoint: SharedPath) -> dict[str, object]:
+        """Learns the bounds of the vision tower's inputs on a worker, as JSON content."""
+        bounds: dict[str, object] = self._run(ray.remote(_optimise), self.order, checkpoint)
+        return bounds
+
+    def walk_clips(
+        self, chains: Sequence[Sequence[tuple[Block, Option]]]
+    ) -> list[list[ClipChoice]]:
+        """The clips of the blocks of each chain, each block behind those before it."""
+        task = ray.remote(_walk).options(**self._options)
+        pending = [
+            task.remote(self.order, [block for block, _ in chain], [option for _, option in chain])
+            for chain in chains
+        ]
+        waiting = pending
+        while waiting:
+            self._raise_if_over(waiting)
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_PATIENCE_S)
+        return ray.get(pending)
+
+    def cells(
+        self, work: Sequence[tuple[Block, Sequence[Option]]], on_cell: Callable[[Block, Cell], None]
+    ) -> None:
+        """Measures options block by block; each cell is handed over as soon as it is known."""
+        task = ray.remote(_measure).options(num_returns="streaming", **self._options)
+        self._stream(
+            {task.remote(self.order, block, list(options)): block for block, options in work},
+            on_cell,
+        )
+
+    def clips(
+        self,
+        work: Sequence[tuple[Block, Sequence[Option]]],
+        prefix: Plan,
+        on_choice: Callable[[Block, tuple[Option, ClipChoice]], None],
+    ) -> None:
+        """Searches the clips of options block by block, behind a prefix."""
+        task = ray.remote(_choose).options(num_returns="streaming", **self._options)
+        streams = {
+            task.remote(self.order, block, list(options), prefix): block for block, options in work
+        }
+        self._stream(streams, on_choice)
+
+    def _run(self, function: Any, *arguments: object) -> Any:  # noqa: ANN401 - Ray's are untyped
+        task = function.options(**self._options).remote(*arguments)
+        while not ray.wait([task], timeout=_PATIENCE_S)[0]:
+            self._raise_if_over([task])
+        return ray.get(task)
+
+    def _stream(self, streams: dict[Any, Block], on_result: Callable[[Block, Any], None]) -> None:
+        """Hands every result of every stream over as soon as it is there."""
+        while streams:
+            ready, _ = ray.wait(list(streams), num_returns=1, timeout=_PATIENCE_S)
+            self._raise_if_over(list(streams))
+            for stream in ready:
+                try:
+                    reference = next(cast("ray.ObjectRefGenerator", stream))
+                except StopIteration:
+                    del streams[stream]
+                else:
+                    on_result(streams[stream], ray.get(reference))
+
+    def test(self, configurations: Iterable[Configuration]) -> Iterator[tuple[int, Evaluation]]:
+        """Evaluates configurations on the test split; yields (position, evaluation)."""
+        task = ray.remote(_evaluate_on_test).options(**self._options)
+        pending = {
+            task.remote(self.order, configuration): position
+            for position, configuration in enumerate(configurations)
+        }
+        while pending:
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=_PATIENCE_S)
+            self._raise_if_over(list(pending))
+            for reference in ready:
+                yield pending.pop(reference), ray.get(reference)
+
+    def _raise_if_over(self, tasks: Iterable[ray.ObjectRef[Any]]) -> None:
+        if self._is_over():
+            for task in tasks:
+                ray.cancel(task, force=False)
+            raise Interrupted

@@ -1,0 +1,1 @@
+"""The process that evaluates: the trial worker, its loaded model, and its preemption."""

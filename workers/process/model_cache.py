@@ -1,0 +1,175 @@
+"""What a worker process keeps between tasks and trials: the loaded model and its caches."""
+
+import ctypes
+import gc
+import os
+import platform
+import resource
+import socket
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+
+from bitfront.errors import SpecError
+from bitfront.files import SharedPath
+from bitfront.job.allowed_roots import check_roots
+from bitfront.layers import Tower
+from bitfront.plan import Plan
+from bitfront.precision import Precision
+from bitfront.profile import LayerEntropy
+from bitfront.quant.inputs import LearnedBounds, bounds_from_json, bounds_to_json
+from bitfront.spec import JobSpec
+from bitfront.vlm import GenerativeModel, LayeredModel
+from objectives.data.questions import QuestionTask
+from objectives.data.task import SplitName
+from objectives.evaluation.evaluator import Evaluator
+from objectives.profiling.cells import CellMeter
+from objectives.profiling.clips import ClipSearch
+from objectives.profiling.entropy import measure_entropies
+from objectives.profiling.vision import optimise_vision
+from search.seeds import full_precision
+from workers.observability.logs import set_up
+from workers.observability.metrics import timed
+from workers.scheduling.model_info import ModelReport
+from workers.scheduling.placement import Footprint
+from workers.scheduling.worker_config import WorkOrder
+
+# Levels of the quantizer over which entropies are taken: at 4 bits they begin to matter, and
+# the joint distribution of two layers is still small.
+_ENTROPY_BITS = 4
+
+
+@lru_cache(maxsize=1)
+def evaluator(order: str) -> Evaluator:
+    """The process's evaluator for a work order; another order replaces it."""
+    set_up()
+    release()
+    spec, bounds = _unpacked(order)
+    check_roots(spec)
+    with timed(spec.study, "load"):
+        return Evaluator.from_spec(spec, bounds, features=feature_folder())
+
+
+def _unpacked(order: str) -> tuple[JobSpec, LearnedBounds]:
+    work = WorkOrder.from_json(order)
+    return work.spec, bounds_from_json(work.bounds)
+
+
+def release() -> None:
+    """Gives the memory of the resident model back to the machine."""
+    for kept in (clip_search, cell_meter, evaluator):
+        kept.cache_clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        # glibc keeps what was freed, which adds up where a worker goes from job to job.
+        trim(0)
+
+
+def feature_folder() -> Path:
+    """Where features go that memory has no room for: BITFRONT_CACHE, or the person's cache."""
+    return Path(os.environ.get("BITFRONT_CACHE") or user_cache_path("bitfront")) / "features"
+
+
+@lru_cache(maxsize=1)
+def cell_meter(order: str) -> CellMeter:
+    """The process's cell meter for an order, on the same model as its evaluator."""
+    resident = evaluator(order)
+    return CellMeter(resident.model, resident.task, resident.switch, resident.spec)
+
+
+@lru_cache(maxsize=1)
+def clip_search(order: str) -> ClipSearch:
+    """The process's clip search for an order, on the same model as its evaluator."""
+    resident = evaluator(order)
+    clips = sorted(resident.spec.space.clips, reverse=True)
+    return ClipSearch(resident.model, resident.task, resident.switch, clips)
+
+
+def inspect(order: str) -> ModelReport:
+    """Loads a job's model and data, and reports what the driver plans with."""
+    resident = evaluator(order)
+    model, task = resident.model, resident.task
+    full = resident.evaluate(full_precision(model.layers))
+    splits = {name.value: task.split_identity(name) for name in SplitName}
+    return ModelReport(
+        layers=model.layers,
+        fixed_nbytes=model.fixed_nbytes,
+        entropies=tuple(_entropies(resident)),
+        full=full,
+        footprint=_footprint(model.device),
+        identities={"model": model.identity, "cells": cell_meter(order).identity, **splits},
+        provenance=_provenance(model),
+    )
+
+
+def _footprint(device: torch.device) -> Footprint:
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return Footprint(torch.cuda.max_memory_reserved(device), total)
+    # Linux counts in KiB.
+    return Footprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, 0)
+
+
+def _entropies(resident: Evaluator) -> list[LayerEntropy]:
+    """The layers' entropies; where the vision tower was optimised, behind its quantized form."""
+    vision = resident.spec.profile.vision
+    plan = Plan(())
+    if resident.switch.bounds and vision is not None:
+        precision = Precision(vision.weight_bits, vision.activation_bits)
+        layers = [layer.name for layer in resident.model.layers if layer.tower is Tower.VISION]
+        plan = Plan.uniform(layers, precision)
+    resident.switch.to(plan)
+    try:
+        return measure_entropies(resident.model, resident.task, resident.ranges, _ENTROPY_BITS)
+    finally:
+        resident.switch.clear()
+
+
+def optimise(order: str, checkpoint: SharedPath) -> dict[str, object]:
+    """Learns the bounds of the vision tower's inputs; a run that was ended goes on."""
+    resident = evaluator(order)
+    spec = resident.spec
+    if not isinstance(resident.model, GenerativeModel) or spec.profile.vision is None:
+        raise SpecError(
+            "profile.vision needs a generative model: it trains on the language model's loss"
+        )
+    assert isinstance(resident.task, QuestionTask)
+    resident.switch.clear()
+    bounds = optimise_vision(
+        resident.model,
+        resident.task,
+        resident.ranges,
+        spec.quantizer,
+        spec.profile.vision,
+        spec.search.seed,
+        checkpoint=checkpoint,
+    )
+    return bounds_to_json(bounds)
+
+
+def package_versions() -> dict[str, str]:
+    """The installed versions of what results may depend on."""
+    packages = ("bitfront", "torch", "open_clip_torch", "transformers", "ray", "optuna")
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        # A copy of bitfront that was shipped to a cluster is not installed there.
+        return "not installed"
+
+
+def _provenance(model: LayeredModel) -> dict[str, str]:
+    device = str(model.device)
+    if model.device.type == "cuda":
+        device = torch.cuda.get_device_name(model.device)
+    host = {"host": socket.gethostname(), "platform": platform.platform(), "device": device}
+    return {**package_versions(), **host}
