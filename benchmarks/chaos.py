@@ -3,9 +3,9 @@
 Each round kills one thing at a random moment of a study that runs on a Ray cluster of several
 nodes: its driver, a worker, a node, the whole cluster, or the database server. Where nobody
 drives the study any more it is resumed. Behind each round every point of the durability contract
-is checked with plain SQL, against the log that workers keep (see tests/support/contract.py). A round
-is over when the next trial is finished; some end sooner, when a new driver was started, so that the
-next round strikes while it loads the model, profiles, or restores what is known.
+is checked with plain SQL, against the log that workers keep (see tests/support/contract.py).
+A round is over when the next trial is finished; some end sooner, when a new driver was started,
+so that the next round strikes while it loads the model, profiles, or restores what is known.
 
     python -m benchmarks.chaos --rounds 50 --seed 0 --database both --out chaos-output
 

@@ -23,7 +23,7 @@ data:
 space:
   weight_bits: [3, 8]
   recovery: {{context_length: [4], reduction: [4], blend: [0.2], steps: [{steps}]}}
-partition: {{grain: layer}}
+partition: {{granularity: layer}}
 search:
   budgets: 2
   workers: 2

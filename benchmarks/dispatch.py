@@ -1,6 +1,6 @@
 """What it costs to hand out trials: throughput on many workers, and how it grows with the study.
 
-The trials sleep and yield made-up values; ledger, sampler, database, spool, Ray and the crew of
+The trials sleep and yield made-up values; scheduler, sampler, database, spool, Ray and the pool of
 workers are the real ones.
 
     OMP_NUM_THREADS=1 python -m benchmarks.dispatch throughput --workers 8 --workers 32
@@ -50,7 +50,7 @@ from workers.cluster.worker_pool import run_trials
 from workers.scheduling.attempt import Assignment
 from workers.scheduling.outcome import Outcome
 from workers.scheduling.spool import Spool
-from workers.scheduling.trial_scheduler import TrialLedger
+from workers.scheduling.trial_scheduler import TrialScheduler
 
 LAYERS = 2
 BITS = (2, 3, 4, 6, 8)
@@ -112,7 +112,7 @@ def full_nbytes(space: SearchSpace) -> float:
 
 
 def make_spec(trials: int, workers: int, sampler: Sampler, history: int | None = 400) -> JobSpec:
-    """A job for the ledger."""
+    """A job for the scheduler."""
     return JobSpec.model_validate(
         {
             "study": STUDY,
@@ -143,8 +143,8 @@ class Mark:
         return cls(time.time(), time.process_time())
 
 
-class WatchedLedger(TrialLedger):
-    """A ledger that notes when it hands a trial out, and when and from where one comes back."""
+class WatchedLedger(TrialScheduler):
+    """A scheduler that notes when it hands a trial out, and when and from where one comes back."""
 
     handed: list[Mark]
     returned: list[Mark]
@@ -180,7 +180,7 @@ def make_ledger(store: Store, spec: JobSpec, space: SearchSpace, spool: Spool) -
     """A driver of the study, which is made if it is not there."""
     if not store.studies():
         store.create_study(spec, {})
-    ledger = WatchedLedger(
+    scheduler = WatchedLedger(
         store,
         store.acquire(STUDY, "benchmark", 3600),
         spec,
@@ -197,8 +197,8 @@ def make_ledger(store: Store, spec: JobSpec, space: SearchSpace, spool: Spool) -
         review=lambda _: None,
         on_progress=lambda _: None,
     )
-    ledger.watch()
-    return ledger
+    scheduler.watch()
+    return scheduler
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Throughput:
     """How fast trials were handed out and taken in.
 
     Attributes:
-        overall: Share of the ideal from the first trial handed out to the last one returned.
+        overall: FairShare of the ideal from the first trial handed out to the last one returned.
         steady: The same from when every worker had its first trial until the last was handed
             out; None if that was over before all workers had started.
         driver_share: Processor seconds of the driver a second, in the steady part.
@@ -235,23 +235,23 @@ def throughput_of(
     started_s = time.time()
     with open_store(url) as store, connected(spec.search.workers):
         connect_s = time.time() - started_s
-        ledger = make_ledger(store, spec, space, spool)
-        order = json.dumps({"seconds": seconds})
-        run_trials(ledger, spec.search, order, spool, threading.Event(), worker=SleepingWorker)
-    return summary(ledger, spec.search.workers, seconds, connect_s)
+        scheduler = make_ledger(store, spec, space, spool)
+        config = json.dumps({"seconds": seconds})
+        run_trials(scheduler, spec.search, config, spool, threading.Event(), worker=SleepingWorker)
+    return summary(scheduler, spec.search.workers, seconds, connect_s)
 
 
-def summary(ledger: WatchedLedger, workers: int, seconds: float, connect_s: float) -> Throughput:
+def summary(scheduler: WatchedLedger, workers: int, seconds: float, connect_s: float) -> Throughput:
     """What a run's notes come to."""
     ideal = workers / seconds
-    first, last = ledger.handed[0], ledger.returned[-1]
-    overall = len(ledger.returned) / (last.at_s - first.at_s) / ideal
-    begin_s, end = max(ledger.firsts.values()), ledger.handed[-1]
-    inside = [mark for mark in ledger.returned if begin_s <= mark.at_s <= end.at_s]
-    is_steady = len(ledger.firsts) >= workers and len(inside) > workers
+    first, last = scheduler.handed[0], scheduler.returned[-1]
+    overall = len(scheduler.returned) / (last.at_s - first.at_s) / ideal
+    begin_s, end = max(scheduler.firsts.values()), scheduler.handed[-1]
+    inside = [mark for mark in scheduler.returned if begin_s <= mark.at_s <= end.at_s]
+    is_steady = len(scheduler.firsts) >= workers and len(inside) > workers
     steady = len(inside) / (end.at_s - begin_s) / ideal if is_steady else None
     start = inside[0] if is_steady else first
-    pauses = sorted(ledger.pauses)
+    pauses = sorted(scheduler.pauses)
     return Throughput(
         overall,
         steady,
@@ -259,7 +259,7 @@ def summary(ledger: WatchedLedger, workers: int, seconds: float, connect_s: floa
         1e3 * statistics.median(pauses),
         1e3 * pauses[int(0.95 * len(pauses))],
         connect_s,
-        min(ledger.firsts.values()) - first.at_s,
+        min(scheduler.firsts.values()) - first.at_s,
         begin_s - first.at_s,
     )
 
@@ -468,16 +468,16 @@ def _grown(
         fill(url, spec, space, done)
         with open_store(url) as store:
             started_s = time.perf_counter()
-            ledger = make_ledger(store, spec, space, Spool(Path(folder) / "spool"))
+            scheduler = make_ledger(store, spec, space, Spool(Path(folder) / "spool"))
             driver_s = time.perf_counter() - started_s
 
             def hand_out_and_take_in() -> None:
-                assignment = ledger.next()
+                assignment = scheduler.next()
                 assert assignment is not None
                 evaluation = Evaluation(
                     made_up(assignment.configuration), {"started_s": 0.0, "ended_s": 0.0}
                 )
-                ledger.finish(assignment, Outcome(evaluation, None, 0.5, "benchmark"))
+                scheduler.finish(assignment, Outcome(evaluation, None, 0.5, "benchmark"))
 
             stored = cost_of(hand_out_and_take_in, repeats)
     return [alone, stored, f"{sampler_s:.2f}", f"{driver_s:.2f}"]

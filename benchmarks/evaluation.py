@@ -30,7 +30,7 @@ from bitfront.vlm import load_model
 from objectives.data.load import load_task
 from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling.calibration import calibrate
-from service.study.proxy_search import Shortlist
+from service.study.proxy_search import ProxySearch
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ def searched(spec: JobSpec, trials: int) -> list[Configuration]:
         values = evaluator.evaluate(configuration).values
         return values["error"], values["nbytes"]
 
-    for _ in zip(range(trials), ours(Shortlist(spec, measured), 0, measure), strict=False):
+    for _ in zip(range(trials), ours(ProxySearch(spec, measured), 0, measure), strict=False):
         pass
     return sequence
 

@@ -44,12 +44,12 @@ class Fleet:
         absence_s: Mean time until its replacement is there, without memory.
         ramp_s: Over which the nodes arrive at first.
         start_s: From a node's arrival to a worker that has its model loaded.
-        notice: Share of preemptions whose notice comes in time to save what is trained.
+        notice: FairShare of preemptions whose notice comes in time to save what is trained.
         detect_s: From a node's loss until its attempts are handed out again.
         evaluation_s: Mean length of an evaluation.
         recovery_s: Mean length of a recovery's training.
         spread: Standard deviation of both lengths as a share of the mean (gamma distribution).
-        recoveries: Share of trials that have a recovery.
+        recoveries: FairShare of trials that have a recovery.
         checkpoint_s: Between two checkpoints of a recovery.
         save_s: What a checkpoint takes.
         checkpoint_mb: Its size in MB.
@@ -355,15 +355,15 @@ class Result:
 
     Attributes:
         throughput: Useful GPU seconds, as a share of all GPUs working all the time.
-        away: Share of the GPU time in which nodes were missing.
-        starting: Share that workers took to start.
+        away: FairShare of the GPU time in which nodes were missing.
+        starting: FairShare that workers took to start.
         lost: Lost GPU seconds, as a share of those worked.
         lost_hours: Lost GPU hours an hour.
-        saving: Share of the GPU time that checkpoints took.
-        waiting: Share that workers waited for a driver.
+        saving: FairShare of the GPU time that checkpoints took.
+        waiting: FairShare that workers waited for a driver.
         trials_s: Trials completed a second.
         dispatches_s: Steps of all drivers a second.
-        busy: Share of its time that a driver is busy.
+        busy: FairShare of its time that a driver is busy.
         wait_ms: Mean wait of a step in a driver's queue.
         commits_s: Transactions a second, heartbeats included.
         commits_p99: Their 99th percentile over seconds.

@@ -13,14 +13,14 @@ from service.study.profiling import measure_profile
 from service.views.progress import NullReporter
 from storage.store import open_store
 from workers.process import model_cache as resident
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.worker_config import WorkerConfig
 
 
 class InProcess:
     """Does what `workers.cluster.tasks.TaskPool` does, without Ray."""
 
-    def __init__(self, order: str) -> None:
-        self.order = order
+    def __init__(self, config: str) -> None:
+        self.config = config
 
     def cells(
         self,
@@ -28,7 +28,7 @@ class InProcess:
         on_cell: Callable[[Block, Cell], None],
     ) -> None:
         """Measures every option of every block."""
-        meter = resident.cell_meter(self.order)
+        meter = resident.cell_meter(self.config)
         for block, options in work:
             for option in options:
                 on_cell(block, meter.measure(block, option))
@@ -37,7 +37,7 @@ class InProcess:
         self, chains: Sequence[Sequence[tuple[Block, Option]]]
     ) -> list[list[ClipChoice]]:
         """The clips of the blocks of each chain."""
-        search = resident.clip_search(self.order)
+        search = resident.clip_search(self.config)
         found = []
         for chain in chains:
             options = {block.name: option for block, option in chain}
@@ -51,7 +51,7 @@ class InProcess:
         on_choice: Callable[[Block, tuple[Option, ClipChoice]], None],
     ) -> None:
         """Searches the clips of options."""
-        search = resident.clip_search(self.order)
+        search = resident.clip_search(self.config)
         for block, options in work:
             for option in options:
                 on_choice(block, (option, search.joint(block, option, prefix)))
@@ -59,12 +59,12 @@ class InProcess:
 
 def profile(spec: JobSpec) -> tuple[Profile, float]:
     """The profile of a job's model, and the seconds that measuring it took."""
-    order = WorkOrder(spec).to_json()
+    config = WorkerConfig(spec).to_json()
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{folder}/bitfront.db")
         store.create_study(spec, {})
         lease = store.acquire(spec.study, "benchmark", 3600)
         started_s = time.perf_counter()
-        report = resident.inspect(order)
-        measured = measure_profile(spec, store, lease, InProcess(order), report, NullReporter())
+        report = resident.inspect(config)
+        measured = measure_profile(spec, store, lease, InProcess(config), report, NullReporter())
         return measured, time.perf_counter() - started_s

@@ -32,9 +32,9 @@ from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import Cell, LayerEntropy
 from bitfront.quant.weights import fake_quantize_weight
-from bitfront.spec import Grain, JobSpec, PartitionSpec
+from bitfront.spec import Granularity, JobSpec, PartitionSpec
 from bitfront.vlm import GenerativeModel, LayeredModel, PlanSwitch, QuestionBatch
-from bitfront.vlm.loaders.llava import Wording, llava_model
+from bitfront.vlm.loaders.llava import TextProcessor, llava_model
 from bitfront.vlm.models.generative import Prompt
 from objectives.cost.costs import configuration_nbytes, layer_bit_operations, layer_nbytes
 from objectives.data.task import SplitName, Task
@@ -128,7 +128,7 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int) -> 
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
         model.to(dtype)  # type: ignore[arg-type]  # transformers hides torch's signature
-    return llava_model(model, Wording(_no_prompt, _no_answer, _no_text), frozenset({END}))
+    return llava_model(model, TextProcessor(_no_prompt, _no_answer, _no_text), frozenset({END}))
 
 
 def _no_prompt(text: str, image: Image | None) -> Prompt:
@@ -226,12 +226,12 @@ class Search:
     cells: Cells
 
 
-def lay_out(model: LayeredModel, grain: Grain, seed: int) -> Search:
+def lay_out(model: LayeredModel, granularity: Granularity, seed: int) -> Search:
     """Partitions the model, lists its options, and draws an error for each that is measured."""
     rng = np.random.default_rng(seed)
     entropies = synthetic_entropies(model.layers, rng)
     singles = synthetic_singles(model.layers, rng)
-    blocks = partition(model.layers, entropies, PartitionSpec(grain=grain))
+    blocks = partition(model.layers, entropies, PartitionSpec(granularity=granularity))
     counted = screened = joint = 0
     cells = {}
     for block in blocks:
@@ -290,19 +290,19 @@ def describe_13b(seed: int, repeats: int) -> None:
     table.row("weights that can be quantized", f"{weights:,}")
     table.row("elements that stay at 16 bits", f"{model.fixed_nbytes // 2:,}")
     table.row("bytes at FP16", f"{full_nbytes:,}")
-    for grain in (Grain.ENTROPY, Grain.TRANSFORMER_BLOCK):
+    for granularity in (Granularity.ENTROPY, Granularity.TRANSFORMER_BLOCK):
         started_s = time.perf_counter()
-        search = lay_out(model, grain, seed)
+        search = lay_out(model, granularity, seed)
         laid_out_s = time.perf_counter() - started_s
         sizes = [len(block.layers) for block in search.blocks]
         counts = ", ".join(f"{sizes.count(size)} of {size}" for size in sorted(set(sizes)))
-        table.row(f"{grain}: blocks (layers)", f"{len(sizes)} ({counts})")
-        table.row(f"{grain}: joint options", f"{search.options:,}")
-        table.row(f"{grain}: left by slack {SPEC.profile.slack}", f"{search.screened:,}")
+        table.row(f"{granularity}: blocks (layers)", f"{len(sizes)} ({counts})")
+        table.row(f"{granularity}: joint options", f"{search.options:,}")
+        table.row(f"{granularity}: left by slack {SPEC.profile.slack}", f"{search.screened:,}")
         undominated_count = sum(map(len, search.cells.values()))
-        table.row(f"{grain}: undominated", f"{undominated_count:,}")
-        table.row(f"{grain}: partition, list, screen", f"{laid_out_s:.2f} s")
-        _solve(table, grain, search.cells, full_nbytes, model.fixed_nbytes, repeats)
+        table.row(f"{granularity}: undominated", f"{undominated_count:,}")
+        table.row(f"{granularity}: partition, list, screen", f"{laid_out_s:.2f} s")
+        _solve(table, granularity, search.cells, full_nbytes, model.fixed_nbytes, repeats)
     peak = peak_nbytes()
     table.row("peak host memory", f"{peak / 1e9:.2f} GB")
     if peak > MOST_MEMORY_NBYTES:
@@ -310,7 +310,12 @@ def describe_13b(seed: int, repeats: int) -> None:
 
 
 def _solve(
-    table: Table, grain: Grain, cells: Cells, full_nbytes: int, fixed_nbytes: int, repeats: int
+    table: Table,
+    granularity: Granularity,
+    cells: Cells,
+    full_nbytes: int,
+    fixed_nbytes: int,
+    repeats: int,
 ) -> None:
     program = Program(cells)
     for ratio in RATIOS:
@@ -322,15 +327,16 @@ def _solve(
             raise click.ClickException(f"{total:,} bytes are more than FP16/{ratio}")
         proven = "proven optimal" if solution.proven else "not proven"
         table.row(
-            f"{grain}: plan at FP16/{ratio}",
+            f"{granularity}: plan at FP16/{ratio}",
             f"{total:,} bytes ({full_nbytes / total:.4f}x), error {solution.error:.6g}, {proven}",
         )
-        table.row(f"{grain}: solve at FP16/{ratio}", f"{solved_s:.3f} s")
+        table.row(f"{granularity}: solve at FP16/{ratio}", f"{solved_s:.3f} s")
     budgets = budget_axis(cells, BUDGETS)
     front_s = timed(lambda: Program(cells).proxy_front(budgets), repeats)
     proven_count = sum(solution.proven for solution in program.proxy_front(budgets))
     table.row(
-        f"{grain}: solve at {BUDGETS} budgets", f"{front_s:.3f} s, {proven_count} proven optimal"
+        f"{granularity}: solve at {BUDGETS} budgets",
+        f"{front_s:.3f} s, {proven_count} proven optimal",
     )
 
 
@@ -433,7 +439,7 @@ def _extrapolate(
     (then the mean over all layers counts), and through the whole model where they are not.
     """
     model = build(LLAVA_7B, torch.device("meta"), torch.float16, seed)
-    search = lay_out(model, Grain.ENTROPY, seed)
+    search = lay_out(model, Granularity.ENTROPY, seed)
     singles = sum(
         len(block_options(Block(x.name, x.tower, (x.name,)), model.layers, SPEC.space))
         for x in model.layers
@@ -451,7 +457,7 @@ def _extrapolate(
     table.row(
         "cells of 7B",
         f"{measured:,} = {singles:,} of single layers + {search.joint:,} joint ones "
-        f"(entropy grain, slack {SPEC.profile.slack}, synthetic errors)",
+        f"(entropy granularity, slack {SPEC.profile.slack}, synthetic errors)",
     )
     table.row(
         "quantize every weight at every width",

@@ -40,16 +40,16 @@ from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from objectives.data.classification import ClassificationTask, Split
 from objectives.data.task import SplitName
-from objectives.evaluation.classification_scorer import ClassificationJudge
+from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.recovery.checkpointed_training import advance
 from objectives.recovery.class_training import ClassData, ClassTraining
 from search.front import Front, hypervolume
-from search.pruner import Gains, Hurdle
+from search.pruner import Pruner, RecoveryGains
 from search.sampler import Outcome, Proposer
 from search.seeds import uniform_precision
 from search.space import SearchSpace
-from service.study.proxy_search import Shortlist
+from service.study.proxy_search import ProxySearch
 
 FULL = Plan(())
 BEST = Recovery(
@@ -91,14 +91,14 @@ def searched(seed: int, bits: float) -> Plan:
     """The program's plan of so many bits a weight, with inputs of 8 bits."""
     spec = job(seed, space={"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [8]})
     measured, _ = profile(spec)
-    shortlist = Shortlist(spec, measured)
+    proxy_search = ProxySearch(spec, measured)
     weights = {layer.name: layer.weights for layer in measured.layers}
 
     def mean_bits(plan: Plan) -> float:
         total = sum(weights[name] * precision.weight_bits for name, precision in plan)
         return total / sum(weights.values())
 
-    plans = [seed.configuration.plan for seed in shortlist.program_seeds()]
+    plans = [seed.configuration.plan for seed in proxy_search.program_seeds()]
     return min(plans, key=lambda plan: abs(mean_bits(plan) - bits))
 
 
@@ -116,7 +116,7 @@ def accuracy(
 ) -> float:
     """Per cent of a split that comes out right."""
     recovery = None if recovery is None else recovery.canonical
-    figures = evaluator.judge.figures(Configuration(plan, recovery), split)
+    figures = evaluator.scorer.figures(Configuration(plan, recovery), split)
     return 100 * (1 - figures["error"])
 
 
@@ -335,7 +335,7 @@ def speed(seeds: int, steps: int) -> None:
     kept_s, again_s, kept_accuracy, again_accuracy = [], [], [], []
     for seed in range(seeds):
         evaluator = Evaluator.from_spec(job(seed))
-        assert isinstance(evaluator.judge, ClassificationJudge)
+        assert isinstance(evaluator.scorer, ClassificationScorer)
         assert isinstance(evaluator.model, DualEncoder)
         assert isinstance(evaluator.task, ClassificationTask)
         split = evaluator.task.split(SplitName.TUNING)
@@ -343,15 +343,15 @@ def speed(seeds: int, steps: int) -> None:
         configuration = Configuration(uniform(evaluator, 3, 8), recovery)
         accuracy(evaluator, configuration.plan, None)  # weights are quantized before the clock runs
         started_s = time.perf_counter()
-        training = evaluator.judge.begin(configuration)
+        training = evaluator.scorer.begin(configuration)
         advance(training, steps)
         kept_s.append(time.perf_counter() - started_s)
-        evaluator.judge.keep(configuration, training.stored())
+        evaluator.scorer.keep(configuration, training.stored())
         kept_accuracy.append(accuracy(evaluator, configuration.plan, recovery))
 
         teacher = Evaluator.from_spec(job(seed)).model
         assert isinstance(teacher, DualEncoder)
-        data = evaluator.judge._data(configuration.plan, recovery)  # noqa: SLF001
+        data = evaluator.scorer._data(configuration.plan, recovery)  # noqa: SLF001
         evaluator.switch.to(configuration.plan)
         pixels = split.read(0, len(split))
         started_s = time.perf_counter()
@@ -359,7 +359,7 @@ def speed(seeds: int, steps: int) -> None:
         slow = ReencodingTraining(teacher, pixels, evaluator.model, recovery, quantizer, data, seed)
         advance(slow, steps)
         again_s.append(time.perf_counter() - started_s)
-        evaluator.judge.keep(configuration, slow.stored())
+        evaluator.scorer.keep(configuration, slow.stored())
         again_accuracy.append(accuracy(evaluator, configuration.plan, recovery))
     ratios = [slow / fast for slow, fast in zip(again_s, kept_s, strict=True)]
     click.echo(f"reference, {steps} steps: kept {interval(kept_s)} s, {interval(kept_accuracy)} %")
@@ -455,7 +455,7 @@ class Budgeted:
         self.evaluator = evaluator
         self.until_s = time.process_time() + seconds
         self.front = Front((1.0, float(nbytes(evaluator, FULL))))
-        self.gains = Gains()
+        self.gains = RecoveryGains()
         self.configurations: list[Configuration] = []
         self.pruned = 0
 
@@ -470,12 +470,12 @@ class Budgeted:
         recovery = configuration.recovery
         stages: dict[int, float] = {}
         if recovery is not None:
-            hurdle = Hurdle(self.front.points, self.gains.largest())
+            pruner = Pruner(self.front.points, self.gains.largest())
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint"
                 for stage in self.evaluator.rehearse(configuration, path):
                     stages[stage.step] = stage.error
-                    if not hurdle.allows(recovery, stage.step, stage.error, [size]):
+                    if not pruner.allows(recovery, stage.step, stage.error, [size]):
                         self.pruned += 1
                         return None
         error = self.evaluator.evaluate(configuration).values["error"]
@@ -516,19 +516,19 @@ def _start(search: Budgeted, proposer: Proposer, seeds: Sequence[Configuration])
             proposer.complete(configuration, Outcome(values, {}))
 
 
-def jointly(search: Budgeted, shortlist: Shortlist, seed: int) -> None:
+def jointly(search: Budgeted, proxy_search: ProxySearch, seed: int) -> None:
     """Plans and recoveries in one space, as a study does it."""
-    proposer = Proposer(shortlist.space, 2, Sampler.TPE, seed)
-    _start(search, proposer, [start.configuration for start in shortlist.seeds()])
+    proposer = Proposer(proxy_search.space, 2, Sampler.TPE, seed)
+    _start(search, proposer, [start.configuration for start in proxy_search.seeds()])
     _propose(search, proposer, lambda: search.is_over)
 
 
-def plans_first(search: Budgeted, shortlist: Shortlist, seed: int) -> None:
+def plans_first(search: Budgeted, proxy_search: ProxySearch, seed: int) -> None:
     """Half of the time for plans alone, then recoveries for the plans on the front."""
     halfway_s = time.process_time() + (search.until_s - time.process_time()) / 2
-    bare = SearchSpace(shortlist.space.blocks, shortlist.space.options, {}, None)
+    bare = SearchSpace(proxy_search.space.blocks, proxy_search.space.options, {}, None)
     proposer = Proposer(bare, 2, Sampler.TPE, seed)
-    seeds = [s.configuration for s in shortlist.seeds() if s.configuration.recovery is None]
+    seeds = [s.configuration for s in proxy_search.seeds() if s.configuration.recovery is None]
     _start(search, proposer, seeds)
     _propose(search, proposer, lambda: time.process_time() >= halfway_s)
     plans = [search.configurations[number].plan for number in search.front.numbers]
@@ -547,11 +547,11 @@ def plans_first(search: Budgeted, shortlist: Shortlist, seed: int) -> None:
         search.measure(Configuration(plan, recovery))
 
 
-def plans_only(search: Budgeted, shortlist: Shortlist, seed: int) -> None:
+def plans_only(search: Budgeted, proxy_search: ProxySearch, seed: int) -> None:
     """All of the time for plans, none for recoveries."""
-    bare = SearchSpace(shortlist.space.blocks, shortlist.space.options, {}, None)
+    bare = SearchSpace(proxy_search.space.blocks, proxy_search.space.options, {}, None)
     proposer = Proposer(bare, 2, Sampler.TPE, seed)
-    seeds = [s.configuration for s in shortlist.seeds() if s.configuration.recovery is None]
+    seeds = [s.configuration for s in proxy_search.seeds() if s.configuration.recovery is None]
     _start(search, proposer, seeds)
     _propose(search, proposer, lambda: search.is_over)
 
@@ -576,7 +576,7 @@ def joint(seeds: int, seconds: float) -> None:
         measured, _ = profile(spec)
         for strategy in (jointly, plans_first, plans_only):
             search = Budgeted(Evaluator.from_spec(spec), seconds)
-            strategy(search, Shortlist(spec, measured), seed)
+            strategy(search, ProxySearch(spec, measured), seed)
             volume = 100 * search.test_hypervolume()
             found.setdefault(strategy.__name__, []).append(volume)
             click.echo(

@@ -38,9 +38,9 @@ from objectives.profiling.entropy import entropy_nats, measure_entropies, soft_a
 from objectives.profiling.vision import optimise_vision
 from search.partition import partition
 from search.seeds import full_precision
-from service.study.proxy_search import Shortlist
+from service.study.proxy_search import ProxySearch
 from workers.process import model_cache as resident
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.worker_config import WorkerConfig
 
 CLIPS = (1.0, 0.995, 0.99, 0.985, 0.98)
 MODELS = ("digit-llava", "digit-clip")
@@ -488,8 +488,8 @@ def at_uniform_size(spec: JobSpec, title: str) -> Iterator[tuple[str, tuple[floa
     at most the bytes of uniform W4A4.
     """
     measured, seconds = profile(spec)
-    evaluator: Evaluator = resident.evaluator(WorkOrder(spec).to_json())
-    shortlist = Shortlist(spec, measured)
+    evaluator: Evaluator = resident.evaluator(WorkerConfig(spec).to_json())
+    proxy_search = ProxySearch(spec, measured)
     names = [layer.name for layer in measured.layers]
 
     def figures(configuration: Configuration) -> tuple[float, float, float]:
@@ -499,7 +499,7 @@ def at_uniform_size(spec: JobSpec, title: str) -> Iterator[tuple[str, tuple[floa
     uniform = Configuration(Plan.uniform(names, Precision(4, 4)))
     limit = evaluator.evaluate(uniform).metrics["nbytes"]
     best: tuple[float, Configuration] | None = None
-    for start in shortlist.program_seeds():
+    for start in proxy_search.program_seeds():
         known = evaluator.evaluate(start.configuration).metrics
         if known["nbytes"] <= limit and (best is None or known["error"] < best[0]):
             best = known["error"], start.configuration

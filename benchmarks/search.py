@@ -25,9 +25,9 @@ from search.front import hypervolume
 from search.options import block_options
 from search.sampler import Outcome, Proposer
 from search.space import SearchSpace
-from service.study.proxy_search import Shortlist
+from service.study.proxy_search import ProxySearch
 from workers.process import model_cache as resident
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.worker_config import WorkerConfig
 
 Measure = Callable[[Configuration], tuple[float, ...]]
 
@@ -60,10 +60,10 @@ def sampled(
     yield from _continue(proposer, measure)
 
 
-def ours(shortlist: Shortlist, seed: int, measure: Measure) -> Iterator[tuple[float, ...]]:
+def ours(proxy_search: ProxySearch, seed: int, measure: Measure) -> Iterator[tuple[float, ...]]:
     """The seeds of a study, then the sampler in the pruned space."""
-    proposer = Proposer(shortlist.space, 2, Sampler.TPE, seed)
-    for start in shortlist.seeds():
+    proposer = Proposer(proxy_search.space, 2, Sampler.TPE, seed)
+    for start in proxy_search.seeds():
         proposer.start(start.configuration)
         values = measure(start.configuration)
         proposer.complete(start.configuration, Outcome(values, {}))
@@ -85,7 +85,7 @@ def program_alone(
     dense = spec.model_copy(
         update={"search": spec.search.model_copy(update={"budgets": trials, "prune": False})}
     )
-    for start in Shortlist(dense, measured).program_seeds():
+    for start in ProxySearch(dense, measured).program_seeds():
         yield measure(start.configuration)
 
 
@@ -111,7 +111,7 @@ def main(trials: int, seeds: int, out: Path) -> None:
     """Runs every method with every seed, prints a table and draws the curves."""
     spec = JobSpec.model_validate(SPEC)
     measured, profile_s = profile(spec)
-    evaluator: Evaluator = resident.evaluator(WorkOrder(spec).to_json())
+    evaluator: Evaluator = resident.evaluator(WorkerConfig(spec).to_json())
     known: dict[str, tuple[float, ...]] = {}
 
     def measure(configuration: Configuration) -> tuple[float, ...]:
@@ -120,11 +120,11 @@ def main(trials: int, seeds: int, out: Path) -> None:
             known[configuration.digest] = (values["error"], values["nbytes"])
         return known[configuration.digest]
 
-    shortlist = Shortlist(spec, measured)
-    reference = (1.0, measure(shortlist.seeds()[0].configuration)[1])
+    proxy_search = ProxySearch(spec, measured)
+    reference = (1.0, measure(proxy_search.seeds()[0].configuration)[1])
     space = unpruned(spec, measured)
     methods: dict[str, Callable[[int], Iterator[tuple[float, ...]]]] = {
-        "bitfront": lambda seed: ours(shortlist, seed, measure),
+        "bitfront": lambda seed: ours(proxy_search, seed, measure),
         "program alone": lambda _: program_alone(spec, measured, trials, measure),
         "TPE, unpruned": lambda seed: sampled(space, Sampler.TPE, seed, measure),
         "NSGA-II, unpruned": lambda seed: sampled(space, Sampler.NSGA2, seed, measure),

@@ -36,8 +36,8 @@ class SleepingWorker(TrialWorker):
 
     def _attempt(self) -> Iterator[Outcome]:
         started_s = time.time()
-        seconds = float(json.loads(self._work.order)["seconds"])
-        values = made_up(self._work.assignment.configuration)
+        seconds = float(json.loads(self._task.config)["seconds"])
+        values = made_up(self._task.assignment.configuration)
         time.sleep(seconds)
         evaluation = Evaluation(values, {"started_s": started_s, "ended_s": time.time()})
         yield Outcome(evaluation, None, seconds, worker_name())

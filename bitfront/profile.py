@@ -105,7 +105,7 @@ class ClipChoice:
     evaluations: int
 
 
-class FindingKind(StrEnum):
+class StageArtefactKind(StrEnum):
     """What a stage found out that is no cell.
 
     `CLIPS`: the options of some blocks with their searched clips, and the runs that took.

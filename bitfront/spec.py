@@ -30,7 +30,7 @@ def _activation_bits(bits: int) -> int:
 Nbytes = Annotated[int, BeforeValidator(parse_nbytes), Field(gt=0)]
 WeightBits = Annotated[int, BeforeValidator(_weight_bits)]
 ActivationBits = Annotated[int, BeforeValidator(_activation_bits)]
-Share = Annotated[float, Field(gt=0.5, le=1.0)]
+Percentile = Annotated[float, Field(gt=0.5, le=1.0)]
 
 
 class Section(BaseModel):
@@ -172,7 +172,7 @@ class SpaceSpec(Section):
     weight_bits: tuple[WeightBits, ...] = (2, 3, 4, 6, 8)
     activation_bits: tuple[ActivationBits, ...] = (8,)
     groups: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    clips: tuple[Share, ...] = (1.0,)
+    clips: tuple[Percentile, ...] = (1.0,)
     keep: dict[str, WeightBits] = {}
     recovery: RecoverySpace | None = None
 
@@ -187,7 +187,7 @@ class SpaceSpec(Section):
         return self
 
 
-class Grain(StrEnum):
+class Granularity(StrEnum):
     """How layers are grouped into blocks."""
 
     ENTROPY = "entropy"
@@ -201,7 +201,7 @@ class PartitionSpec(Section):
     `threshold` is h0 of Q-VLM, Eq 7; None takes the mean over the model.
     """
 
-    grain: Grain = Grain.ENTROPY
+    granularity: Granularity = Granularity.ENTROPY
     depth: int = Field(3, ge=1, le=3)
     threshold: float | None = None
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from search.knapsack_items import Floats, Integers, Menu
+from search.knapsack_items import Floats, Integers, KnapsackItems
 from search.relaxation import Relaxation
 
 # Labels kept after each block: a first search finds a good choice, so that the next ones need
@@ -75,28 +75,28 @@ class _Core:
     round_off: float
 
 
-def _core(menu: Menu, relaxation: Relaxation, budget: int) -> _Core:
+def _core(items: KnapsackItems, relaxation: Relaxation, budget: int) -> _Core:
     steps = relaxation.steps_within(budget)
     base = relaxation.choice(steps)
     multiplier = float(relaxation.slope[steps])
-    slack = budget - menu.total_nbytes(base)
-    nbytes = menu.nbytes - menu.nbytes[base][menu.block]
-    worst = menu.total_error(base)
+    slack = budget - items.total_nbytes(base)
+    nbytes = items.nbytes - items.nbytes[base][items.block]
+    worst = items.total_error(base)
     exponent = _ERROR_BITS - frexp(worst)[1]
-    scaled = np.rint(np.ldexp(np.minimum(menu.error, 2 * worst), exponent)).astype(np.int64)
-    reduced = menu.error - menu.error[base][menu.block] + multiplier * nbytes
-    lowest = menu.least(reduced)  # zero but for round-off
-    reduced -= lowest[menu.block]
+    scaled = np.rint(np.ldexp(np.minimum(items.error, 2 * worst), exponent)).astype(np.int64)
+    reduced = items.error - items.error[base][items.block] + multiplier * nbytes
+    lowest = items.least(reduced)  # zero but for round-off
+    reduced -= lowest[items.block]
     gap = multiplier * slack - float(lowest.sum())
-    reduced[menu.error > worst] = np.inf
+    reduced[items.error > worst] = np.inf
     reduced[base] = 0.0
     within = reduced <= gap
-    magnitude = np.where(within, menu.error + multiplier * np.abs(nbytes), 0.0)
-    round_off = _ROUND_OFF * (float(-menu.least(-magnitude).sum()) + gap)
+    magnitude = np.where(within, items.error + multiplier * np.abs(nbytes), 0.0)
+    round_off = _ROUND_OFF * (float(-items.least(-magnitude).sum()) + gap)
     return _Core(
         base=base,
         nbytes=nbytes,
-        error=scaled - scaled[base][menu.block],
+        error=scaled - scaled[base][items.block],
         reduced=reduced,
         slack=slack,
         multiplier=multiplier,
@@ -115,8 +115,8 @@ def _later(amounts: list[int]) -> Integers:
 class _Search:
     """Labels built over the blocks of a core, with the best choice found so far."""
 
-    def __init__(self, menu: Menu, core: _Core) -> None:
-        self.menu = menu
+    def __init__(self, items: KnapsackItems, core: _Core) -> None:
+        self.items = items
         self.core = core
         self.best = core.base
         self.best_error = 0
@@ -129,11 +129,11 @@ class _Search:
 
     def _candidates(self) -> list[Integers]:
         """Per open block the cells within reach without the base; the likeliest block first."""
-        core, menu = self.core, self.menu
+        core, items = self.core, self.items
         within = core.reduced <= self.reach
         within[core.base] = False
         cells = np.flatnonzero(within)
-        blocks = np.split(cells, np.flatnonzero(np.diff(menu.block[cells])) + 1)
+        blocks = np.split(cells, np.flatnonzero(np.diff(items.block[cells])) + 1)
         open_blocks = [block for block in blocks if len(block)]
         return sorted(open_blocks, key=lambda block: float(core.reduced[block].min()))
 
@@ -166,7 +166,7 @@ class _Search:
     def _extended(self, labels: _Labels, cells: Integers, room: int) -> _Labels:
         """Every label with every cell of one more block (the base first), undominated."""
         core = self.core
-        base = core.base[self.menu.block[cells[0]]]
+        base = core.base[self.items.block[cells[0]]]
         choices = np.concatenate([[base], cells])
         count = len(labels.nbytes)
         extended = _Labels(
@@ -200,13 +200,15 @@ class _Search:
         stage = labels.history()
         for earlier in (*history[::-1], None):
             cell = int(stage.cell[last])
-            self.best[self.menu.block[cell]] = cell
+            self.best[self.items.block[cell]] = cell
             if earlier is None:
                 break
             last, stage = int(stage.parent[last]), earlier
 
 
-def best_choice(menu: Menu, relaxation: Relaxation, budget: int) -> tuple[Integers, bool]:
+def solve_knapsack(
+    items: KnapsackItems, relaxation: Relaxation, budget: int
+) -> tuple[Integers, bool]:
     """The choice of least error within a budget that is at least the floor.
 
     Among choices of equal error it takes the one of fewest bytes.
@@ -217,7 +219,7 @@ def best_choice(menu: Menu, relaxation: Relaxation, budget: int) -> tuple[Intege
     """
     if budget >= relaxation.ceiling_nbytes:
         return relaxation.choice(len(relaxation.slope)), True
-    search = _Search(menu, _core(menu, relaxation, budget))
-    limits = LABEL_LIMITS if len(menu) <= _FEW_BLOCKS else LABEL_LIMITS[:-1]
+    search = _Search(items, _core(items, relaxation, budget))
+    limits = LABEL_LIMITS if len(items) <= _FEW_BLOCKS else LABEL_LIMITS[:-1]
     proven = any(search.run(limit) for limit in limits)
     return search.best, proven

@@ -24,7 +24,7 @@ def by_block(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Menu:
+class KnapsackItems:
     """Cells numbered through, block by block.
 
     `first[k]` to `first[k + 1]` are the cells of block `k`; `block`, `nbytes` and `error` have
@@ -39,8 +39,8 @@ class Menu:
     error: Floats
 
     @classmethod
-    def of(cls, cells: Mapping[str, Sequence[Cell]]) -> "Menu":
-        """The menu of some blocks.
+    def of(cls, cells: Mapping[str, Sequence[Cell]]) -> "KnapsackItems":
+        """The items of some blocks.
 
         Raises:
             SpecError: There is no block, or a block without cells.
@@ -86,14 +86,14 @@ class Menu:
         """The summed error of a choice, rounded once."""
         return fsum(self.error[choice].tolist())
 
-    def forcing(self, cell: int) -> "Menu":
-        """The same menu with one cell as the only one of its block."""
+    def forcing(self, cell: int) -> "KnapsackItems":
+        """The same items with one cell as the only one of its block."""
         block = int(self.block[cell])
         kept = np.flatnonzero((self.block != block) | (np.arange(len(self.block)) == cell))
         removed = len(self.block) - len(kept)
         first = self.first.copy()
         first[block + 1 :] -= removed
-        return Menu(
+        return KnapsackItems(
             names=self.names,
             cells=tuple(self.cells[i] for i in kept),
             first=first,

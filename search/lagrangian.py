@@ -8,7 +8,7 @@ is replaced by the cell's own term. The largest of these bounds over some multip
 import numpy as np
 from numpy.typing import NDArray
 
-from search.knapsack_items import Floats, Integers, Menu
+from search.knapsack_items import Floats, Integers, KnapsackItems
 from search.relaxation import Relaxation
 
 # Multipliers are taken at this many steps of the relaxation within the range of budgets, and at
@@ -22,8 +22,8 @@ _ROUND_OFF = 1e-12
 class Lagrangian:
     """Bounds for budgets from `low` to `high`, both at least the floor."""
 
-    def __init__(self, menu: Menu, relaxation: Relaxation, low: int, high: int) -> None:
-        self._menu = menu
+    def __init__(self, items: KnapsackItems, relaxation: Relaxation, low: int, high: int) -> None:
+        self._items = items
         self._relaxation = relaxation
         self._low = low
         self._high = high
@@ -31,7 +31,7 @@ class Lagrangian:
         slopes = np.append(relaxation.slope, 0.0)  # after the last step bytes buy nothing
         self._multiplier: Floats = slopes[self._steps]
         self._least: Floats = np.stack(
-            [menu.least(menu.error + price * menu.nbytes) for price in self._multiplier]
+            [items.least(items.error + price * items.nbytes) for price in self._multiplier]
         )
         self._total: Floats = self._least.sum(axis=1)
 
@@ -46,26 +46,26 @@ class Lagrangian:
 
     def lower(self, cells: Integers, budget: int) -> tuple[Floats, Floats]:
         """For each of some cells a lower bound of every choice with it, and its multiplier."""
-        menu = self._menu
+        items = self._items
         price = self._multiplier[:, None]
-        own = menu.error[cells] + price * menu.nbytes[cells]
+        own = items.error[cells] + price * items.nbytes[cells]
         total = self._total[:, None]
-        bound = total - self._least[:, menu.block[cells]] + own - price * budget
+        bound = total - self._least[:, items.block[cells]] + own - price * budget
         bound -= _ROUND_OFF * (total + own + price * budget)
         best = bound.argmax(axis=0)
         return bound[best, np.arange(len(cells))], self._multiplier[best]
 
     def needed(self, epsilon: float) -> NDArray[np.bool_]:
         """The cells that, put into a choice of the relaxation, leave it within ε somewhere."""
-        menu, relaxation = self._menu, self._relaxation
-        found = np.zeros(len(menu.cells), dtype=bool)
+        items, relaxation = self._items, self._relaxation
+        found = np.zeros(len(items.cells), dtype=bool)
         first, last = map(relaxation.steps_within, (self._low, self._high))
         for steps in range(first, last + 1):  # optimal for their own sizes
             found[relaxation.choice(steps)] = True
         for step in self._steps.tolist():
             choice = self._relaxation.choice(step)
-            nbytes = menu.total_nbytes(choice) + menu.nbytes - menu.nbytes[choice][menu.block]
-            error = menu.total_error(choice) + menu.error - menu.error[choice][menu.block]
+            nbytes = items.total_nbytes(choice) + items.nbytes - items.nbytes[choice][items.block]
+            error = items.total_error(choice) + items.error - items.error[choice][items.block]
             least = self._relaxation.optimum(np.maximum(nbytes, self._low).astype(np.float64))
             found |= (nbytes <= self._high) & (error <= (1 + epsilon) * least)
         return found

@@ -45,7 +45,7 @@ FINAL_STATES: Final = frozenset(_STATES)
 
 
 @dataclass(frozen=True, slots=True)
-class MirrorTrial:
+class ExportedTrial:
     """A trial that will not change any more.
 
     Attributes:
@@ -72,7 +72,7 @@ class MirrorTrial:
 
 
 @dataclass(frozen=True, slots=True)
-class MirrorStudy:
+class ExportedStudy:
     """A study to be mirrored.
 
     Attributes:
@@ -89,11 +89,11 @@ class MirrorStudy:
     objectives: tuple[str, ...]
     choices: Mapping[str, tuple[Choice, ...]]
     attributes: Mapping[str, object]
-    trials: Sequence[MirrorTrial]
+    trials: Sequence[ExportedTrial]
 
 
 @dataclass(frozen=True, slots=True)
-class Mirrored:
+class OptunaExport:
     """What a call did.
 
     Attributes:
@@ -108,7 +108,7 @@ class Mirrored:
     partial: int
 
 
-def mirror(study: MirrorStudy, url: str, shown: str) -> Mirrored:
+def mirror(study: ExportedStudy, url: str, shown: str) -> OptunaExport:
     """Adds to an Optuna database what it lacks of a study; repeating it adds nothing.
 
     Args:
@@ -136,7 +136,7 @@ def mirror(study: MirrorStudy, url: str, shown: str) -> Mirrored:
     partial = sum(
         len(copy.params) < len(trial.params) for copy, trial in zip(frozen, new, strict=True)
     )
-    return Mirrored(len(new), len(study.trials) - len(new), partial)
+    return OptunaExport(len(new), len(study.trials) - len(new), partial)
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def _storage(url: str, shown: str) -> Iterator[RDBStorage]:
         storage.engine.dispose()
 
 
-def _open_study(study: MirrorStudy, storage: RDBStorage, shown: str) -> optuna.Study:
+def _open_study(study: ExportedStudy, storage: RDBStorage, shown: str) -> optuna.Study:
     """The mirror, made if there is none."""
     target = optuna.create_study(
         study_name=study.name,
@@ -183,7 +183,7 @@ def _open_study(study: MirrorStudy, storage: RDBStorage, shown: str) -> optuna.S
 
 
 def _distributions(
-    study: MirrorStudy, stored: Sequence[FrozenTrial]
+    study: ExportedStudy, stored: Sequence[FrozenTrial]
 ) -> dict[str, BaseDistribution]:
     """What each parameter may be; where the mirror has it already, as it has it."""
     fixed: dict[str, BaseDistribution] = {}
@@ -203,7 +203,7 @@ def _distribution(choices: Sequence[Choice]) -> BaseDistribution:
     return FloatDistribution(low, high)
 
 
-def _freeze(trial: MirrorTrial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+def _freeze(trial: ExportedTrial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
     params = {
         name: choice
         for name, choice in trial.params.items()

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from bitfront.layers import Block, Layer, LayerKind
 from bitfront.profile import LayerEntropy
-from bitfront.spec import Grain, PartitionSpec
+from bitfront.spec import Granularity, PartitionSpec
 
 Step = tuple[Layer, ...]
 
@@ -20,13 +20,13 @@ def partition(
         layers: In order of execution, tower by tower. The towers never share a block.
         entropies: One for each layer that takes an input. An embedding takes none: it
             depends on nothing and stays alone.
-        spec: The grain, the depth and the threshold h0. With grain `transformer_block`, the
+        spec: The granularity, the depth and the threshold h0. With `transformer_block`, the
             layers of one transformer block are cut into blocks of at most `depth` layers;
             what lies outside of one stays alone.
     """
     groups: list[Step] = []
     for _, tower in groupby(layers, key=lambda layer: layer.tower):
-        groups += _GROUPINGS[spec.grain](tuple(tower), entropies, spec)
+        groups += _GROUPINGS[spec.granularity](tuple(tower), entropies, spec)
     return tuple(Block(_name(group), group[0].tower, _names(group)) for group in groups)
 
 
@@ -67,9 +67,9 @@ def _by_entropy(tower: Step, entropies: Sequence[LayerEntropy], spec: PartitionS
 
 
 _GROUPINGS = {
-    Grain.LAYER: _each_layer,
-    Grain.TRANSFORMER_BLOCK: _by_scope,
-    Grain.ENTROPY: _by_entropy,
+    Granularity.LAYER: _each_layer,
+    Granularity.TRANSFORMER_BLOCK: _by_scope,
+    Granularity.ENTROPY: _by_entropy,
 }
 
 

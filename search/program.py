@@ -10,8 +10,8 @@ import pulp
 
 from bitfront.errors import InfeasibleBudget
 from bitfront.profile import Cell
-from search.knapsack import best_choice
-from search.knapsack_items import Floats, Integers, Menu
+from search.knapsack import solve_knapsack
+from search.knapsack_items import Floats, Integers, KnapsackItems
 from search.relaxation import Relaxation
 
 _TOLERANCE = 1e-10  # the least that HiGHS takes
@@ -41,13 +41,13 @@ class Solution:
     proven: bool = True
 
     @classmethod
-    def of(cls, menu: Menu, choice: Integers, *, proven: bool = True) -> "Solution":
+    def of(cls, items: KnapsackItems, choice: Integers, *, proven: bool = True) -> "Solution":
         """The solution of a choice of cell numbers, one a block."""
-        cells = [menu.cells[number] for number in choice]
+        cells = [items.cells[number] for number in choice]
         return cls(
-            choice=dict(zip(menu.names, cells, strict=True)),
-            error=menu.total_error(choice),
-            nbytes=menu.total_nbytes(choice),
+            choice=dict(zip(items.names, cells, strict=True)),
+            error=items.total_error(choice),
+            nbytes=items.total_nbytes(choice),
             bit_operations=fsum(cell.bit_operations for cell in cells),
             proven=proven,
         )
@@ -63,8 +63,8 @@ class Program:
             SpecError: There is no block, or a block without cells.
             InvalidMetric: An error is negative or not finite.
         """
-        self.menu = Menu.of(cells)
-        self.relaxation = Relaxation(self.menu)
+        self.items = KnapsackItems.of(cells)
+        self.relaxation = Relaxation(self.items)
 
     def solve(self, budget_nbytes: int, *, max_bit_operations: float | None = None) -> Solution:
         """The optimum within a budget; among equal errors, the one of fewest bytes.
@@ -75,23 +75,23 @@ class Program:
         """
         if budget_nbytes < self.relaxation.floor_nbytes:
             raise InfeasibleBudget(budget_nbytes, self.relaxation.floor_nbytes)
-        choice, proven = best_choice(self.menu, self.relaxation, budget_nbytes)
-        solution = Solution.of(self.menu, choice, proven=proven)
+        choice, proven = solve_knapsack(self.items, self.relaxation, budget_nbytes)
+        solution = Solution.of(self.items, choice, proven=proven)
         if max_bit_operations is None or solution.bit_operations <= max_bit_operations:
             return solution
         least, frugal = self._fewest_bit_operations(budget_nbytes)
         if least > max_bit_operations:
             raise InfeasibleBudget(max_bit_operations, least, "bit operations")
-        found = _solve_with_highs(self.menu, budget_nbytes, max_bit_operations)
+        found = _solve_with_highs(self.items, budget_nbytes, max_bit_operations)
         if found is None:
-            return Solution.of(self.menu, frugal, proven=False)
-        return Solution.of(self.menu, found[0], proven=found[1])
+            return Solution.of(self.items, frugal, proven=False)
+        return Solution.of(self.items, found[0], proven=found[1])
 
     def _fewest_bit_operations(self, budget_nbytes: int) -> tuple[float, Integers]:
         """The least bit operations within a budget, and a choice that has them."""
-        menu = replace(self.menu, error=_operations(self.menu))
-        choice, _ = best_choice(menu, Relaxation(menu), budget_nbytes)
-        return menu.total_error(choice), choice
+        items = replace(self.items, error=_operations(self.items))
+        choice, _ = solve_knapsack(items, Relaxation(items), budget_nbytes)
+        return items.total_error(choice), choice
 
     def proxy_front(
         self, budgets: Sequence[int], *, max_bit_operations: float | None = None
@@ -105,21 +105,21 @@ class Program:
         return solutions
 
 
-def _operations(menu: Menu) -> Floats:
+def _operations(items: KnapsackItems) -> Floats:
     """The bit operations of every cell."""
-    return np.array([cell.bit_operations for cell in menu.cells], dtype=np.float64)
+    return np.array([cell.bit_operations for cell in items.cells], dtype=np.float64)
 
 
 def _solve_with_highs(
-    menu: Menu, budget_nbytes: int, max_bit_operations: float
+    items: KnapsackItems, budget_nbytes: int, max_bit_operations: float
 ) -> tuple[Integers, bool] | None:
     """The optimum by HiGHS within limits that some choice holds, and whether it is proven.
 
     The solver holds a limit but for a tolerance: a choice that uses it is forbidden by name,
     and the solver asked again. None where it finds no choice.
     """
-    operations = _operations(menu)
-    problem, chosen = _posed(menu, operations, budget_nbytes, max_bit_operations)
+    operations = _operations(items)
+    problem, chosen = _posed(items, operations, budget_nbytes, max_bit_operations)
     for _ in range(_QUESTIONS):
         problem.solve(
             pulp.HiGHS(
@@ -136,31 +136,31 @@ def _solve_with_highs(
         values = [variable.value() for variable in chosen]
         if problem.sol_status not in _FOUND or None in values:
             return None
-        ranges = pairwise(menu.first.tolist())
+        ranges = pairwise(items.first.tolist())
         choice = np.array([a + int(np.argmax(values[a:b])) for a, b in ranges])
-        is_small = menu.total_nbytes(choice) <= budget_nbytes
+        is_small = items.total_nbytes(choice) <= budget_nbytes
         if is_small and fsum(operations[choice].tolist()) <= max_bit_operations:
             return choice, problem.sol_status == pulp.LpSolutionOptimal
-        problem += pulp.lpSum(chosen[number] for number in choice) <= len(menu) - 1
+        problem += pulp.lpSum(chosen[number] for number in choice) <= len(items) - 1
     return None
 
 
 def _posed(
-    menu: Menu, operations: Floats, budget_nbytes: int, max_bit_operations: float
+    items: KnapsackItems, operations: Floats, budget_nbytes: int, max_bit_operations: float
 ) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
     """The program as PuLP has it, with one binary variable a cell."""
     problem = pulp.LpProblem("plan", pulp.LpMinimize)
     chosen = [
-        problem.add_variable(f"x{number}", cat=pulp.LpBinary) for number in range(len(menu.cells))
+        problem.add_variable(f"x{number}", cat=pulp.LpBinary) for number in range(len(items.cells))
     ]
     # The solver's tolerances are absolute: the largest error becomes about a million.
-    worst = float(menu.error.max())
-    problem.setObjective(_weighted(menu.error / worst * 1e6 if worst > 0 else menu.error, chosen))
-    for start, end in pairwise(menu.first.tolist()):
+    worst = float(items.error.max())
+    problem.setObjective(_weighted(items.error / worst * 1e6 if worst > 0 else items.error, chosen))
+    for start, end in pairwise(items.first.tolist()):
         problem += pulp.lpSum(chosen[start:end]) == 1
-    for costs, limit in ((menu.nbytes, budget_nbytes), (operations, max_bit_operations)):
-        floor = menu.least(costs.astype(np.float64))
-        extra = costs - floor[menu.block]
+    for costs, limit in ((items.nbytes, budget_nbytes), (operations, max_bit_operations)):
+        floor = items.least(costs.astype(np.float64))
+        extra = costs - floor[items.block]
         room = limit - float(floor.sum())
         if np.isfinite(room):
             unit = room if room > 0 else 1.0

@@ -18,8 +18,8 @@ import numpy as np
 
 from bitfront.plan import Option
 from bitfront.profile import Cell
-from search.knapsack import best_choice
-from search.knapsack_items import Integers, Menu
+from search.knapsack import solve_knapsack
+from search.knapsack_items import Integers, KnapsackItems
 from search.lagrangian import Lagrangian
 from search.program import Program
 from search.relaxation import Relaxation
@@ -138,26 +138,26 @@ def prune(
         InfeasibleBudget: A budget is smaller than the smallest plan.
     """
     program = Program(cells)
-    menu = program.menu
+    items = program.items
     low, high = min(budgets), max(budgets)
     known = _KnownPlans(program, epsilon)
     known.solve(low)
-    lagrangian = Lagrangian(menu, program.relaxation, low, high)
+    lagrangian = Lagrangian(items, program.relaxation, low, high)
     doubtful = np.flatnonzero(~lagrangian.needed(epsilon))
     for budget in budgets if len(doubtful) else ():
         known.solve(budget)
-    ranges = _Ranges(menu, known, lagrangian)
-    ranges.judge(doubtful, low, high, _HALVINGS)
+    ranges = _Ranges(items, known, lagrangian)
+    ranges.scorer(doubtful, low, high, _HALVINGS)
     bounds = {
         number: found
         for number in doubtful.tolist()
-        if (found := _settled(menu, known, number, ranges.open[number])) is not None
+        if (found := _settled(items, known, number, ranges.open[number])) is not None
     }
     removed = {
         number: tuple(sorted((*ranges.bounds[number], *found), key=lambda b: b.from_nbytes))
         for number, found in bounds.items()
     }
-    return _collect(menu, removed, low, high, epsilon)
+    return _collect(items, removed, low, high, epsilon)
 
 
 class _KnownPlans:
@@ -205,15 +205,15 @@ class _Ranges:
         open: Cell number to the ranges that they leave, smallest first.
     """
 
-    def __init__(self, menu: Menu, known: _KnownPlans, lagrangian: Lagrangian) -> None:
+    def __init__(self, items: KnapsackItems, known: _KnownPlans, lagrangian: Lagrangian) -> None:
         self._known = known
         self._lagrangian = lagrangian
-        floor = menu.nbytes[menu.smallest]
-        self._smallest = int(floor.sum()) - floor[menu.block] + menu.nbytes
-        self.bounds: dict[int, list[Bound]] = {n: [] for n in range(len(menu.cells))}
-        self.open: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(menu.cells))}
+        floor = items.nbytes[items.smallest]
+        self._smallest = int(floor.sum()) - floor[items.block] + items.nbytes
+        self.bounds: dict[int, list[Bound]] = {n: [] for n in range(len(items.cells))}
+        self.open: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(items.cells))}
 
-    def judge(self, cells: Integers, low: int, high: int, halvings: int) -> None:
+    def scorer(self, cells: Integers, low: int, high: int, halvings: int) -> None:
         """Judges some cells for the budgets from `low` to `high`, halving where undecided."""
         threshold = self._known.threshold(low)
         error, multiplier = self._lagrangian.lower(cells, high)
@@ -236,15 +236,15 @@ class _Ranges:
         rest = cells[~decided]
         if len(rest) and halvings and low < high:
             middle = (low + high) // 2
-            self.judge(rest, low, middle, halvings - 1)
-            self.judge(rest, middle + 1, high, halvings - 1)
+            self.scorer(rest, low, middle, halvings - 1)
+            self.scorer(rest, middle + 1, high, halvings - 1)
         else:
             for number in rest.tolist():
                 self.open[number].append((low, high))
 
 
 def _settled(
-    menu: Menu, known: _KnownPlans, number: int, ranges: Sequence[tuple[int, int]]
+    items: KnapsackItems, known: _KnownPlans, number: int, ranges: Sequence[tuple[int, int]]
 ) -> list[Bound] | None:
     """The integer program's bounds for the ranges left open; None where the cell is needed.
 
@@ -253,7 +253,7 @@ def _settled(
     """
     if not ranges:
         return []
-    forced = menu.forcing(number)
+    forced = items.forcing(number)
     relaxation = Relaxation(forced)
     bounds: list[Bound] = []
     for low, high in _joined(ranges):
@@ -262,7 +262,7 @@ def _settled(
             if budget < relaxation.floor_nbytes:
                 bounds.append(Bound(low, budget, Proof.SIZE, 0.0, None, known.threshold(low)))
                 break
-            choice, proven = best_choice(forced, relaxation, budget)
+            choice, proven = solve_knapsack(forced, relaxation, budget)
             if not proven or len(bounds) >= _PROGRAMS:
                 return None
             error = forced.total_error(choice)
@@ -289,19 +289,23 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _collect(
-    menu: Menu, removed: Mapping[int, tuple[Bound, ...]], low: int, high: int, epsilon: float
+    items: KnapsackItems,
+    removed: Mapping[int, tuple[Bound, ...]],
+    low: int,
+    high: int,
+    epsilon: float,
 ) -> PrunedSpace:
-    survivors: dict[str, list[Option]] = {name: [] for name in menu.names}
-    for number, cell in enumerate(menu.cells):
+    survivors: dict[str, list[Option]] = {name: [] for name in items.names}
+    for number, cell in enumerate(items.cells):
         if number not in removed:
             survivors[cell.block].append(cell.option)
     return PrunedSpace(
         survivors={name: tuple(options) for name, options in survivors.items()},
         removed=tuple(
-            Removal(menu.cells[number].block, menu.cells[number].option, bounds)
+            Removal(items.cells[number].block, items.cells[number].option, bounds)
             for number, bounds in removed.items()
         ),
-        log10_before=sum(math.log10(count) for count in np.diff(menu.first).tolist()),
+        log10_before=sum(math.log10(count) for count in np.diff(items.first).tolist()),
         log10_after=sum(math.log10(len(options)) for options in survivors.values()),
         from_nbytes=low,
         to_nbytes=high,

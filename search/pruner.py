@@ -18,7 +18,7 @@ MARGIN = 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class Hurdle:
+class Pruner:
     """What a trial must still be able to pass.
 
     Attributes:
@@ -53,12 +53,12 @@ class Hurdle:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, object]) -> Self:
-        """The hurdle that `to_dict` wrote."""
+        """The pruner that `to_dict` wrote."""
         front = cast("Sequence[Sequence[float]]", content["front"])
         return cls(tuple(map(tuple, front)), tuple(cast("Sequence[float]", content["gains"])))
 
 
-class Gains:
+class RecoveryGains:
     """What training took away of the error in the study's finished recoveries."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search.knapsack_items import Floats, Integers, Menu
+from search.knapsack_items import Floats, Integers, KnapsackItems
 
 
 class _Steps(NamedTuple):
@@ -16,14 +16,14 @@ class _Steps(NamedTuple):
     ends: list[int]
 
 
-def _hull_steps(menu: Menu, block: int) -> _Steps:
+def _hull_steps(items: KnapsackItems, block: int) -> _Steps:
     """The lower convex hull of a block's (bytes, error) points, as steps of falling slope.
 
     The slope is the error saved per byte, always positive.
     """
-    cells = range(int(menu.first[block]), int(menu.first[block + 1]))
-    nbytes = {cell: int(menu.nbytes[cell]) for cell in cells}
-    error = {cell: float(menu.error[cell]) for cell in cells}
+    cells = range(int(items.first[block]), int(items.first[block + 1]))
+    nbytes = {cell: int(items.nbytes[cell]) for cell in cells}
+    error = {cell: float(items.error[cell]) for cell in cells}
     hull: list[int] = []
     slopes: list[float] = []
     for cell in sorted(cells, key=lambda cell: (nbytes[cell], error[cell], cell)):
@@ -56,21 +56,21 @@ class Relaxation:
         error: Their summed errors.
     """
 
-    def __init__(self, menu: Menu) -> None:
-        self.menu = menu
-        hulls = [_hull_steps(menu, block) for block in range(len(menu))]
+    def __init__(self, items: KnapsackItems) -> None:
+        self.items = items
+        hulls = [_hull_steps(items, block) for block in range(len(items))]
         slope = np.array([s for hull in hulls for s in hull.slopes], dtype=np.float64)
         start = np.array([c for hull in hulls for c in hull.starts], dtype=np.int64)
         end = np.array([c for hull in hulls for c in hull.ends], dtype=np.int64)
         order = np.argsort(-slope, kind="stable")  # a block's steps stay in order
         self.slope: Floats = slope[order]
         self._end: Integers = end[order]
-        gained = (menu.nbytes[end] - menu.nbytes[start])[order]
-        saved = (menu.error[start] - menu.error[end])[order]
-        floor = menu.total_nbytes(menu.smallest)
+        gained = (items.nbytes[end] - items.nbytes[start])[order]
+        saved = (items.error[start] - items.error[end])[order]
+        floor = items.total_nbytes(items.smallest)
         self.nbytes: Integers = floor + np.concatenate([[0], np.cumsum(gained)])
         # Summed from the end: the best choice has the smallest errors, and keeps its digits.
-        least = menu.total_error(self.choice(len(order)))
+        least = items.total_error(self.choice(len(order)))
         tail = np.cumsum(saved[::-1])[::-1]
         self.error: Floats = least + np.concatenate([tail, [0.0]])
 
@@ -90,9 +90,9 @@ class Relaxation:
 
     def choice(self, steps: int) -> Integers:
         """The choice after some whole steps."""
-        choice = self.menu.smallest.copy()
+        choice = self.items.smallest.copy()
         ends = self._end[:steps]
-        choice[self.menu.block[ends]] = ends  # of several steps of a block the last one counts
+        choice[self.items.block[ends]] = ends  # of several steps of a block the last one counts
         return choice
 
     def optimum(self, budgets: Floats) -> Floats:

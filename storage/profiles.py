@@ -8,7 +8,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from bitfront.errors import InvalidMetric
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Option
-from bitfront.profile import Cell, CellKey, FindingKind, LayerEntropy
+from bitfront.profile import Cell, CellKey, LayerEntropy, StageArtefactKind
 from storage import tables
 from storage.access import find_id, guard
 from storage.events import add_event, insert_new
@@ -164,9 +164,9 @@ def put_cells(
     insert_new(connection, tables.Cell, sorted(rows, key=lambda row: str(row["digest"])))
 
 
-def findings(connection: Connection, keys: Sequence[str]) -> dict[str, dict[str, object]]:
+def stage_artefacts(connection: Connection, keys: Sequence[str]) -> dict[str, dict[str, object]]:
     """What any study has found out under these keys."""
-    table = tables.Finding
+    table = tables.StageArtefact
     found: dict[str, dict[str, object]] = {}
     for start in range(0, len(keys), _MOST_KEYS):
         chunk = keys[start : start + _MOST_KEYS]
@@ -175,11 +175,11 @@ def findings(connection: Connection, keys: Sequence[str]) -> dict[str, dict[str,
     return found
 
 
-def put_finding(
+def put_stage_artefact(
     connection: Connection,
     lease: Lease,
     key: str,
-    kind: FindingKind,
+    kind: StageArtefactKind,
     content: Mapping[str, object],
     seconds: float,
 ) -> None:
@@ -192,7 +192,7 @@ def put_finding(
         "seconds": seconds,
         "study_id": lease.study_id,
     }
-    insert_new(connection, tables.Finding, [row])
+    insert_new(connection, tables.StageArtefact, [row])
 
 
 def save_options(connection: Connection, lease: Lease, records: Iterable[OptionRecord]) -> None:

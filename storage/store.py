@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from bitfront.layers import Block, Layer
-from bitfront.profile import Cell, CellKey, FindingKind, LayerEntropy
+from bitfront.profile import Cell, CellKey, LayerEntropy, StageArtefactKind
 from bitfront.trial import Cause, Evaluation, FrontChange, StudyState, Trial, TrialState
 from storage import leases, outcomes, profiles, queries, studies, trials
 from storage.engine import Database
@@ -227,20 +227,20 @@ class Store:
         """Records measured cells with their seconds; a known key keeps its first cell."""
         self._database.write(profiles.put_cells, lease, measured)
 
-    def findings(self, keys: Sequence[str]) -> dict[str, dict[str, object]]:
+    def stage_artefacts(self, keys: Sequence[str]) -> dict[str, dict[str, object]]:
         """What any study has found out under these keys."""
-        return self._database.read(profiles.findings, keys)
+        return self._database.read(profiles.stage_artefacts, keys)
 
-    def put_finding(
+    def put_stage_artefact(
         self,
         lease: Lease,
         key: str,
-        kind: FindingKind,
+        kind: StageArtefactKind,
         content: Mapping[str, object],
         seconds: float,
     ) -> None:
         """Records a finding of plain JSON; a known key keeps its first content."""
-        self._database.write(profiles.put_finding, lease, key, kind, content, seconds)
+        self._database.write(profiles.put_stage_artefact, lease, key, kind, content, seconds)
 
     def save_options(self, lease: Lease, records: Iterable[OptionRecord]) -> None:
         """Records what each block may still take, in place of what was recorded before."""

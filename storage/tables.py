@@ -23,7 +23,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from bitfront.layers import LayerKind, Tower
-from bitfront.profile import FindingKind
+from bitfront.profile import StageArtefactKind
 from bitfront.trial import Cause, Origin, StudyState, TrialState
 from storage.records import Request
 
@@ -392,11 +392,11 @@ class Evaluation(Base):
     created_at: Mapped[datetime] = mapped_column(default=Now())
 
 
-class Finding(Base):
+class StageArtefact(Base):
     """What a stage found out that is no cell, under the hash of all that it depends on."""
 
     __tablename__ = "finding"
-    __table_args__ = (_one_of("kind", FindingKind),)
+    __table_args__ = (_one_of("kind", StageArtefactKind),)
 
     key: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]

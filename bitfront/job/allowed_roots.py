@@ -12,7 +12,7 @@ VARIABLE: Final = "BITFRONT_ROOTS"
 _LOCAL: Final = "local-dir:"  # how open_clip marks a folder
 
 
-def check_roots(spec: JobSpec) -> None:
+def check_allowed_roots(spec: JobSpec) -> None:
     """Refuses a job that names a file outside of the folders in BITFRONT_ROOTS.
 
     The variable holds folders, separated as in PATH; without it every file may be named.

@@ -16,7 +16,7 @@ from bitfront.vlm import DualEncoder, LayeredModel
 from bitfront.vlm.models.captions import ClassNames
 from objectives.data.augmentation import Augmentation
 from objectives.data.sources import DatasetSource, FolderSource, Source, open_image
-from objectives.data.splits import HELD_NBYTES, deal, fingerprint
+from objectives.data.splits import HELD_NBYTES, fingerprint, split_samples
 from objectives.data.task import SplitName, Task
 from objectives.execution.similarity import class_features, logits
 from objectives.execution.streams import CaptionStream, ImageStream, Stream
@@ -142,7 +142,11 @@ def load_classification(spec: DataSpec, model: DualEncoder) -> ClassificationTas
     else:
         kind = FolderSource if spec.source is DataSource.IMAGE_FOLDER else DatasetSource
         source: Source = kind(spec)
-        classes, templates, splits = source.classes, spec.templates, _deal(source, spec, model)
+        classes, templates, splits = (
+            source.classes,
+            spec.templates,
+            _split_scenes(source, spec, model),
+        )
     tokens = [model.tokenize([text.replace("{}", name) for name in classes]) for text in templates]
     augmentation = Augmentation(spec.seed, spec.horizontal_flip)
     return ClassificationTask(
@@ -178,7 +182,7 @@ def _scene_split(name: SplitName, captions: str, images: Tensor, labels: Tensor)
     return Split(name, labels, captions, lambda start, stop: images[start:stop], contents)
 
 
-def _deal(source: Source, spec: DataSpec, model: DualEncoder) -> dict[SplitName, Split]:
+def _split_scenes(source: Source, spec: DataSpec, model: DualEncoder) -> dict[SplitName, Split]:
     """Four disjoint splits, in a random order that depends on the seed and on the names only."""
     for index, label in enumerate(source.labels):
         if not 0 <= label < len(source.classes):
@@ -189,7 +193,7 @@ def _deal(source: Source, spec: DataSpec, model: DualEncoder) -> dict[SplitName,
     captions = digest([source.classes, spec.templates])
     return {
         name: _source_split(name, captions, source, indices, model)
-        for name, indices in deal(source.names, source.title, spec).items()
+        for name, indices in split_samples(source.names, source.title, spec).items()
     }
 
 

@@ -21,7 +21,7 @@ from objectives.data.question_sources import (
     QuestionSource,
     ReferenceQuestions,
 )
-from objectives.data.splits import HELD_NBYTES, deal, fingerprint
+from objectives.data.splits import HELD_NBYTES, fingerprint, split_samples
 from objectives.data.task import SplitName, Task
 from objectives.execution.streams import QuestionStream, Stream
 
@@ -254,7 +254,7 @@ def load_questions(spec: DataSpec, model: GenerativeModel) -> QuestionTask:
             f"data.prompt has no {model.image_token}: put it where the image goes, as in "
             f"{DataSpec.model_fields['prompt'].default!r}"
         )
-    dealt = deal(source.names, source.title, spec)
+    dealt = split_samples(source.names, source.title, spec)
     splits = {
         name: QuestionSplit(name, model, source, indices, spec) for name, indices in dealt.items()
     }

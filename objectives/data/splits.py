@@ -16,7 +16,7 @@ from objectives.data.task import SplitName
 HELD_NBYTES = 512 << 20
 
 
-def deal(names: Sequence[str], title: str, spec: DataSpec) -> dict[SplitName, list[int]]:
+def split_samples(names: Sequence[str], title: str, spec: DataSpec) -> dict[SplitName, list[int]]:
     """The samples of each split, disjoint, in a random order.
 
     The order depends on the seed and on the samples' names only, so a sample that is added or

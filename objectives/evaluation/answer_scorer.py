@@ -31,7 +31,7 @@ from objectives.recovery.answer_training import (
 )
 
 
-class AnswerJudge:
+class AnswerScorer:
     """Judges a generative model by its greedy answers.
 
     One run with the right answer given shows the loss, the divergence from full precision,
@@ -52,7 +52,7 @@ class AnswerJudge:
         features: FeatureStore,
         cache_nbytes: int,
     ) -> None:
-        """Takes what it judges with.
+        """Takes what it scorers with.
 
         Raises:
             SpecError: The job's recovery has settings that need classes or augmented views.

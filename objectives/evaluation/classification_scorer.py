@@ -26,7 +26,7 @@ from objectives.profiling.full_precision import FULL_PLAN
 from objectives.recovery.class_training import ClassData, ClassRecovered, ClassTraining
 
 
-class ClassificationJudge:
+class ClassificationScorer:
     """Judges a dual encoder by zero-shot classification.
 
     It keeps the activations between transformer blocks, the features of each tower by its own

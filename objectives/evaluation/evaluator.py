@@ -21,9 +21,9 @@ from objectives.data.classification import ClassificationTask
 from objectives.data.load import load_task
 from objectives.data.questions import QuestionTask
 from objectives.data.task import SplitName, Task
-from objectives.evaluation.answer_scorer import AnswerJudge
-from objectives.evaluation.classification_scorer import ClassificationJudge
-from objectives.evaluation.scorer import Judge
+from objectives.evaluation.answer_scorer import AnswerScorer
+from objectives.evaluation.classification_scorer import ClassificationScorer
+from objectives.evaluation.scorer import Scorer
 from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.profiling.calibration import Ranges, calibrate
@@ -66,7 +66,7 @@ class Evaluator:
         task: Its task.
         ranges: The static input ranges.
         switch: The model's switch.
-        judge: What measures how well a configuration does.
+        scorer: What measures how well a configuration does.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ class Evaluator:
         self._stopwatch = Stopwatch(model.device)
         self._cache_nbytes = cache_nbytes
         self._folder = features
-        self.judge = self._build_judge()
+        self.scorer = self._build_scorer()
         self._latencies = LatencyTable()
 
-    def _build_judge(self) -> Judge:
+    def _build_scorer(self) -> Scorer:
         memory_nbytes = MEMORY_NBYTES if self._cache_nbytes else 0
         # Hashing the samples takes a while: only what is written to files needs it.
         identity = self.identity if self._folder is not None else ""
         store = FeatureStore(identity, self._folder, memory_nbytes)
         if isinstance(self.task, ClassificationTask):
             assert isinstance(self.model, DualEncoder)
-            return ClassificationJudge(
+            return ClassificationScorer(
                 self.spec,
                 self.model,
                 self.task,
@@ -114,7 +114,7 @@ class Evaluator:
                 "latency_s is not measured for a generative model: "
                 "put bit_operations in its place among the objectives"
             )
-        return AnswerJudge(
+        return AnswerScorer(
             self.spec,
             self.model,
             self.task,
@@ -181,21 +181,21 @@ class Evaluator:
         assert recovery is not None
         saved = self.checkpoint(configuration, checkpoint, is_ending)
         if not saved.exists:
-            bare = self.judge.figures(Configuration(configuration.plan), split)
+            bare = self.scorer.figures(Configuration(configuration.plan), split)
             yield Stage(0, bare[Objective.ERROR.value])
-        training = self.judge.begin(configuration)
+        training = self.scorer.begin(configuration)
         saved.resume(training)
         for step in recovery.stages[1:]:
             if step <= training.steps:
                 continue
             advance(training, step, saved)
-            self.judge.keep(configuration, training.stored())
-            figures = self.judge.figures(configuration, split)
+            self.scorer.keep(configuration, training.stored())
+            figures = self.scorer.figures(configuration, split)
             yield Stage(step, figures[Objective.ERROR.value])
             # Whoever looked at the stage may have put another plan onto the model.
             self.switch.to(configuration.plan)
         advance(training, recovery.steps, saved)
-        self.judge.keep(configuration, training.stored())
+        self.scorer.keep(configuration, training.stored())
 
     def checkpoint(
         self,
@@ -228,7 +228,7 @@ class Evaluator:
         `error` is the share of the split's samples that come out wrong: an image whose own
         class is not the nearest among all, or a question whose greedy answer is not among the
         right ones. The metrics hold every figure that is known, objectives included: `error`,
-        `loss_nats` and what else the judge measures, `nbytes` with its parts,
+        `loss_nats` and what else the scorer measures, `nbytes` with its parts,
         `bits_per_weight`, `bit_operations`, the seconds of each stage, and what came from the
         caches (1 or 0).
 
@@ -239,7 +239,7 @@ class Evaluator:
             UnavailableDevice: The job asks for a latency that cannot be measured here.
         """
         self._stopwatch.reset()
-        quality = self.judge.figures(configuration, split)
+        quality = self.scorer.figures(configuration, split)
         nbytes = self.nbytes(configuration)
         figures = {
             **quality,

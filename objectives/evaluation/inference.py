@@ -11,8 +11,8 @@ from bitfront.plan import Configuration
 from bitfront.vlm import DualEncoder
 from objectives.data.classification import ClassificationTask
 from objectives.data.sources import decode_image
-from objectives.evaluation.answer_scorer import AnswerJudge
-from objectives.evaluation.classification_scorer import ClassificationJudge
+from objectives.evaluation.answer_scorer import AnswerScorer
+from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 
 
@@ -37,8 +37,8 @@ def classify(
     Raises:
         SpecError: The job's model tells no classes apart.
     """
-    model, task, judge = evaluator.model, evaluator.task, evaluator.judge
-    if not isinstance(judge, ClassificationJudge):
+    model, task, scorer = evaluator.model, evaluator.task, evaluator.scorer
+    if not isinstance(scorer, ClassificationScorer):
         raise SpecError(
             "the model of this study answers questions and tells no classes apart: "
             "use 'bitfront ask'"
@@ -46,7 +46,7 @@ def classify(
     assert isinstance(model, DualEncoder)
     assert isinstance(task, ClassificationTask)
     pixels = torch.stack([model.preprocess(picture) for picture in pictures])
-    shares, places = judge.probabilities(configuration, pixels).topk(min(top, len(task.classes)))
+    shares, places = scorer.probabilities(configuration, pixels).topk(min(top, len(task.classes)))
     return [
         [(task.classes[place], share) for place, share in zip(row, own, strict=True)]
         for row, own in zip(places.tolist(), shares.tolist(), strict=True)
@@ -62,9 +62,9 @@ def ask(
         SpecError: The job's model answers no questions.
         InvalidSample: The model cannot read the question.
     """
-    if not isinstance(evaluator.judge, AnswerJudge):
+    if not isinstance(evaluator.scorer, AnswerScorer):
         raise SpecError(
             "the model of this study tells classes apart and answers no questions: "
             "use 'bitfront classify'"
         )
-    return evaluator.judge.text(configuration, question, picture)
+    return evaluator.scorer.text(configuration, question, picture)

@@ -1,4 +1,4 @@
-"""What every judge can do: measure a configuration, and train its recovery."""
+"""What every scorer can do: measure a configuration, and train its recovery."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ KEPT_RECOVERIES = 256
 Finished = TypeVar("Finished")
 
 
-class Judge(Protocol):
+class Scorer(Protocol):
     """Measures how well a configuration does its task."""
 
     def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:

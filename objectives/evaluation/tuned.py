@@ -59,7 +59,7 @@ def write_tuned(
     versions: dict[str, str],
 ) -> Card:
     """Writes the configuration's recovery, which the evaluator knows; the card comes last."""
-    content = save(evaluator.judge.stored(configuration))
+    content = save(evaluator.scorer.stored(configuration))
     card = Card(
         job=evaluator.spec,
         configuration=configuration.to_dict(),
@@ -90,7 +90,7 @@ def read_tuned(folder: Path) -> tuple[Evaluator, Configuration]:
             "tune it again"
         )
     configuration = Configuration.from_dict(card.configuration)
-    evaluator.judge.keep(configuration, tensors)
+    evaluator.scorer.keep(configuration, tensors)
     return evaluator, configuration
 
 

@@ -12,7 +12,7 @@ from bitfront.spec import JobSpec
 from bitfront.vlm import LayeredModel, PlanSwitch
 from objectives.cost.costs import layer_bit_operations, layer_nbytes
 from objectives.data.task import Task
-from objectives.profiling.full_precision import FULL_PLAN, Teacher
+from objectives.profiling.full_precision import FULL_PLAN, FullPrecisionReference
 from objectives.profiling.measures import build_measure
 
 # Goes up when the same option of the same model would come out with another error.
@@ -34,8 +34,8 @@ class CellMeter:
         self._switch = switch
         self._spec = spec
         self._layers = {layer.name: layer for layer in model.layers}
-        teacher = Teacher(model, task, switch, spec.data.seed)
-        self._measure = build_measure(spec.profile.measure, teacher, spec.quantizer)
+        reference = FullPrecisionReference(model, task, switch, spec.data.seed)
+        self._measure = build_measure(spec.profile.measure, reference, spec.quantizer)
 
     @property
     def identity(self) -> str:

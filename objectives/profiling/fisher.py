@@ -13,7 +13,7 @@ from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import QuantizerSpec
-from objectives.profiling.full_precision import DRAWS, Teacher
+from objectives.profiling.full_precision import DRAWS, FullPrecisionReference
 
 _FULL_BITS = 16
 
@@ -24,13 +24,14 @@ class FisherError:
     The first sum runs over the weights of the block's layers, with the diagonal Fisher
     information `F_w = mean_x E_y[(d log p(y | x) / dw)^2]`, the second over the elements of
     their inputs, with `g` the same gradient there. Both are measured once, with labels drawn
-    from the model (see `Teacher.output_gradients`), so an option costs no run of the model.
+    from the model (see `FullPrecisionReference.output_gradients`), so an option costs no run of
+    the model.
     """
 
-    def __init__(self, teacher: Teacher, quantizer: QuantizerSpec) -> None:
-        self._teacher = teacher
+    def __init__(self, reference: FullPrecisionReference, quantizer: QuantizerSpec) -> None:
+        self._reference = reference
         self._quantizer = quantizer
-        self._layers = {layer.name: layer for layer in teacher.model.layers}
+        self._layers = {layer.name: layer for layer in reference.model.layers}
         self._information: dict[str, Tensor] = {}
         self._input_errors: dict[tuple[str, int, float], float] = {}
 
@@ -44,7 +45,7 @@ class FisherError:
         )
 
     def _weight_error(self, layer: str, precision: Precision) -> float:
-        weight = self._teacher.model.weight(layer)
+        weight = self._reference.model.weight(layer)
         change = fake_quantize_weight(weight, precision, self._quantizer) - weight
         return float((self._information[layer] * change.double().square()).sum()) / 2
 
@@ -59,15 +60,15 @@ class FisherError:
 
     def _measure_information(self, tower: Tower) -> dict[str, Tensor]:
         """`F_w` of every layer that the tower's stream runs through."""
-        teacher = self._teacher
-        towers = teacher.stream(tower).towers
+        reference = self._reference
+        towers = reference.stream(tower).towers
         weights = {
             layer.name: list(
                 dict.fromkeys(
-                    module.get_parameter("weight") for module in teacher.model.modules(layer.name)
+                    module.get_parameter("weight") for module in reference.model.modules(layer.name)
                 )
             )
-            for layer in teacher.model.layers
+            for layer in reference.model.layers
             if layer.tower in towers
         }
         sums = {layer: torch.zeros(()).double() for layer in weights}
@@ -84,27 +85,27 @@ class FisherError:
             for copy in chain.from_iterable(weights.values()):
                 stack.callback(copy.requires_grad_, False)  # noqa: FBT003 - torch's argument
                 copy.requires_grad_()
-            teacher.backward(tower, harvest)
-        return {layer: total / (DRAWS * teacher.predictions) for layer, total in sums.items()}
+            reference.backward(tower, harvest)
+        return {layer: total / (DRAWS * reference.predictions) for layer, total in sums.items()}
 
     def _measure_inputs(self, tower: Tower, bits: int, clip: float) -> None:
         """The second term's summand of every layer that the tower's stream runs through."""
-        teacher = self._teacher
-        towers = teacher.stream(tower).towers
+        reference = self._reference
+        towers = reference.stream(tower).towers
         precision = Precision(_FULL_BITS, bits, clip=clip)
         sums: dict[str, float] = {}
         with ExitStack() as stack:
-            for layer in teacher.model.layers:
+            for layer in reference.model.layers:
                 if layer.tower in towers and layer.kind is not LayerKind.EMBEDDING:
                     sums[layer.name] = 0.0
-                    quantize = teacher.switch.input_quantizer(layer.name, precision)
+                    quantize = reference.switch.input_quantizer(layer.name, precision)
                     assert quantize is not None, "an input in 16 bits has no error"
                     watch = _watch(layer, quantize, sums)
-                    for module in teacher.model.multiplying(layer.name):
+                    for module in reference.model.multiplying(layer.name):
                         stack.callback(module.register_forward_pre_hook(watch).remove)
-            teacher.backward(tower)
+            reference.backward(tower)
         for name, total in sums.items():
-            error = total / (2 * DRAWS * teacher.predictions)
+            error = total / (2 * DRAWS * reference.predictions)
             self._input_errors[name, bits, clip] = error
 
 

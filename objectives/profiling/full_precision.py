@@ -17,7 +17,7 @@ FULL_PLAN = Plan(())
 DRAWS = 4
 
 
-class Teacher:
+class FullPrecisionReference:
     """What full precision gives on the calibration split, computed once.
 
     Attributes:

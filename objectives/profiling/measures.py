@@ -18,7 +18,7 @@ from bitfront.spec import ErrorMeasure, QuantizerSpec
 from objectives.execution.similarity import divergence_nats
 from objectives.profiling.entropy import measure_entropies
 from objectives.profiling.fisher import FisherError
-from objectives.profiling.full_precision import DRAWS, FULL_PLAN, Teacher
+from objectives.profiling.full_precision import DRAWS, FULL_PLAN, FullPrecisionReference
 
 ENTROPY_BITS = 4
 
@@ -38,22 +38,22 @@ class OutputDivergence:
     right tokens before it. They are computed in float64.
     """
 
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
+    def __init__(self, reference: FullPrecisionReference) -> None:
+        self._reference = reference
 
     def error(self, block: Block, plan: Plan) -> float:
         """The divergence under the plan."""
-        teacher, stream = self._teacher, self._teacher.stream(block.tower)
-        output = teacher.runner.run(stream, plan, keep=False)
-        reference = teacher.scores(stream, teacher.outputs[stream.key])
-        return divergence_nats(reference, teacher.scores(stream, output))
+        reference, stream = self._reference, self._reference.stream(block.tower)
+        output = reference.runner.run(stream, plan, keep=False)
+        expected = reference.scores(stream, reference.outputs[stream.key])
+        return divergence_nats(expected, reference.scores(stream, output))
 
 
 class LayerOutputs:
     """What layers of a block give in full precision and under a plan, batch by batch."""
 
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
+    def __init__(self, reference: FullPrecisionReference) -> None:
+        self._reference = reference
         self._full: dict[str, list[Tensor]] = {}
 
     def changes(
@@ -72,20 +72,20 @@ class LayerOutputs:
         }
 
     def _record(self, block: Block, layers: Sequence[str], plan: Plan) -> dict[str, list[Tensor]]:
-        return self._teacher.runner.observe(self._teacher.stream(block.tower), plan, layers)
+        return self._reference.runner.observe(self._reference.stream(block.tower), plan, layers)
 
 
 class WeightedOutput:
     """`mean_x sum_e g_e^2 (y'_e - y_e)^2 / 2` over the elements of the block's output, in nats.
 
     `y` is the output of the block's last layer, `y'` the same under the plan, and `g` the
-    gradient of the model's own loss there (see `Teacher.output_gradients`): the error that
-    BRECQ (https://arxiv.org/abs/2102.05426) reconstructs blocks by.
+    gradient of the model's own loss there (see `FullPrecisionReference.output_gradients`): the
+    error that BRECQ (https://arxiv.org/abs/2102.05426) reconstructs blocks by.
     """
 
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
-        self._outputs = LayerOutputs(teacher)
+    def __init__(self, reference: FullPrecisionReference) -> None:
+        self._reference = reference
+        self._outputs = LayerOutputs(reference)
         self._weights: tuple[str, list[Tensor]] = ("", [])
 
     def error(self, block: Block, plan: Plan) -> float:
@@ -98,7 +98,7 @@ class WeightedOutput:
             float((weight * change.square()).sum())
             for weight, (_, change) in zip(self._weights[1], changes, strict=True)
         )
-        return total / (2 * self._teacher.predictions)
+        return total / (2 * self._reference.predictions)
 
     def _squared_gradients(self, block: Block, layer: str) -> list[Tensor]:
         """The mean of `g^2` over the draws, for every call of the layer."""
@@ -108,12 +108,12 @@ class WeightedOutput:
             calls.append(output.detach().requires_grad_())
             return calls[-1]
 
-        teacher = self._teacher
+        reference = self._reference
         with ExitStack() as stack:
             # Of a tied weight, the output is what it multiplies, as in `StreamRunner.observe`.
-            for module in teacher.model.multiplying(layer) or teacher.model.modules(layer):
+            for module in reference.model.multiplying(layer) or reference.model.modules(layer):
                 stack.callback(module.register_forward_hook(watch).remove)
-            teacher.backward(block.tower)
+            reference.backward(block.tower)
         squares = [
             torch.zeros_like(call) if call.grad is None else call.grad.square() for call in calls
         ]
@@ -129,11 +129,11 @@ class EntropyWeightedOutput:
     has no quantized input: it counts with 1.
     """
 
-    def __init__(self, teacher: Teacher) -> None:
-        self._outputs = LayerOutputs(teacher)
-        teacher.switch.clear()
-        ranges = teacher.switch.ranges
-        entropies = measure_entropies(teacher.model, teacher.task, ranges, ENTROPY_BITS)
+    def __init__(self, reference: FullPrecisionReference) -> None:
+        self._outputs = LayerOutputs(reference)
+        reference.switch.clear()
+        ranges = reference.switch.ranges
+        entropies = measure_entropies(reference.model, reference.task, ranges, ENTROPY_BITS)
         self._entropies = {
             entry.layer: entry.entropy if entry.layer in ranges else 1.0 for entry in entropies
         }
@@ -150,14 +150,16 @@ class EntropyWeightedOutput:
         return total / len(block.layers)
 
 
-def build_measure(kind: ErrorMeasure, teacher: Teacher, quantizer: QuantizerSpec) -> Measure:
+def build_measure(
+    kind: ErrorMeasure, reference: FullPrecisionReference, quantizer: QuantizerSpec
+) -> Measure:
     """The measure of that kind."""
     match kind:
         case ErrorMeasure.OUTPUT_KL:
-            return OutputDivergence(teacher)
+            return OutputDivergence(reference)
         case ErrorMeasure.GRADIENT:
-            return WeightedOutput(teacher)
+            return WeightedOutput(reference)
         case ErrorMeasure.FISHER:
-            return FisherError(teacher, quantizer)
+            return FisherError(reference, quantizer)
         case ErrorMeasure.ENTROPY:
-            return EntropyWeightedOutput(teacher)
+            return EntropyWeightedOutput(reference)

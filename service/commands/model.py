@@ -139,7 +139,7 @@ def load_configuration(
         bounds: dict[str, object] = {}
         if spec.profile.vision is not None:
             key = bounds_key(spec, record.provenance)
-            bounds = store.findings([key])[key]
+            bounds = store.stage_artefacts([key])[key]
         if trial is None:
             asked = Limits(**limits)
             best = store.best(study, asked)

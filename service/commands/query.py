@@ -169,7 +169,7 @@ def front(study: str | None, model: str | None, form: str, out: Path | None, url
     """
     from service.views.describe import trial_names
     from service.views.exports import write, write_rows
-    from service.views.render import front_table, joint_front_table, result_rows
+    from service.views.render import cross_study_front_table, front_table, result_rows
     from storage.store import open_store
 
     _check_scope(study, model)
@@ -183,19 +183,19 @@ def front(study: str | None, model: str | None, form: str, out: Path | None, url
     if form != "table":
         write_rows(result_rows(results), form, out)
     elif study is None:
-        write(f"{joint_front_table(results)}\n".encode(), out)
+        write(f"{cross_study_front_table(results)}\n".encode(), out)
     else:
         write(f"{front_table(results, trial_names(results))}\n".encode(), out)
 
 
 def _joint_front(store: "Store", model: str) -> "list[Result]":
-    from service.views.cross_study_front import joint_front
+    from service.views.cross_study_front import cross_study_front
 
     fronts = store.model_fronts(model)
     names = ", ".join(fronts.studies)
     if fronts.studies:
         click.echo(f"by {' and '.join(fronts.objectives)} over the studies {names}", err=True)
-    return joint_front(fronts)
+    return cross_study_front(fronts)
 
 
 @click.command()

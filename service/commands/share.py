@@ -46,11 +46,11 @@ def mirror(study: str, target: str, url: str) -> None:
     optuna-dashboard and Optuna's other tools open it. Repeat the command to add what is new:
     nothing is ever read back. Optuna takes about half a minute for 1,000 trials of 30 blocks.
     """
-    from service.views.optuna_export import mirror_study
+    from service.views.optuna_export import export_study
     from storage.store import open_store
 
     with open_store(url, create=False) as store:
-        mirrored = mirror_study(store, study, target)
+        mirrored = export_study(store, study, target)
     click.echo(f"study {study}: {mirrored.added} trials added to {mirrored.known} known", err=True)
     if mirrored.partial:
         click.echo(

@@ -210,12 +210,12 @@ def _tune(evaluator: "Evaluator", configuration: Configuration, out: Path) -> No
     steps = configuration.recovery.steps
     saved = evaluator.checkpoint(configuration, out / "checkpoint.safetensors")
     with reporter_for(sys.stderr) as reporter:
-        training = evaluator.judge.begin(configuration)
+        training = evaluator.scorer.begin(configuration)
         saved.resume(training)
         reporter.stage("tune", total=steps)
         reporter.advance(training.steps)
         advance(training, steps, saved, lambda _loss: reporter.advance())
-    evaluator.judge.keep(configuration, training.stored())
+    evaluator.scorer.keep(configuration, training.stored())
     errors = {
         name: evaluator.evaluate(known).values["error"]
         for name, known in (

@@ -9,14 +9,14 @@ from statistics import median_low
 from bitfront.layers import Block, Layer
 from bitfront.plan import Option, Plan, digest
 from bitfront.precision import Precision
-from bitfront.profile import ClipChoice, FindingKind
+from bitfront.profile import ClipChoice, StageArtefactKind
 from bitfront.spec import JobSpec
 from search.options import layer_precisions
 from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
 from workers.cluster.tasks import TaskPool
-from workers.scheduling.model_info import ModelReport
+from workers.scheduling.model_info import ModelInfo
 
 _NO_PLAN = Plan(())
 
@@ -38,7 +38,7 @@ class Clipping:
     store: Store
     lease: Lease
     pool: TaskPool
-    report: ModelReport
+    model_info: ModelInfo
     reporter: Reporter
 
     def choose(
@@ -63,7 +63,7 @@ class Clipping:
             for block, options in work.items()
             for option in options
         }
-        known = self.store.findings(list(keys.values()))
+        known = self.store.stage_artefacts(list(keys.values()))
         chosen = {place: _read(known[key])[0] for place, key in keys.items() if key in known}
         self.reporter.stage("clips", total=len(keys))
         self.reporter.advance(len(chosen))
@@ -99,14 +99,14 @@ class Clipping:
 
     def _prefix(self, blocks: Sequence[Block]) -> Plan:
         """What every block has while those behind it are searched."""
-        layers = {layer.name: layer for layer in self.report.layers}
+        layers = {layer.name: layer for layer in self.model_info.layers}
         # Towers that follow each other are one chain; a text tower is one of its own.
         chains = [
             [(block, _middle(block, layers, self.spec)) for block in members]
             for _, members in groupby(blocks, key=lambda block: block.tower.sees_images)
         ]
         keys = [self._key_of([*chain]) for chain in chains]
-        known = self.store.findings(keys)
+        known = self.store.stage_artefacts(keys)
         missing = [n for n, key in enumerate(keys) if key not in known]
         started_s = time.perf_counter()
         self.reporter.stage("clips of the prefix", total=None)
@@ -125,17 +125,17 @@ class Clipping:
             "errors": [choice.error for choice in choices],
             "evaluations": sum(choice.evaluations for choice in choices),
         }
-        self.store.put_finding(self.lease, key, FindingKind.CLIPS, content, seconds)
+        self.store.put_stage_artefact(self.lease, key, StageArtefactKind.CLIPS, content, seconds)
         return content
 
     def _key(self, block: Block, option: Option, prefix: Plan) -> str:
         """The search's identity: only what lies before the block counts of the prefix."""
-        names = [layer.name for layer in self.report.layers]
+        names = [layer.name for layer in self.model_info.layers]
         before = set(names[: names.index(block.layers[0])])
         return self._key_of([(block, option)], prefix.part(before))
 
     def _key_of(self, chain: Sequence[tuple[Block, Option]], prefix: Plan = _NO_PLAN) -> str:
-        ids = self.report.identities
+        ids = self.model_info.identities
         return digest(
             {
                 "chain": [[list(block.layers), str(option)] for block, option in chain],

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from bitfront.errors import BitfrontError, LeaseLost
-from bitfront.job.allowed_roots import check_roots
+from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.spec import JobSpec
 from bitfront.trial import StudyState
-from service.study.heartbeat import Orders, heartbeat, signals, take
+from service.study.heartbeat import StopSignals, heartbeat, signals, take
 from service.study.pipeline import Run
 from service.study.spec_diff import accept_spec
 from service.study.spools import spool_root, study_spool
@@ -69,7 +69,7 @@ def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | No
 
 def _refuse_early(spec: JobSpec, url: str) -> None:
     """Raises what can be known before there is a study."""
-    check_roots(spec)
+    check_allowed_roots(spec)
     spool_root(url)
 
 
@@ -100,19 +100,19 @@ def _driving(
     """Holds the study's lease and a connection to Ray; in the end, leaves the study's state."""
     lease = take(store, spec.study)
     reporter.note(f"{driven_line(spec.study)}{lease.owner}, in {store}")
-    orders = Orders()
+    stop_signals = StopSignals()
     spool = study_spool(url, store.study(spec.study))
     metrics = StudyMetrics(spec.study)
     store.on_wait(metrics.database)
     with (
-        signals(orders),
-        heartbeat(store, lease, orders, metrics.heartbeat),
+        signals(stop_signals),
+        heartbeat(store, lease, stop_signals, metrics.heartbeat),
         closing(spool),
     ):
         try:
             # Ray takes the signals over when it connects: ours are set once more after it.
-            with connected(spec.search.workers, address), signals(orders), metrics:
-                run = Run(spec, store, lease, orders, reporter, spool, metrics)
+            with connected(spec.search.workers, address), signals(stop_signals), metrics:
+                run = Run(spec, store, lease, stop_signals, reporter, spool, metrics)
                 if address is not None:
                     run.share_cluster()
                 yield run
@@ -127,7 +127,7 @@ def _driving(
             store.cancel_running(lease)
             store.release(lease, StudyState.FAILED, _one_line(error))
             raise
-        if orders.lost.is_set():
+        if stop_signals.lost.is_set():
             raise LeaseLost(lease.name, lease.epoch)
         store.release(lease, run.state, run.message)
 

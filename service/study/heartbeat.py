@@ -22,7 +22,7 @@ HEARTBEAT_S = 2.0
 
 
 @dataclass(slots=True)
-class Orders:
+class StopSignals:
     """What the driver was told to do since it started.
 
     Attributes:
@@ -86,14 +86,14 @@ def _is_dead(owner: str) -> bool:
 
 @contextmanager
 def heartbeat(
-    store: Store, lease: Lease, orders: Orders, on_beat: Callable[[], None]
+    store: Store, lease: Lease, stop_signals: StopSignals, on_beat: Callable[[], None]
 ) -> Iterator[None]:
     """Renews the lease in the background, and takes in requests from the database.
 
     Args:
         store: The database.
         lease: What is renewed.
-        orders: What requests become.
+        stop_signals: What requests become.
         on_beat: Called after each beat that was heard.
     """
     ended = threading.Event()
@@ -103,15 +103,15 @@ def heartbeat(
             try:
                 request = store.heartbeat(lease)
             except LeaseLost:
-                orders.lost.set()
-                orders.cancel.set()
+                stop_signals.lost.set()
+                stop_signals.cancel.set()
                 return
             except DatabaseError as error:
                 # The lease outlasts a short absence; the next beat tries again.
                 logger.warning("no heartbeat: %s", error)
                 continue
             on_beat()
-            orders.take(request)
+            stop_signals.take(request)
 
     # What the log lines of this thread belong to is what this one's do.
     run = copy_context().run
@@ -125,16 +125,16 @@ def heartbeat(
 
 
 @contextmanager
-def signals(orders: Orders) -> Iterator[None]:
+def signals(stop_signals: StopSignals) -> Iterator[None]:
     """SIGINT and SIGTERM end the driver in order: the study stays and can be resumed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, _frame: FrameType | None) -> None:
-        orders.reason = f"by {signal.Signals(number).name}"
+        stop_signals.reason = f"by {signal.Signals(number).name}"
         logger.warning("%s: ending; the study can be resumed", signal.Signals(number).name)
-        orders.cancel.set()
+        stop_signals.cancel.set()
 
     previous = {n: signal.signal(n, end) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

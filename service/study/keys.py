@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from bitfront.plan import Configuration, digest
 from bitfront.spec import JobSpec
-from workers.scheduling.model_info import ModelReport
+from workers.scheduling.model_info import ModelInfo
 
 
-def evaluation_key(spec: JobSpec, report: ModelReport, configuration: Configuration) -> str:
+def evaluation_key(spec: JobSpec, model_info: ModelInfo, configuration: Configuration) -> str:
     """Names everything that a configuration's values depend on."""
-    ids = report.identities
+    ids = model_info.identities
     vision = {} if spec.profile.vision is None else {"bounds": ids["cells"]}
     return digest(
         {
@@ -18,7 +18,7 @@ def evaluation_key(spec: JobSpec, report: ModelReport, configuration: Configurat
             "splits": [ids["model"], ids["calibration"], ids["tuning"], ids["selection"]],
             "quantizer": spec.quantizer.model_dump(mode="json"),
             "objectives": [objective.value for objective in spec.objectives],
-            "device": report.provenance["device"],
+            "device": model_info.provenance["device"],
             "seed": spec.search.seed,
         }
     )

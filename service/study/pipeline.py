@@ -6,26 +6,26 @@ from collections.abc import Sequence
 
 from bitfront.errors import ChangedJob, Interrupted
 from bitfront.plan import Configuration
-from bitfront.profile import FindingKind
+from bitfront.profile import StageArtefactKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
 from search.space import SearchSpace
-from service.study.heartbeat import Orders
+from service.study.heartbeat import StopSignals
 from service.study.keys import bounds_key, evaluation_key
 from service.study.profiling import measure_profile
-from service.study.proxy_search import Shortlist
+from service.study.proxy_search import ProxySearch
 from service.study.warm_start import warm_seeds
 from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
 from workers.cluster.connection import node_resources
-from workers.cluster.fair_share import Share
+from workers.cluster.fair_share import FairShare
 from workers.cluster.tasks import TaskPool
 from workers.cluster.worker_pool import run_trials
 from workers.observability.metrics import StudyMetrics
-from workers.scheduling.model_info import ModelReport
+from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.spool import Spool
-from workers.scheduling.trial_scheduler import Progress, TrialLedger
+from workers.scheduling.trial_scheduler import Progress, TrialScheduler
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Run:
         spec: JobSpec,
         store: Store,
         lease: Lease,
-        orders: Orders,
+        stop_signals: StopSignals,
         reporter: Reporter,
         spool: Spool,
         metrics: StudyMetrics,
@@ -48,12 +48,12 @@ class Run:
         self._spec = spec
         self._store = store
         self.lease = lease
-        self._orders = orders
+        self._stop_signals = stop_signals
         self._reporter = reporter
         self._spool = spool
         self._pool = TaskPool(spec, self._is_over)
         self._metrics = metrics
-        self._share: Share | None = None
+        self._share: FairShare | None = None
         self._stop_reason = ""
         self.state = StudyState.FAILED
         self.message = ""
@@ -61,13 +61,13 @@ class Run:
     def share_cluster(self) -> None:
         """Takes no more of the cluster than a fair share from now on."""
         driver = f"{self._spec.study} {self.lease.owner}"
-        self._share = Share(driver, self._spec.search.workers, self._slots)
+        self._share = FairShare(driver, self._spec.search.workers, self._slots)
 
     def _is_over(self) -> bool:
         """Whether the driver is to end; while it waits, the other studies hear that it lives."""
         if self._share is not None:
             self._share.limit()
-        return self._orders.is_over()
+        return self._stop_signals.is_over()
 
     def _slots(self) -> int:
         return self._pool.placement.slots(node_resources())
@@ -77,10 +77,10 @@ class Run:
         try:
             self._spool.tidy(self.lease.epoch)
             self._store.set_state(self.lease, StudyState.PROFILING)
-            report = self._inspect(accept_changes=accept_changes)
-            shortlist = self._profile(report)
+            model_info = self._inspect(accept_changes=accept_changes)
+            proxy_search = self._profile(model_info)
             self._store.set_state(self.lease, StudyState.RUNNING)
-            self._run_trials(report, shortlist)
+            self._run_trials(model_info, proxy_search)
             self._raise_if_over()
             self._test_front()
         except Interrupted:
@@ -105,127 +105,127 @@ class Run:
 
     def _end_early(self) -> None:
         self._store.cancel_running(self.lease)
-        reason = f"{self._orders.reason}; 'bitfront resume' goes on"
-        if self._orders.cancel.is_set():
+        reason = f"{self._stop_signals.reason}; 'bitfront resume' goes on"
+        if self._stop_signals.cancel.is_set():
             self.state, self.message = StudyState.CANCELLED, f"cancelled {reason}"
         else:
             self.state, self.message = StudyState.STOPPED, f"stopped {reason}"
 
     def _raise_if_over(self) -> None:
-        if self._orders.is_over():
+        if self._stop_signals.is_over():
             raise Interrupted
 
-    def _inspect(self, *, accept_changes: bool) -> ModelReport:
+    def _inspect(self, *, accept_changes: bool) -> ModelInfo:
         """Loads the model on a worker, and makes sure that it is still the same."""
         for note in self._pool.placement.notes:
             self._reporter.warn(note)
         self._reporter.stage("load the model", total=None)
-        report = self._pool.inspect()
-        self._pool.place(report)
+        model_info = self._pool.inspect()
+        self._pool.place(model_info)
         for note in self._pool.placement.notes:
             self._reporter.warn(note)
         differences = self._store.set_provenance(
-            self.lease, {**report.identities, **report.provenance}, accept=accept_changes
+            self.lease, {**model_info.identities, **model_info.provenance}, accept=accept_changes
         )
-        changed = [str(d) for d in differences if d.name in report.identities]
+        changed = [str(d) for d in differences if d.name in model_info.identities]
         if changed and not accept_changes:
             raise ChangedJob(self.lease.name, tuple(changed))
         if self._spec.profile.vision is None:
-            return report
-        self._pool.use_bounds(self._bounds(report))
+            return model_info
+        self._pool.use_bounds(self._bounds(model_info))
         return self._pool.inspect()
 
-    def _bounds(self, report: ModelReport) -> dict[str, object]:
+    def _bounds(self, model_info: ModelInfo) -> dict[str, object]:
         """The learned bounds of the vision tower's inputs: known already, or learned now."""
-        key = bounds_key(self._spec, report.identities)
-        known = self._store.findings([key])
+        key = bounds_key(self._spec, model_info.identities)
+        known = self._store.stage_artefacts([key])
         if key in known:
             return known[key]
         self._reporter.stage("optimise the vision tower", total=None)
         started_s = time.perf_counter()
         bounds = self._pool.optimise_vision(self._spool.folder / f"vision-{key[:16]}")
         seconds = time.perf_counter() - started_s
-        self._store.put_finding(self.lease, key, FindingKind.BOUNDS, bounds, seconds)
+        self._store.put_stage_artefact(self.lease, key, StageArtefactKind.BOUNDS, bounds, seconds)
         return bounds
 
-    def _profile(self, report: ModelReport) -> Shortlist:
+    def _profile(self, model_info: ModelInfo) -> ProxySearch:
         """Measures the cells, solves the program, and stores the pruned space."""
         profile = measure_profile(
             self._spec,
             self._store,
             self.lease,
             self._pool,
-            report,
+            model_info,
             self._reporter,
             self._metrics,
         )
-        shortlist = Shortlist(self._spec, profile)
-        self._store.save_options(self.lease, shortlist.option_records())
-        before, after = shortlist.log10_sizes
+        proxy_search = ProxySearch(self._spec, profile)
+        self._store.save_options(self.lease, proxy_search.option_records())
+        before, after = proxy_search.log10_sizes
         self._reporter.note(
             f"{len(profile.layers)} layers in {len(profile.blocks)} blocks; "
             f"the space shrinks from 10^{before:.1f} to 10^{after:.1f} plans"
         )
-        return shortlist
+        return proxy_search
 
-    def _run_trials(self, report: ModelReport, shortlist: Shortlist) -> None:
-        full = report.full.values
+    def _run_trials(self, model_info: ModelInfo, proxy_search: ProxySearch) -> None:
+        full = model_info.full.values
         reference = {o.value: full[o.value] for o in self._spec.objectives}
         reference["error"] = 1.0
         self._store.set_reference(self.lease, reference)
         self._reporter.stage("trials", total=self._spec.stop.trials)
 
         def review(trials: Sequence[Trial]) -> SearchSpace | None:
-            return self._review(shortlist, trials)
+            return self._review(proxy_search, trials)
 
         def key(configuration: Configuration) -> str:
-            return evaluation_key(self._spec, report, configuration)
+            return evaluation_key(self._spec, model_info, configuration)
 
-        ledger = TrialLedger(
+        scheduler = TrialScheduler(
             self._store,
             self.lease,
             self._spec,
-            shortlist.space,
-            [*warm_seeds(self._store, self._spec, report), *shortlist.seeds()],
+            proxy_search.space,
+            [*warm_seeds(self._store, self._spec, model_info), *proxy_search.seeds()],
             self._spool,
             key,
             reference=list(reference.values()),
-            budget_nbytes=self._budget_nbytes(report),
-            is_draining=self._orders.is_draining,
+            budget_nbytes=self._budget_nbytes(model_info),
+            is_draining=self._stop_signals.is_draining,
             review=review,
             on_progress=self._show,
             metrics=self._metrics,
         )
         while True:
             run_trials(
-                ledger,
+                scheduler,
                 self._spec.search,
-                self._pool.order,
+                self._pool.config,
                 self._spool,
-                self._orders.cancel,
+                self._stop_signals.cancel,
                 place=self._pool.placement,
                 share=self._share,
             )
-            if not self._orders.pause.is_set():
+            if not self._stop_signals.pause.is_set():
                 break
             self._wait_out_pause()
-        self._stop_reason = ledger.stop_reason
+        self._stop_reason = scheduler.stop_reason
         self._store.set_correlation(
-            self.lease, shortlist.correlation(self._store.trials(self.lease.name))
+            self.lease, proxy_search.correlation(self._store.trials(self.lease.name))
         )
 
     def _wait_out_pause(self) -> None:
         """Holds the study without a worker until it is to go on or to end."""
         self._store.set_state(self.lease, StudyState.PAUSED, "'bitfront resume' goes on")
         self._reporter.note("paused; 'bitfront resume' goes on")
-        while self._orders.pause.is_set() and not self._orders.is_over():
+        while self._stop_signals.pause.is_set() and not self._stop_signals.is_over():
             time.sleep(_PAUSE_POLL_S)
         self._raise_if_over()
         self._store.set_state(self.lease, StudyState.RUNNING)
 
-    def _review(self, shortlist: Shortlist, trials: Sequence[Trial]) -> SearchSpace | None:
+    def _review(self, proxy_search: ProxySearch, trials: Sequence[Trial]) -> SearchSpace | None:
         """Says how far the proxy can be trusted, and widens the space where it cannot."""
-        correlation = shortlist.correlation(trials)
+        correlation = proxy_search.correlation(trials)
         self._store.set_correlation(self.lease, correlation)
         if correlation is None:
             return None
@@ -236,17 +236,17 @@ class Run:
         if not self._spec.search.prune:
             self._reporter.warn(text)
             return None
-        space = shortlist.widened()
-        self._store.save_options(self.lease, shortlist.option_records())
+        space = proxy_search.widened()
+        self._store.save_options(self.lease, proxy_search.option_records())
         self._reporter.warn(
             f"{text}, below {self._spec.search.min_correlation}: "
             f"the space is widened to 10^{space.log10_size:.1f} plans"
         )
         return space
 
-    def _budget_nbytes(self, report: ModelReport) -> float:
+    def _budget_nbytes(self, model_info: ModelInfo) -> float:
         """Where the best error is reported: the job's limit, or a quarter of full precision."""
-        return self._spec.constraints.max_nbytes or report.full.values["nbytes"] / 4
+        return self._spec.constraints.max_nbytes or model_info.full.values["nbytes"] / 4
 
     def _show(self, progress: Progress) -> None:
         self._metrics.progress(

@@ -16,7 +16,7 @@ from storage.records import Lease
 from storage.store import Store
 from workers.cluster.tasks import TaskPool
 from workers.observability.metrics import StudyMetrics
-from workers.scheduling.model_info import ModelReport
+from workers.scheduling.model_info import ModelInfo
 
 # Cells handed to a worker at once: few enough that the workers end together.
 _CHUNK = 8
@@ -91,7 +91,7 @@ def measure_profile(
     store: Store,
     lease: Lease,
     pool: TaskPool,
-    report: ModelReport,
+    model_info: ModelInfo,
     reporter: Reporter,
     metrics: StudyMetrics,
 ) -> Profile:
@@ -100,13 +100,13 @@ def measure_profile(
     Single layers come first; they predict which joint options of a block are worth
     measuring (`ProfileSpec.slack`).
     """
-    blocks = partition(report.layers, report.entropies, spec.partition)
+    blocks = partition(model_info.layers, model_info.entropies, spec.partition)
     store.save_profile(
-        lease, report.layers, blocks, report.entropies, fixed_nbytes=report.fixed_nbytes
+        lease, model_info.layers, blocks, model_info.entropies, fixed_nbytes=model_info.fixed_nbytes
     )
-    layers = {layer.name: layer for layer in report.layers}
-    measuring = _Measuring(store, lease, pool, report.identities, reporter, metrics)
-    options = {block.name: block_options(block, report.layers, spec.space) for block in blocks}
+    layers = {layer.name: layer for layer in model_info.layers}
+    measuring = _Measuring(store, lease, pool, model_info.identities, reporter, metrics)
+    options = {block.name: block_options(block, model_info.layers, spec.space) for block in blocks}
     if spec.profile.slack:
         singles = _measure_singles(measuring, blocks, layers, options)
         options = {
@@ -115,14 +115,14 @@ def measure_profile(
         }
     found = measuring.cells("joint cells", [(block, options[block.name]) for block in blocks])
     if has_clips(spec):
-        clipping = Clipping(spec, store, lease, pool, report, reporter)
+        clipping = Clipping(spec, store, lease, pool, model_info, reporter)
         worthy = {name: [c.option for c in _worthy(spec, known)] for name, known in found.items()}
         chosen = clipping.choose(blocks, worthy)
         work: _Work = [(block, list(dict.fromkeys(chosen[block.name]))) for block in blocks]
         for name, clipped in measuring.cells("cells with clips", work).items():
             found[name] |= clipped
     cells = tuple(found[block.name][option] for block in blocks for option in found[block.name])
-    return Profile(report.layers, blocks, cells, report.fixed_nbytes)
+    return Profile(model_info.layers, blocks, cells, model_info.fixed_nbytes)
 
 
 def _worthy(spec: JobSpec, cells: Mapping[Option, Cell]) -> list[Cell]:

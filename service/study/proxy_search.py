@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _WIDER = 4.0
 
 
-class Shortlist:
+class ProxySearch:
     """What the proxy says is worth measuring.
 
     Attributes:

@@ -5,10 +5,10 @@ from bitfront.spec import JobSpec
 from bitfront.trial import Origin
 from storage.store import Store
 from workers.scheduling.attempt import Seed
-from workers.scheduling.model_info import ModelReport
+from workers.scheduling.model_info import ModelInfo
 
 
-def warm_seeds(store: Store, spec: JobSpec, report: ModelReport) -> list[Seed]:
+def warm_seeds(store: Store, spec: JobSpec, model_info: ModelInfo) -> list[Seed]:
     """The fronts of the studies that the job starts from, the lowest error first.
 
     What was measured on the same data comes from the cache of evaluations; all else is
@@ -20,7 +20,7 @@ def warm_seeds(store: Store, spec: JobSpec, report: ModelReport) -> list[Seed]:
     """
     seeds = []
     for name in spec.search.warm_start:
-        if store.study(name).provenance.get("model") != report.identities["model"]:
+        if store.study(name).provenance.get("model") != model_info.identities["model"]:
             raise SpecError(
                 f"search.warm_start: study {name!r} searched another model, so its plans mean "
                 "nothing here: leave it out"

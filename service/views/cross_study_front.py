@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from storage.records import ModelFronts, Result
 
 
-def joint_front(fronts: "ModelFronts") -> "list[Result]":
+def cross_study_front(fronts: "ModelFronts") -> "list[Result]":
     """The trials that no trial of any study beats in what all studies minimised.
 
     Returns:

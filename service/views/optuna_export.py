@@ -14,9 +14,9 @@ from search.optuna_export import (
     FINAL_STATES,
     OPTUNA_TABLES,
     Choice,
-    Mirrored,
-    MirrorStudy,
-    MirrorTrial,
+    ExportedStudy,
+    ExportedTrial,
+    OptunaExport,
     mirror,
 )
 from service.views.describe import recovery_details
@@ -30,7 +30,7 @@ _KINDS: Final = ("none", "prompt", "adapter", "prompt and adapter")
 Choices = Mapping[str, tuple[Choice, ...]]
 
 
-def mirror_study(store: Store, name: str, url: str) -> Mirrored:
+def export_study(store: Store, name: str, url: str) -> OptunaExport:
     """Writes a study's finished trials to the Optuna database at `url`, those that it lacks.
 
     Raises:
@@ -48,7 +48,7 @@ def mirror_study(store: Store, name: str, url: str) -> Mirrored:
         return mirror(study, target.url, target.shown)
 
 
-def _mirror_of(store: Store, name: str) -> MirrorStudy:
+def _mirror_of(store: Store, name: str) -> ExportedStudy:
     record = store.study(name)
     rows = store.trial_rows(name)
     profile = store.load_profile(name)
@@ -61,7 +61,7 @@ def _mirror_of(store: Store, name: str) -> MirrorStudy:
         for row in rows
         if row.state in FINAL_STATES
     ]
-    return MirrorStudy(
+    return ExportedStudy(
         name=name,
         identity=f"{name} of {record.created_at.isoformat()}",
         objectives=objectives,
@@ -126,12 +126,12 @@ def _trial(
     blocks: Sequence[Block],
     choices: Choices,
     intermediates: Mapping[int, float],
-) -> MirrorTrial:
+) -> ExportedTrial:
     finished_at = row.finished_at
     assert finished_at is not None, "the schema gives every finished trial its time"
     complete = row.state is TrialState.COMPLETE
     configuration = row.configuration
-    return MirrorTrial(
+    return ExportedTrial(
         number=row.number,
         state=row.state,
         values=tuple(row.values[name] for name in objectives) if complete else (),

@@ -33,7 +33,7 @@ def front_table(front: Sequence["Result"], names: Mapping[int, str]) -> str:
     return _front_table(front, lambda _: names)
 
 
-def joint_front_table(front: Sequence["Result"]) -> str:
+def cross_study_front_table(front: Sequence["Result"]) -> str:
     """A front of several studies, one trial a line, with the study that each comes from."""
     names = names_by_study(front)
     text = _front_table(front, lambda result: names[result.study])

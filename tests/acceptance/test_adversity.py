@@ -15,7 +15,7 @@ from sqlalchemy import update
 from bitfront.errors import LeaseHeld, LeaseLost
 from bitfront.plan import Configuration
 from bitfront.trial import Evaluation
-from search.pruner import Hurdle
+from search.pruner import Pruner
 from storage.store import Store
 from storage.tables import Study as StudyRow
 from tests.support.store_samples import job, trial
@@ -23,10 +23,10 @@ from tests.support.studies import Study
 from workers.process import model_cache as resident
 from workers.process import preemption as ending
 from workers.process import trial_worker as trials
-from workers.process.trial_worker import TrialWorker, Work
+from workers.process.trial_worker import TrialTask, TrialWorker
 from workers.scheduling.attempt import Assignment
 from workers.scheduling.spool import Spool
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.worker_config import WorkerConfig
 
 
 @pytest.fixture
@@ -114,10 +114,10 @@ def test_a_result_that_cannot_be_spooled_is_still_returned(
     monkeypatch.setattr("workers.process.preemption.signal.signal", lambda *_: None)
     monkeypatch.setattr(trials, "set_up", lambda: None)
     assignment = Assignment(3, 1, trial(3).configuration)
-    order = WorkOrder(job()).to_json()
+    order = WorkerConfig(job()).to_json()
     fill(small_disk)
 
-    report = TrialWorker().begin(Work("full", 1, order, str(small_disk), assignment, Hurdle()))
+    report = TrialWorker().begin(TrialTask("full", 1, order, str(small_disk), assignment, Pruner()))
 
     assert report.outcome is not None
     assert report.outcome.evaluation is not None

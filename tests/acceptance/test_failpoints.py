@@ -1,6 +1,6 @@
 """A process is killed at each step of the protocol; the study resumes and keeps its contract.
 
-Most points are passed by a driver without Ray: the real store, ledger and spool, with a made-up
+Most points are passed by a driver without Ray: the real store, scheduler and spool, with a made-up
 evaluation in place of a worker. One process imports all that once, and forks a driver for each
 line that it reads:
 
@@ -22,7 +22,7 @@ from bitfront.failpoints import witness
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
-from bitfront.profile import Cell, CellKey, FindingKind, LayerEntropy
+from bitfront.profile import Cell, CellKey, LayerEntropy, StageArtefactKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, Origin, StudyState, TrialState
 from search.space import SearchSpace
@@ -42,7 +42,7 @@ from tests.support.studies import Study
 from workers.scheduling.attempt import Assignment, Seed
 from workers.scheduling.outcome import Failure, Outcome
 from workers.scheduling.spool import Spool
-from workers.scheduling.trial_scheduler import TrialLedger
+from workers.scheduling.trial_scheduler import TrialScheduler
 
 NAME = "points"
 SPEC = JobSpec.model_validate(
@@ -65,7 +65,15 @@ REFERENCE = {"error": 1.0, "nbytes": 80.0}
 STOPS_EARLY, RAISES, IS_LOST, IS_LOST_BUT_SPOOLED, IS_INVALID = 3, 4, 5, 6, 7
 
 PROFILE = (
-    *("create", "acquire", "set_provenance", "save", "put_cells", "put_finding", "save_options"),
+    *(
+        "create",
+        "acquire",
+        "set_provenance",
+        "save",
+        "put_cells",
+        "put_stage_artefact",
+        "save_options",
+    ),
     *("add_note", "set_state", "set_reference", "heartbeat"),
 )
 TRIALS = ("fence", "start", "report", "complete", "fail", "prune")
@@ -115,7 +123,7 @@ def drive(url: str, folder: Path, *, cancel: bool = False) -> None:
         lease = take(store, NAME)
         _profile(store, lease)
         spool = Spool(folder / "spool")
-        ledger = TrialLedger(
+        scheduler = TrialScheduler(
             store,
             lease,
             SPEC,
@@ -129,15 +137,15 @@ def drive(url: str, folder: Path, *, cancel: bool = False) -> None:
             review=lambda _: None,
             on_progress=lambda _: None,
         )
-        while (assignment := ledger.next()) is not None:
+        while (assignment := scheduler.next()) is not None:
             if cancel and assignment.number == 2:
                 store.cancel_running(lease)
                 store.release(lease, StudyState.CANCELLED)
                 return
-            _attempt(ledger, spool, assignment)
+            _attempt(scheduler, spool, assignment)
         store.set_correlation(lease, 0.5)
         _test(store, lease)
-        store.release(lease, StudyState.COMPLETE, ledger.stop_reason)
+        store.release(lease, StudyState.COMPLETE, scheduler.stop_reason)
 
 
 def _profile(store: Store, lease: Lease) -> None:
@@ -151,7 +159,7 @@ def _profile(store: Store, lease: Lease) -> None:
             records.append((CellKey.of("m", "d", "q", block, option), cell))
     for known in range(0, len(records), 8):
         store.put_cells(lease, [(key, cell, 0.1) for key, cell in records[known : known + 8]])
-    store.put_finding(lease, "k", FindingKind.CLIPS, {"clips": [1.0]}, 0.1)
+    store.put_stage_artefact(lease, "k", StageArtefactKind.CLIPS, {"clips": [1.0]}, 0.1)
     options = [OptionRecord(cell, survives=True, certificate={}) for _, cell in records]
     store.save_options(lease, options)
     store.add_note(lease, "profiled")
@@ -160,8 +168,8 @@ def _profile(store: Store, lease: Lease) -> None:
     store.heartbeat(lease)
 
 
-def _attempt(ledger: TrialLedger, spool: Spool, assignment: Assignment) -> None:
-    """Does what a worker does, and what Ray tells the ledger of it."""
+def _attempt(scheduler: TrialScheduler, spool: Spool, assignment: Assignment) -> None:
+    """Does what a worker does, and what Ray tells the scheduler of it."""
     facts = {
         "number": assignment.number,
         "attempt": assignment.attempt,
@@ -169,17 +177,17 @@ def _attempt(ledger: TrialLedger, spool: Spool, assignment: Assignment) -> None:
     }
     witness("attempt started", **facts)
     is_first = assignment.attempt == 1
-    ledger.report(assignment, 0, 0.5)
+    scheduler.report(assignment, 0, 0.5)
     if assignment.number == IS_LOST and is_first:
-        ledger.lose(assignment)
+        scheduler.lose(assignment)
         return
     outcome = _outcome(assignment)
     spool.write(assignment.number, assignment.attempt, outcome)
     witness("attempt ended", **facts, outcome=json.loads(outcome.to_json()))
     if assignment.number == IS_LOST_BUT_SPOOLED and is_first:
-        ledger.lose(assignment)
+        scheduler.lose(assignment)
     else:
-        ledger.finish(assignment, outcome)
+        scheduler.finish(assignment, outcome)
 
 
 def _outcome(assignment: Assignment) -> Outcome:

@@ -13,7 +13,7 @@ data:
   source: reference
   samples: {calibration: 8, tuning: 1, selection: 32, test: 32}
 space: {weight_bits: [3, 8], activation_bits: [4], clips: [1.0, 0.99]}
-partition: {grain: layer}
+partition: {granularity: layer}
 profile: {slack: 1, vision: {samples: 8, epochs: 1}}
 search: {budgets: 3, workers: 2}
 """
@@ -33,8 +33,8 @@ def test_a_killed_study_keeps_what_it_learned_and_ends_with_clipped_plans(tmp_pa
 
     assert study.rows("SELECT state FROM study") == [("complete",)]
     assert len(learned) == 1
-    findings = "SELECT key, content, created_at FROM finding WHERE kind = 'bounds'"
-    assert study.rows(findings) == learned
+    stage_artefacts = "SELECT key, content, created_at FROM finding WHERE kind = 'bounds'"
+    assert study.rows(stage_artefacts) == learned
     later = study.rows("SELECT key, created_at FROM finding WHERE kind = 'clips'")
     assert set(searched) <= set(later)
     assert len(later) > len(searched)

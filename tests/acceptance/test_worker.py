@@ -49,7 +49,7 @@ data:
 space:
   weight_bits: [3, 8]
   recovery: {context_length: [4], reduction: [4], blend: [0.2], steps: [600]}
-partition: {grain: layer}
+partition: {granularity: layer}
 search: {budgets: 2, workers: 1, early_stop: false, checkpoint_s: 0.05}
 """
 

@@ -1,7 +1,7 @@
 """A study's life in any order of events, beside a model of it that fits on a page.
 
-The store, the ledger and the spool are real; the workers are the test itself. After each step the
-rows are what the model says, and they hold the durability contract.
+The store, the scheduler and the spool are real; the workers are the test itself. After each step
+the rows are what the model says, and they hold the durability contract.
 """
 
 import tempfile
@@ -40,7 +40,7 @@ from workers.scheduling.attempt import Assignment, Seed
 from workers.scheduling.outcome import Failure, Outcome
 from workers.scheduling.retries import MAX_LOST
 from workers.scheduling.spool import Spool
-from workers.scheduling.trial_scheduler import TrialLedger
+from workers.scheduling.trial_scheduler import TrialScheduler
 
 RELAXED = settings(
     deadline=None,
@@ -96,18 +96,18 @@ class Driver:
 
     Attributes:
         lease: Its right to write.
-        ledger: Its trials.
-        orders: What it was told; in the form that the ledger asks for.
+        scheduler: Its trials.
+        stop_signals: What it was told; in the form that the scheduler asks for.
         out: Attempts that workers have.
         ended: Trials that ended while it ran: failed ones and others.
     """
 
     lease: Lease
-    orders: set[str]
+    stop_signals: set[str]
     out: list[Assignment] = field(default_factory=list)
     failed: int = 0
     measured: int = 0
-    ledger: TrialLedger = field(init=False)
+    scheduler: TrialScheduler = field(init=False)
 
 
 class Life(RuleBasedStateMachine):
@@ -142,19 +142,19 @@ class Life(RuleBasedStateMachine):
         self.store.create_study(earlier, {})
         lease = self.store.acquire("earlier", "an earlier driver", 60)
         self.store.set_reference(lease, REFERENCE)
-        ledger = self._ledger(lease, earlier, set(), [])
-        while (assignment := ledger.next()) is not None:
-            ledger.finish(assignment, measure(assignment.configuration))
+        scheduler = self._scheduler(lease, earlier, set(), [])
+        while (assignment := scheduler.next()) is not None:
+            scheduler.finish(assignment, measure(assignment.configuration))
         self.store.release(lease, StudyState.COMPLETE)
         self.store.create_study(make_spec("life", TRIALS), {})
         self._start_a_driver(is_known_dead=False)
         self._hand_out()
         self._finish(self._driver().out.pop(), is_pruned=False, is_spooled=True)
 
-    def _ledger(
-        self, lease: Lease, spec: JobSpec, orders: set[str], seeds: list[Seed]
-    ) -> TrialLedger:
-        return TrialLedger(
+    def _scheduler(
+        self, lease: Lease, spec: JobSpec, stop_signals: set[str], seeds: list[Seed]
+    ) -> TrialScheduler:
+        return TrialScheduler(
             self.store,
             lease,
             spec,
@@ -164,7 +164,7 @@ class Life(RuleBasedStateMachine):
             lambda configuration: configuration.digest,
             reference=list(REFERENCE.values()),
             budget_nbytes=20,
-            is_draining=lambda: bool(orders),
+            is_draining=lambda: bool(stop_signals),
             review=lambda _: None,
             on_progress=lambda _: None,
         )
@@ -243,8 +243,11 @@ class Life(RuleBasedStateMachine):
         assert lease.epoch == self.epoch
         self.store.set_reference(lease, REFERENCE)
         self.driver = Driver(lease, set())
-        self.driver.ledger = self._ledger(
-            lease, make_spec("life", TRIALS), self.driver.orders, [Seed(FULL_PLAN, Origin.BASELINE)]
+        self.driver.scheduler = self._scheduler(
+            lease,
+            make_spec("life", TRIALS),
+            self.driver.stop_signals,
+            [Seed(FULL_PLAN, Origin.BASELINE)],
         )
         self._expect_fenced_trials()
 
@@ -276,17 +279,17 @@ class Life(RuleBasedStateMachine):
         driver = self._driver()
         assert self.store.heartbeat(driver.lease) is self.asked
         self.is_fresh = True
-        driver.orders.clear()
+        driver.stop_signals.clear()
         if self.asked is Request.CANCEL:
             self._end(StudyState.CANCELLED)
         elif self.asked is not None:
-            driver.orders.add(self.asked)
+            driver.stop_signals.add(self.asked)
 
     def end_if_nothing_is_left(self, _: st.DataObject) -> None:
         driver = self._driver()
-        if Request.STOP in driver.orders and not driver.out:
+        if Request.STOP in driver.stop_signals and not driver.out:
             self._end(StudyState.STOPPED)
-        elif driver.ledger.is_finished and not driver.orders:
+        elif driver.scheduler.is_finished and not driver.stop_signals:
             assert len(self.trials) == TRIALS
             self._end(StudyState.COMPLETE)
 
@@ -316,9 +319,9 @@ class Life(RuleBasedStateMachine):
         failed = Outcome(None, FAILURES[Cause.USER_ERROR], 0.1, "host:1")
         for each in driver.out:
             done = measure(each.configuration)
-            acts[f"finish {each.number}"] = partial(driver.ledger.finish, each, done)
-            acts[f"fail {each.number}"] = partial(driver.ledger.finish, each, failed)
-            acts[f"report {each.number}"] = partial(driver.ledger.report, each, 0, 0.5)
+            acts[f"finish {each.number}"] = partial(driver.scheduler.finish, each, done)
+            acts[f"fail {each.number}"] = partial(driver.scheduler.finish, each, failed)
+            acts[f"report {each.number}"] = partial(driver.scheduler.report, each, 0, 0.5)
         name = data.draw(st.sampled_from(sorted(acts)), label="act")
 
         with pytest.raises(LeaseLost):
@@ -361,13 +364,13 @@ class Life(RuleBasedStateMachine):
             for number, (state, _) in enumerate(self.trials)
             if state == "running" and number not in {a.number for a in driver.out}
         }
-        assignment = driver.ledger.next()
+        assignment = driver.scheduler.next()
         self._expect_cached_trials(assignment)
         if assignment is None:
             is_out_of_trials = len(self.trials) == TRIALS or driver.out
-            assert driver.orders or (not waiting and is_out_of_trials)
+            assert driver.stop_signals or (not waiting and is_out_of_trials)
             return
-        assert not driver.orders
+        assert not driver.stop_signals
         if waiting:
             assert assignment.number in waiting
         else:
@@ -400,24 +403,24 @@ class Life(RuleBasedStateMachine):
         if is_spooled:
             self.spool.write(assignment.number, assignment.attempt, outcome)
         self._expect("pruned" if is_pruned else "complete", assignment)
-        self._settle(lambda ledger: ledger.finish(assignment, outcome))
+        self._settle(lambda scheduler: scheduler.finish(assignment, outcome))
 
     def _fail(self, assignment: Assignment, cause: Cause, *, is_spooled: bool) -> None:
         outcome = Outcome(None, FAILURES[cause], 0.1, "host:1")
         if is_spooled:
             self.spool.write(assignment.number, assignment.attempt, outcome)
         self._expect_failure(assignment, cause)
-        self._settle(lambda ledger: ledger.finish(assignment, outcome))
+        self._settle(lambda scheduler: scheduler.finish(assignment, outcome))
 
     def _come_too_late(self, assignment: Assignment) -> None:
         """A worker that was given up returns what would beat everything."""
         if self.driver is not None:
             best = Evaluation({"error": 0.0, "nbytes": 0.0})
-            self.driver.ledger.finish(assignment, Outcome(best, None, 0.1, "late"))
+            self.driver.scheduler.finish(assignment, Outcome(best, None, 0.1, "late"))
 
     def _lose_every_time(self, assignment: Assignment) -> None:
         self._lose(assignment)
-        while self.trials[assignment.number][0] == "running" and not self._driver().orders:
+        while self.trials[assignment.number][0] == "running" and not self._driver().stop_signals:
             self._hand_out()
             for again in [a for a in self._driver().out if a.number == assignment.number]:
                 self._driver().out.remove(again)
@@ -431,7 +434,7 @@ class Life(RuleBasedStateMachine):
             self._expect_failure(assignment, spooled.failure.cause)
         else:
             self._expect("pruned" if spooled.is_pruned else "complete", assignment)
-        self._settle(lambda ledger: ledger.lose(assignment))
+        self._settle(lambda scheduler: scheduler.lose(assignment))
 
     def spool_and_say_nothing(self, data: st.DataObject) -> None:
         kind = data.draw(
@@ -455,7 +458,7 @@ class Life(RuleBasedStateMachine):
         step = data.draw(st.integers(0, 3), label="step")
         error = data.draw(st.sampled_from([0.1, 0.5]), label="error")
         assignment = data.draw(st.sampled_from(self._driver().out), label="attempt")
-        self._driver().ledger.report(assignment, step, error)
+        self._driver().scheduler.report(assignment, step, error)
         assert self.store.intermediates("life")[assignment.number][step] == error
 
     def _driver(self) -> Driver:
@@ -478,16 +481,16 @@ class Life(RuleBasedStateMachine):
         else:
             self._expect("failed", assignment)
 
-    def _settle(self, act: Callable[[TrialLedger], None]) -> None:
+    def _settle(self, act: Callable[[TrialScheduler], None]) -> None:
         """Lets the driver act; it gives up where most trials failed."""
         driver = self._driver()
         finished = driver.failed + driver.measured
         if finished >= 5 and driver.failed * 2 > finished:
             with pytest.raises(TooManyFailures):
-                act(driver.ledger)
+                act(driver.scheduler)
             self._end(StudyState.FAILED)
         else:
-            act(driver.ledger)
+            act(driver.scheduler)
 
     # What must hold
 

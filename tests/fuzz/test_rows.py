@@ -19,7 +19,7 @@ from bitfront.errors import BitfrontError, InvalidModel
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.precision import Precision
-from bitfront.profile import Cell, CellKey, FindingKind, LayerEntropy
+from bitfront.profile import Cell, CellKey, LayerEntropy, StageArtefactKind
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, StudyState, Trial
 from objectives.recovery.checkpoint import read_checkpoint, write_checkpoint
 from service.cli import main
@@ -68,7 +68,7 @@ def fill(store: Store) -> None:
     store.save_profile(lease, LAYERS, BLOCKS, [LayerEntropy("layer0", 0.5, 0.25)], fixed_nbytes=100)
     store.put_cells(lease, [(KEY, CELL, 0.5)])
     store.save_options(lease, [OptionRecord(CELL, survives=True, certificate={"bound": 1.0})])
-    store.put_finding(lease, "finding", FindingKind.CLIPS, {"a": [1.0]}, 0.5)
+    store.put_stage_artefact(lease, "finding", StageArtefactKind.CLIPS, {"a": [1.0]}, 0.5)
     store.set_reference(lease, {"error": 1.0, "nbytes": 4000.0})
     store.set_correlation(lease, 0.5)
     store.set_state(lease, StudyState.RUNNING)
@@ -181,7 +181,7 @@ READS: dict[str, Callable[[Store, str], object]] = {
     "model fronts": lambda store, _: store.model_fronts("digit-clip"),
     "profile": lambda store, name: store.load_profile(name),
     "cells": lambda store, _: store.cells([KEY]),
-    "findings": lambda store, _: store.findings(["finding"]),
+    "stage_artefacts": lambda store, _: store.stage_artefacts(["finding"]),
     "options": lambda store, name: store.options(name),
     "trials": lambda store, name: [trial.is_feasible for trial in store.trials(name)],
     "attempts": lambda store, name: store.attempts(name),

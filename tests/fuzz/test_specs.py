@@ -17,7 +17,7 @@ from bitfront.precision import Precision
 from bitfront.sizes import parse_nbytes
 from bitfront.spec import JobSpec
 from workers.scheduling.outcome import Outcome
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.worker_config import WorkerConfig
 
 RELAXED = settings(
     deadline=None,
@@ -62,7 +62,7 @@ WHOLE: dict[str, object] = {
             "steps": [20],
         },
     },
-    "partition": {"grain": "layer", "depth": 2, "threshold": 0.5},
+    "partition": {"granularity": "layer", "depth": 2, "threshold": 0.5},
     "profile": {
         "measure": "output_kl",
         "slack": 1.5,
@@ -237,8 +237,8 @@ def check_round_trip(spec: JobSpec) -> None:
     assert again == spec
     assert again.digest == spec.digest
     assert JobSpec.model_validate_json(canonical_json(content)) == spec
-    order = WorkOrder(spec)
-    assert WorkOrder.from_json(order.to_json()) == order
+    order = WorkerConfig(spec)
+    assert WorkerConfig.from_json(order.to_json()) == order
 
 
 @pytest.fixture

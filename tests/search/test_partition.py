@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bitfront.layers import Layer, LayerKind, Tower
 from bitfront.profile import LayerEntropy
-from bitfront.spec import Grain, PartitionSpec
+from bitfront.spec import Granularity, PartitionSpec
 from search.partition import partition
 
 
@@ -99,25 +99,25 @@ def test_transformer_blocks_are_cut_at_the_depth() -> None:
     layers += [make_layer(f"blocks.0.{n}", scope="blocks.0") for n in range(4)]
     layers += [make_layer(f"blocks.1.{n}", scope="blocks.1") for n in range(4)]
 
-    blocks = partition(layers, [], PartitionSpec(grain=Grain.TRANSFORMER_BLOCK))
+    blocks = partition(layers, [], PartitionSpec(granularity=Granularity.TRANSFORMER_BLOCK))
 
     assert [len(block.layers) for block in blocks] == [1, 1, 3, 1, 3, 1]
 
 
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=12),
-    st.sampled_from(Grain),
+    st.sampled_from(Granularity),
     st.integers(1, 3),
     st.none() | st.floats(0, 1),
 )
 @settings(deadline=None)
 def test_every_layer_is_in_one_block_in_order_and_names_are_unique(
-    dependencies: list[float], grain: Grain, depth: int, threshold: float | None
+    dependencies: list[float], granularity: Granularity, depth: int, threshold: float | None
 ) -> None:
     layers, entropies = chain([*dependencies])
 
     blocks = partition(
-        layers, entropies, PartitionSpec(grain=grain, depth=depth, threshold=threshold)
+        layers, entropies, PartitionSpec(granularity=granularity, depth=depth, threshold=threshold)
     )
 
     assert [name for block in blocks for name in block.layers] == [layer.name for layer in layers]

@@ -13,7 +13,7 @@ from bitfront.errors import InfeasibleBudget, InvalidMetric, SpecError
 from bitfront.plan import Option
 from bitfront.precision import Precision
 from bitfront.profile import Cell
-from search.knapsack_items import Menu
+from search.knapsack_items import KnapsackItems
 from search.program import Program, _solve_with_highs
 
 Cells = Mapping[str, list[Cell]]
@@ -105,12 +105,12 @@ def test_our_search_and_highs_agree_on_instances_beyond_brute_force(seed: int) -
 
     for share in (0.1, 0.37, 0.7):
         budget = int(floor + share * (ceiling - floor))
-        found = _solve_with_highs(program.menu, budget, np.inf)
+        found = _solve_with_highs(program.items, budget, np.inf)
         assert found is not None
         theirs, proven = found
         assert proven
         assert program.solve(budget).error == pytest.approx(
-            program.menu.total_error(theirs), rel=1e-9
+            program.items.total_error(theirs), rel=1e-9
         )
 
 
@@ -209,7 +209,7 @@ def test_the_proxy_front_does_not_repeat_itself() -> None:
 @pytest.mark.parametrize("error", [float("nan"), float("inf"), -1.0])
 def test_an_impossible_error_is_refused(error: float) -> None:
     with pytest.raises(InvalidMetric):
-        Menu.of({"b": [make_cell("b", 0, 1, error)]})
+        KnapsackItems.of({"b": [make_cell("b", 0, 1, error)]})
 
 
 @pytest.mark.parametrize("cells", [{}, {"b": []}])

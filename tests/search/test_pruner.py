@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront.plan import STAGES, Recovery
-from search.pruner import MARGIN, MIN_SEEN, Gains, Hurdle
+from search.pruner import MARGIN, MIN_SEEN, Pruner, RecoveryGains
 
 RECOVERY = Recovery(steps=8)
 FRONT = ((0.10, 300.0), (0.20, 200.0))
 
 
-def learnt(*runs: tuple[list[float], float]) -> Gains:
-    gains = Gains()
+def learnt(*runs: tuple[list[float], float]) -> RecoveryGains:
+    gains = RecoveryGains()
     for errors, last in runs:
         gains.add(RECOVERY, dict(zip(RECOVERY.stages, errors, strict=True)), last)
     return gains
@@ -28,7 +28,7 @@ def test_nothing_is_stopped_before_enough_recoveries_are_finished() -> None:
     few = learnt(*[([0.4, 0.3, 0.3, 0.2], 0.2)] * (MIN_SEEN - 1))
 
     assert few.largest() == ()
-    assert Hurdle(FRONT, few.largest()).allows(RECOVERY, 0, 1.0, [1000.0])
+    assert Pruner(FRONT, few.largest()).allows(RECOVERY, 0, 1.0, [1000.0])
 
 
 def test_the_largest_share_that_training_took_away_counts() -> None:
@@ -50,16 +50,16 @@ def test_a_perfect_stage_has_nothing_to_take_away() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_recovery_too_short_for_all_stages_neither_teaches_nor_stops(steps: int) -> None:
     short = Recovery(steps=steps)
-    gains = Gains()
+    gains = RecoveryGains()
     for _ in range(2 * MIN_SEEN):
         gains.add(short, dict.fromkeys(short.stages, 0.4), 0.1)
 
     assert gains.largest() == ()
-    assert Hurdle(FRONT, (0.0,) * STAGES).allows(short, 0, 1.0, [1000.0])
+    assert Pruner(FRONT, (0.0,) * STAGES).allows(short, 0, 1.0, [1000.0])
 
 
 def test_a_recovery_without_all_of_its_stages_teaches_nothing() -> None:
-    gains = Gains()
+    gains = RecoveryGains()
     for _ in range(MIN_SEEN):
         gains.add(RECOVERY, {0: 0.4, 2: 0.3}, 0.2)
 
@@ -67,24 +67,24 @@ def test_a_recovery_without_all_of_its_stages_teaches_nothing() -> None:
 
 
 def test_a_trial_goes_on_while_it_may_still_beat_the_front_at_its_cost() -> None:
-    hurdle = Hurdle(FRONT, (0.4, 0.2, 0.1, 0.0))
+    pruner = Pruner(FRONT, (0.4, 0.2, 0.1, 0.0))
 
     # Hoped for at the start: half of the error shown.
-    assert hurdle.allows(RECOVERY, 0, 0.39, [250.0])
-    assert not hurdle.allows(RECOVERY, 0, 0.41, [250.0])
-    assert hurdle.allows(RECOVERY, 0, 0.9, [150.0])
+    assert pruner.allows(RECOVERY, 0, 0.39, [250.0])
+    assert not pruner.allows(RECOVERY, 0, 0.41, [250.0])
+    assert pruner.allows(RECOVERY, 0, 0.9, [150.0])
     # Later stages are trusted with less.
-    assert not hurdle.allows(RECOVERY, 4, 0.39, [250.0])
-    assert hurdle.allows(RECOVERY, 6, 0.19, [250.0])
+    assert not pruner.allows(RECOVERY, 4, 0.39, [250.0])
+    assert pruner.allows(RECOVERY, 6, 0.19, [250.0])
     # As good as the front is not better.
-    assert not hurdle.allows(RECOVERY, 6, 0.20, [200.0])
+    assert not pruner.allows(RECOVERY, 6, 0.20, [200.0])
 
 
 def test_a_hurdle_comes_back_from_its_json() -> None:
-    hurdle = Hurdle(FRONT, (0.4, 0.2, 0.1, 0.0))
+    pruner = Pruner(FRONT, (0.4, 0.2, 0.1, 0.0))
 
-    assert Hurdle.from_dict(hurdle.to_dict()) == hurdle
-    assert Hurdle.from_dict(Hurdle().to_dict()) == Hurdle()
+    assert Pruner.from_dict(pruner.to_dict()) == pruner
+    assert Pruner.from_dict(Pruner().to_dict()) == Pruner()
 
 
 ERRORS = st.floats(0.01, 1.0)
@@ -111,7 +111,7 @@ def test_a_trial_that_gains_no_more_than_others_and_reaches_the_front_is_never_s
     if any(point[0] <= last and point[1] <= cost for point in front):
         return
 
-    hurdle = Hurdle(tuple(front), gains)
+    pruner = Pruner(tuple(front), gains)
 
     assert MARGIN >= 1
-    assert hurdle.allows(RECOVERY, RECOVERY.stages[stage], error, [cost])
+    assert pruner.allows(RECOVERY, RECOVERY.stages[stage], error, [cost])

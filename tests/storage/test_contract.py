@@ -6,7 +6,7 @@ from threading import Barrier
 import pytest
 
 from bitfront.errors import DuplicateStudy, InvalidMetric, LeaseHeld, LeaseLost, UnknownStudy
-from bitfront.profile import FindingKind
+from bitfront.profile import StageArtefactKind
 from bitfront.trial import Cause, StudyState, TrialState
 from storage.records import EventKind, Lease, Request
 from storage.store import Store, open_store
@@ -221,8 +221,8 @@ WRITES: dict[str, Callable[[Store, Lease], object]] = {
     "add_note": lambda store, lease: store.add_note(lease, "late"),
     "save_profile": lambda store, lease: store.save_profile(lease, (), (), (), fixed_nbytes=1),
     "put_cells": lambda store, lease: store.put_cells(lease, []),
-    "put_finding": lambda store, lease: store.put_finding(
-        lease, "k", FindingKind.CLIPS, {"late": True}, 1.0
+    "put_stage_artefact": lambda store, lease: store.put_stage_artefact(
+        lease, "k", StageArtefactKind.CLIPS, {"late": True}, 1.0
     ),
     "save_options": lambda store, lease: store.save_options(lease, []),
     "start_trial": lambda store, lease: store.start_trial(lease, trial(9)),

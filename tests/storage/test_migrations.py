@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, MetaData, create_engine, exc, inspect, select, text
 
 from bitfront.errors import DatabaseError
-from bitfront.profile import FindingKind
+from bitfront.profile import StageArtefactKind
 from bitfront.trial import Cause, FrontChange, TrialState
 from storage.engine import Database
 from storage.location import parse_url
@@ -132,7 +132,9 @@ def of_revision(databases: Databases, revision: str) -> tuple[str, Lease]:
     with Store(database) as store:
         lease = fill(store)
         if revision != "0001":
-            store.put_finding(lease, "key", FindingKind.CLIPS, {"evaluations": 25}, 0.5)
+            store.put_stage_artefact(
+                lease, "key", StageArtefactKind.CLIPS, {"evaluations": 25}, 0.5
+            )
     return url, lease
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, text
 
-from bitfront.profile import FindingKind
+from bitfront.profile import StageArtefactKind
 from storage.location import parse_url
 from storage.schema import run_migrations
 from storage.store import Store, open_store
@@ -15,11 +15,11 @@ CONTENT: dict[str, object] = {"options": ["w4a4c0.99+w4a4"], "evaluations": 25}
 def test_a_finding_is_there_for_every_study_and_stays(store: Store) -> None:
     lease = running(store)
 
-    store.put_finding(lease, "key", FindingKind.CLIPS, CONTENT, 0.5)
-    store.put_finding(lease, "key", FindingKind.CLIPS, {"options": []}, 0.5)
+    store.put_stage_artefact(lease, "key", StageArtefactKind.CLIPS, CONTENT, 0.5)
+    store.put_stage_artefact(lease, "key", StageArtefactKind.CLIPS, {"options": []}, 0.5)
 
-    assert store.findings(["key", "other"]) == {"key": CONTENT}
-    assert store.findings([f"key {n}" for n in range(2000)]) == {}
+    assert store.stage_artefacts(["key", "other"]) == {"key": CONTENT}
+    assert store.stage_artefacts([f"key {n}" for n in range(2000)]) == {}
 
 
 def test_a_database_of_the_first_schema_is_upgraded_with_its_studies(databases: Databases) -> None:
@@ -41,4 +41,4 @@ def test_a_database_of_the_first_schema_is_upgraded_with_its_studies(databases: 
 
     with open_store(url) as store:
         assert [study.name for study in store.studies()] == ["old"]
-        assert store.findings(["key"]) == {}
+        assert store.stage_artefacts(["key"]) == {}

@@ -36,7 +36,7 @@ from bitfront.precision import Precision
 from bitfront.quant.inputs import InputRange
 from bitfront.spec import ModelSource, ModelSpec, QuantizerSpec
 from bitfront.vlm import GenerativeModel, QuestionBatch, load_model
-from bitfront.vlm.loaders.llava import Llava, Wording, llava_model
+from bitfront.vlm.loaders.llava import Llava, TextProcessor, llava_model
 from bitfront.vlm.models.generative import Prompt
 from objectives.profiling.calibration import Ranges
 
@@ -224,7 +224,9 @@ def built(build: Build, seed: int = 0) -> GenerativeModel:
     def decode(tokens: Sequence[int]) -> str:
         return " ".join(WORDS[token] for token in tokens)
 
-    return llava_model(build_llava(build, seed), Wording(prepare, encode, decode), frozenset({END}))
+    return llava_model(
+        build_llava(build, seed), TextProcessor(prepare, encode, decode), frozenset({END})
+    )
 
 
 def questions(

@@ -18,7 +18,7 @@ data:
 space:
   weight_bits: [3, 8]
   recovery: {context_length: [0], reduction: [0, 4], blend: [0.2], steps: [20]}
-partition: {grain: layer}
+partition: {granularity: layer}
 search: {budgets: 5, workers: 2, early_stop: false}
 """
 

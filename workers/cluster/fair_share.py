@@ -56,7 +56,7 @@ class _Drivers:
         self._seen.pop(driver, None)
 
 
-class Share:
+class FairShare:
     """One driver's view of the others.
 
     Args:

@@ -14,78 +14,78 @@ from bitfront.spec import ClipSearchKind, JobSpec
 from bitfront.trial import Evaluation
 from workers.cluster.connection import node_resources
 from workers.observability.metrics import timed
-from workers.scheduling.model_info import ModelReport
+from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import first_placement, placement
 from workers.scheduling.retries import MAX_LOST
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.worker_config import WorkerConfig
 
 # How long a request to end may wait for the next result.
 _PATIENCE_S = 0.5
 
 
-def _inspect(order: str) -> ModelReport:
-    from workers.process import model_cache as resident
+def _inspect(config: str) -> ModelInfo:
+    from workers.process import model_cache
 
-    report: ModelReport = resident.inspect(order)
+    report: ModelInfo = model_cache.inspect(config)
     return report
 
 
-def _measure(order: str, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
-    from workers.process import model_cache as resident
+def _measure(config: str, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
+    from workers.process import model_cache
 
-    study = WorkOrder.from_json(order).spec.study
-    meter = resident.cell_meter(order)
+    study = WorkerConfig.from_json(config).spec.study
+    meter = model_cache.cell_meter(config)
     for option in options:
         with timed(study, "cells"):
             cell = meter.measure(block, option)
         yield cell
 
 
-def _evaluate_on_test(order: str, configuration: Configuration) -> Evaluation:
+def _evaluate_on_test(config: str, configuration: Configuration) -> Evaluation:
     from objectives.data.task import SplitName
-    from workers.process import model_cache as resident
+    from workers.process import model_cache
 
-    evaluator = resident.evaluator(order)
+    evaluator = model_cache.evaluator(config)
     return evaluator.evaluate(configuration, SplitName.TEST)
 
 
-def _optimise(order: str, checkpoint: SharedPath) -> dict[str, object]:
-    from workers.process import model_cache as resident
+def _optimise(config: str, checkpoint: SharedPath) -> dict[str, object]:
+    from workers.process import model_cache
 
-    bounds: dict[str, object] = resident.optimise(order, checkpoint)
+    bounds: dict[str, object] = model_cache.optimise(config, checkpoint)
     return bounds
 
 
-def _walk(order: str, blocks: Sequence[Block], options: Sequence[Option]) -> list[ClipChoice]:
+def _walk(config: str, blocks: Sequence[Block], options: Sequence[Option]) -> list[ClipChoice]:
     from objectives.profiling.clips import walk
-    from workers.process import model_cache as resident
+    from workers.process import model_cache
 
-    search = resident.clip_search(order)
+    search = model_cache.clip_search(config)
     wanted = {block.name: option for block, option in zip(blocks, options, strict=True)}
-    chosen = walk(search, blocks, wanted, joint=_is_joint(order))
+    chosen = walk(search, blocks, wanted, joint=_is_joint(config))
     return [chosen[block.name] for block in blocks]
 
 
 def _choose(
-    order: str, block: Block, options: Sequence[Option], prefix: Plan
+    config: str, block: Block, options: Sequence[Option], prefix: Plan
 ) -> Iterator[tuple[Option, ClipChoice]]:
-    from workers.process import model_cache as resident
+    from workers.process import model_cache
 
-    search = resident.clip_search(order)
-    find = search.joint if _is_joint(order) else search.sequential
+    search = model_cache.clip_search(config)
+    find = search.joint if _is_joint(config) else search.sequential
     for option in options:
         yield option, find(block, option, prefix)
 
 
-def _is_joint(order: str) -> bool:
-    return WorkOrder.from_json(order).spec.profile.clip_search is ClipSearchKind.JOINT
+def _is_joint(config: str) -> bool:
+    return WorkerConfig.from_json(config).spec.profile.clip_search is ClipSearchKind.JOINT
 
 
 class TaskPool:
     """Runs a job's tasks on the connected Ray cluster, each placed like a trial.
 
     Attributes:
-        order: What every worker is told of the job.
+        config: What every worker is told of the job.
         placement: What a worker takes of a node.
     """
 
@@ -93,7 +93,7 @@ class TaskPool:
         """Takes the job, and a question that is asked between results: shall it end?"""
         self._is_over = is_over
         self._spec = spec
-        self.order = WorkOrder(spec).to_json()
+        self.config = WorkerConfig(spec).to_json()
         self.placement = first_placement(spec, node_resources())
 
     @property
@@ -101,22 +101,22 @@ class TaskPool:
         # A lost node's tasks run again elsewhere.
         return {**self.placement.options, "max_retries": MAX_LOST}
 
-    def place(self, report: ModelReport) -> None:
+    def place(self, report: ModelInfo) -> None:
         """Lets all later work ask for what the model was seen to need."""
         self.placement = placement(self._spec, node_resources(), report.footprint, report.layers)
 
     def use_bounds(self, bounds: Mapping[str, object]) -> None:
         """Tells all later work the learned bounds."""
-        self.order = WorkOrder(self._spec, bounds).to_json()
+        self.config = WorkerConfig(self._spec, bounds).to_json()
 
-    def inspect(self) -> ModelReport:
+    def inspect(self) -> ModelInfo:
         """Loads the model on a worker and reports what it is."""
-        report: ModelReport = self._run(ray.remote(_inspect), self.order)
+        report: ModelInfo = self._run(ray.remote(_inspect), self.config)
         return report
 
     def optimise_vision(self, checkpoint: SharedPath) -> dict[str, object]:
         """Learns the bounds of the vision tower's inputs on a worker, as JSON content."""
-        bounds: dict[str, object] = self._run(ray.remote(_optimise), self.order, checkpoint)
+        bounds: dict[str, object] = self._run(ray.remote(_optimise), self.config, checkpoint)
         return bounds
 
     def walk_clips(
@@ -125,7 +125,7 @@ class TaskPool:
         """The clips of the blocks of each chain, each block behind those before it."""
         task = ray.remote(_walk).options(**self._options)
         pending = [
-            task.remote(self.order, [block for block, _ in chain], [option for _, option in chain])
+            task.remote(self.config, [block for block, _ in chain], [option for _, option in chain])
             for chain in chains
         ]
         waiting = pending
@@ -140,7 +140,7 @@ class TaskPool:
         """Measures options block by block; each cell is handed over as soon as it is known."""
         task = ray.remote(_measure).options(num_returns="streaming", **self._options)
         self._stream(
-            {task.remote(self.order, block, list(options)): block for block, options in work},
+            {task.remote(self.config, block, list(options)): block for block, options in work},
             on_cell,
         )
 
@@ -153,7 +153,7 @@ class TaskPool:
         """Searches the clips of options block by block, behind a prefix."""
         task = ray.remote(_choose).options(num_returns="streaming", **self._options)
         streams = {
-            task.remote(self.order, block, list(options), prefix): block for block, options in work
+            task.remote(self.config, block, list(options), prefix): block for block, options in work
         }
         self._stream(streams, on_choice)
 
@@ -180,7 +180,7 @@ class TaskPool:
         """Evaluates configurations on the test split; yields (position, evaluation)."""
         task = ray.remote(_evaluate_on_test).options(**self._options)
         pending = {
-            task.remote(self.order, configuration): position
+            task.remote(self.config, configuration): position
             for position, configuration in enumerate(configurations)
         }
         while pending:

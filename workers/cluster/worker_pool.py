@@ -1,4 +1,4 @@
-"""Dispatching trials: a crew of workers that grows and shrinks with the cluster."""
+"""Dispatching trials: a pool of workers that grows and shrinks with the cluster."""
 
 import logging
 import threading
@@ -10,13 +10,13 @@ from ray.exceptions import RayError, RayTaskError
 
 from bitfront.errors import NoWorkers, UnusableSpool
 from bitfront.spec import SearchSpec
-from workers.cluster.fair_share import Share
-from workers.process.trial_worker import Report, TrialWorker, Work
+from workers.cluster.fair_share import FairShare
+from workers.process.trial_worker import Report, TrialTask, TrialWorker
 from workers.scheduling.attempt import Assignment
 from workers.scheduling.outcome import Failure, Outcome
 from workers.scheduling.placement import ONE_CPU, Placement
 from workers.scheduling.spool import Spool
-from workers.scheduling.trial_scheduler import TrialLedger
+from workers.scheduling.trial_scheduler import TrialScheduler
 
 logger = logging.getLogger(__name__)
 
@@ -31,24 +31,24 @@ _Reference = Any
 
 
 def run_trials(
-    ledger: TrialLedger,
+    scheduler: TrialScheduler,
     spec: SearchSpec,
-    order: str,
+    config: str,
     spool: Spool,
     cancelled: threading.Event,
     *,
     place: Placement = ONE_CPU,
-    share: Share | None = None,
+    share: FairShare | None = None,
     worker: type[TrialWorker] = TrialWorker,
 ) -> None:
-    """Runs trials until the ledger has no more, or until `cancelled` is set.
+    """Runs trials until the scheduler has no more, or until `cancelled` is set.
 
     Needs a connection to Ray (`workers.cluster.connection.connected`).
 
     Args:
-        ledger: Decides what runs, and records what comes back.
+        scheduler: Decides what runs, and records what comes back.
         spec: How many workers are used.
-        order: What every worker is told of the job.
+        config: What every worker is told of the job.
         spool: Where workers leave results.
         cancelled: Ends what runs.
         place: What a worker takes of a node.
@@ -57,21 +57,21 @@ def run_trials(
 
     Raises:
         NoWorkers: Workers end as soon as they start, again and again.
-        BitfrontError: What the ledger raised: a lost lease, too many failures.
+        BitfrontError: What the scheduler raised: a lost lease, too many failures.
     """
-    crew = _Crew(ledger, order, spool, place, worker)
+    pool = _WorkerPool(scheduler, config, spool, place, worker)
     try:
-        while not ledger.is_finished and not cancelled.is_set():
-            crew.resize(spec.workers if share is None else share.limit())
-            crew.hand_out()
-            crew.collect()
+        while not scheduler.is_finished and not cancelled.is_set():
+            pool.resize(spec.workers if share is None else share.limit())
+            pool.hand_out()
+            pool.collect()
         if cancelled.is_set():
-            crew.end()
+            pool.end()
     finally:
-        crew.dismiss()
+        pool.dismiss()
 
 
-class _Crew:
+class _WorkerPool:
     """The workers of one study, each starting, idle, or busy with an attempt.
 
     An attempt is handed only to a worker that has started, so none waits for a node that may
@@ -80,14 +80,14 @@ class _Crew:
 
     def __init__(
         self,
-        ledger: TrialLedger,
-        order: str,
+        scheduler: TrialScheduler,
+        config: str,
         spool: Spool,
         place: Placement,
         worker: type[TrialWorker],
     ) -> None:
-        self._ledger = ledger
-        self._order = order
+        self._scheduler = scheduler
+        self._config = config
         self._spool = spool
         self._actor = ray.remote(worker).options(**place.options)
         self._starting: dict[_Reference, _Worker] = {}
@@ -105,7 +105,7 @@ class _Crew:
         There are never more than there are trials left. A worker that no node has room for
         waits with Ray, which an autoscaler takes for a wish.
         """
-        wanted = min(limit, self._ledger.left)
+        wanted = min(limit, self._scheduler.left)
         while self._size < wanted:
             started: _Worker = self._actor.remote()
             self._starting[started.name.remote()] = started
@@ -116,20 +116,20 @@ class _Crew:
     def hand_out(self) -> None:
         """Gives every idle worker an attempt, as long as there are some."""
         while self._idle:
-            assignment = self._ledger.next()
+            assignment = self._scheduler.next()
             if assignment is None:
                 return
             worker = self._idle.pop()
-            ledger = self._ledger
-            work = Work(
-                ledger.study,
-                ledger.epoch,
-                self._order,
+            scheduler = self._scheduler
+            task = TrialTask(
+                scheduler.study,
+                scheduler.epoch,
+                self._config,
                 str(self._spool.folder),
                 assignment,
-                ledger.hurdle(),
+                scheduler.pruner(),
             )
-            self._busy[worker.begin.remote(work)] = (worker, assignment)
+            self._busy[worker.begin.remote(task)] = (worker, assignment)
 
     def collect(self) -> None:
         """Takes in all that has come back; waits a moment for the first of it."""
@@ -153,7 +153,7 @@ class _Crew:
             self._failed_starts += 1
             logger.warning("a worker did not start: %s", str(error).partition("\n")[0])
             if self._failed_starts >= _MOST_FAILED_STARTS:
-                raise NoWorkers(self._ledger.study, str(error)) from error
+                raise NoWorkers(self._scheduler.study, str(error)) from error
             return
         self._failed_starts = 0
         self._idle.append(worker)
@@ -165,27 +165,27 @@ class _Crew:
         except RayTaskError as error:
             failure = Failure.of(_cause(error))
             self._idle.append(worker)
-            self._ledger.finish(assignment, Outcome(None, failure, 0.0, ""))
+            self._scheduler.finish(assignment, Outcome(None, failure, 0.0, ""))
             return
         except RayError as error:
             # It may only be out of reach: an attempt must not run on beside its next one.
             ray.kill(worker)
-            self._ledger.lose(assignment, str(error))
+            self._scheduler.lose(assignment, str(error))
             return
         if report.outcome is None:
-            self._ledger.report(assignment, report.step, report.error)
+            self._scheduler.report(assignment, report.step, report.error)
             self._busy[worker.go_on.remote()] = (worker, assignment)
             return
         if report.leaves:
             ray.kill(worker)
         else:
             self._idle.append(worker)
-        self._ledger.finish(assignment, report.outcome)
+        self._scheduler.finish(assignment, report.outcome)
 
     def end(self) -> None:
         """Tells the workers that the study ends, and waits for what they save."""
         try:
-            self._spool.end(self._ledger.epoch)
+            self._spool.end(self._scheduler.epoch)
         except UnusableSpool as error:
             logger.warning("the workers cannot be told to end: %s", error)
         deadline_s = time.monotonic() + GRACE_S

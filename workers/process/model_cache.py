@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 
 from bitfront.errors import SpecError
 from bitfront.files import SharedPath
-from bitfront.job.allowed_roots import check_roots
+from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.layers import Tower
 from bitfront.plan import Plan
 from bitfront.precision import Precision
@@ -33,9 +33,9 @@ from objectives.profiling.vision import optimise_vision
 from search.seeds import full_precision
 from workers.observability.logs import set_up
 from workers.observability.metrics import timed
-from workers.scheduling.model_info import ModelReport
+from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import Footprint
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.worker_config import WorkerConfig
 
 # Levels of the quantizer over which entropies are taken: at 4 bits they begin to matter, and
 # the joint distribution of two layers is still small.
@@ -43,23 +43,23 @@ _ENTROPY_BITS = 4
 
 
 @lru_cache(maxsize=1)
-def evaluator(order: str) -> Evaluator:
-    """The process's evaluator for a work order; another order replaces it."""
+def evaluator(config: str) -> Evaluator:
+    """The process's evaluator for a work config; another config replaces it."""
     set_up()
     release()
-    spec, bounds = _unpacked(order)
-    check_roots(spec)
+    spec, bounds = _unpacked(config)
+    check_allowed_roots(spec)
     with timed(spec.study, "load"):
         return Evaluator.from_spec(spec, bounds, features=feature_folder())
 
 
-def _unpacked(order: str) -> tuple[JobSpec, LearnedBounds]:
-    work = WorkOrder.from_json(order)
+def _unpacked(config: str) -> tuple[JobSpec, LearnedBounds]:
+    work = WorkerConfig.from_json(config)
     return work.spec, bounds_from_json(work.bounds)
 
 
 def release() -> None:
-    """Gives the memory of the resident model back to the machine."""
+    """Gives the memory of the loaded model back to the machine."""
     for kept in (clip_search, cell_meter, evaluator):
         kept.cache_clear()
     gc.collect()
@@ -77,33 +77,33 @@ def feature_folder() -> Path:
 
 
 @lru_cache(maxsize=1)
-def cell_meter(order: str) -> CellMeter:
-    """The process's cell meter for an order, on the same model as its evaluator."""
-    resident = evaluator(order)
-    return CellMeter(resident.model, resident.task, resident.switch, resident.spec)
+def cell_meter(config: str) -> CellMeter:
+    """The process's cell meter for an config, on the same model as its evaluator."""
+    loaded = evaluator(config)
+    return CellMeter(loaded.model, loaded.task, loaded.switch, loaded.spec)
 
 
 @lru_cache(maxsize=1)
-def clip_search(order: str) -> ClipSearch:
-    """The process's clip search for an order, on the same model as its evaluator."""
-    resident = evaluator(order)
-    clips = sorted(resident.spec.space.clips, reverse=True)
-    return ClipSearch(resident.model, resident.task, resident.switch, clips)
+def clip_search(config: str) -> ClipSearch:
+    """The process's clip search for an config, on the same model as its evaluator."""
+    loaded = evaluator(config)
+    clips = sorted(loaded.spec.space.clips, reverse=True)
+    return ClipSearch(loaded.model, loaded.task, loaded.switch, clips)
 
 
-def inspect(order: str) -> ModelReport:
+def inspect(config: str) -> ModelInfo:
     """Loads a job's model and data, and reports what the driver plans with."""
-    resident = evaluator(order)
-    model, task = resident.model, resident.task
-    full = resident.evaluate(full_precision(model.layers))
+    loaded = evaluator(config)
+    model, task = loaded.model, loaded.task
+    full = loaded.evaluate(full_precision(model.layers))
     splits = {name.value: task.split_identity(name) for name in SplitName}
-    return ModelReport(
+    return ModelInfo(
         layers=model.layers,
         fixed_nbytes=model.fixed_nbytes,
-        entropies=tuple(_entropies(resident)),
+        entropies=tuple(_entropies(loaded)),
         full=full,
         footprint=_footprint(model.device),
-        identities={"model": model.identity, "cells": cell_meter(order).identity, **splits},
+        identities={"model": model.identity, "cells": cell_meter(config).identity, **splits},
         provenance=_provenance(model),
     )
 
@@ -116,35 +116,35 @@ def _footprint(device: torch.device) -> Footprint:
     return Footprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, 0)
 
 
-def _entropies(resident: Evaluator) -> list[LayerEntropy]:
+def _entropies(loaded: Evaluator) -> list[LayerEntropy]:
     """The layers' entropies; where the vision tower was optimised, behind its quantized form."""
-    vision = resident.spec.profile.vision
+    vision = loaded.spec.profile.vision
     plan = Plan(())
-    if resident.switch.bounds and vision is not None:
+    if loaded.switch.bounds and vision is not None:
         precision = Precision(vision.weight_bits, vision.activation_bits)
-        layers = [layer.name for layer in resident.model.layers if layer.tower is Tower.VISION]
+        layers = [layer.name for layer in loaded.model.layers if layer.tower is Tower.VISION]
         plan = Plan.uniform(layers, precision)
-    resident.switch.to(plan)
+    loaded.switch.to(plan)
     try:
-        return measure_entropies(resident.model, resident.task, resident.ranges, _ENTROPY_BITS)
+        return measure_entropies(loaded.model, loaded.task, loaded.ranges, _ENTROPY_BITS)
     finally:
-        resident.switch.clear()
+        loaded.switch.clear()
 
 
-def optimise(order: str, checkpoint: SharedPath) -> dict[str, object]:
+def optimise(config: str, checkpoint: SharedPath) -> dict[str, object]:
     """Learns the bounds of the vision tower's inputs; a run that was ended goes on."""
-    resident = evaluator(order)
-    spec = resident.spec
-    if not isinstance(resident.model, GenerativeModel) or spec.profile.vision is None:
+    loaded = evaluator(config)
+    spec = loaded.spec
+    if not isinstance(loaded.model, GenerativeModel) or spec.profile.vision is None:
         raise SpecError(
             "profile.vision needs a generative model: it trains on the language model's loss"
         )
-    assert isinstance(resident.task, QuestionTask)
-    resident.switch.clear()
+    assert isinstance(loaded.task, QuestionTask)
+    loaded.switch.clear()
     bounds = optimise_vision(
-        resident.model,
-        resident.task,
-        resident.ranges,
+        loaded.model,
+        loaded.task,
+        loaded.ranges,
         spec.quantizer,
         spec.profile.vision,
         spec.search.seed,

@@ -24,7 +24,7 @@ ENDING_S = 20.0
 _LOOK_S = 0.5
 
 
-class Ending:
+class PreemptionHandler:
     """What a worker process knows of its own end.
 
     SIGTERM ends an idle worker at once. One that works has `ENDING_S` seconds: a training is

@@ -12,14 +12,14 @@ from bitfront.failpoints import witness
 from bitfront.files import shared_path
 from bitfront.plan import Configuration
 from bitfront.trial import Cause
-from search.pruner import Hurdle
+from search.pruner import Pruner
 from workers.observability.logs import bound, set_up
 from workers.observability.metrics import observe_stage, timed
-from workers.process.preemption import Ending
+from workers.process.preemption import PreemptionHandler
 from workers.scheduling.attempt import Assignment
 from workers.scheduling.outcome import Failure, Outcome, worker_name
 from workers.scheduling.spool import Spool
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
     from objectives.evaluation.evaluator import Evaluator, Stage
@@ -28,24 +28,24 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TrialTask:
     """All that a worker is told of an attempt.
 
     Attributes:
         study: The study's name.
         epoch: Which driver of the study asks.
-        order: The job, as JSON.
+        config: The job, as JSON.
         spool: Where results and checkpoints go.
         assignment: The attempt.
-        hurdle: What a recovery in training must be able to pass.
+        pruner: What a recovery in training must be able to pass.
     """
 
     study: str
     epoch: int
-    order: str
+    config: str
     spool: str
     assignment: Assignment
-    hurdle: Hurdle
+    pruner: Pruner
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,36 +73,36 @@ class TrialWorker:
 
     def __init__(self) -> None:
         set_up()
-        self._ending = Ending()
+        self._preemption = PreemptionHandler()
 
     def name(self) -> str:
         """Who this is; answered as soon as the worker is there."""
         return worker_name()
 
-    def begin(self, work: Work) -> Report:
+    def begin(self, task: TrialTask) -> Report:
         """Takes up an attempt, as far as its first stage."""
-        self._work = work
-        self._spool = Spool(shared_path(work.spool))
-        self._ending.begin(self._spool, work.epoch)
+        self._task = task
+        self._spool = Spool(shared_path(task.spool))
+        self._preemption.begin(self._spool, task.epoch)
         self._course = self._attempt()
         return self.go_on()
 
     def go_on(self) -> Report:
         """Returns what the next stage showed, or spools the attempt's outcome and returns it."""
-        assignment = self._work.assignment
+        assignment = self._task.assignment
         with (
-            bound(study=self._work.study, trial=assignment.number, attempt=assignment.attempt),
-            self._ending.working(),
+            bound(study=self._task.study, trial=assignment.number, attempt=assignment.attempt),
+            self._preemption.working(),
         ):
             shown = next(self._course)
             if not isinstance(shown, Outcome):
                 return Report(shown.step, shown.error)
             self._keep(shown)
-            return Report(outcome=shown, leaves=self._ending.leaves())
+            return Report(outcome=shown, leaves=self._preemption.leaves())
 
     def _keep(self, outcome: Outcome) -> None:
         """Spools an outcome; the driver gets it even where the spool cannot be written."""
-        study, assignment = self._work.study, self._work.assignment
+        study, assignment = self._task.study, self._task.assignment
         if outcome.evaluation is not None:
             for name, seconds in outcome.evaluation.metrics.items():
                 kind, _, stage = name.partition(".")
@@ -116,7 +116,7 @@ class TrialWorker:
         self._witness("attempt ended", outcome=json.loads(outcome.to_json()))
 
     def _witness(self, event: str, **facts: object) -> None:
-        assignment = self._work.assignment
+        assignment = self._task.assignment
         witness(
             event,
             number=assignment.number,
@@ -129,21 +129,23 @@ class TrialWorker:
         """The stages of the recovery, as long as there is hope, and in the end the outcome."""
         self._witness("attempt started", code=__file__)
         started_s = time.perf_counter()
-        assignment = self._work.assignment
+        assignment = self._task.assignment
         evaluation = failure = None
         try:
             # Imported here: the driver defines this class, but loads no model.
-            from workers.process import model_cache as resident
+            from workers.process import model_cache
 
-            order = WorkOrder.from_json(self._work.order).with_halved_batch(assignment.halvings)
-            evaluator = resident.evaluator(order.to_json())
+            config = WorkerConfig.from_json(self._task.config).with_halved_batch(
+                assignment.halvings
+            )
+            evaluator = model_cache.evaluator(config.to_json())
             hopeful = yield from self._rehearse(evaluator, assignment.configuration)
             if hopeful:
                 evaluation = evaluator.evaluate(assignment.configuration)
         except Interrupted as error:
-            cause = self._ending.cause() or Cause.NODE_LOST
+            cause = self._preemption.cause() or Cause.NODE_LOST
             failure = Failure(cause, f"the recovery was saved and ended early: {error}")
-        except Exception as error:  # noqa: BLE001 - recorded with its traceback by the ledger
+        except Exception as error:  # noqa: BLE001 - recorded with its traceback by the scheduler
             failure = Failure.of(error)
             if failure.cause is Cause.OUT_OF_MEMORY:
                 _free_memory()
@@ -160,18 +162,18 @@ class TrialWorker:
             return True
         known = evaluator.costs(configuration)
         costs = [known.get(objective.value, 0.0) for objective in evaluator.spec.objectives[1:]]
-        checkpoint = self._spool.checkpoint(self._work.assignment.number)
+        checkpoint = self._spool.checkpoint(self._task.assignment.number)
         stages = evaluator.rehearse(
-            configuration, checkpoint, lambda: self._ending.cause() is not None
+            configuration, checkpoint, lambda: self._preemption.cause() is not None
         )
         for stage in stages:
             yield stage
-            if not self._work.hurdle.allows(recovery, stage.step, stage.error, costs):
+            if not self._task.pruner.allows(recovery, stage.step, stage.error, costs):
                 return False
         return True
 
 
 def _free_memory() -> None:
-    from workers.process import model_cache as resident
+    from workers.process import model_cache
 
-    resident.release()
+    model_cache.release()

@@ -1,4 +1,4 @@
-"""What a ledger hands out, and what it is given to begin with."""
+"""What a scheduler hands out, and what it is given to begin with."""
 
 from dataclasses import dataclass
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bitfront.plan import Configuration
 from bitfront.trial import FrontChange, is_feasible
 from search.front import Front
-from search.pruner import Gains, Hurdle
+from search.pruner import Pruner, RecoveryGains
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Measured:
         return is_feasible(self.constraints)
 
 
-class Scores:
+class FrontTracker:
     """Kept in step with the database: a trial counts once its result is recorded there.
 
     Attributes:
@@ -54,7 +54,7 @@ class Scores:
         self._objectives = tuple(objectives)
         self._budget_nbytes = budget_nbytes
         self._stages: dict[int, dict[int, float]] = {}
-        self._gains = Gains()
+        self._gains = RecoveryGains()
         self.front = Front(reference)
         self.best_error: float | None = None
         self.since_growth = 0
@@ -90,9 +90,9 @@ class Scores:
         """Takes in what a recovery in training showed after `step` optimiser steps."""
         self._stages.setdefault(number, {})[step] = error
 
-    def hurdle(self) -> Hurdle:
+    def pruner(self) -> Pruner:
         """What a recovery that is trained now must be able to pass."""
-        return Hurdle(self.front.points, self._gains.largest())
+        return Pruner(self.front.points, self._gains.largest())
 
     def _note(self, trial: Measured) -> None:
         error = trial.values["error"]

@@ -10,7 +10,7 @@ from workers.scheduling.placement import Footprint
 
 
 @dataclass(frozen=True, slots=True)
-class ModelReport:
+class ModelInfo:
     """The facts that the driver plans with; it never loads the model itself.
 
     Attributes:

@@ -8,7 +8,7 @@ from bitfront.trial import TrialState
 MIN_FINISHED = 5
 
 
-class Tally:
+class TrialCounts:
     """Where every trial of a study stands."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The ledger decides which trial runs next and records what came back: the one writer of trials."""
+"""Decides which trial runs next and records what came back: the one writer of trials."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from bitfront.plan import Configuration
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Origin, Trial, TrialState
 from search.constraints import excesses
-from search.pruner import Hurdle
+from search.pruner import Pruner
 from search.sampler import Outcome as Sample
 from search.sampler import Proposer
 from search.space import SearchSpace
@@ -21,11 +21,11 @@ from storage.store import Store
 from workers.observability.logs import masked
 from workers.observability.metrics import StudyMetrics
 from workers.scheduling.attempt import Assignment, Seed
-from workers.scheduling.front_tracker import Measured, Scores
+from workers.scheduling.front_tracker import FrontTracker, Measured
 from workers.scheduling.outcome import Failure, Outcome
 from workers.scheduling.retries import Retries
 from workers.scheduling.spool import Spool
-from workers.scheduling.trial_counts import Tally
+from workers.scheduling.trial_counts import TrialCounts
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _loss(reason: str) -> Failure:
     return Failure(Cause.NODE_LOST, f"{lost}: {headline}" if reason else lost, reason)
 
 
-class TrialLedger:
+class TrialScheduler:
     """Keeps the study's trials in the database, the front and the sampler in step.
 
     A trial's row is written before its first attempt is handed out. What a worker returns is
@@ -117,11 +117,11 @@ class TrialLedger:
         self._on_progress = on_progress
         self._metrics = metrics or StudyMetrics(lease.name)
         objectives = [objective.value for objective in spec.objectives]
-        self._scores = Scores(objectives, reference, budget_nbytes)
+        self._tracker = FrontTracker(objectives, reference, budget_nbytes)
         self._seeds = deque(seeds)
         self._waiting: deque[Assignment] = deque()
         self._running: dict[int, Assignment] = {}
-        self._trials = Tally()
+        self._trials = TrialCounts()
         self._numbers: dict[str, int] = {}
         self._retries = Retries(spec.search.max_attempts, store.attempts(lease.name))
         self._last_failure = ""
@@ -141,11 +141,11 @@ class TrialLedger:
         """Rebuilds the front, the sampler and the queue from the stored trials."""
         for number, stages in self._store.intermediates(self.study).items():
             for step, error in stages.items():
-                self._scores.report(number, step, error)
+                self._tracker.report(number, step, error)
         trials = self._store.trials(self.study)
         for trial in trials:
             if trial.state is TrialState.COMPLETE:
-                self._scores.recall(
+                self._tracker.recall(
                     Measured(trial.number, trial.configuration, trial.values, trial.constraints)
                 )
         if self._recover_spool(trials):
@@ -180,7 +180,7 @@ class TrialLedger:
         """What the sampler learns of a finished trial; None where it was pruned."""
         if trial.state is TrialState.PRUNED:
             return None
-        return Sample(self._scores.values(trial.values), trial.constraints)
+        return Sample(self._tracker.values(trial.values), trial.constraints)
 
     def _recover_spool(self, trials: Sequence[Trial]) -> int:
         """Records what workers finished after the last driver had died; how much it was."""
@@ -240,7 +240,7 @@ class TrialLedger:
             self.stop_reason = f"{stop.trials} trials are done"
         elif stop.time_s is not None and time.monotonic() - self._started_s >= stop.time_s:
             self.stop_reason = f"{stop.time_s:.0f} s have passed"
-        elif stop.patience and not self._seeds and self._scores.since_growth >= stop.patience:
+        elif stop.patience and not self._seeds and self._tracker.since_growth >= stop.patience:
             self.stop_reason = f"the hypervolume did not grow over {stop.patience} trials"
         else:
             return False
@@ -307,17 +307,17 @@ class TrialLedger:
         self._metrics.cache_hit()
         return True
 
-    def hurdle(self) -> Hurdle:
+    def pruner(self) -> Pruner:
         """What a recovery that is trained now must be able to pass."""
         if not self._spec.search.early_stop:
-            return Hurdle()
-        return self._scores.hurdle()
+            return Pruner()
+        return self._tracker.pruner()
 
     def report(self, assignment: Assignment, step: int, error: float) -> None:
         """Records what a stage of a recovery in training showed."""
         number, attempt = assignment.number, assignment.attempt
         if self._store.report(self._lease, number, attempt, step, error):
-            self._scores.report(number, step, error)
+            self._tracker.report(number, step, error)
 
     def finish(self, assignment: Assignment, outcome: Outcome) -> None:
         """Records what a worker returned; what was given up before comes too late."""
@@ -388,7 +388,7 @@ class TrialLedger:
             worker=outcome.worker,
         )
         if done:
-            self._scores.prune()
+            self._tracker.prune()
         return done
 
     def _record(
@@ -401,7 +401,7 @@ class TrialLedger:
         number, configuration = assignment.number, assignment.configuration
         constraints = excesses(self._spec.constraints, evaluation)
         measured = Measured(number, configuration, evaluation.values, constraints)
-        front, change = self._scores.with_trial(measured)
+        front, change = self._tracker.with_trial(measured)
         done = self._store.complete_trial(
             self._lease,
             number,
@@ -416,8 +416,8 @@ class TrialLedger:
         )
         if not done:
             return None
-        self._scores.complete(measured, front, change)
-        return Sample(self._scores.values(evaluation.values), constraints)
+        self._tracker.complete(measured, front, change)
+        return Sample(self._tracker.values(evaluation.values), constraints)
 
     def _fail(
         self, assignment: Assignment, outcome: Outcome, failure: Failure, *, retry: bool
@@ -455,8 +455,8 @@ class TrialLedger:
             Progress(
                 self._trials.counts,
                 self._spec.stop.trials,
-                self._scores.best_error,
-                self._scores.front.hypervolume,
-                len(self._scores.front.numbers),
+                self._tracker.best_error,
+                self._tracker.front.hypervolume,
+                len(self._tracker.front.numbers),
             )
         )

@@ -11,7 +11,7 @@ from bitfront.spec import JobSpec
 
 
 @dataclass(frozen=True, slots=True)
-class WorkOrder:
+class WorkerConfig:
     """The job, and what earlier stages found for all workers.
 
     Attributes:

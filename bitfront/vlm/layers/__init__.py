@@ -1,1 +1,1 @@
-"""Finding a model's layers, and rewriting them so that each weight belongs to a called module."""
+"""Finding a model's layers, and rewriting them so that every weight is called."""

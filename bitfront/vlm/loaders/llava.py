@@ -18,7 +18,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from bitfront.errors import InvalidModel, InvalidSample, SpecError
 from bitfront.layers import Tower
-from bitfront.vlm.models.generative import IMAGE_TOKEN, GenerativeModel, Prompt, Speech
+from bitfront.vlm.models.generative import IMAGE_TOKEN, GenerativeInterface, GenerativeModel, Prompt
 
 Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 Inner = LlavaModel | LlavaNextModel
@@ -32,7 +32,7 @@ _TEXT_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
+class TextProcessor:
     """How a model's words become tokens, and tokens words.
 
     Attributes:
@@ -46,7 +46,7 @@ class Wording:
     decode: Callable[[Sequence[int]], str]
 
 
-def load_wording(place: str, ends: frozenset[int]) -> Wording:
+def load_text_processor(place: str, ends: frozenset[int]) -> TextProcessor:
     """The words of a stored model, as its processor knows them.
 
     Args:
@@ -79,10 +79,12 @@ def load_wording(place: str, ends: frozenset[int]) -> Wording:
         text: str = tokenizer.decode(tokens, skip_special_tokens=True)
         return text.strip()
 
-    return Wording(prepare, encode_answer, decode)
+    return TextProcessor(prepare, encode_answer, decode)
 
 
-def llava_model(model: Llava, wording: Wording, ends: frozenset[int]) -> GenerativeModel:
+def llava_model(
+    model: Llava, processor_texts: TextProcessor, ends: frozenset[int]
+) -> GenerativeModel:
     """The generative model of a LLaVA that is already built.
 
     What its features never pass is dropped: the vision tower's last layers behind
@@ -137,9 +139,9 @@ def llava_model(model: Llava, wording: Wording, ends: frozenset[int]) -> Generat
             raise InvalidSample(
                 f"the prompt {text!r} has an image token, but its sample has no image"
             )
-        return wording.prepare(text, image)
+        return processor_texts.prepare(text, image)
 
-    speech = Speech(
+    interface = GenerativeInterface(
         runs={
             Tower.VISION: run_vision,
             Tower.PROJECTOR: run_projector,
@@ -151,14 +153,14 @@ def llava_model(model: Llava, wording: Wording, ends: frozenset[int]) -> Generat
         logits=logits,
         continue_from=continue_from,
         prepare=prepare,
-        encode_answer=wording.encode_answer,
-        decode=wording.decode,
+        encode_answer=processor_texts.encode_answer,
+        decode=processor_texts.decode,
         ends=ends,
         image_code=config.image_token_id,
         tile_shape=(_tile_tokens(inner), inner.multi_modal_projector.linear_2.out_features),
         max_length=config.get_text_config().max_position_embeddings,
     )
-    return GenerativeModel(model, speech)
+    return GenerativeModel(model, interface)
 
 
 def _tile_tokens(inner: Inner) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
 from bitfront.vlm.models.captions import Tokenize
-from bitfront.vlm.models.dual_encoder import DualEncoder, Interface
+from bitfront.vlm.models.dual_encoder import DualEncoder, DualEncoderInterface
 from bitfront.vlm.models.prompted import CausalText, Packing
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -99,7 +99,7 @@ def open_clip_encoder(
         embedding: nn.Embedding = text.token_embedding
     else:
         embedding = text.transformer.get_input_embeddings()
-    interface = Interface(
+    interface = DualEncoderInterface(
         encode_images=model.encode_image,
         encode_texts=model.encode_text,
         preprocess=preprocess,

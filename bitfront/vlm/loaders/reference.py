@@ -10,7 +10,7 @@ from bitfront.reference.digit_clip import load_clip, tokenize
 from bitfront.reference.digit_llava import END, decode, encode_answer, encode_prompt, load_llava
 from bitfront.reference.scenes import SIDE, normalise
 from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA
-from bitfront.vlm.loaders.llava import Llava, Wording, llava_model
+from bitfront.vlm.loaders.llava import Llava, TextProcessor, llava_model
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.models.dual_encoder import DualEncoder
 from bitfront.vlm.models.generative import GenerativeModel, Prompt
@@ -36,8 +36,8 @@ def load_reference(name: str, device: torch.device) -> DualEncoder | GenerativeM
 
 def digit_llava_model(model: Llava) -> GenerativeModel:
     """The generative model of a LLaVA with the reference's words."""
-    wording = Wording(prepare_question, encode_answer, decode)
-    return llava_model(model, wording, frozenset({END}))
+    processor_texts = TextProcessor(prepare_question, encode_answer, decode)
+    return llava_model(model, processor_texts, frozenset({END}))
 
 
 def prepare_question(text: str, image: Image | None) -> Prompt:

@@ -19,9 +19,9 @@ from transformers import (
 
 from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
-from bitfront.vlm.loaders.llava import LLAVA_KINDS, Llava, llava_model, load_wording
+from bitfront.vlm.loaders.llava import LLAVA_KINDS, Llava, llava_model, load_text_processor
 from bitfront.vlm.models.captions import Tokenize
-from bitfront.vlm.models.dual_encoder import DualEncoder, Interface
+from bitfront.vlm.models.dual_encoder import DualEncoder, DualEncoderInterface
 from bitfront.vlm.models.generative import GenerativeModel
 from bitfront.vlm.models.prompted import CausalText, Packing
 
@@ -130,7 +130,7 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
             "set eos_token_id in its generation_config.json"
         )
     ends = frozenset([end] if isinstance(end, int) else end)
-    return llava_model(model, load_wording(place, ends), ends)
+    return llava_model(model, load_text_processor(place, ends), ends)
 
 
 def _refuse_missing(name: str, keys: Collection[str]) -> None:
@@ -160,7 +160,7 @@ def transformers_encoder(
         features: Tensor = model.get_text_features(input_ids=tokens).pooler_output
         return features
 
-    interface = Interface(
+    interface = DualEncoderInterface(
         encode_images=encode_images,
         encode_texts=encode_texts,
         preprocess=preprocess,

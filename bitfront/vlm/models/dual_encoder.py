@@ -17,7 +17,7 @@ from bitfront.vlm.models.prompted import CausalText, PromptRows, fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interface:
+class DualEncoderInterface:
     """How one library's model is called.
 
     Attributes:
@@ -52,7 +52,7 @@ class DualEncoder(LayeredModel):
         context_length: Tokens in a row.
     """
 
-    def __init__(self, model: nn.Module, interface: Interface) -> None:
+    def __init__(self, model: nn.Module, interface: DualEncoderInterface) -> None:
         """Takes the model over.
 
         Raises:

@@ -67,7 +67,7 @@ class QuestionBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speech:
+class GenerativeInterface:
     """How one library's model is called.
 
     Attributes:
@@ -116,51 +116,51 @@ class GenerativeModel(LayeredModel):
     their distance, which decoders care about. To the decoder its vectors are tokens like others.
     """
 
-    def __init__(self, model: nn.Module, speech: Speech) -> None:
+    def __init__(self, model: nn.Module, interface: GenerativeInterface) -> None:
         """Takes the model over.
 
         Raises:
             InvalidModel: A weight is not finite, or the model cannot be rewritten.
         """
-        self._speech = speech
-        super().__init__(model, speech.token_embedding, speech.runs)
+        self._interface = interface
+        super().__init__(model, interface.token_embedding, interface.runs)
 
     @property
     def image_token(self) -> str:
         """What stands for the picture in a question's text."""
-        return self._speech.image_token
+        return self._interface.image_token
 
     @property
     def tile_tokens(self) -> int:
         """Tokens that the projector makes of a tile: of an image, or of a part of a large one."""
-        return self._speech.tile_shape[0]
+        return self._interface.tile_shape[0]
 
     @property
     def feature_width(self) -> int:
         """Width of the projector's output."""
-        return self._speech.tile_shape[1]
+        return self._interface.tile_shape[1]
 
     @property
     def text_width(self) -> int:
         """Width of an embedded token, and so of a context's vector."""
-        return self._speech.token_embedding.embedding_dim
+        return self._interface.token_embedding.embedding_dim
 
     def prepare(self, text: str, image: Image | None) -> Prompt:
         """A question's text and its picture as the model reads them."""
-        return self._speech.prepare(text, image)
+        return self._interface.prepare(text, image)
 
     def encode_answer(self, answer: str) -> Int[Tensor, " length"]:
         """The answer's tokens with the end behind them."""
-        return self._speech.encode_answer(answer)
+        return self._interface.encode_answer(answer)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, up to the end."""
-        ended = next((n for n, token in enumerate(tokens) if token in self._speech.ends), None)
-        return self._speech.decode(tokens[:ended])
+        ended = next((n for n, token in enumerate(tokens) if token in self._interface.ends), None)
+        return self._interface.decode(tokens[:ended])
 
     def has_ended(self, tokens: Sequence[int]) -> bool:
         """Whether the end is among the tokens."""
-        return not self._speech.ends.isdisjoint(tokens)
+        return not self._interface.ends.isdisjoint(tokens)
 
     def image_features(self, batch: QuestionBatch) -> Float[Tensor, "tiles tokens width"] | None:
         """What the projector gives for the images; None without them. The decoder does not run.
@@ -171,7 +171,7 @@ class GenerativeModel(LayeredModel):
         if batch.pixels is None:
             return None
         dtype = next(self.module.parameters()).dtype
-        return self._speech.image_features(batch.pixels.to(self.device, dtype), batch.sizes)
+        return self._interface.image_features(batch.pixels.to(self.device, dtype), batch.sizes)
 
     def answer_logits(
         self,
@@ -197,7 +197,7 @@ class GenerativeModel(LayeredModel):
         """
         tokens = torch.cat([batch.prompts, batch.answers[:, :-1]], dim=1)
         embedded = self._embedded(batch, tokens, features, context)
-        return self._speech.logits(embedded, batch.answers.shape[1])
+        return self._interface.logits(embedded, batch.answers.shape[1])
 
     @torch.no_grad()
     def generate(
@@ -227,15 +227,15 @@ class GenerativeModel(LayeredModel):
         written: list[list[int]] = [[] for _ in range(len(batch))]
         open_rows = set(range(len(batch)))
         for _ in range(limit):
-            logits, state = self._speech.continue_from(embedded, state)
+            logits, state = self._interface.continue_from(embedded, state)
             chosen = logits.argmax(dim=-1)
             for row in sorted(open_rows):
                 written[row].append(int(chosen[row]))
-                if written[row][-1] in self._speech.ends:
+                if written[row][-1] in self._interface.ends:
                     open_rows.remove(row)
             if not open_rows:
                 break
-            embedded = self._speech.token_embedding(chosen[:, None])
+            embedded = self._interface.token_embedding(chosen[:, None])
         return written
 
     def _embedded(
@@ -251,11 +251,11 @@ class GenerativeModel(LayeredModel):
         if context is not None:
             self._refuse_other_context(context, tokens.shape[1])
         tokens = tokens.to(self.device)
-        embedded: Tensor = self._speech.token_embedding(tokens)
-        is_image = tokens == self._speech.image_code
+        embedded: Tensor = self._interface.token_embedding(tokens)
+        is_image = tokens == self._interface.image_code
         features = self.image_features(batch) if features is None else features
         if features is not None:
-            vectors = self._speech.image_vectors(features.to(embedded), batch.sizes)
+            vectors = self._interface.image_vectors(features.to(embedded), batch.sizes)
             _refuse_other_places(len(vectors), int(is_image.sum()))
             embedded = embedded.masked_scatter(is_image[:, :, None], vectors)
         if context is None or len(context) == 0:
@@ -264,7 +264,7 @@ class GenerativeModel(LayeredModel):
         return torch.cat([embedded[:, :1], vectors, embedded[:, 1:]], dim=1)
 
     def _refuse_other_features(self, features: Tensor) -> None:
-        tokens, width = self._speech.tile_shape
+        tokens, width = self._interface.tile_shape
         if features.ndim != 3 or features.shape[1:] != (tokens, width):
             raise SpecError(
                 f"image features must be (tiles, {tokens}, {width}), got {tuple(features.shape)}"
@@ -275,7 +275,7 @@ class GenerativeModel(LayeredModel):
             raise SpecError(
                 f"prompt vectors must be (count, {self.text_width}), got {tuple(context.shape)}"
             )
-        most = self._speech.max_length
+        most = self._interface.max_length
         if len(context) and length + len(context) > most:
             raise SpecError(
                 f"{len(context)} prompt vectors do not fit: without them a row takes {length} of "

@@ -18,7 +18,7 @@ from bitfront.precision import Precision
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
-from bitfront.vlm.loaders.llava import LLAVA_KINDS, Llava, llava_model, load_wording
+from bitfront.vlm.loaders.llava import LLAVA_KINDS, Llava, llava_model, load_text_processor
 from bitfront.vlm.models.generative import Prompt
 from tests.support.llava_models import END, WORDS, Build, load_llava, photo, processor, save_llava
 
@@ -464,11 +464,11 @@ def test_a_model_without_weights_has_the_same_layers_on_the_meta_device(
     build: Build, tmp_path: Path
 ) -> None:
     stock = save_llava(tmp_path, build)
-    wording = load_wording(str(tmp_path), frozenset({END}))
+    processor_texts = load_text_processor(str(tmp_path), frozenset({END}))
     with torch.device("meta"):
         bare = type(stock)(stock.config)  # type: ignore[arg-type]  # each kind has its own
 
-    model = llava_model(bare, wording, frozenset({END}))
+    model = llava_model(bare, processor_texts, frozenset({END}))
 
     whole = load_llava(tmp_path)
     assert model.device.type == "meta"

@@ -20,7 +20,7 @@ from objectives.data.answers import is_right, normalise, parse
 from objectives.data.question_sources import ReferenceQuestions
 from objectives.data.questions import QuestionSplit, QuestionTask, load_questions
 from objectives.data.task import SplitName
-from objectives.evaluation.answer_scorer import AnswerJudge
+from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.execution.feature_store import FeatureStore
 from objectives.execution.stopwatch import Stopwatch
@@ -39,7 +39,7 @@ YES_OR_NO = r"^(yes|no)$"
 
 def job(**changes: object) -> JobSpec:
     content: dict[str, object] = {
-        "study": "judge",
+        "study": "scorer",
         "model": {"source": "reference", "name": "digit-llava", "device": "cpu"},
         "data": DATA,
         "quantizer": QUANTIZER,
@@ -83,8 +83,8 @@ def judged(
     switch = PlanSwitch(model, QUANTIZER, ranges)
     features = FeatureStore("", None, cache_nbytes)
     watch = Stopwatch(model.device)
-    judge = AnswerJudge(job(), model, task, switch, watch, features, cache_nbytes)
-    return [judge.figures(Configuration(plan), split) for plan in plans]
+    scorer = AnswerScorer(job(), model, task, switch, watch, features, cache_nbytes)
+    return [scorer.figures(Configuration(plan), split) for plan in plans]
 
 
 def uniform(model: GenerativeModel, weight_bits: int, activation_bits: int = 8) -> Plan:

@@ -20,7 +20,7 @@ from objectives.cost.costs import bit_operations, bits_per_weight, configuration
 from objectives.data.augmentation import Augmentation
 from objectives.data.classification import ClassificationTask as Task
 from objectives.data.task import SplitName
-from objectives.evaluation.classification_scorer import ClassificationJudge
+from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator, Stage
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
@@ -325,7 +325,7 @@ def test_a_checkpoint_of_another_configuration_is_left_alone(
     evaluator.checkpoint(Configuration(uniform(model, 2), REHEARSED), path)
     other = Configuration(uniform(model, 3), REHEARSED)
     identity = evaluator.checkpoint(Configuration(uniform(model, 2), REHEARSED), path)
-    training = evaluator.judge.begin(other)
+    training = evaluator.scorer.begin(other)
     training.step()
     RecoveryCheckpoint(path, "another", every_s=0).save_if_due(training)
 
@@ -363,12 +363,12 @@ def test_features_that_memory_has_no_room_for_come_from_files(
 def test_views_and_shots_choose_what_a_recovery_is_trained_on(
     spec: JobSpec, model: DualEncoder, task: Task, evaluator: Evaluator
 ) -> None:
-    assert isinstance(evaluator.judge, ClassificationJudge)
+    assert isinstance(evaluator.scorer, ClassificationScorer)
     labels = task.split(SplitName.TUNING).labels.tolist()
     few = replace(ADAPTER, shots=1, views=2)
 
-    data = evaluator.judge._data(uniform(model, 3), few)
-    whole = evaluator.judge._data(uniform(model, 3), ADAPTER)
+    data = evaluator.scorer._data(uniform(model, 3), few)
+    whole = evaluator.scorer._data(uniform(model, 3), ADAPTER)
 
     chosen = [n for n, label in enumerate(labels) if label not in labels[:n]]
     assert data.labels.tolist() == [labels[n] for n in chosen] * 3
@@ -389,10 +389,10 @@ def test_views_and_shots_choose_what_a_recovery_is_trained_on(
 def test_a_teacher_with_a_prompt_learns_it_in_full_precision(
     spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges, evaluator: Evaluator
 ) -> None:
-    assert isinstance(evaluator.judge, ClassificationJudge)
+    assert isinstance(evaluator.scorer, ClassificationScorer)
     taught = replace(ADAPTER, teacher=TeacherText.PROMPT, steps=5)
 
-    found = evaluator.judge._data(uniform(model, 3), taught).teacher_text_features
+    found = evaluator.scorer._data(uniform(model, 3), taught).teacher_text_features
 
     other = copy.deepcopy(model)
     images, classes = towers(other, task, SplitName.TUNING)
@@ -412,7 +412,7 @@ def test_a_teacher_with_a_prompt_learns_it_in_full_precision(
         training.stored(), coop, spec.quantizer, other, data.names, classes
     )
     torch.testing.assert_close(found, learnt.text_features, rtol=1e-3, atol=1e-4)
-    plain = evaluator.judge._data(uniform(model, 3), ADAPTER).teacher_text_features
+    plain = evaluator.scorer._data(uniform(model, 3), ADAPTER).teacher_text_features
     assert not torch.allclose(found, plain, atol=1e-2)
 
 

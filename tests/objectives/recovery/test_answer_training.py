@@ -21,7 +21,7 @@ from objectives.cost.costs import bit_operations
 from objectives.data.answers import normalise
 from objectives.data.questions import QuestionTask, load_questions
 from objectives.data.task import SplitName
-from objectives.evaluation.answer_scorer import AnswerJudge
+from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.recovery.adapter import AdapterShape, StoredAdapter
@@ -74,9 +74,9 @@ def uniform(model: GenerativeModel, weight_bits: int, activation_bits: int = 8) 
 def begun(
     evaluator: Evaluator, recovery: Recovery, bits: tuple[int, int] = (3, 8)
 ) -> AnswerTraining:
-    assert isinstance(evaluator.judge, AnswerJudge)
+    assert isinstance(evaluator.scorer, AnswerScorer)
     assert isinstance(evaluator.model, GenerativeModel)
-    return evaluator.judge.begin(Configuration(uniform(evaluator.model, *bits), recovery))
+    return evaluator.scorer.begin(Configuration(uniform(evaluator.model, *bits), recovery))
 
 
 def trained(evaluator: Evaluator, recovery: Recovery, bits: int = 3) -> dict[str, Tensor]:
@@ -186,7 +186,7 @@ def test_figures_are_those_of_the_stored_recovery_on_whole_questions(
     figures = evaluator.evaluate(configuration).metrics
 
     other = copy_of(evaluator.model, ranges, configuration.plan)
-    loss, error = _by_hand(other, task, evaluator.judge.stored(configuration), recovery)
+    loss, error = _by_hand(other, task, evaluator.scorer.stored(configuration), recovery)
     assert figures["loss_nats"] == pytest.approx(loss, rel=1e-3)
     assert figures["error"] == error
     plain = evaluator.evaluate(Configuration(configuration.plan)).metrics
@@ -234,15 +234,15 @@ def _by_hand(
 
 def test_an_answer_is_written_with_the_recovery(evaluator: Evaluator, task: QuestionTask) -> None:
     assert isinstance(evaluator.model, GenerativeModel)
-    assert isinstance(evaluator.judge, AnswerJudge)
+    assert isinstance(evaluator.scorer, AnswerScorer)
     configuration = Configuration(uniform(evaluator.model, 2), replace(BOTH, steps=1))
-    stored = evaluator.judge.stored(configuration)
+    stored = evaluator.scorer.stored(configuration)
     # A context that is far from every word turns answers around.
     far = torch.full_like(stored["context"], 40.0)
-    evaluator.judge.keep(configuration, {**stored, "context": far})
+    evaluator.scorer.keep(configuration, {**stored, "context": far})
     question = "how many sevens"
 
-    written = evaluator.judge.text(configuration, question, None)
+    written = evaluator.scorer.text(configuration, question, None)
 
     prompt = task.split(SplitName.TEST).prepare(question, None)
     batch = QuestionBatch(prompt.tokens[None], torch.zeros(1, 1, dtype=torch.int64), None, None)

@@ -33,7 +33,7 @@ ADDITIONS = {
     "an unknown key in a section": (
         "partition:\n  colour: red",
         "line 7: partition.colour is no known key: "
-        "the keys of partition are grain, depth, threshold",
+        "the keys of partition are granularity, depth, threshold",
     ),
     "an unknown key at the top": (
         "zzz: 1",
@@ -101,7 +101,7 @@ ADDITIONS = {
         "line 7: search.seed: -1 is not possible: it must be at least 0 (and 1 more mistake)",
     ),
     "three mistakes": (
-        "partition:\n  depth: 4\n  grain: entropic\n  threshold: x",
+        "partition:\n  depth: 4\n  granularity: entropic\n  threshold: x",
         "line 7: partition.depth: 4 is not possible: it must be at most 3 (and 2 more mistakes)",
     ),
     "a budget axis upside down": (

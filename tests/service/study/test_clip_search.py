@@ -16,7 +16,7 @@ from storage.records import Lease
 from storage.store import Store
 from tests.support.store_samples import job, running
 from workers.cluster.tasks import TaskPool
-from workers.scheduling.model_info import ModelReport
+from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import Footprint
 
 SPACE = {"weight_bits": [2, 3, 8], "activation_bits": [4, 8], "clips": [1.0, 0.99, 0.98]}
@@ -61,14 +61,16 @@ class Pool:
                 on_choice(block, (option, ClipChoice(clipped(option, 0.98), 0.2, 5)))
 
 
-def report(model: str = "model") -> ModelReport:
+def model_info(model: str = "model") -> ModelInfo:
     identities = {"model": model, "calibration": "data", "cells": "cells"}
-    return ModelReport(LAYERS, 0, (), Evaluation({}, {}), Footprint(0, 0), identities, {})
+    return ModelInfo(LAYERS, 0, (), Evaluation({}, {}), Footprint(0, 0), identities, {})
 
 
-def clipping(store: Store, lease: Lease, pool: Pool, told: ModelReport | None = None) -> Clipping:
+def clipping(store: Store, lease: Lease, pool: Pool, told: ModelInfo | None = None) -> Clipping:
     spec = job(space=SPACE)
-    return Clipping(spec, store, lease, cast("TaskPool", pool), told or report(), NullReporter())
+    return Clipping(
+        spec, store, lease, cast("TaskPool", pool), told or model_info(), NullReporter()
+    )
 
 
 def wanted(*texts: str) -> dict[str, list[Option]]:
@@ -115,7 +117,7 @@ def test_what_was_searched_is_not_searched_again(store: Store) -> None:
     clipping(store, lease, first).choose(BLOCKS, wanted("w2a4"))
 
     again = clipping(store, lease, second).choose(BLOCKS, wanted("w2a4", "w8a8"))
-    clipping(store, lease, other, report("another model")).choose(BLOCKS, wanted("w2a4"))
+    clipping(store, lease, other, model_info("another model")).choose(BLOCKS, wanted("w2a4"))
 
     assert second.chains == []
     assert second.asked == [(block.name, "w8a8") for block in BLOCKS]

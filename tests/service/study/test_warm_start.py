@@ -8,10 +8,10 @@ from bitfront.trial import Evaluation, FrontChange, Origin
 from service.study.warm_start import warm_seeds
 from storage.store import Store
 from tests.support.store_samples import complete, job, running, trial
-from workers.scheduling.model_info import ModelReport
+from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import Footprint
 
-REPORT = ModelReport((), 0, (), Evaluation({}), Footprint(0, 0), {"model": "m"}, {})
+REPORT = ModelInfo((), 0, (), Evaluation({}), Footprint(0, 0), {"model": "m"}, {})
 
 
 def later(*studies: str) -> JobSpec:

@@ -13,7 +13,7 @@ from bitfront.trial import TrialState
 from search.front import Front
 from service.cli import main
 from service.commands.deployment import file_url
-from service.views.cross_study_front import joint_front
+from service.views.cross_study_front import cross_study_front
 from storage.records import Limits
 from storage.store import Store, open_store
 from tests.support.store_samples import complete, finished, job, running, trial
@@ -68,7 +68,7 @@ def brute_front(store: Store, names: Sequence[str], objectives: Sequence[str]) -
 
 def joint(store: Store, model: str) -> tuple[tuple[str, ...], set[Point]]:
     fronts = store.model_fronts(model)
-    found = joint_front(fronts)
+    found = cross_study_front(fronts)
     assert [result.error for result in found] == sorted(result.error for result in found)
     return fronts.objectives, {
         (result.study, result.number, tuple(getattr(result, o) for o in fronts.objectives))

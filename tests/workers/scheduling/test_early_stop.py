@@ -1,4 +1,4 @@
-"""Trials that report stages and stop early: a worker's steps, and what the ledger makes of them."""
+"""Trials that report stages and stop early: a worker's steps, and what the scheduler does."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,19 +12,19 @@ from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec, RecoverySpace
 from bitfront.trial import Evaluation, Origin, TrialState
 from objectives.evaluation.evaluator import Stage
-from search.pruner import MIN_SEEN, Hurdle
+from search.pruner import MIN_SEEN, Pruner
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
 from workers.process import model_cache as resident
 from workers.process import preemption as ending
 from workers.process import trial_worker as trials
-from workers.process.trial_worker import TrialWorker, Work
+from workers.process.trial_worker import TrialTask, TrialWorker
 from workers.scheduling.attempt import Assignment, Seed
 from workers.scheduling.outcome import Outcome
 from workers.scheduling.spool import Spool
-from workers.scheduling.trial_scheduler import TrialLedger
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.trial_scheduler import TrialScheduler
+from workers.scheduling.worker_config import WorkerConfig
 
 BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}",)) for i in range(5)]
 OPTIONS = {block.name: [Option((Precision(bits, 8),)) for bits in (2, 3, 4, 8)] for block in BLOCKS}
@@ -63,7 +63,7 @@ class Driver:
             for blend in range(1, 4)
             for bits in (2, 3, 4, 8)
         ]
-        self.ledger = TrialLedger(
+        self.scheduler = TrialScheduler(
             store,
             self.lease,
             spec,
@@ -79,14 +79,14 @@ class Driver:
         )
 
     def take(self) -> Assignment:
-        assignment = self.ledger.next()
+        assignment = self.scheduler.next()
         assert assignment is not None
         return assignment
 
     def finish(self, assignment: Assignment, error: float, stages: tuple[float, ...] = ()) -> None:
         for step, shown in zip(RECOVERY.stages, stages, strict=False):
-            self.ledger.report(assignment, step, shown)
-        self.ledger.finish(assignment, Outcome(evaluation(assignment, error), None, 0.1, "w"))
+            self.scheduler.report(assignment, step, shown)
+        self.scheduler.finish(assignment, Outcome(evaluation(assignment, error), None, 0.1, "w"))
 
 
 def evaluation(assignment: Assignment, error: float) -> Evaluation:
@@ -110,8 +110,8 @@ def driver(store: Store, tmp_path: Path) -> Driver:
 def test_stages_are_stored_while_the_trial_runs(driver: Driver) -> None:
     assignment = driver.take()
 
-    driver.ledger.report(assignment, 0, 0.5)
-    driver.ledger.report(assignment, 2, 0.25)
+    driver.scheduler.report(assignment, 0, 0.5)
+    driver.scheduler.report(assignment, 2, 0.25)
 
     assert driver.store.intermediates("early") == {0: {0: 0.5, 2: 0.25}}
     assert driver.store.trials("early")[0].state is TrialState.RUNNING
@@ -119,15 +119,15 @@ def test_stages_are_stored_while_the_trial_runs(driver: Driver) -> None:
 
 def test_the_hurdle_is_the_front_and_what_training_has_taken_away(driver: Driver) -> None:
     measured(driver, MIN_SEEN - 1)
-    before = driver.ledger.hurdle()
+    before = driver.scheduler.pruner()
     driver.finish(driver.take(), 0.36, (0.4, 0.38, 0.37, 0.36))
 
-    hurdle = driver.ledger.hurdle()
+    pruner = driver.scheduler.pruner()
 
     assert before.gains == ()
-    assert hurdle.gains == pytest.approx((0.1, 0.1, 0.1, 0.1))
+    assert pruner.gains == pytest.approx((0.1, 0.1, 0.1, 0.1))
     front = {(row.error, row.nbytes) for row in driver.store.front("early")}
-    assert set(hurdle.front) == front
+    assert set(pruner.front) == front
 
 
 def test_a_job_may_switch_early_stops_off(store: Store, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_job_may_switch_early_stops_off(store: Store, tmp_path: Path) -> None:
 
     measured(driver, MIN_SEEN)
 
-    assert driver.ledger.hurdle() == Hurdle()
+    assert driver.scheduler.pruner() == Pruner()
 
 
 def test_a_restarted_driver_has_the_same_hurdle(
@@ -146,8 +146,8 @@ def test_a_restarted_driver_has_the_same_hurdle(
 
     again = Driver(store, tmp_path)
 
-    assert again.ledger.hurdle().gains == driver.ledger.hurdle().gains
-    assert set(again.ledger.hurdle().front) == set(driver.ledger.hurdle().front)
+    assert again.scheduler.pruner().gains == driver.scheduler.pruner().gains
+    assert set(again.scheduler.pruner().front) == set(driver.scheduler.pruner().front)
 
 
 def test_a_pruned_trial_is_recorded_and_never_proposed_again(
@@ -158,15 +158,15 @@ def test_a_pruned_trial_is_recorded_and_never_proposed_again(
     driver.spool.checkpoint(assignment.number).parent.mkdir(parents=True, exist_ok=True)
     driver.spool.checkpoint(assignment.number).write_text("where it was")
 
-    driver.ledger.report(assignment, 0, 0.9)
-    driver.ledger.finish(assignment, Outcome(None, None, 0.1, "w"))
+    driver.scheduler.report(assignment, 0, 0.9)
+    driver.scheduler.finish(assignment, Outcome(None, None, 0.1, "w"))
 
     trial = store.trials("early")[assignment.number]
     assert (trial.state, trial.values) == (TrialState.PRUNED, {})
     assert not driver.spool.checkpoint(assignment.number).exists()
     again = Driver(store, tmp_path)
     rest = []
-    while (later := again.ledger.next()) is not None:
+    while (later := again.scheduler.next()) is not None:
         rest.append(later.configuration.digest)
         again.finish(later, 0.5)
     assert assignment.configuration.digest not in rest
@@ -176,9 +176,9 @@ def test_a_pruned_trial_is_recorded_and_never_proposed_again(
 def test_pruned_trials_are_no_failures(driver: Driver) -> None:
     measured(driver, 0)
     for _ in range(8):
-        driver.ledger.finish(driver.take(), Outcome(None, None, 0.1, "w"))
+        driver.scheduler.finish(driver.take(), Outcome(None, None, 0.1, "w"))
 
-    assert driver.ledger.next() is not None
+    assert driver.scheduler.next() is not None
 
 
 def test_an_early_stop_in_the_spool_is_taken_in_after_a_crash(
@@ -198,7 +198,7 @@ def test_a_lost_worker_that_had_stopped_early_is_not_asked_again(driver: Driver)
     assignment = driver.take()
     driver.spool.write(assignment.number, assignment.attempt, Outcome(None, None, 2.0, "w"))
 
-    driver.ledger.lose(assignment)
+    driver.scheduler.lose(assignment)
 
     assert driver.store.trials("early")[0].state is TrialState.PRUNED
 
@@ -235,7 +235,7 @@ def results(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     recovery: Recovery | None,
-    hurdle: Hurdle,
+    pruner: Pruner,
 ) -> tuple[list[tuple[int, float]], Outcome]:
     """The stages that a worker shows, and its outcome."""
     monkeypatch.setattr(resident, "evaluator", lambda _: evaluator)
@@ -244,8 +244,8 @@ def results(
     monkeypatch.setattr(trials, "set_up", lambda: None)
     assignment = Assignment(7, 1, Configuration(plan(3), recovery))
     worker = TrialWorker()
-    order = WorkOrder(SPEC).to_json()
-    report = worker.begin(Work("early", 1, order, str(folder), assignment, hurdle))
+    config = WorkerConfig(SPEC).to_json()
+    report = worker.begin(TrialTask("early", 1, config, str(folder), assignment, pruner))
     stages = []
     while report.outcome is None:
         stages.append((report.step, report.error))
@@ -259,7 +259,7 @@ def test_a_worker_shows_every_stage_and_then_its_outcome(
 ) -> None:
     evaluator = Rehearsal((0.4, 0.3, 0.2, 0.1))
 
-    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Hurdle())
+    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
 
     assert stages == [(0, 0.4), (2, 0.3), (4, 0.2), (6, 0.1)]
     assert outcome.evaluation == Evaluation({"error": 0.1, "nbytes": 15.0}, {})
@@ -270,9 +270,9 @@ def test_a_worker_stops_where_the_front_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     evaluator = Rehearsal((0.4, 0.3, 0.2, 0.1))
-    hurdle = Hurdle(((0.25, 15.0),), (0.4, 0.1, 0.1, 0.1))
+    pruner = Pruner(((0.25, 15.0),), (0.4, 0.1, 0.1, 0.1))
 
-    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, hurdle)
+    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, pruner)
 
     assert [step for step, _ in stages] == [0, 2]
     assert outcome.is_pruned
@@ -284,7 +284,7 @@ def test_a_trial_without_recovery_has_no_stages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     evaluator = Rehearsal(())
-    hopeless = Hurdle(((0.0, 0.0),), (0.0, 0.0, 0.0, 0.0))
+    hopeless = Pruner(((0.0, 0.0),), (0.0, 0.0, 0.0, 0.0))
 
     stages, outcome = results(evaluator, monkeypatch, tmp_path, None, hopeless)
 
@@ -297,7 +297,7 @@ def test_an_error_while_training_is_the_attempts_failure(
 ) -> None:
     evaluator = Rehearsal((0.4, 0.3))  # two stages are missing
 
-    _, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Hurdle())
+    _, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
 
     assert outcome.failure is not None
     assert "ValueError" in outcome.failure.message

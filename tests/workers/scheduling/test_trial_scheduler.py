@@ -1,4 +1,4 @@
-"""The ledger over a real store: what is handed out, what is recorded, what a restart finds."""
+"""The scheduler over a real store: what is handed out, what is recorded, what a restart finds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from workers.scheduling.attempt import Assignment, Seed
 from workers.scheduling.outcome import Failure, Outcome
 from workers.scheduling.retries import MAX_LOST
 from workers.scheduling.spool import Spool
-from workers.scheduling.trial_scheduler import Progress, TrialLedger
+from workers.scheduling.trial_scheduler import Progress, TrialScheduler
 
 BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}",)) for i in range(5)]
 BITS = (2, 3, 4, 8)
@@ -35,7 +35,7 @@ REFERENCE = (1.0, 80.0)
 def make_spec(**stop: object) -> JobSpec:
     return JobSpec.model_validate(
         {
-            "study": "ledger",
+            "study": "scheduler",
             "model": {"source": "reference"},
             "data": {"source": "reference"},
             "constraints": {"max_nbytes": 60},
@@ -68,11 +68,11 @@ class Bench:
 
     def drive(
         self, review: Callable[[Sequence[Trial]], SearchSpace | None] | None = None
-    ) -> TrialLedger:
+    ) -> TrialScheduler:
         owner = f"driver {0 if self.lease is None else self.lease.epoch}"
         dead = None if self.lease is None else self.lease.owner
-        self.lease = self.store.acquire("ledger", owner, 60, dead_owner=dead)
-        return TrialLedger(
+        self.lease = self.store.acquire("scheduler", owner, 60, dead_owner=dead)
+        return TrialScheduler(
             self.store,
             self.lease,
             self.spec,
@@ -93,7 +93,7 @@ class Bench:
 
     @property
     def trials(self) -> list[Trial]:
-        return self.store.trials("ledger")
+        return self.store.trials("scheduler")
 
 
 @pytest.fixture
@@ -103,26 +103,26 @@ def bench(store: Store, tmp_path: Path) -> Bench:
     return Bench(store, tmp_path, spec)
 
 
-def take(ledger: TrialLedger) -> Assignment:
-    assignment = ledger.next()
+def take(scheduler: TrialScheduler) -> Assignment:
+    assignment = scheduler.next()
     assert assignment is not None
     return assignment
 
 
-def run_out(ledger: TrialLedger) -> int:
+def run_out(scheduler: TrialScheduler) -> int:
     done = 0
-    while (assignment := ledger.next()) is not None:
-        ledger.finish(assignment, measure(assignment.configuration))
+    while (assignment := scheduler.next()) is not None:
+        scheduler.finish(assignment, measure(assignment.configuration))
         done += 1
     return done
 
 
 def test_a_study_ends_at_its_number_of_trials(bench: Bench) -> None:
-    ledger = bench.drive()
+    scheduler = bench.drive()
 
-    run_out(ledger)
+    run_out(scheduler)
 
-    assert ledger.is_finished
+    assert scheduler.is_finished
     assert [trial.number for trial in bench.trials] == list(range(30))
     assert {trial.state for trial in bench.trials} == {TrialState.COMPLETE}
     assert len({trial.configuration.digest for trial in bench.trials}) == 30
@@ -138,22 +138,22 @@ def assert_front_is_brute_force(bench: Bench) -> None:
     feasible = [trial for trial in bench.trials if trial.is_feasible]
     values = np.array([[t.values["error"], t.values["nbytes"]] for t in feasible])
     expected = {feasible[index].number for index in pareto_front(values)}
-    assert {row.number for row in bench.store.front("ledger")} == expected
-    volumes = [point.hypervolume for point in bench.store.hypervolumes("ledger")]
+    assert {row.number for row in bench.store.front("scheduler")} == expected
+    volumes = [point.hypervolume for point in bench.store.hypervolumes("scheduler")]
     assert volumes == sorted(volumes)
     assert volumes[-1] == pytest.approx(hypervolume(values, REFERENCE))
 
 
 def test_a_configuration_that_breaks_a_constraint_is_not_on_the_front(bench: Bench) -> None:
-    ledger = bench.drive()
+    scheduler = bench.drive()
 
-    first = take(ledger)
-    ledger.finish(first, measure(first.configuration))
+    first = take(scheduler)
+    scheduler.finish(first, measure(first.configuration))
 
     (trial,) = bench.trials
     assert trial.constraints == {"max_nbytes": pytest.approx(80 / 60 - 1)}
     assert not trial.is_feasible
-    assert bench.store.front("ledger") == []
+    assert bench.store.front("scheduler") == []
 
 
 def test_a_trial_is_stored_before_it_is_handed_out(bench: Bench) -> None:
@@ -203,12 +203,12 @@ def test_a_spooled_result_of_another_configuration_is_not_taken(bench: Bench) ->
     measured = measure(assignment.configuration)
     bench.spool.write(assignment.number, assignment.attempt, replace(measured, digest="another"))
 
-    ledger = bench.drive()
+    scheduler = bench.drive()
 
     assert bench.trials[0].state is TrialState.RUNNING
-    again = take(ledger)
+    again = take(scheduler)
     bench.spool.write(again.number, again.attempt, replace(measured, digest="another"))
-    ledger.lose(again)
+    scheduler.lose(again)
     assert bench.trials[0].state is TrialState.RUNNING
 
 
@@ -229,112 +229,112 @@ def test_a_result_of_a_fenced_attempt_is_refused(bench: Bench) -> None:
 
 def test_a_refused_result_keeps_no_later_one_off_the_front(bench: Bench) -> None:
     bench.drive()
-    ledger = bench.drive()
-    first = take(ledger)
-    ledger.lose(first)
+    scheduler = bench.drive()
+    first = take(scheduler)
+    scheduler.lose(first)
     best = Outcome(Evaluation({"error": 0.0, "nbytes": 1.0}), None, 0.1, "late")
 
-    ledger.finish(first, best)
-    run_out(ledger)
+    scheduler.finish(first, best)
+    run_out(scheduler)
 
     assert_front_is_brute_force(bench)
 
 
 def test_a_user_error_is_tried_again_up_to_the_limit(bench: Bench) -> None:
-    ledger = bench.drive()
+    scheduler = bench.drive()
     attempts = []
 
     for _ in range(bench.spec.search.max_attempts):
-        assignment = take(ledger)
+        assignment = take(scheduler)
         attempts.append((assignment.number, assignment.attempt))
-        ledger.finish(assignment, broken(Cause.USER_ERROR))
+        scheduler.finish(assignment, broken(Cause.USER_ERROR))
 
     assert attempts == [(0, 1), (0, 2), (0, 3)]
     (trial,) = bench.trials
     assert trial.state is TrialState.FAILED
-    assert take(ledger).number == 1
+    assert take(scheduler).number == 1
 
 
 def test_an_invalid_metric_is_not_tried_again(bench: Bench) -> None:
-    ledger = bench.drive()
+    scheduler = bench.drive()
 
-    ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+    scheduler.finish(take(scheduler), broken(Cause.INVALID_METRIC))
 
-    assert take(ledger).number == 1
+    assert take(scheduler).number == 1
     assert bench.trials[0].state is TrialState.FAILED
 
 
 def test_lost_workers_do_not_count_as_user_errors_but_have_a_cap(bench: Bench) -> None:
-    ledger = bench.drive()
+    scheduler = bench.drive()
 
     for expected in range(1, MAX_LOST + 1):
-        assignment = take(ledger)
+        assignment = take(scheduler)
         assert (assignment.number, assignment.attempt) == (0, expected)
-        ledger.lose(assignment)
+        scheduler.lose(assignment)
 
     assert bench.trials[0].state is TrialState.FAILED
-    assert take(ledger).number == 1
+    assert take(scheduler).number == 1
 
 
 def test_the_cap_on_lost_workers_outlives_drivers(bench: Bench) -> None:
-    ledger = bench.drive()
+    scheduler = bench.drive()
     for _ in range(MAX_LOST - 1):
-        ledger.lose(take(ledger))
+        scheduler.lose(take(scheduler))
 
-    ledger = bench.drive()
-    ledger.lose(take(ledger))
+    scheduler = bench.drive()
+    scheduler.lose(take(scheduler))
 
     assert bench.trials[0].state is TrialState.FAILED
     assert bench.trials[0].cause == "node_lost"
 
 
 def test_restarts_and_lost_workers_leave_a_trial_all_its_attempts(bench: Bench) -> None:
-    ledger = bench.drive()
+    scheduler = bench.drive()
     for _ in range(4):
-        ledger.lose(take(ledger))
-        ledger = bench.drive()
+        scheduler.lose(take(scheduler))
+        scheduler = bench.drive()
 
     for _ in range(bench.spec.search.max_attempts - 1):
-        ledger.finish(take(ledger), broken(Cause.USER_ERROR))
+        scheduler.finish(take(scheduler), broken(Cause.USER_ERROR))
         assert bench.trials[0].state is TrialState.RUNNING
-    ledger.finish(take(ledger), broken(Cause.USER_ERROR))
+    scheduler.finish(take(scheduler), broken(Cause.USER_ERROR))
 
     assert bench.trials[0].state is TrialState.FAILED
 
 
 def test_each_time_that_memory_ran_out_halves_the_batch_even_after_a_restart(bench: Bench) -> None:
-    ledger = bench.drive()
-    assert take_again(ledger, Cause.OUT_OF_MEMORY).halvings == 0
-    assert take_again(ledger, Cause.NODE_LOST).halvings == 1
+    scheduler = bench.drive()
+    assert take_again(scheduler, Cause.OUT_OF_MEMORY).halvings == 0
+    assert take_again(scheduler, Cause.NODE_LOST).halvings == 1
 
-    ledger = bench.drive()
-    assert take_again(ledger, Cause.OUT_OF_MEMORY).halvings == 1
-    again = take(ledger)
+    scheduler = bench.drive()
+    assert take_again(scheduler, Cause.OUT_OF_MEMORY).halvings == 1
+    again = take(scheduler)
 
     assert (again.number, again.halvings) == (0, 2)
 
 
-def take_again(ledger: TrialLedger, ended_by: Cause) -> Assignment:
-    assignment = take(ledger)
-    ledger.finish(assignment, broken(ended_by))
+def take_again(scheduler: TrialScheduler, ended_by: Cause) -> Assignment:
+    assignment = take(scheduler)
+    scheduler.finish(assignment, broken(ended_by))
     return assignment
 
 
 def test_what_was_only_cancelled_is_left_for_the_next_driver(bench: Bench) -> None:
-    ledger = bench.drive()
-    ledger.finish(take(ledger), broken(Cause.CANCELLED))
+    scheduler = bench.drive()
+    scheduler.finish(take(scheduler), broken(Cause.CANCELLED))
 
     (trial,) = bench.trials
-    assert (trial.state, trial.attempt, ledger.running) == (TrialState.RUNNING, 1, 0)
+    assert (trial.state, trial.attempt, scheduler.running) == (TrialState.RUNNING, 1, 0)
     assert take(bench.drive()).number == 0
 
 
 def test_a_resumed_study_is_not_stopped_for_what_failed_before(bench: Bench) -> None:
-    ledger = bench.drive()
+    scheduler = bench.drive()
     for _ in range(4):
-        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+        scheduler.finish(take(scheduler), broken(Cause.INVALID_METRIC))
     with pytest.raises(TooManyFailures):
-        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+        scheduler.finish(take(scheduler), broken(Cause.INVALID_METRIC))
 
     run_out(bench.drive())
 
@@ -342,20 +342,20 @@ def test_a_resumed_study_is_not_stopped_for_what_failed_before(bench: Bench) -> 
 
 
 def test_a_lost_worker_that_had_spooled_its_result_loses_nothing(bench: Bench) -> None:
-    ledger = bench.drive()
-    assignment = take(ledger)
+    scheduler = bench.drive()
+    assignment = take(scheduler)
     bench.spool.write(0, 1, measure(assignment.configuration))
 
-    ledger.lose(assignment)
+    scheduler.lose(assignment)
 
     assert bench.trials[0].state is TrialState.COMPLETE
 
 
 def test_a_new_driver_sweeps_away_what_its_predecessor_had_recorded(bench: Bench) -> None:
-    ledger = bench.drive()
-    done = take(ledger)
-    ledger.finish(done, measure(done.configuration))
-    open_one = take(ledger)
+    scheduler = bench.drive()
+    done = take(scheduler)
+    scheduler.finish(done, measure(done.configuration))
+    open_one = take(scheduler)
     bench.spool.write(done.number, done.attempt, measure(done.configuration))
     write_whole(bench.spool.checkpoint(done.number), b"")
     write_whole(bench.spool.checkpoint(open_one.number), b"")
@@ -366,24 +366,24 @@ def test_a_new_driver_sweeps_away_what_its_predecessor_had_recorded(bench: Bench
 
 
 def test_a_lost_attempt_runs_again_where_the_spool_is_away(bench: Bench) -> None:
-    ledger = bench.drive()
-    assignment = take(ledger)
+    scheduler = bench.drive()
+    assignment = take(scheduler)
     bench.spool.folder.touch()
 
-    ledger.lose(assignment)
+    scheduler.lose(assignment)
 
-    assert take(ledger).attempt == 2
+    assert take(scheduler).attempt == 2
     with pytest.raises(UnusableSpool, match="Not a directory"):
         bench.drive()
 
 
 def test_more_than_half_failed_of_at_least_five_stops_the_study(bench: Bench) -> None:
-    ledger = bench.drive()
+    scheduler = bench.drive()
     for _ in range(4):
-        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+        scheduler.finish(take(scheduler), broken(Cause.INVALID_METRIC))
 
     with pytest.raises(TooManyFailures, match="5 of 5 trials failed, the last one with: a inval"):
-        ledger.finish(take(ledger), broken(Cause.INVALID_METRIC))
+        scheduler.finish(take(scheduler), broken(Cause.INVALID_METRIC))
 
 
 def test_a_known_evaluation_is_not_handed_out(bench: Bench) -> None:
@@ -391,7 +391,7 @@ def test_a_known_evaluation_is_not_handed_out(bench: Bench) -> None:
     other = bench.spec.model_copy(update={"study": "other"})
     bench.store.create_study(other, {})
     lease = bench.store.acquire("other", "driver", 60)
-    ledger = TrialLedger(
+    scheduler = TrialScheduler(
         bench.store,
         lease,
         other,
@@ -406,44 +406,44 @@ def test_a_known_evaluation_is_not_handed_out(bench: Bench) -> None:
         on_progress=bench.reports.append,
     )
 
-    handed_out = run_out(ledger)
+    handed_out = run_out(scheduler)
 
     assert handed_out == 0
     assert len(bench.store.trials("other")) == 30
 
 
 def test_draining_finishes_what_runs_and_starts_nothing(bench: Bench) -> None:
-    ledger = bench.drive()
-    assignment = take(ledger)
+    scheduler = bench.drive()
+    assignment = take(scheduler)
 
     bench.drains = True
 
-    assert ledger.next() is None
-    assert not ledger.is_finished
-    ledger.finish(assignment, measure(assignment.configuration))
-    assert ledger.is_finished
+    assert scheduler.next() is None
+    assert not scheduler.is_finished
+    scheduler.finish(assignment, measure(assignment.configuration))
+    assert scheduler.is_finished
 
 
 def test_no_growth_of_the_hypervolume_ends_a_patient_study(bench: Bench) -> None:
     bench.spec = make_spec(trials=500, patience=8)
 
-    ledger = bench.drive()
-    done = run_out(ledger)
+    scheduler = bench.drive()
+    done = run_out(scheduler)
 
     assert done < 500
-    assert "did not grow over 8 trials" in ledger.stop_reason
+    assert "did not grow over 8 trials" in scheduler.stop_reason
 
 
 def test_an_exhausted_space_ends_the_study(bench: Bench) -> None:
     bench.spec = make_spec(trials=5000)
     few = {block.name: OPTIONS[block.name][:2] for block in BLOCKS}
 
-    ledger = bench.drive(lambda _: SearchSpace(BLOCKS, few, {}, None))
-    done = run_out(ledger)
+    scheduler = bench.drive(lambda _: SearchSpace(BLOCKS, few, {}, None))
+    done = run_out(scheduler)
 
     assert done <= 2 ** len(BLOCKS) + len(SEEDS)
-    assert ledger.is_finished
-    assert "no configuration that is new" in ledger.stop_reason
+    assert scheduler.is_finished
+    assert "no configuration that is new" in scheduler.stop_reason
 
 
 def test_the_space_can_be_widened_once_the_seeds_are_measured(bench: Bench) -> None:

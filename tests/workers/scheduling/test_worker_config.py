@@ -5,18 +5,18 @@ import pytest
 from bitfront.trial import Cause
 from tests.support.store_samples import job
 from workers.scheduling.outcome import Failure
-from workers.scheduling.worker_config import WorkOrder
+from workers.scheduling.worker_config import WorkerConfig
 
 
 @pytest.mark.parametrize(("halvings", "expected"), [(0, 64), (1, 32), (6, 1), (9, 1)])
 def test_each_time_that_memory_ran_out_halves_the_batch(halvings: int, expected: int) -> None:
-    order = WorkOrder(job(), {"bounds": {}})
+    config = WorkerConfig(job(), {"bounds": {}})
 
-    smaller = order.with_halved_batch(halvings)
+    smaller = config.with_halved_batch(halvings)
 
     assert smaller.spec.data.batch_size == expected
-    assert (smaller.bounds, smaller.spec.model) == (order.bounds, order.spec.model)
-    assert WorkOrder.from_json(smaller.to_json()) == smaller
+    assert (smaller.bounds, smaller.spec.model) == (config.bounds, config.spec.model)
+    assert WorkerConfig.from_json(smaller.to_json()) == smaller
 
 
 class OutOfMemoryError(RuntimeError):
