@@ -13,6 +13,7 @@ from service.study.profiling import measure_profile
 from service.views.progress import NullReporter
 from storage.store import open_store
 from workers.process import model_cache as resident
+from workers.scheduling.metrics import NullMetrics
 from workers.scheduling.worker_config import WorkerConfig
 
 
@@ -66,5 +67,7 @@ def profile(spec: JobSpec) -> tuple[Profile, float]:
         lease = store.acquire(spec.study, "benchmark", 3600)
         started_s = time.perf_counter()
         report = resident.inspect(config)
-        measured = measure_profile(spec, store, lease, InProcess(config), report, NullReporter())
+        measured = measure_profile(
+            spec, store, lease, InProcess(config), report, NullReporter(), NullMetrics()
+        )
         return measured, time.perf_counter() - started_s

@@ -22,7 +22,7 @@ from workers.cluster.connection import node_resources
 from workers.cluster.fair_share import FairShare
 from workers.cluster.tasks import TaskPool
 from workers.cluster.worker_pool import run_trials
-from workers.observability.metrics import StudyMetrics
+from workers.scheduling.metrics import Metrics
 from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import Progress, TrialScheduler
@@ -43,7 +43,7 @@ class Run:
         stop_signals: StopSignals,
         reporter: Reporter,
         spool: Spool,
-        metrics: StudyMetrics,
+        metrics: Metrics,
     ) -> None:
         self._spec = spec
         self._store = store

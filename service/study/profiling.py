@@ -15,7 +15,7 @@ from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
 from workers.cluster.tasks import TaskPool
-from workers.observability.metrics import StudyMetrics
+from workers.scheduling.metrics import Metrics
 from workers.scheduling.model_info import ModelInfo
 
 # Cells handed to a worker at once: few enough that the workers end together.
@@ -33,7 +33,7 @@ class _Measuring:
     pool: TaskPool
     identities: Mapping[str, str]
     reporter: Reporter
-    metrics: StudyMetrics
+    metrics: Metrics
 
     def _key(self, block: Block, option: Option) -> CellKey:
         ids = self.identities
@@ -93,7 +93,7 @@ def measure_profile(
     pool: TaskPool,
     model_info: ModelInfo,
     reporter: Reporter,
-    metrics: StudyMetrics,
+    metrics: Metrics,
 ) -> Profile:
     """Partitions the model and measures its cells; what is stored is not measured again.
 

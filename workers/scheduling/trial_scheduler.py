@@ -19,9 +19,9 @@ from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
 from workers.observability.logs import masked
-from workers.observability.metrics import StudyMetrics
 from workers.scheduling.attempt import Assignment, Seed
 from workers.scheduling.front_tracker import FrontTracker, Measured
+from workers.scheduling.metrics import Metrics, NullMetrics
 from workers.scheduling.outcome import Failure, Outcome
 from workers.scheduling.retries import Retries
 from workers.scheduling.spool import Spool
@@ -86,7 +86,7 @@ class TrialScheduler:
         is_draining: Callable[[], bool],
         review: Callable[[Sequence[Trial]], SearchSpace | None],
         on_progress: Callable[[Progress], None],
-        metrics: StudyMetrics | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """Takes the study up where its stored trials stand.
 
@@ -115,7 +115,7 @@ class TrialScheduler:
         self._spool = spool
         self._evaluation_key = evaluation_key
         self._on_progress = on_progress
-        self._metrics = metrics or StudyMetrics(lease.name)
+        self._metrics = metrics or NullMetrics()
         objectives = [objective.value for objective in spec.objectives]
         self._tracker = FrontTracker(objectives, reference, budget_nbytes)
         self._seeds = deque(seeds)
