@@ -187,6 +187,13 @@ def wait_for(drivers: Sequence[Driver], ready: Callable[[], bool], deadline_s: f
     return True
 
 
+def wait_for_trials(
+    drivers: Sequence[Driver], store: Store, study: str, count: int, deadline_s: float
+) -> bool:
+    """Waits until so many trials of a study are complete."""
+    return wait_for(drivers, lambda: completed(store, study) >= count, deadline_s)
+
+
 @main.command()
 @click.option("--seconds", default=300.0, show_default=True)
 @click.option("--workers", default=1, show_default=True, help="Trial workers of each study.")
@@ -204,10 +211,7 @@ def run(seconds: float, workers: int, clients: int) -> None:
             stack.callback(driver.kill)
             driver.submit(workers)
         for driver in drivers:
-            name = driver.study
-            if not wait_for(
-                drivers, lambda n=name: completed(store, n) > 0, time.monotonic() + PATIENCE_S
-            ):
+            if not wait_for_trials(drivers, store, driver.study, 1, time.monotonic() + PATIENCE_S):
                 raise click.ClickException(driver.log.read_text()[-3000:])
         before = {study: completed(store, study) for study in STUDIES}
         answers = [folder / f"client-{number}.jsonl" for number in range(clients)]
@@ -243,7 +247,7 @@ def stop_and_resume(drivers: Sequence[Driver], store: Store, deadline_s: float) 
         stops.append(driver.stop())
         held = completed(store, driver.study)
         driver.start("resume", driver.study)
-        wait_for(drivers, lambda held=held: completed(store, driver.study) > held + 3, deadline_s)
+        wait_for_trials(drivers, store, driver.study, held + 4, deadline_s)
     # A driver that has only just been started must be there before it is stopped for good.
     wait_for(drivers, lambda: store.study(driver.study).owner is not None, deadline_s + PATIENCE_S)
     return stops

@@ -11,7 +11,6 @@ workers are the real ones.
 
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -31,7 +30,7 @@ import numpy as np
 import psutil
 from sqlalchemy import create_engine, insert, select
 
-from benchmarks.sleeper import SleepingWorker, made_up
+from benchmarks.sleeper import made_up, sleeping_worker
 from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option
 from bitfront.precision import Precision
@@ -51,6 +50,7 @@ from workers.scheduling.attempt import Assignment
 from workers.scheduling.outcome import Outcome
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import TrialScheduler
+from workers.scheduling.worker_config import WorkerConfig
 
 LAYERS = 2
 BITS = (2, 3, 4, 6, 8)
@@ -236,8 +236,14 @@ def throughput_of(
     with open_store(url) as store, connected(spec.search.workers):
         connect_s = time.time() - started_s
         scheduler = make_ledger(store, spec, space, spool)
-        config = json.dumps({"seconds": seconds})
-        run_trials(scheduler, spec.search, config, spool, threading.Event(), worker=SleepingWorker)
+        run_trials(
+            scheduler,
+            spec.search,
+            WorkerConfig(spec),
+            spool,
+            threading.Event(),
+            worker=sleeping_worker(seconds),
+        )
     return summary(scheduler, spec.search.workers, seconds, connect_s)
 
 

@@ -19,7 +19,8 @@ from typing import TypeVar
 
 import click
 
-from benchmarks.search import SPEC, ours, profile
+from benchmarks.in_process import profile
+from benchmarks.search import SPEC, ours
 from bitfront.job import load_job
 from bitfront.layers import Tower
 from bitfront.plan import Configuration, Plan, Recovery

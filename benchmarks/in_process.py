@@ -12,15 +12,15 @@ from objectives.profiling.clips import walk
 from service.study.profiling import measure_profile
 from service.views.progress import NullReporter
 from storage.store import open_store
-from workers.process import model_cache as resident
+from workers.process import model_cache
 from workers.scheduling.metrics import NullMetrics
 from workers.scheduling.worker_config import WorkerConfig
 
 
 class InProcess:
-    """Does what `workers.cluster.tasks.TaskPool` does, without Ray."""
+    """A `ProfilingPool` of this process alone, without Ray."""
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: WorkerConfig) -> None:
         self.config = config
 
     def cells(
@@ -29,7 +29,7 @@ class InProcess:
         on_cell: Callable[[Block, Cell], None],
     ) -> None:
         """Measures every option of every block."""
-        meter = resident.cell_meter(self.config)
+        meter = model_cache.cell_meter(self.config)
         for block, options in work:
             for option in options:
                 on_cell(block, meter.measure(block, option))
@@ -38,7 +38,7 @@ class InProcess:
         self, chains: Sequence[Sequence[tuple[Block, Option]]]
     ) -> list[list[ClipChoice]]:
         """The clips of the blocks of each chain."""
-        search = resident.clip_search(self.config)
+        search = model_cache.clip_search(self.config)
         found = []
         for chain in chains:
             options = {block.name: option for block, option in chain}
@@ -52,7 +52,7 @@ class InProcess:
         on_choice: Callable[[Block, tuple[Option, ClipChoice]], None],
     ) -> None:
         """Searches the clips of options."""
-        search = resident.clip_search(self.config)
+        search = model_cache.clip_search(self.config)
         for block, options in work:
             for option in options:
                 on_choice(block, (option, search.joint(block, option, prefix)))
@@ -60,14 +60,14 @@ class InProcess:
 
 def profile(spec: JobSpec) -> tuple[Profile, float]:
     """The profile of a job's model, and the seconds that measuring it took."""
-    config = WorkerConfig(spec).to_json()
+    config = WorkerConfig(spec)
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{folder}/bitfront.db")
         store.create_study(spec, {})
         lease = store.acquire(spec.study, "benchmark", 3600)
         started_s = time.perf_counter()
-        report = resident.inspect(config)
+        info = model_cache.inspect(config)
         measured = measure_profile(
-            spec, store, lease, InProcess(config), report, NullReporter(), NullMetrics()
+            spec, store, lease, InProcess(config), info, NullReporter(), NullMetrics()
         )
         return measured, time.perf_counter() - started_s

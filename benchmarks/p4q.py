@@ -21,18 +21,20 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 import open_clip
 import torch
+from PIL.Image import Image
 from scipy.stats import t
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.in_process import profile
-from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.plan import ClassPosition, Configuration, Plan, Recovery, TeacherText
 from bitfront.precision import Precision
 from bitfront.reference.scenes import WORDS
 from bitfront.spec import JobSpec, QuantizerSpec, RecoverySpace, Sampler
@@ -216,25 +218,19 @@ def generative(seeds: int) -> None:
 
 
 ABLATIONS: Mapping[str, Mapping[str, Callable[[Recovery], Recovery]]] = {
-    "context length M": {
-        str(m): (lambda r, m=m: replace(r, context_length=m)) for m in (0, 4, 8, 16)
-    },
-    "reduction": {str(n): (lambda r, n=n: replace(r, reduction=n)) for n in (2, 4, 8)},
-    "blend": {str(b): (lambda r, b=b: replace(r, blend=b)) for b in (0.1, 0.2, 0.5)},
-    "adapter bits": {str(b): (lambda r, b=b: replace(r, adapter_bits=b)) for b in (16, 8, 6, 4)},
-    "shots": {str(s or "all"): (lambda r, s=s: replace(r, shots=s)) for s in (1, 2, 4, 8, 16, 0)},
-    "views": {str(v): (lambda r, v=v: replace(r, views=v)) for v in (0, 1, 4)},
-    "class position": {
-        p: (lambda r, p=p: replace(r, class_position=p)) for p in ("end", "middle", "front")
-    },
-    "class-specific": {
-        str(c): (lambda r, c=c: replace(r, class_specific=c)) for c in (False, True)
-    },
-    "teacher": {s: (lambda r, s=s: replace(r, teacher=s)) for s in ("templates", "prompt")},
+    "context length M": {str(m): partial(replace, context_length=m) for m in (0, 4, 8, 16)},
+    "reduction": {str(n): partial(replace, reduction=n) for n in (2, 4, 8)},
+    "blend": {str(b): partial(replace, blend=b) for b in (0.1, 0.2, 0.5)},
+    "adapter bits": {str(b): partial(replace, adapter_bits=b) for b in (16, 8, 6, 4)},
+    "shots": {str(s or "all"): partial(replace, shots=s) for s in (1, 2, 4, 8, 16, 0)},
+    "views": {str(v): partial(replace, views=v) for v in (0, 1, 4)},
+    "class position": {p.value: partial(replace, class_position=p) for p in ClassPosition},
+    "class-specific": {str(c): partial(replace, class_specific=c) for c in (False, True)},
+    "teacher": {s.value: partial(replace, teacher=s) for s in TeacherText},
     "distillation weight": {
-        str(w): (lambda r, w=w: replace(r, distillation=w)) for w in (0.0, 1.0, 4.0, 16.0)
+        str(w): partial(replace, distillation=w) for w in (0.0, 1.0, 4.0, 16.0)
     },
-    "steps": {str(n): (lambda r, n=n: replace(r, steps=n)) for n in (60, 100, 200)},
+    "steps": {str(n): partial(replace, steps=n) for n in (60, 100, 200)},
 }
 
 
@@ -431,7 +427,11 @@ def vit_b_32() -> DualEncoder:
     """ViT-B/32 of open_clip with random weights."""
     model = open_clip.create_model("ViT-B-32", pretrained=None)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    return open_clip_encoder(model, preprocess=lambda image: image, tokenize=tokenizer)
+
+    def preprocess(image: Image) -> Tensor:
+        return torch.from_numpy(np.array(image))
+
+    return open_clip_encoder(model, preprocess=preprocess, tokenize=tokenizer)
 
 
 def _timed(run: Callable[[], object]) -> float:

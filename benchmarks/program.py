@@ -26,7 +26,7 @@ BUDGETS = 20
 def instance(blocks: int, seed: int, *, hard: bool) -> Mapping[str, list[Cell]]:
     """A random profile."""
     rng = np.random.default_rng(seed)
-    cells = {}
+    cells: dict[str, list[Cell]] = {}
     for number in range(blocks):
         name = f"block {number}"
         weights = int(rng.lognormal(13, 1))
@@ -67,7 +67,7 @@ def main(repeats: int, sizes: tuple[int, ...], epsilons: tuple[float, ...]) -> N
             click.echo(f"{'hard' if hard else 'real'} instances, {BUDGETS} budgets, ε = {epsilon}")
             totals = [_line(blocks, repeats, epsilon, hard=hard) for blocks in sizes]
             if len(sizes) > 1:
-                growth = np.polyfit(np.log(sizes), np.log(totals), 1)[0]
+                growth = float(np.polyfit(np.log(sizes), np.log(totals), 1)[0])
                 click.echo(f"time grows as blocks^{growth:.2f}")
 
 
@@ -80,7 +80,7 @@ def _line(blocks: int, repeats: int, epsilon: float, *, hard: bool) -> float:
         f"{blocks:5d} blocks: solve {solve:7.3f} s, prune {prune_s:7.3f} s, "
         f"worst {worst:7.3f} s, space 10^{before:.0f} -> 10^{after:.0f}"
     )
-    return solve + prune_s
+    return float(solve + prune_s)
 
 
 if __name__ == "__main__":

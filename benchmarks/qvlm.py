@@ -39,7 +39,7 @@ from objectives.profiling.vision import optimise_vision
 from search.partition import partition
 from search.seeds import full_precision
 from service.study.proxy_search import ProxySearch
-from workers.process import model_cache as resident
+from workers.process import model_cache
 from workers.scheduling.worker_config import WorkerConfig
 
 CLIPS = (1.0, 0.995, 0.99, 0.985, 0.98)
@@ -488,7 +488,7 @@ def at_uniform_size(spec: JobSpec, title: str) -> Iterator[tuple[str, tuple[floa
     at most the bytes of uniform W4A4.
     """
     measured, seconds = profile(spec)
-    evaluator: Evaluator = resident.evaluator(WorkerConfig(spec).to_json())
+    evaluator: Evaluator = model_cache.evaluator(WorkerConfig(spec))
     proxy_search = ProxySearch(spec, measured)
     names = [layer.name for layer in measured.layers]
 

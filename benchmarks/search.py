@@ -26,7 +26,7 @@ from search.options import block_options
 from search.sampler import Outcome, Proposer
 from search.space import SearchSpace
 from service.study.proxy_search import ProxySearch
-from workers.process import model_cache as resident
+from workers.process import model_cache
 from workers.scheduling.worker_config import WorkerConfig
 
 Measure = Callable[[Configuration], tuple[float, ...]]
@@ -111,7 +111,7 @@ def main(trials: int, seeds: int, out: Path) -> None:
     """Runs every method with every seed, prints a table and draws the curves."""
     spec = JobSpec.model_validate(SPEC)
     measured, profile_s = profile(spec)
-    evaluator: Evaluator = resident.evaluator(WorkerConfig(spec).to_json())
+    evaluator: Evaluator = model_cache.evaluator(WorkerConfig(spec))
     known: dict[str, tuple[float, ...]] = {}
 
     def measure(configuration: Configuration) -> tuple[float, ...]:

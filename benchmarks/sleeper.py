@@ -3,7 +3,6 @@
 It stands alone, for every worker process imports it: here is neither Optuna nor a database.
 """
 
-import json
 import time
 from collections.abc import Iterator
 
@@ -31,13 +30,15 @@ def made_up(configuration: Configuration) -> dict[str, float]:
     return {"error": error, "nbytes": nbytes}
 
 
-class SleepingWorker(TrialWorker):
+def sleeping_worker(seconds: float) -> type[TrialWorker]:
     """A trial worker that uses no processor time: it loads no model and sleeps."""
 
-    def _attempt(self) -> Iterator[Outcome]:
-        started_s = time.time()
-        seconds = float(json.loads(self._task.config)["seconds"])
-        values = made_up(self._task.assignment.configuration)
-        time.sleep(seconds)
-        evaluation = Evaluation(values, {"started_s": started_s, "ended_s": time.time()})
-        yield Outcome(evaluation, None, seconds, worker_name())
+    class SleepingWorker(TrialWorker):
+        def _attempt(self) -> Iterator[Outcome]:
+            started_s = time.time()
+            values = made_up(self._task.assignment.configuration)
+            time.sleep(seconds)
+            evaluation = Evaluation(values, {"started_s": started_s, "ended_s": time.time()})
+            yield Outcome(evaluation, None, seconds, worker_name())
+
+    return SleepingWorker

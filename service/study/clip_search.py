@@ -15,8 +15,8 @@ from search.options import layer_precisions
 from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
-from workers.cluster.tasks import TaskPool
 from workers.scheduling.model_info import ModelInfo
+from workers.scheduling.profiling_pool import ProfilingPool
 
 _NO_PLAN = Plan(())
 
@@ -37,7 +37,7 @@ class Clipping:
     spec: JobSpec
     store: Store
     lease: Lease
-    pool: TaskPool
+    pool: ProfilingPool
     model_info: ModelInfo
     reporter: Reporter
 

@@ -14,9 +14,9 @@ from service.study.clip_search import Clipping, has_clips
 from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
-from workers.cluster.tasks import TaskPool
 from workers.scheduling.metrics import Metrics
 from workers.scheduling.model_info import ModelInfo
+from workers.scheduling.profiling_pool import ProfilingPool
 
 # Cells handed to a worker at once: few enough that the workers end together.
 _CHUNK = 8
@@ -30,7 +30,7 @@ class _Measuring:
 
     store: Store
     lease: Lease
-    pool: TaskPool
+    pool: ProfilingPool
     identities: Mapping[str, str]
     reporter: Reporter
     metrics: Metrics
@@ -90,7 +90,7 @@ def measure_profile(
     spec: JobSpec,
     store: Store,
     lease: Lease,
-    pool: TaskPool,
+    pool: ProfilingPool,
     model_info: ModelInfo,
     reporter: Reporter,
     metrics: Metrics,

@@ -114,10 +114,12 @@ def test_a_result_that_cannot_be_spooled_is_still_returned(
     monkeypatch.setattr("workers.process.preemption.signal.signal", lambda *_: None)
     monkeypatch.setattr(trials, "set_up", lambda: None)
     assignment = Assignment(3, 1, trial(3).configuration)
-    order = WorkerConfig(job()).to_json()
+    config = WorkerConfig(job())
     fill(small_disk)
 
-    report = TrialWorker().begin(TrialTask("full", 1, order, str(small_disk), assignment, Pruner()))
+    report = TrialWorker().begin(
+        TrialTask("full", 1, config, str(small_disk), assignment, Pruner())
+    )
 
     assert report.outcome is not None
     assert report.outcome.evaluation is not None

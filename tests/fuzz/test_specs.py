@@ -1,6 +1,7 @@
 """Whatever a job file or a stored text holds: a value, or one of our own errors in one line."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -237,8 +238,9 @@ def check_round_trip(spec: JobSpec) -> None:
     assert again == spec
     assert again.digest == spec.digest
     assert JobSpec.model_validate_json(canonical_json(content)) == spec
-    order = WorkerConfig(spec)
-    assert WorkerConfig.from_json(order.to_json()) == order
+    config = WorkerConfig(spec)
+    sent = pickle.loads(pickle.dumps(config))
+    assert (sent, hash(sent)) == (config, hash(config))
 
 
 @pytest.fixture

@@ -23,17 +23,17 @@ from workers.scheduling.worker_config import WorkerConfig
 _PATIENCE_S = 0.5
 
 
-def _inspect(config: str) -> ModelInfo:
+def _inspect(config: WorkerConfig) -> ModelInfo:
     from workers.process import model_cache
 
     report: ModelInfo = model_cache.inspect(config)
     return report
 
 
-def _measure(config: str, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
+def _measure(config: WorkerConfig, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
     from workers.process import model_cache
 
-    study = WorkerConfig.from_json(config).spec.study
+    study = config.spec.study
     meter = model_cache.cell_meter(config)
     for option in options:
         with timed(study, "cells"):
@@ -41,7 +41,7 @@ def _measure(config: str, block: Block, options: Sequence[Option]) -> Iterator[C
         yield cell
 
 
-def _evaluate_on_test(config: str, configuration: Configuration) -> Evaluation:
+def _evaluate_on_test(config: WorkerConfig, configuration: Configuration) -> Evaluation:
     from objectives.data.task import SplitName
     from workers.process import model_cache
 
@@ -49,14 +49,16 @@ def _evaluate_on_test(config: str, configuration: Configuration) -> Evaluation:
     return evaluator.evaluate(configuration, SplitName.TEST)
 
 
-def _optimise(config: str, checkpoint: SharedPath) -> dict[str, object]:
+def _optimise(config: WorkerConfig, checkpoint: SharedPath) -> dict[str, object]:
     from workers.process import model_cache
 
     bounds: dict[str, object] = model_cache.optimise(config, checkpoint)
     return bounds
 
 
-def _walk(config: str, blocks: Sequence[Block], options: Sequence[Option]) -> list[ClipChoice]:
+def _walk(
+    config: WorkerConfig, blocks: Sequence[Block], options: Sequence[Option]
+) -> list[ClipChoice]:
     from objectives.profiling.clips import walk
     from workers.process import model_cache
 
@@ -67,7 +69,7 @@ def _walk(config: str, blocks: Sequence[Block], options: Sequence[Option]) -> li
 
 
 def _choose(
-    config: str, block: Block, options: Sequence[Option], prefix: Plan
+    config: WorkerConfig, block: Block, options: Sequence[Option], prefix: Plan
 ) -> Iterator[tuple[Option, ClipChoice]]:
     from workers.process import model_cache
 
@@ -77,8 +79,8 @@ def _choose(
         yield option, find(block, option, prefix)
 
 
-def _is_joint(config: str) -> bool:
-    return WorkerConfig.from_json(config).spec.profile.clip_search is ClipSearchKind.JOINT
+def _is_joint(config: WorkerConfig) -> bool:
+    return config.spec.profile.clip_search is ClipSearchKind.JOINT
 
 
 class TaskPool:
@@ -93,7 +95,7 @@ class TaskPool:
         """Takes the job, and a question that is asked between results: shall it end?"""
         self._is_over = is_over
         self._spec = spec
-        self.config = WorkerConfig(spec).to_json()
+        self.config = WorkerConfig(spec)
         self.placement = first_placement(spec, node_resources())
 
     @property
@@ -107,7 +109,7 @@ class TaskPool:
 
     def use_bounds(self, bounds: Mapping[str, object]) -> None:
         """Tells all later work the learned bounds."""
-        self.config = WorkerConfig(self._spec, bounds).to_json()
+        self.config = WorkerConfig(self._spec, bounds)
 
     def inspect(self) -> ModelInfo:
         """Loads the model on a worker and reports what it is."""

@@ -17,6 +17,7 @@ from workers.scheduling.outcome import Failure, Outcome
 from workers.scheduling.placement import ONE_CPU, Placement
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import TrialScheduler
+from workers.scheduling.worker_config import WorkerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _Reference = Any
 def run_trials(
     scheduler: TrialScheduler,
     spec: SearchSpec,
-    config: str,
+    config: WorkerConfig,
     spool: Spool,
     cancelled: threading.Event,
     *,
@@ -81,7 +82,7 @@ class _WorkerPool:
     def __init__(
         self,
         scheduler: TrialScheduler,
-        config: str,
+        config: WorkerConfig,
         spool: Spool,
         place: Placement,
         worker: type[TrialWorker],

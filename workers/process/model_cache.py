@@ -20,8 +20,7 @@ from bitfront.layers import Tower
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.profile import LayerEntropy
-from bitfront.quant.inputs import LearnedBounds, bounds_from_json, bounds_to_json
-from bitfront.spec import JobSpec
+from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.vlm import GenerativeModel, LayeredModel
 from objectives.data.questions import QuestionTask
 from objectives.data.task import SplitName
@@ -43,19 +42,15 @@ _ENTROPY_BITS = 4
 
 
 @lru_cache(maxsize=1)
-def evaluator(config: str) -> Evaluator:
-    """The process's evaluator for a work config; another config replaces it."""
+def evaluator(config: WorkerConfig) -> Evaluator:
+    """The process's evaluator for a worker configuration; another one replaces it."""
     set_up()
     release()
-    spec, bounds = _unpacked(config)
+    spec = config.spec
     check_allowed_roots(spec)
     with timed(spec.study, "load"):
+        bounds = bounds_from_json(config.bounds)
         return Evaluator.from_spec(spec, bounds, features=feature_folder())
-
-
-def _unpacked(config: str) -> tuple[JobSpec, LearnedBounds]:
-    work = WorkerConfig.from_json(config)
-    return work.spec, bounds_from_json(work.bounds)
 
 
 def release() -> None:
@@ -77,21 +72,21 @@ def feature_folder() -> Path:
 
 
 @lru_cache(maxsize=1)
-def cell_meter(config: str) -> CellMeter:
-    """The process's cell meter for an config, on the same model as its evaluator."""
+def cell_meter(config: WorkerConfig) -> CellMeter:
+    """The process's cell meter for a worker configuration, on the same model as its evaluator."""
     loaded = evaluator(config)
     return CellMeter(loaded.model, loaded.task, loaded.switch, loaded.spec)
 
 
 @lru_cache(maxsize=1)
-def clip_search(config: str) -> ClipSearch:
-    """The process's clip search for an config, on the same model as its evaluator."""
+def clip_search(config: WorkerConfig) -> ClipSearch:
+    """The process's clip search for a worker configuration, on the same model as its evaluator."""
     loaded = evaluator(config)
     clips = sorted(loaded.spec.space.clips, reverse=True)
     return ClipSearch(loaded.model, loaded.task, loaded.switch, clips)
 
 
-def inspect(config: str) -> ModelInfo:
+def inspect(config: WorkerConfig) -> ModelInfo:
     """Loads a job's model and data, and reports what the driver plans with."""
     loaded = evaluator(config)
     model, task = loaded.model, loaded.task
@@ -131,7 +126,7 @@ def _entropies(loaded: Evaluator) -> list[LayerEntropy]:
         loaded.switch.clear()
 
 
-def optimise(config: str, checkpoint: SharedPath) -> dict[str, object]:
+def optimise(config: WorkerConfig, checkpoint: SharedPath) -> dict[str, object]:
     """Learns the bounds of the vision tower's inputs; a run that was ended goes on."""
     loaded = evaluator(config)
     spec = loaded.spec

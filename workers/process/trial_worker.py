@@ -34,7 +34,7 @@ class TrialTask:
     Attributes:
         study: The study's name.
         epoch: Which driver of the study asks.
-        config: The job, as JSON.
+        config: The job, and what earlier stages found.
         spool: Where results and checkpoints go.
         assignment: The attempt.
         pruner: What a recovery in training must be able to pass.
@@ -42,7 +42,7 @@ class TrialTask:
 
     study: str
     epoch: int
-    config: str
+    config: WorkerConfig
     spool: str
     assignment: Assignment
     pruner: Pruner
@@ -135,10 +135,8 @@ class TrialWorker:
             # Imported here: the driver defines this class, but loads no model.
             from workers.process import model_cache
 
-            config = WorkerConfig.from_json(self._task.config).with_halved_batch(
-                assignment.halvings
-            )
-            evaluator = model_cache.evaluator(config.to_json())
+            config = self._task.config.with_halved_batch(assignment.halvings)
+            evaluator = model_cache.evaluator(config)
             hopeful = yield from self._rehearse(evaluator, assignment.configuration)
             if hopeful:
                 evaluation = evaluator.evaluate(assignment.configuration)

@@ -1,12 +1,9 @@
-"""A work order: what a worker process needs to know of a job, as one text."""
+"""The worker configuration: what a worker process needs to know of a job."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Self
 
-from bitfront.plan import canonical_json
 from bitfront.spec import JobSpec
 
 
@@ -14,29 +11,23 @@ from bitfront.spec import JobSpec
 class WorkerConfig:
     """The job, and what earlier stages found for all workers.
 
+    Equal by content and hashable: a worker that has seen an equal one has the model loaded.
+
     Attributes:
         spec: The job.
         bounds: Learned bounds of the vision tower's inputs, as JSON content; empty without.
     """
 
     spec: JobSpec
-    bounds: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    bounds: Mapping[str, object] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        """One text for equal orders: a worker that has seen it has the model loaded."""
-        return canonical_json(
-            {"spec": self.spec.model_dump(mode="json"), "bounds": dict(self.bounds)}
-        )
+    def __hash__(self) -> int:
+        # The fields hold mappings. Bounds are learnt once a job, so its own digest is enough.
+        return hash(self.spec.digest)
 
     def with_halved_batch(self, times: int) -> Self:
-        """The order with a smaller batch, for an attempt after memory ran out."""
+        """The configuration with a smaller batch, for an attempt after memory ran out."""
         data = self.spec.data
         batch_size = max(1, data.batch_size >> times)
         smaller = data.model_copy(update={"batch_size": batch_size})
         return replace(self, spec=self.spec.model_copy(update={"data": smaller}))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The order that `to_json` wrote."""
-        content = json.loads(text)
-        return cls(JobSpec.model_validate(content["spec"]), content["bounds"])

@@ -244,7 +244,7 @@ def results(
     monkeypatch.setattr(trials, "set_up", lambda: None)
     assignment = Assignment(7, 1, Configuration(plan(3), recovery))
     worker = TrialWorker()
-    config = WorkerConfig(SPEC).to_json()
+    config = WorkerConfig(SPEC)
     report = worker.begin(TrialTask("early", 1, config, str(folder), assignment, pruner))
     stages = []
     while report.outcome is None:

@@ -1,5 +1,7 @@
 """What a worker is told: the job, and a smaller batch after memory ran out."""
 
+import pickle
+
 import pytest
 
 from bitfront.trial import Cause
@@ -16,7 +18,19 @@ def test_each_time_that_memory_ran_out_halves_the_batch(halvings: int, expected:
 
     assert smaller.spec.data.batch_size == expected
     assert (smaller.bounds, smaller.spec.model) == (config.bounds, config.spec.model)
-    assert WorkerConfig.from_json(smaller.to_json()) == smaller
+
+
+def test_configurations_of_equal_content_are_one_key_also_in_another_process() -> None:
+    config = WorkerConfig(job(), {"vision.patch": [0.0, 1.5]})
+    sent = pickle.loads(pickle.dumps(config))
+    other_bounds = WorkerConfig(job(), {"vision.patch": [0.0, 2.0]})
+
+    cache = {config: "loaded"}
+
+    assert cache[sent] == "loaded"
+    assert cache[config.with_halved_batch(0)] == "loaded"
+    assert other_bounds not in cache
+    assert config.with_halved_batch(1) not in cache
 
 
 class OutOfMemoryError(RuntimeError):

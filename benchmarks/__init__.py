@@ -1,0 +1,1 @@
+"""Measurements of what the documents claim; no test runs them."""
