@@ -16,7 +16,7 @@ from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
 from workers.scheduling.model_info import ModelInfo
-from workers.scheduling.profiling_pool import ProfilingPool
+from workers.scheduling.profiling_pool import ClipPool
 
 _NO_PLAN = Plan(())
 
@@ -37,7 +37,7 @@ class Clipping:
     spec: JobSpec
     store: Store
     lease: Lease
-    pool: ProfilingPool
+    pool: ClipPool
     model_info: ModelInfo
     reporter: Reporter
 

@@ -15,6 +15,7 @@ from service.study.submission import driven_line
 from service.views.progress import Reporter
 from storage.store import Store, open_store
 from workers.cluster.connection import connected
+from workers.cluster.ray_pool import RayPool
 from workers.observability.logs import bound, masked
 from workers.observability.metrics import StudyMetrics
 
@@ -112,11 +113,11 @@ def _driving(
         try:
             # Ray takes the signals over when it connects: ours are set once more after it.
             with connected(spec.search.workers, address), signals(stop_signals), metrics:
-                run = Run(spec, store, lease, stop_signals, reporter, spool, metrics)
-                if address is not None:
-                    run.share_cluster()
+                name = None if address is None else f"{spec.study} {lease.owner}"
+                pool = RayPool(spec, stop_signals.is_over, sharing_as=name)
+                run = Run(spec, store, lease, stop_signals, reporter, spool, pool, metrics)
                 yield run
-                run.leave()
+                pool.leave()
         except LeaseLost:
             raise
         except SystemExit:

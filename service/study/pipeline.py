@@ -18,13 +18,10 @@ from service.study.warm_start import warm_seeds
 from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
-from workers.cluster.connection import node_resources
-from workers.cluster.fair_share import FairShare
-from workers.cluster.tasks import TaskPool
-from workers.cluster.worker_pool import run_trials
 from workers.scheduling.metrics import Metrics
 from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.spool import Spool
+from workers.scheduling.study_pool import StudyPool
 from workers.scheduling.trial_scheduler import Progress, TrialScheduler
 
 logger = logging.getLogger(__name__)
@@ -43,6 +40,7 @@ class Run:
         stop_signals: StopSignals,
         reporter: Reporter,
         spool: Spool,
+        pool: StudyPool,
         metrics: Metrics,
     ) -> None:
         self._spec = spec
@@ -51,26 +49,11 @@ class Run:
         self._stop_signals = stop_signals
         self._reporter = reporter
         self._spool = spool
-        self._pool = TaskPool(spec, self._is_over)
+        self._pool = pool
         self._metrics = metrics
-        self._share: FairShare | None = None
         self._stop_reason = ""
         self.state = StudyState.FAILED
         self.message = ""
-
-    def share_cluster(self) -> None:
-        """Takes no more of the cluster than a fair share from now on."""
-        driver = f"{self._spec.study} {self.lease.owner}"
-        self._share = FairShare(driver, self._spec.search.workers, self._slots)
-
-    def _is_over(self) -> bool:
-        """Whether the driver is to end; while it waits, the other studies hear that it lives."""
-        if self._share is not None:
-            self._share.limit()
-        return self._stop_signals.is_over()
-
-    def _slots(self) -> int:
-        return self._pool.placement.slots(node_resources())
 
     def drive(self, *, accept_changes: bool) -> None:
         """Goes through all stages."""
@@ -98,11 +81,6 @@ class Run:
             self.state = StudyState.STOPPED
             self.message = "profiled; 'bitfront resume' runs the trials"
 
-    def leave(self) -> None:
-        """Lets other studies on the cluster have what this one used."""
-        if self._share is not None:
-            self._share.leave()
-
     def _end_early(self) -> None:
         self._store.cancel_running(self.lease)
         reason = f"{self._stop_signals.reason}; 'bitfront resume' goes on"
@@ -117,12 +95,12 @@ class Run:
 
     def _inspect(self, *, accept_changes: bool) -> ModelInfo:
         """Loads the model on a worker, and makes sure that it is still the same."""
-        for note in self._pool.placement.notes:
+        for note in self._pool.notes:
             self._reporter.warn(note)
         self._reporter.stage("load the model", total=None)
         model_info = self._pool.inspect()
         self._pool.place(model_info)
-        for note in self._pool.placement.notes:
+        for note in self._pool.notes:
             self._reporter.warn(note)
         differences = self._store.set_provenance(
             self.lease, {**model_info.identities, **model_info.provenance}, accept=accept_changes
@@ -197,15 +175,7 @@ class Run:
             metrics=self._metrics,
         )
         while True:
-            run_trials(
-                scheduler,
-                self._spec.search,
-                self._pool.config,
-                self._spool,
-                self._stop_signals.cancel,
-                place=self._pool.placement,
-                share=self._share,
-            )
+            self._pool.run_trials(scheduler, self._spool, self._stop_signals.cancel)
             if not self._stop_signals.pause.is_set():
                 break
             self._wait_out_pause()

@@ -76,10 +76,11 @@ class FairShare:
         self._answer: Any = None
         self.drivers = 1
 
-    def limit(self) -> int:
-        """How many workers it may use now; all that it wants while it is alone.
+    def renew(self) -> int:
+        """Lets the others hear that it is alive; how many workers it may use now.
 
-        Never waits: an answer counts as soon as it is there.
+        That is all that it wants while it is alone. Never waits: an answer counts as soon as it
+        is there.
         """
         try:
             self._hear()

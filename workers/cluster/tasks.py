@@ -83,7 +83,7 @@ def _is_joint(config: WorkerConfig) -> bool:
     return config.spec.profile.clip_search is ClipSearchKind.JOINT
 
 
-class TaskPool:
+class RayTasks:
     """Runs a job's tasks on the connected Ray cluster, each placed like a trial.
 
     Attributes:
@@ -103,9 +103,16 @@ class TaskPool:
         # A lost node's tasks run again elsewhere.
         return {**self.placement.options, "max_retries": MAX_LOST}
 
-    def place(self, report: ModelInfo) -> None:
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a person should know of where the work is placed."""
+        return self.placement.notes
+
+    def place(self, model_info: ModelInfo) -> None:
         """Lets all later work ask for what the model was seen to need."""
-        self.placement = placement(self._spec, node_resources(), report.footprint, report.layers)
+        self.placement = placement(
+            self._spec, node_resources(), model_info.footprint, model_info.layers
+        )
 
     def use_bounds(self, bounds: Mapping[str, object]) -> None:
         """Tells all later work the learned bounds."""
@@ -124,7 +131,7 @@ class TaskPool:
     def walk_clips(
         self, chains: Sequence[Sequence[tuple[Block, Option]]]
     ) -> list[list[ClipChoice]]:
-        """The clips of the blocks of each chain, each block behind those before it."""
+        """The clips of the blocks of each chain, each block after those before it."""
         task = ray.remote(_walk).options(**self._options)
         pending = [
             task.remote(self.config, [block for block, _ in chain], [option for _, option in chain])
@@ -152,7 +159,7 @@ class TaskPool:
         prefix: Plan,
         on_choice: Callable[[Block, tuple[Option, ClipChoice]], None],
     ) -> None:
-        """Searches the clips of options block by block, behind a prefix."""
+        """Searches the clips of options block by block, after a prefix."""
         task = ray.remote(_choose).options(num_returns="streaming", **self._options)
         streams = {
             task.remote(self.config, block, list(options), prefix): block for block, options in work
@@ -191,7 +198,11 @@ class TaskPool:
             for reference in ready:
                 yield pending.pop(reference), ray.get(reference)
 
+    def _on_wait(self) -> None:
+        """Called while results are waited for."""
+
     def _raise_if_over(self, tasks: Iterable[ray.ObjectRef[Any]]) -> None:
+        self._on_wait()
         if self._is_over():
             for task in tasks:
                 ray.cancel(task, force=False)

@@ -63,7 +63,7 @@ def run_trials(
     pool = _WorkerPool(scheduler, config, spool, place, worker)
     try:
         while not scheduler.is_finished and not cancelled.is_set():
-            pool.resize(spec.workers if share is None else share.limit())
+            pool.resize(spec.workers if share is None else share.renew())
             pool.hand_out()
             pool.collect()
         if cancelled.is_set():

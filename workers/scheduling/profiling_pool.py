@@ -8,13 +8,8 @@ from bitfront.plan import Option, Plan
 from bitfront.profile import Cell, ClipChoice
 
 
-class ProfilingPool(Protocol):
-    """Measures the cells of a job, and searches its clips."""
-
-    def cells(
-        self, work: Sequence[tuple[Block, Sequence[Option]]], on_cell: Callable[[Block, Cell], None]
-    ) -> None:
-        """Measures options block by block; each cell is handed over as soon as it is known."""
+class ClipPool(Protocol):
+    """Searches the clips of a job."""
 
     def walk_clips(
         self, chains: Sequence[Sequence[tuple[Block, Option]]]
@@ -28,3 +23,12 @@ class ProfilingPool(Protocol):
         on_choice: Callable[[Block, tuple[Option, ClipChoice]], None],
     ) -> None:
         """Searches the clips of options block by block, after a prefix."""
+
+
+class ProfilingPool(ClipPool, Protocol):
+    """Measures the cells of a job, and searches its clips."""
+
+    def cells(
+        self, work: Sequence[tuple[Block, Sequence[Option]]], on_cell: Callable[[Block, Cell], None]
+    ) -> None:
+        """Measures options block by block; each cell is handed over as soon as it is known."""

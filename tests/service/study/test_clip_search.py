@@ -1,6 +1,5 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import pytest
 
@@ -15,7 +14,6 @@ from service.views.progress import NullReporter
 from storage.records import Lease
 from storage.store import Store
 from tests.support.store_samples import job, running
-from workers.cluster.tasks import TaskPool
 from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import Footprint
 
@@ -68,9 +66,7 @@ def model_info(model: str = "model") -> ModelInfo:
 
 def clipping(store: Store, lease: Lease, pool: Pool, told: ModelInfo | None = None) -> Clipping:
     spec = job(space=SPACE)
-    return Clipping(
-        spec, store, lease, cast("TaskPool", pool), told or model_info(), NullReporter()
-    )
+    return Clipping(spec, store, lease, pool, told or model_info(), NullReporter())
 
 
 def wanted(*texts: str) -> dict[str, list[Option]]:
