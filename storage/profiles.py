@@ -183,7 +183,7 @@ def put_stage_artefact(
     content: Mapping[str, object],
     seconds: float,
 ) -> None:
-    """Records a finding; a key that is there already keeps its content."""
+    """Records a stage's artefact; a key that is there already keeps its content."""
     guard(connection, lease)
     row = {
         "key": key,

@@ -239,7 +239,7 @@ class Store:
         content: Mapping[str, object],
         seconds: float,
     ) -> None:
-        """Records a finding of plain JSON; a known key keeps its first content."""
+        """Records a stage's artefact, which is plain JSON; a known key keeps its first content."""
         self._database.write(profiles.put_stage_artefact, lease, key, kind, content, seconds)
 
     def save_options(self, lease: Lease, records: Iterable[OptionRecord]) -> None:

@@ -393,9 +393,9 @@ class Evaluation(Base):
 
 
 class StageArtefact(Base):
-    """What a stage found out that is no cell, under the hash of all that it depends on."""
+    """What a stage found out apart from cells, under the hash of all that it depends on."""
 
-    __tablename__ = "finding"
+    __tablename__ = "stage_artefact"
     __table_args__ = (_one_of("kind", StageArtefactKind),)
 
     key: Mapped[str] = mapped_column(primary_key=True)

@@ -24,18 +24,18 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 def test_a_killed_study_keeps_what_it_learned_and_ends_with_clipped_plans(tmp_path: Path) -> None:
     study = Study(tmp_path, "questions", trials=9, job=JOB)
-    clips = "SELECT COUNT(*) FROM finding WHERE kind = 'clips'"
+    clips = "SELECT COUNT(*) FROM stage_artefact WHERE kind = 'clips'"
+    bounds = "SELECT key, content, created_at FROM stage_artefact WHERE kind = 'bounds'"
 
     study.kill_when(study.start("submit", str(study.job)), lambda: study.count(clips) > 3)
-    learned = study.rows("SELECT key, content, created_at FROM finding WHERE kind = 'bounds'")
-    searched = study.rows("SELECT key, created_at FROM finding WHERE kind = 'clips'")
+    learned = study.rows(bounds)
+    searched = study.rows("SELECT key, created_at FROM stage_artefact WHERE kind = 'clips'")
     assert study.start("resume", "questions").wait() == 0
 
     assert study.rows("SELECT state FROM study") == [("complete",)]
     assert len(learned) == 1
-    stage_artefacts = "SELECT key, content, created_at FROM finding WHERE kind = 'bounds'"
-    assert study.rows(stage_artefacts) == learned
-    later = study.rows("SELECT key, created_at FROM finding WHERE kind = 'clips'")
+    assert study.rows(bounds) == learned
+    later = study.rows("SELECT key, created_at FROM stage_artefact WHERE kind = 'clips'")
     assert set(searched) <= set(later)
     assert len(later) > len(searched)
     plans = study.rows("SELECT configuration FROM trial WHERE state = 'complete'")

@@ -68,7 +68,7 @@ def fill(store: Store) -> None:
     store.save_profile(lease, LAYERS, BLOCKS, [LayerEntropy("layer0", 0.5, 0.25)], fixed_nbytes=100)
     store.put_cells(lease, [(KEY, CELL, 0.5)])
     store.save_options(lease, [OptionRecord(CELL, survives=True, certificate={"bound": 1.0})])
-    store.put_stage_artefact(lease, "finding", StageArtefactKind.CLIPS, {"a": [1.0]}, 0.5)
+    store.put_stage_artefact(lease, "artefact", StageArtefactKind.CLIPS, {"a": [1.0]}, 0.5)
     store.set_reference(lease, {"error": 1.0, "nbytes": 4000.0})
     store.set_correlation(lease, 0.5)
     store.set_state(lease, StudyState.RUNNING)
@@ -181,7 +181,7 @@ READS: dict[str, Callable[[Store, str], object]] = {
     "model fronts": lambda store, _: store.model_fronts("digit-clip"),
     "profile": lambda store, name: store.load_profile(name),
     "cells": lambda store, _: store.cells([KEY]),
-    "stage_artefacts": lambda store, _: store.stage_artefacts(["finding"]),
+    "stage_artefacts": lambda store, _: store.stage_artefacts(["artefact"]),
     "options": lambda store, name: store.options(name),
     "trials": lambda store, name: [trial.is_feasible for trial in store.trials(name)],
     "attempts": lambda store, name: store.attempts(name),

@@ -1,5 +1,7 @@
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Barrier
 
@@ -9,10 +11,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, MetaData, create_engine, exc, inspect, select, text
+from sqlalchemy import Engine, MetaData, create_engine, exc, insert, inspect, select, text, update
 
 from bitfront.errors import DatabaseError
-from bitfront.profile import StageArtefactKind
+from bitfront.plan import canonical_json, digest
 from bitfront.trial import Cause, FrontChange, TrialState
 from storage.engine import Database
 from storage.location import parse_url
@@ -131,11 +133,32 @@ def of_revision(databases: Databases, revision: str) -> tuple[str, Lease]:
     database.write(run_migrations, revision)
     with Store(database) as store:
         lease = fill(store)
-        if revision != "0001":
-            store.put_stage_artefact(
-                lease, "key", StageArtefactKind.CLIPS, {"evaluations": 25}, 0.5
-            )
+    _use_old_names(url, has_findings=revision != "0001")
     return url, lease
+
+
+def _use_old_names(url: str, *, has_findings: bool) -> None:
+    """Writes what the schemas before 0005 called otherwise, as they did."""
+    engine = create_engine(parse_url(url))
+    found = MetaData()
+    found.reflect(engine)
+    study = found.tables["study"]
+    with engine.begin() as connection:
+        spec = connection.scalars(select(study.c.spec)).one()
+        spec["partition"]["grain"] = spec["partition"].pop("granularity")
+        columns = {"spec": json.loads(canonical_json(spec)), "spec_digest": digest(spec)}
+        connection.execute(update(study).values(columns))
+        if has_findings:
+            finding = {"key": "key", "kind": "clips", "content": {"evaluations": 25}}
+            times = {"seconds": 0.5, "created_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}
+            connection.execute(insert(found.tables["finding"]), {**finding, **times})
+    engine.dispose()
+
+
+def _named_as_now(old: Rows) -> Rows:
+    """Rows of an older schema under today's names; the specification is another test's."""
+    names = {"finding": "stage_artefact"}
+    return {names.get(name, name): kept for name, kept in old.items() if name != "study"}
 
 
 @pytest.mark.parametrize("revision", REVISIONS[:-1])
@@ -143,13 +166,17 @@ def test_an_older_database_comes_up_with_every_row(databases: Databases, revisio
     url, _ = of_revision(databases, revision)
     before = rows(url)
 
-    with pytest.raises(DatabaseError, match=f"schema {revision}, this one needs 0004"):
+    with pytest.raises(DatabaseError, match=f"schema {revision}, this one needs {REVISIONS[-1]}"):
         open_store(url, create=False)
     upgrade(url)
 
     after = rows(url)
-    assert {name: after[name] for name in before} == before
+    kept = _named_as_now(before)
+    assert {name: after[name] for name in kept} == kept
     assert after["intermediate"] == set()
+    assert len(after["study"]) == len(before["study"])
+    with open_store(url, create=False) as store:
+        assert store.study("digits").spec == job()
     filled = {"model", "study", "provenance", "trial", "attempt", "front", "hypervolume", "event"}
     assert all(before[name] for name in filled | {"evaluation"})
 
@@ -223,6 +250,24 @@ def test_a_pruned_trial_runs_again_in_the_schema_that_does_not_know_it(
             (4, "cancelled"),
         ]
         assert [kept.number for kept in store.fence(lease)] == [1, 3, 4]
+
+
+def test_the_names_of_the_last_schema_come_back(databases: Databases) -> None:
+    url, _ = of_revision(databases, "0004")
+    before = rows(url)
+    upgrade(url)
+    engine = create_engine(parse_url(url))
+    config = Config()
+    config.set_main_option("script_location", "storage:migrations")
+
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+
+    indexes = {index["name"] for index in inspect(engine).get_indexes("finding")}
+    engine.dispose()
+    assert rows(url) == before
+    assert indexes == {"ix_finding_study_id"}
 
 
 def test_an_empty_database_is_filled_only_when_asked(databases: Databases) -> None:

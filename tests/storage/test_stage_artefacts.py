@@ -12,7 +12,7 @@ from tests.support.store_samples import job, running
 CONTENT: dict[str, object] = {"options": ["w4a4c0.99+w4a4"], "evaluations": 25}
 
 
-def test_a_finding_is_there_for_every_study_and_stays(store: Store) -> None:
+def test_an_artefact_is_there_for_every_study_and_stays(store: Store) -> None:
     lease = running(store)
 
     store.put_stage_artefact(lease, "key", StageArtefactKind.CLIPS, CONTENT, 0.5)

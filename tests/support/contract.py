@@ -32,7 +32,7 @@ _STATEMENTS = {
     "intermediate": "SELECT * FROM intermediate ORDER BY trial_id, step",
     "cell": "SELECT * FROM cell ORDER BY id",
     "evaluation": "SELECT * FROM evaluation ORDER BY key",
-    "finding": "SELECT * FROM finding ORDER BY key",
+    "stage_artefact": "SELECT * FROM stage_artefact ORDER BY key",
 }
 _JSON = frozenset(
     {"spec", "objectives", "reference", "content", "params", "constraints", "metrics"}
@@ -195,7 +195,7 @@ def _kept(before: Snapshot, now: Snapshot) -> Iterator[str]:
     yield from _same(before, now, "event", lambda row: row["id"])
     yield from _same(before, now, "cell", lambda row: row["digest"])
     yield from _same(before, now, "evaluation", lambda row: row["key"])
-    yield from _same(before, now, "finding", lambda row: row["key"])
+    yield from _same(before, now, "stage_artefact", lambda row: row["key"])
     yield from _same(before, now, "hypervolume", lambda row: (row["study_id"], row["completed"]))
     finished = {row["id"] for row in before.tables["trial"] if row["state"] in _FINISHED}
     yield from _same(

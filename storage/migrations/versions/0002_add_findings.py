@@ -1,4 +1,4 @@
-"""Add stage_artefacts: clips of options, and learned bounds."""
+"""Add findings: clips of options, and learned bounds."""
 
 import sqlalchemy as sa
 from alembic import op
