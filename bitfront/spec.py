@@ -6,9 +6,10 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from bitfront.objective import FIGURES, Objective
 from bitfront.plan import ClassPosition, TeacherText, digest
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
-from bitfront.sizes import parse_nbytes
+from bitfront.units import parse_nbytes, parse_share
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 AUTO: Final = "auto"
@@ -28,6 +29,7 @@ def _activation_bits(bits: int) -> int:
 
 
 Nbytes = Annotated[int, BeforeValidator(parse_nbytes), Field(gt=0)]
+ErrorShare = Annotated[float, BeforeValidator(parse_share), Field(gt=0, le=1)]
 WeightBits = Annotated[int, BeforeValidator(_weight_bits)]
 ActivationBits = Annotated[int, BeforeValidator(_activation_bits)]
 Percentile = Annotated[float, Field(gt=0.5, le=1.0)]
@@ -262,23 +264,20 @@ class ProfileSpec(Section):
     vision: VisionSpec | None = None
 
 
-class Objective(StrEnum):
-    """What is minimised."""
-
-    ERROR = "error"
-    NBYTES = "nbytes"
-    BIT_OPERATIONS = "bit_operations"
-    LATENCY_S = "latency_s"
-
-
 class ConstraintSpec(Section):
-    """Upper limits that every configuration on the front must hold."""
+    """Upper limits that every configuration on the front must hold: one for each figure."""
 
     max_nbytes: Nbytes | None = None
-    max_error: float | None = Field(None, gt=0, le=1)
+    max_error: ErrorShare | None = None
     max_bits: float | None = Field(None, gt=0, le=16)
     max_bit_operations: float | None = Field(None, gt=0)
     max_latency_s: float | None = Field(None, gt=0)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by the name of the figure."""
+        found = {figure.name: getattr(self, figure.limit) for figure in FIGURES}
+        return {name: limit for name, limit in found.items() if limit is not None}
 
 
 class Sampler(StrEnum):
@@ -362,6 +361,10 @@ class JobSpec(Section):
         if len(set(self.objectives)) != len(self.objectives):
             raise ValueError("objectives name one twice")
         return self
+
+    def needs(self, objective: Objective) -> bool:
+        """Whether the job minimises or limits it, and so has to measure it."""
+        return objective in self.objectives or objective in self.constraints.limits
 
     @property
     def digest(self) -> str:

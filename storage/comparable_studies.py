@@ -1,27 +1,28 @@
 """Models: the studies that searched one, and whether what they measured can be compared."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, Row, exists, select
 
 from bitfront.errors import SpecError
+from bitfront.objective import FIGURES
 from bitfront.trial import TrialState
 from storage.tables import Model, Provenance, Study, Trial
 
 
 def comparable_studies(
-    connection: Connection, model: str, *, latency: bool = False
+    connection: Connection, model: str, compared: Collection[str] = ()
 ) -> list[Row[int, str, list[str]]]:
     """Key, name and objectives of the model's studies with results, the oldest first.
 
     Args:
         connection: An open transaction.
         model: Name or hash of the model.
-        latency: Whether their latencies are to be compared as well.
+        compared: The names of figures that are to be compared beside their errors.
 
     Raises:
         SpecError: No study or more than one model is meant, or the studies measured their
-            errors on different data, or their latencies on different devices.
+            errors on different data, or a figure that depends on the device on different ones.
     """
     has_results = exists().where(
         Trial.study_id == Study.id, Trial.state == TrialState.COMPLETE, Trial.feasible
@@ -30,8 +31,10 @@ def comparable_studies(
     model_id = _find_model(connection, model)
     found = list(connection.execute(query.where(Study.model_id == model_id, has_results)))
     _refuse_mixture(connection, model, found, "selection", "errors on different selection data")
-    if latency:
-        _refuse_mixture(connection, model, found, "device", "latencies on different devices")
+    for figure in FIGURES:
+        if figure.per_device and figure.name in compared:
+            difference = f"{figure.label} on different devices"
+            _refuse_mixture(connection, model, found, "device", difference)
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, insert, select, update
 
 from bitfront.errors import InvalidMetric
+from bitfront.objective import FIGURES
 from bitfront.trial import Cause, Evaluation, FrontChange, TrialState, is_feasible
 from storage import tables
 from storage.access import find_id, guard
@@ -13,7 +14,6 @@ from storage.events import add_event, insert_new, storable
 from storage.finite import finite
 from storage.records import AttemptRecord, EventKind, Lease, Outcome
 from storage.tables import Attempt, Front, Intermediate, Now, Study, Trial
-from storage.trials import VALUES
 
 
 def complete(
@@ -59,7 +59,7 @@ def _value_columns(connection: Connection, lease: Lease, outcome: Outcome) -> di
             raise InvalidMetric(name, "missing")
     measured = {**metrics, **values}
     return {
-        **{name: measured.get(name) for name in (*VALUES, "bits_per_weight")},
+        **{figure.name: measured.get(figure.name) for figure in FIGURES},
         "metrics": metrics,
         "constraints": constraints,
         "feasible": is_feasible(constraints),

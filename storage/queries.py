@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     RowMapping,
     Select,
     SQLColumnExpression,
@@ -19,6 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 
 from bitfront.errors import SpecError
+from bitfront.objective import FIGURES, OBJECTIVES
 from bitfront.plan import canonical_json
 from bitfront.trial import Cause, Origin, TrialState
 from storage import studies
@@ -27,41 +27,39 @@ from storage.comparable_studies import comparable_studies, is_alike
 from storage.records import Failure, Limits, ModelFronts, Progress, Result, Status, TrialRow
 from storage.tables import Attempt, Cell, Front, Hypervolume, Study, Trial
 
-_LIMITED = {
-    "max_error": "error",
-    "max_nbytes": "nbytes",
-    "max_bits": "bits_per_weight",
-    "max_bit_operations": "bit_operations",
-    "max_latency_s": "latency_s",
-}
-
 _ELIGIBLE = and_(Trial.state == TrialState.COMPLETE, Trial.feasible)
+_ERROR = Trial.figure("error")
+_NBYTES = Trial.figure("nbytes")
 
 
 def front(connection: Connection, name: str) -> list[Result]:
     """The study's non-dominated trials, the lowest error first."""
     study_id = find_id(connection, name)
     query = _results().join(Front, Front.trial_id == Trial.id).where(Front.study_id == study_id)
-    ranked = query.order_by(Trial.error, Trial.nbytes, Trial.number)
-    return [_result(row) for row in connection.execute(ranked)]
+    ranked = query.order_by(_ERROR, _NBYTES, Trial.number)
+    return [_result(row) for row in connection.execute(ranked).mappings()]
 
 
-def model_fronts(connection: Connection, model: str) -> ModelFronts:
+def model_fronts(connection: Connection, model: str, limits: Limits) -> ModelFronts:
     """The fronts of all studies of a model, and what they can be compared by.
 
     Raises:
-        SpecError: The model is unknown, or its studies measured on different data.
+        SpecError: The model is unknown, or its studies measured on different data, or what is
+            limited on different devices.
     """
-    found = comparable_studies(connection, model)
-    shared = [
-        name for name in _LIMITED.values() if found and all(name in row.objectives for row in found)
-    ]
+    found = comparable_studies(connection, model, limits.given)
     keys = [row.id for row in found]
-    if "latency_s" in shared and not is_alike(connection, keys, "device"):
-        shared.remove("latency_s")
+    one_device = is_alike(connection, keys, "device")
+    shared = [
+        figure.name
+        for figure in OBJECTIVES
+        if found
+        and all(figure.name in row.objectives for row in found)
+        and (one_device or not figure.per_device)
+    ]
     query = _results().join(Front, Front.trial_id == Trial.id).where(Front.study_id.in_(keys))
-    ranked = query.order_by(Trial.error, Trial.nbytes, Trial.study_id, Trial.number)
-    rows = [_result(row) for row in connection.execute(ranked)]
+    ranked = query.order_by(_ERROR, _NBYTES, Trial.study_id, Trial.number)
+    rows = [_result(row) for row in connection.execute(ranked).mappings()]
     return ModelFronts(tuple(row.name for row in found), tuple(shared), tuple(rows))
 
 
@@ -71,9 +69,8 @@ def best(
     """The feasible trial within the limits that is lowest in what is not limited."""
     scope, objectives = _scope(connection, name, limits, model)
     bounds = _bounds(limits)
-    limited = {column.key for column, _ in bounds}
-    first = next((name for name in objectives if name not in limited), objectives[0])
-    order = [getattr(Trial, name) for name in dict.fromkeys((first, *objectives, "nbytes"))]
+    first = next((name for name in objectives if name not in limits.given), objectives[0])
+    order = [Trial.figure(name) for name in dict.fromkeys((first, *objectives, "nbytes"))]
     within = [column <= limit for column, limit in bounds]
     return _first(connection, [scope, _ELIGIBLE, *within], order)
 
@@ -87,7 +84,7 @@ def nearest(
     measured = [column.is_not(None) for column, _ in bounds]
     over = [case((column > limit, column / limit - 1.0), else_=0.0) for column, limit in bounds]
     excess = [functools.reduce(operator.add, over)] if over else []
-    order = [*excess, Trial.error, Trial.nbytes]
+    order = [*excess, _ERROR, _NBYTES]
     return _first(connection, [scope, _ELIGIBLE, *measured], order)
 
 
@@ -99,7 +96,7 @@ def _first(
     # The key alone is ranked, mostly within an index; only then is the whole row read.
     ranked = select(Trial.id).where(*wanted).order_by(*order, Trial.number, Trial.study_id)
     query = _results().where(Trial.id == ranked.limit(1).scalar_subquery())
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(query).mappings().one_or_none()
     return None if row is None else _result(row)
 
 
@@ -119,13 +116,13 @@ def status(connection: Connection, name: str) -> Status:
         select(Trial.state, func.count()).where(Trial.study_id == study_id).group_by(Trial.state)
     )
     counts = {TrialState(state): count for state, count in connection.execute(by_state)}
-    lowest = select(Trial.error).where(Trial.study_id == study_id, _ELIGIBLE)
+    lowest = select(_ERROR).where(Trial.study_id == study_id, _ELIGIBLE)
     history = select(Hypervolume.hypervolume).where(Hypervolume.study_id == study_id)
     return Status(
         study=studies.read(connection, name),
         counts={state: counts.get(state, 0) for state in TrialState},
         cells=_count(connection, select(func.count()).where(Cell.study_id == study_id)),
-        best_error=connection.scalar(lowest.order_by(Trial.error).limit(1)),
+        best_error=connection.scalar(lowest.order_by(_ERROR).limit(1)),
         front_size=_count(connection, select(func.count()).where(Front.study_id == study_id)),
         hypervolume=connection.scalar(history.order_by(Hypervolume.completed.desc()).limit(1)),
         seconds=connection.scalar(select(func.sum(Attempt.seconds)).where(_is_attempt_of(study_id)))
@@ -163,46 +160,42 @@ def _scope(
         return Trial.study_id == study_id, connection.execute(query).scalar_one()
     if model is None:
         raise SpecError("name a study, or a model whose studies are meant")
-    found = comparable_studies(connection, model, latency=limits.max_latency_s is not None)
+    found = comparable_studies(connection, model, limits.given)
     return Trial.study_id.in_([row.id for row in found]), ("error", "nbytes")
 
 
 def _bounds(limits: Limits) -> list[tuple[InstrumentedAttribute[float | None], float]]:
-    return [
-        (getattr(Trial, column), getattr(limits, limit))
-        for limit, column in _LIMITED.items()
-        if getattr(limits, limit) is not None
-    ]
+    return [(Trial.figure(name), limit) for name, limit in limits.given.items()]
 
 
 def _results() -> Select[*tuple[object, ...]]:
     columns = (
-        *(Trial.number, Trial.origin, Trial.error, Trial.nbytes, Trial.bits_per_weight),
-        *(Trial.bit_operations, Trial.latency_s, Trial.test_error, Trial.test_latency_s),
-        *(Trial.seconds, Trial.configuration, Study.name.label("study")),
+        *(Trial.number, Trial.origin, Trial.seconds, Trial.configuration),
+        *(Trial.figure(figure.name) for figure in FIGURES),
+        *(Trial.figure(figure.test_name) for figure in OBJECTIVES),
+        Study.name.label("study"),
     )
     return select(*columns).join(Study, Study.id == Trial.study_id)
 
 
-def _result(row: Row[*tuple[object, ...]]) -> Result:
+def _values(row: RowMapping) -> dict[str, float]:
+    return {f.name: row[f.name] for f in FIGURES if row[f.name] is not None}
+
+
+def _test_values(row: RowMapping) -> dict[str, float]:
+    return {f.name: row[f.test_name] for f in OBJECTIVES if row[f.test_name] is not None}
+
+
+def _result(row: RowMapping) -> Result:
     return Result(
-        study=row.study,
-        number=row.number,
-        origin=Origin(row.origin),
-        error=row.error,
-        nbytes=row.nbytes,
-        bits_per_weight=row.bits_per_weight,
-        bit_operations=row.bit_operations,
-        latency_s=row.latency_s,
-        test_error=row.test_error,
-        test_latency_s=row.test_latency_s,
-        seconds=row.seconds,
-        configuration_json=canonical_json(row.configuration),
+        study=row["study"],
+        number=row["number"],
+        origin=Origin(row["origin"]),
+        values=_values(row),
+        test_values=_test_values(row),
+        seconds=row["seconds"],
+        configuration_json=canonical_json(row["configuration"]),
     )
-
-
-_MEASURED = ("error", "nbytes", "bits_per_weight", "bit_operations", "latency_s")
-_TESTED = ("error", "nbytes", "bit_operations", "latency_s")
 
 
 def trial_rows(connection: Connection, name: str) -> list[TrialRow]:
@@ -215,16 +208,14 @@ def trial_rows(connection: Connection, name: str) -> list[TrialRow]:
 
 
 def _trial_row(study: str, row: RowMapping) -> TrialRow:
-    values = {name: row[name] for name in _MEASURED if row[name] is not None}
-    tested = {name: row[f"test_{name}"] for name in _TESTED if row[f"test_{name}"] is not None}
     return TrialRow(
         study=study,
         number=row["number"],
         state=TrialState(row["state"]),
         origin=Origin(row["origin"]),
         attempts=row["attempt"],
-        values=values,
-        test_values=tested,
+        values=_values(row),
+        test_values=_test_values(row),
         metrics=row["metrics"] or {},
         constraints=row["constraints"] or {},
         feasible=row["feasible"] if row["state"] == TrialState.COMPLETE else None,

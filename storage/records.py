@@ -3,13 +3,14 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, cast
 
 from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer
+from bitfront.objective import BY_LIMIT
 from bitfront.plan import Configuration
 from bitfront.profile import Cell, LayerEntropy
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, StudyState, TrialState
@@ -288,20 +289,40 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A complete trial as a query sees it; None stands for what was not measured."""
+    """A complete trial as a query sees it.
+
+    Attributes:
+        study: Its study.
+        number: Counts from 0 within the study.
+        origin: Who proposed it.
+        values: Every figure that was measured on the selection split, by name.
+        test_values: Every objective that was measured on the test split, by name.
+        seconds: How long its evaluation took.
+        configuration_json: What was evaluated, as canonical JSON.
+    """
 
     study: str
     number: int
     origin: Origin
-    error: float
-    nbytes: float | None
-    bits_per_weight: float | None
-    bit_operations: float | None
-    latency_s: float | None
-    test_error: float | None
-    test_latency_s: float | None
+    values: Mapping[str, float]
+    test_values: Mapping[str, float]
     seconds: float | None
     configuration_json: str
+
+    @property
+    def error(self) -> float:
+        """On the selection split."""
+        return self.values["error"]
+
+    @property
+    def test_error(self) -> float | None:
+        """On the test split."""
+        return self.test_values.get("error")
+
+    @property
+    def nbytes(self) -> float | None:
+        """Of the packed checkpoint."""
+        return self.values.get("nbytes")
 
     @property
     def configuration(self) -> Configuration:
@@ -374,18 +395,42 @@ class TrialRow:
         return Configuration.from_dict(json.loads(self.configuration_json))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Limits:
-    """Upper limits of a query; None is no limit."""
+    """Upper limits of a query, as in `Limits(max_nbytes=40e6, max_error=0.1)`.
 
-    max_nbytes: float | None = None
-    max_latency_s: float | None = None
-    max_error: float | None = None
-    max_bits: float | None = None
-    max_bit_operations: float | None = None
+    Attributes:
+        given: The limits that are set, by the name of the figure.
+    """
 
-    def __post_init__(self) -> None:
-        for name in (limited.name for limited in fields(self)):
-            limit: float | None = getattr(self, name)
-            if limit is not None and not (math.isfinite(limit) and limit > 0):
+    given: Mapping[str, float]
+
+    def __init__(self, **limits: float | None) -> None:
+        """Takes the limits by their names, `max_nbytes` and its like; None is no limit.
+
+        Raises:
+            SpecError: A figure has no such limit, or a limit is no positive number.
+        """
+        given: dict[str, float] = {}
+        for name, limit in limits.items():
+            if name not in BY_LIMIT:
+                raise SpecError(f"{name} is not a limit: there are {', '.join(BY_LIMIT)}")
+            if limit is None:
+                continue
+            if not (math.isfinite(limit) and limit > 0):
                 raise SpecError(f"{name} must be a positive number, got {limit}")
+            given[BY_LIMIT[name].name] = limit
+        object.__setattr__(self, "given", given)
+
+    def excess(self, values: Mapping[str, float]) -> float | None:
+        """The shares by which values exceed the limits, summed; 0 where they hold all of them.
+
+        None where a limited figure was not measured.
+        """
+        if not values.keys() >= self.given.keys():
+            return None
+        return math.fsum(max(0.0, values[name] / limit - 1) for name, limit in self.given.items())
+
+    def hold(self, values: Mapping[str, float]) -> bool:
+        """Whether every limited figure was measured and is within its limit."""
+        return all(name in values and values[name] <= most for name, most in self.given.items())

@@ -374,14 +374,18 @@ class Store:
         """The study's non-dominated trials, the lowest error first."""
         return self._database.read(queries.front, name)
 
-    def model_fronts(self, model: str) -> ModelFronts:
+    def model_fronts(self, model: str, limits: Limits = _NO_LIMITS) -> ModelFronts:
         """The fronts of all studies of a model, by its name or hash.
+
+        Args:
+            model: Name or hash of the model.
+            limits: What the fronts are to be limited by; all their trials come back.
 
         Raises:
             SpecError: The model is unknown or ambiguous, or its studies measured their errors
-                on different selection data.
+                on different selection data, or latencies that are limited on different devices.
         """
-        return self._database.read(queries.model_fronts, model)
+        return self._database.read(queries.model_fronts, model, limits)
 
     def hypervolumes(self, name: str) -> list[Progress]:
         """The hypervolume after each trial that changed or confirmed the front."""

@@ -77,8 +77,8 @@ def summaries(connection: Connection) -> list[StudySummary]:
     per_study = select(front.study_id, func.count()).group_by(front.study_id)
     sizes = {row[0]: row[1] for row in connection.execute(per_study)}
     eligible = and_(trial.state == TrialState.COMPLETE, trial.feasible)
-    lowest = select(trial.error).where(trial.study_id == Study.id, eligible)
-    best_error = lowest.order_by(trial.error).limit(1).scalar_subquery()
+    lowest = select(trial.figure("error")).where(trial.study_id == Study.id, eligible)
+    best_error = lowest.order_by(trial.figure("error")).limit(1).scalar_subquery()
     columns = select(*_COLUMNS, best_error.label("best_error"))
     return [
         StudySummary(

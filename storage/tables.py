@@ -7,6 +7,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    Column,
     DateTime,
     Dialect,
     Double,
@@ -18,11 +19,12 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, mapped_column
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from bitfront.layers import LayerKind, Tower
+from bitfront.objective import FIGURES, OBJECTIVES
 from bitfront.profile import StageArtefactKind
 from bitfront.trial import Cause, Origin, StudyState, TrialState
 from storage.records import Request
@@ -246,13 +248,23 @@ _ELIGIBLE = ("study_id", "state", "feasible")
 """What every query for the best asks of a trial first."""
 
 
+_FIGURE_COLUMNS = (
+    *(figure.name for figure in FIGURES),
+    *(figure.test_name for figure in OBJECTIVES),
+)
+
+
 class Trial(Base):
-    """One configuration of a study with its state and its values; every value is minimised."""
+    """One configuration of a study with its state and its figures, all of them minimised.
+
+    Every figure is a column, and every objective has a second one for the test split.
+    """
 
     __tablename__ = "trial"
     __table_args__ = (
         UniqueConstraint("study_id", "number"),
         UniqueConstraint("study_id", "configuration_digest"),
+        *(Column(name, Double) for name in _FIGURE_COLUMNS),
         Index("ix_trial_lowest_error", *_ELIGIBLE, "error", "nbytes", "number"),
         Index("ix_trial_fewest_nbytes", *_ELIGIBLE, "nbytes", "error", "number"),
         _one_of("state", TrialState),
@@ -262,13 +274,7 @@ class Trial(Base):
         CheckConstraint("attempt >= 1", name="attempt_counts"),
         CheckConstraint("(state = 'complete') = (error IS NOT NULL)", name="complete_has_error"),
         CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="finished_has_time"),
-        *(
-            _finite(column)
-            for column in (
-                *("error", "nbytes", "bits_per_weight", "bit_operations", "latency_s"),
-                *("test_error", "test_nbytes", "test_bit_operations", "test_latency_s"),
-            )
-        ),
+        *map(_finite, _FIGURE_COLUMNS),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -278,15 +284,6 @@ class Trial(Base):
     attempt: Mapped[int]
     origin: Mapped[str]
     configuration_digest: Mapped[str]
-    error: Mapped[float | None]
-    nbytes: Mapped[float | None]
-    bits_per_weight: Mapped[float | None]
-    bit_operations: Mapped[float | None]
-    latency_s: Mapped[float | None]
-    test_error: Mapped[float | None]
-    test_nbytes: Mapped[float | None]
-    test_bit_operations: Mapped[float | None]
-    test_latency_s: Mapped[float | None]
     feasible: Mapped[bool] = mapped_column(default=False)  # set once it is complete
     cached: Mapped[bool] = mapped_column(default=False)
     cause: Mapped[str | None]
@@ -294,11 +291,16 @@ class Trial(Base):
     worker: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=Now())
     finished_at: Mapped[datetime | None]
-    # Last, for SQLite reads a row from its start: a scan of the figures above skips these.
     params: Mapped[dict[str, object]]
     constraints: Mapped[dict[str, object] | None]
     metrics: Mapped[dict[str, object] | None]
     configuration: Mapped[dict[str, object]]
+
+    @classmethod
+    def figure(cls, name: str) -> InstrumentedAttribute[float | None]:
+        """The column of a figure; `test_` before its name is that of the test split."""
+        column: InstrumentedAttribute[float | None] = getattr(cls, name)
+        return column
 
 
 class Attempt(Base):

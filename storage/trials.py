@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
 
 from bitfront.errors import DatabaseError
+from bitfront.objective import BY_NAME, OBJECTIVES
 from bitfront.plan import Configuration
 from bitfront.trial import Cause, Origin, TrialState
 from bitfront.trial import Trial as TrialRecord
@@ -13,9 +14,6 @@ from storage.events import add_event
 from storage.finite import finite
 from storage.records import EventKind, Lease
 from storage.tables import Attempt, Now, Study, Trial
-
-VALUES = ("error", "nbytes", "bit_operations", "latency_s")
-"""The objectives, each a column of `trial`; `test_` before it names the test split's."""
 
 
 def start(connection: Connection, lease: Lease, trial: TrialRecord) -> None:
@@ -96,7 +94,7 @@ def _record(row: RowMapping, objectives: Collection[str]) -> TrialRecord:
         values=_known({name: row[name] for name in objectives}),
         constraints=row["constraints"] or {},
         metrics=row["metrics"] or {},
-        test_values=_known({name: row[f"test_{name}"] for name in VALUES}),
+        test_values=_known({figure.name: row[figure.test_name] for figure in OBJECTIVES}),
         cause=row["cause"],
     )
 
@@ -189,7 +187,7 @@ def save_test_values(
     """Records what complete trials reach on the test split."""
     guard(connection, lease)
     for number, measured in values.items():
-        columns = {f"test_{name}": value for name, value in finite(measured).items()}
+        columns = {BY_NAME[name].test_name: value for name, value in finite(measured).items()}
         written = connection.execute(
             update(Trial)
             .where(Trial.study_id == lease.study_id, Trial.number == number)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bitfront.errors import SpecError
 from bitfront.layers import Tower
+from bitfront.objective import Objective
 from bitfront.plan import Configuration, Plan, Recovery
-from bitfront.spec import JobSpec, Objective, RecoverySpace
+from bitfront.spec import JobSpec, RecoverySpace
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
 from objectives.data.answers import is_right, normalise, parse
 from objectives.data.questions import QuestionTask

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitfront.layers import Tower
+from bitfront.objective import Objective
 from bitfront.plan import Configuration, Plan, Recovery, TeacherText
-from bitfront.spec import JobSpec, Objective
+from bitfront.spec import JobSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.models.captions import ClassNames
 from objectives.data.classification import ClassificationTask

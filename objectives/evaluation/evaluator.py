@@ -10,9 +10,10 @@ from typing import Self
 
 from bitfront.errors import InvalidMetric, SpecError
 from bitfront.files import SharedPath
+from bitfront.objective import Objective
 from bitfront.plan import Configuration, digest
 from bitfront.quant.inputs import LearnedBounds, bounds_to_json
-from bitfront.spec import JobSpec, Objective
+from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation
 from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel, PlanSwitch, load_model
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
@@ -109,7 +110,7 @@ class Evaluator:
             )
         assert isinstance(self.task, QuestionTask)
         assert isinstance(self.model, GenerativeModel)
-        if self._wants_latency:
+        if self.spec.needs(Objective.LATENCY_S):
             raise SpecError(
                 "latency_s is not measured for a generative model: "
                 "put bit_operations in its place among the objectives"
@@ -247,7 +248,7 @@ class Evaluator:
             "bits_per_weight": bits_per_weight(self.model, configuration),
             Objective.BIT_OPERATIONS.value: bit_operations(self.model, configuration),
         }
-        if self._wants_latency:
+        if self.spec.needs(Objective.LATENCY_S):
             figures[Objective.LATENCY_S.value] = self._latency_s(configuration)
         for name, value in figures.items():
             if not math.isfinite(value):
@@ -255,11 +256,6 @@ class Evaluator:
         values = {objective.value: figures[objective.value] for objective in self.spec.objectives}
         figures |= {f"nbytes.{part}": float(count) for part, count in nbytes.items()}
         return Evaluation(values, figures | self._stopwatch.figures())
-
-    @property
-    def _wants_latency(self) -> bool:
-        is_limited = self.spec.constraints.max_latency_s is not None
-        return Objective.LATENCY_S in self.spec.objectives or is_limited
 
     def _latency_s(self, configuration: Configuration) -> float:
         assert isinstance(self.model, DualEncoder)

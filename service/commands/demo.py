@@ -12,12 +12,12 @@ import click
 from bitfront.job import load_job
 from bitfront.spec import JobSpec
 from bitfront.trial import Trial, TrialState
+from bitfront.units import percent_text, size_text
 from service.commands.deployment import command_line, file_url
 from service.views.describe import FULL_NAME, trial_names
 from service.views.pictures import write_pictures
 from service.views.render import best_text, front_table
 from service.views.tables import table
-from service.views.units import percent_text, size_text
 from storage.records import Limits
 from storage.store import Store
 

@@ -1,25 +1,17 @@
 """Upper limits as a person writes them, and how far a trial is from holding them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
-from bitfront.sizes import parse_nbytes
-from service.views.units import percent_text, size_text
+from bitfront.objective import BY_NAME, FIGURES, Quantity
+from bitfront.units import parse_nbytes, parse_share, percent_text
 
 if TYPE_CHECKING:
     from storage.records import Limits, Result
 
 Command = TypeVar("Command", bound=Callable[..., object])
-
-# Field of Limits and of Result, and how a value of it is written.
-_FIELDS: Final[dict[str, tuple[str, Callable[[float], str]]]] = {
-    "max_nbytes": ("nbytes", size_text),
-    "max_latency_s": ("latency_s", lambda seconds: f"{seconds:g} s"),
-    "max_error": ("error", percent_text),
-    "max_bits": ("bits_per_weight", lambda bits: f"{bits:.2f} bits a weight"),
-}
 
 
 class Size(click.ParamType[int]):
@@ -36,73 +28,83 @@ class Size(click.ParamType[int]):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if not isinstance(nbytes, int) or nbytes < 1:
-            self.fail(f"{value!r} is no size: it must be at least one byte", param, ctx)
+            self.fail(f"{value!r} is not a valid size: it must be at least one byte", param, ctx)
         return nbytes
 
 
+class Share(click.FloatRange):
+    """A share of at most 1, such as 0.15 or 15%."""
+
+    name = "share"
+
+    def __init__(self) -> None:
+        super().__init__(0, 1, min_open=True)
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The share."""
+        return super().convert(parse_share(value), param, ctx)
+
+
+_TYPES: Final[dict[Quantity, click.ParamType[int] | click.ParamType[float]]] = {
+    Quantity.SHARE: Share(),
+    Quantity.NBYTES: Size(),
+    Quantity.NUMBER: click.FloatRange(min=0, min_open=True),
+}
+
+
 def limit_options(command: Command) -> Command:
-    """Adds an option for each limit."""
-    positive = click.FloatRange(min=0, min_open=True)
-    options = [
-        click.option("--max-nbytes", type=Size(), help="Largest checkpoint, such as 40kB or 8GB."),
-        click.option(
-            "--max-latency-s", type=positive, metavar="SECONDS", help="Time for a sample."
-        ),
-        click.option(
-            "--max-error",
-            type=click.FloatRange(0, 1, min_open=True),
-            metavar="SHARE",
-            help="Highest error on the selection split, such as 0.1.",
-        ),
-        click.option("--max-bits", type=positive, metavar="BITS", help="Mean bits of a weight."),
-    ]
-    for option in reversed(options):
+    """Adds an option for the limit of each figure; they arrive as `max_nbytes` and its like."""
+    for figure in reversed(FIGURES):
+        kind, shown = _TYPES[figure.quantity], figure.metavar
+        option = click.option(figure.option, type=kind, metavar=shown, help=figure.limit_help)
         command = option(command)
     return command
 
 
-def option_name(field: str) -> str:
-    """The option that sets a limit, such as `--max-nbytes`."""
-    return f"--{field.replace('_', '-')}"
-
-
-def given(limits: "Limits") -> dict[str, float]:
-    """The limits that were set."""
-    pairs = {field: getattr(limits, field) for field in _FIELDS}
-    return {field: limit for field, limit in pairs.items() if limit is not None}
-
-
 def refusal(
-    study: str, limits: "Limits", nearest: "Result | None", *, model: str | None = None
+    scope: str,
+    limits: "Limits",
+    nearest: "Result | None",
+    *,
+    way_out: str,
+    across: bool = False,
 ) -> str:
     """Says that no trial holds the limits, and what comes nearest.
 
     Args:
-        study: The study that was asked; of no interest where a model was.
+        scope: What was asked, such as `study 'pets'`.
         limits: The limits.
         nearest: The trial that comes nearest, if any has the limited values.
-        model: The model whose studies were asked, in place of one study.
+        way_out: The command that says more where there is no trial at all.
+        across: Whether several studies were asked, so that the trial's own is worth naming.
     """
-    scope = f"study {study!r}" if model is None else f"model {model!r}"
     asked = " and ".join(
-        f"{option_name(field)} {_FIELDS[field][1](limit)}" for field, limit in given(limits).items()
+        f"{BY_NAME[name].option} {BY_NAME[name].text(limit)}"
+        for name, limit in limits.given.items()
     )
     if nearest is None:
         if not asked:
-            way_out = "list" if model is not None else f"status {study}"
             return f"{scope} has no complete trial yet: see 'bitfront {way_out}'"
         return f"no trial of {scope} has a measured value for {asked}"
-    misses = []
-    for field, limit in given(limits).items():
-        name, text = _FIELDS[field]
-        value = getattr(nearest, name)
-        if value > limit:
-            misses.append(f"{text(value)} ({_over(value, limit)} over)")
-    found = "" if model is None else f" of study {nearest.study!r}"
+    misses = [
+        f"{BY_NAME[name].text(nearest.values[name])} ({_over(nearest.values[name], limit)} over)"
+        for name, limit in limits.given.items()
+        if nearest.values[name] > limit
+    ]
+    found = f" of study {nearest.study!r}" if across else ""
     return (
         f"no trial of {scope} holds {asked}: the nearest is trial {nearest.number}{found} "
         f"with {' and '.join(misses)}, error {percent_text(nearest.error)}"
     )
+
+
+def nearest_of(results: "Sequence[Result]", limits: "Limits") -> "Result | None":
+    """The first of the results that exceed the limits the least; None if none has their values."""
+    excesses = [(limits.excess(result.values), result) for result in results]
+    known = [(excess, result) for excess, result in excesses if excess is not None]
+    return min(known, key=lambda pair: pair[0])[1] if known else None
 
 
 def _over(value: float, limit: float) -> str:

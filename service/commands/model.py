@@ -144,7 +144,10 @@ def load_configuration(
             asked = Limits(**limits)
             best = store.best(study, asked)
             if best is None:
-                raise click.ClickException(refusal(study, asked, store.nearest(study, asked)))
+                nearest = store.nearest(study, asked)
+                raise click.ClickException(
+                    refusal(f"study {study!r}", asked, nearest, way_out=f"status {study}")
+                )
             trial = best.number
         found = {known.number: known for known in store.trials(study)}
     if trial not in found:

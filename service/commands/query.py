@@ -10,11 +10,11 @@ import click
 
 from bitfront.errors import SpecError
 from service.commands.deployment import command_line, database_option
-from service.commands.limits import limit_options, refusal
+from service.commands.limits import limit_options, nearest_of, refusal
 from service.views.exports import FORMATS
 
 if TYPE_CHECKING:
-    from storage.records import LogLine, Result, StudyRecord
+    from storage.records import Limits, LogLine, Result, StudyRecord
     from storage.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -161,20 +161,38 @@ def _check_scope(study: str | None, model: str | None) -> None:
     help="json is one object a line.",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@limit_options
 @database_option
-def front(study: str | None, model: str | None, form: str, out: Path | None, url: str) -> None:
+def front(
+    study: str | None,
+    model: str | None,
+    form: str,
+    out: Path | None,
+    url: str,
+    **options: float | None,
+) -> None:
     """Print the Pareto front of STUDY, lowest error first.
 
-    With --model, it is the front of all studies of a model, by what all of them minimised.
+    With --model, it is the front of all studies of a model, by what all of them minimised. With
+    limits, it is the part of the front that holds all of them; if nothing does, the exit code is 1
+    and stderr says what comes nearest.
     """
     from service.views.describe import trial_names
     from service.views.exports import write, write_rows
     from service.views.render import cross_study_front_table, front_table, result_rows
+    from storage.records import Limits
     from storage.store import open_store
 
     _check_scope(study, model)
+    limits = Limits(**options)
     with open_store(url, create=False) as store:
-        results = store.front(study) if study is not None else _joint_front(store, str(model))
+        whole = store.front(study) if study is not None else _joint_front(store, str(model), limits)
+    results = [result for result in whole if limits.hold(result.values)]
+    if whole and not results:
+        scope = f"the front of {_scope_text(study, model)}"
+        nearest = nearest_of(whole, limits)
+        across = study is None
+        raise click.ClickException(refusal(scope, limits, nearest, way_out="list", across=across))
     if not results:
         what, way_out = (
             (f"model {model}", "list") if study is None else (f"study {study}", "status")
@@ -188,10 +206,14 @@ def front(study: str | None, model: str | None, form: str, out: Path | None, url
         write(f"{front_table(results, trial_names(results))}\n".encode(), out)
 
 
-def _joint_front(store: "Store", model: str) -> "list[Result]":
+def _scope_text(study: str | None, model: str | None) -> str:
+    return f"study {study!r}" if model is None else f"model {model!r}"
+
+
+def _joint_front(store: "Store", model: str, limits: "Limits") -> "list[Result]":
     from service.views.cross_study_front import cross_study_front
 
-    fronts = store.model_fronts(model)
+    fronts = store.model_fronts(model, limits)
     names = ", ".join(fronts.studies)
     if fronts.studies:
         click.echo(f"by {' and '.join(fronts.objectives)} over the studies {names}", err=True)
@@ -207,12 +229,9 @@ def _joint_front(store: "Store", model: str) -> "list[Result]":
 def best(
     study: str | None,
     model: str | None,
-    max_nbytes: int | None,
-    max_latency_s: float | None,
-    max_error: float | None,
-    max_bits: float | None,
     form: str,
     url: str,
+    **options: float | None,
 ) -> None:
     """Print the best configuration of STUDY under limits.
 
@@ -226,12 +245,16 @@ def best(
     from storage.store import open_store
 
     _check_scope(study, model)
-    limits = Limits(max_nbytes, max_latency_s, max_error, max_bits)
+    limits = Limits(**options)
     with open_store(url, create=False) as store:
         found = store.best(study, limits, model=model)
         if found is None:
             nearest = store.nearest(study, limits, model=model)
-            raise click.ClickException(refusal(study or "", limits, nearest, model=model))
+            scope, way_out = _scope_text(study, model), f"status {study}" if study else "list"
+            across = study is None
+            raise click.ClickException(
+                refusal(scope, limits, nearest, way_out=way_out, across=across)
+            )
         names = trial_names([found])
         if form == "json":
             click.echo(result_json(found, names))

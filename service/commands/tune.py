@@ -150,7 +150,7 @@ def _refuse_larger(
     evaluator: "Evaluator", configuration: Configuration, limit: float | None
 ) -> None:
     """Refuses a recovery that takes its plan above the size that was asked for."""
-    from service.views.units import size_text
+    from bitfront.units import size_text
 
     nbytes = sum(evaluator.nbytes(configuration).values())
     if limit is not None and nbytes > limit:
@@ -199,11 +199,11 @@ def _tune(evaluator: "Evaluator", configuration: Configuration, out: Path) -> No
     """Trains in view of the person, and writes the folder."""
     import sys
 
+    from bitfront.units import percent_text, size_text
     from objectives.evaluation.tuned import write_tuned
     from objectives.recovery.checkpointed_training import advance
     from search.seeds import full_precision
     from service.views.progress import reporter_for
-    from service.views.units import percent_text, size_text
     from workers.process.model_cache import package_versions
 
     assert configuration.recovery is not None

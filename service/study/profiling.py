@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitfront.layers import Block, Layer
+from bitfront.objective import Objective
 from bitfront.plan import Option
 from bitfront.profile import Cell, CellKey, Profile
-from bitfront.spec import JobSpec, Objective
+from bitfront.spec import JobSpec
 from search.options import block_options, screen, undominated
 from search.partition import partition
 from service.study.clip_search import Clipping, has_clips

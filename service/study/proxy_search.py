@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from bitfront.layers import Block
+from bitfront.objective import Objective
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Profile
-from bitfront.spec import JobSpec, Objective
+from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Trial, TrialState
 from search.correlation import rank_correlation
 from search.knapsack_items import by_block

@@ -18,6 +18,6 @@ def cross_study_front(fronts: "ModelFronts") -> "list[Result]":
     """
     if not fronts.results:
         return []
-    rows = [[getattr(result, name) for name in fronts.objectives] for result in fronts.results]
+    rows = [[result.values[name] for name in fronts.objectives] for result in fronts.results]
     kept = pareto_front(np.array(rows, dtype=np.float64))
     return [fronts.results[index] for index in kept]

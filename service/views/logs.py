@@ -11,21 +11,15 @@ What a person sees::
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from bitfront.objective import OBJECTIVES, Figure, Quantity
 from bitfront.trial import Cause
-from service.views.render import latency_text
+from bitfront.units import duration_text
 from service.views.tables import one_line, plain
-from service.views.units import duration_text, percent_text, size_text
 from storage.records import EventKind
 
 if TYPE_CHECKING:
     from storage.records import Event, LogLine
 
-_VALUES: Final[dict[str, Callable[[float], str]]] = {
-    "error": lambda error: f"error {percent_text(error)}",
-    "nbytes": size_text,
-    "bit_operations": lambda count: f"{count:.4g} bit operations",
-    "latency_s": latency_text,
-}
 _REASONS: Final[dict[str, str]] = {
     Cause.DRIVER_RESTART: "for its driver ended",
     Cause.CANCELLED: "for it was cancelled",
@@ -114,11 +108,17 @@ def _changed(content: Mapping[str, object]) -> str:
 def _completed(content: Mapping[str, object]) -> str:
     values = content.get("values")
     measured = values if isinstance(values, dict) else {}
-    parts = [text(measured[name]) for name, text in _VALUES.items() if name in measured]
+    parts = [_value(f, measured[f.name]) for f in OBJECTIVES if f.name in measured]
     hypervolume = content.get("hypervolume")
     if isinstance(hypervolume, float):
         parts.append(f"hypervolume {hypervolume:,.6g}")
     return ", ".join(["complete", *parts])
+
+
+def _value(figure: Figure, value: float) -> str:
+    """In words; a share does not say of itself what it is of."""
+    is_share = figure.quantity is Quantity.SHARE
+    return f"{figure.label} {figure.text(value)}" if is_share else figure.text(value)
 
 
 def _restarted(content: Mapping[str, object]) -> str:

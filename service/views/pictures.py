@@ -5,11 +5,11 @@ from pathlib import Path
 
 from bitfront.errors import SpecError
 from bitfront.trial import Trial, TrialState
+from bitfront.units import percent_text, size_text
 from service.views.describe import FULL_NAME, budget_nbytes, recovery_text, trial_names
 from service.views.plot.images import write_bits, write_front
 from service.views.plot.page import write_page
 from service.views.plot.records import BitsPicture, FrontPicture, LayerBits, Point
-from service.views.units import percent_text, size_text
 from storage.records import Limits
 from storage.store import Store
 

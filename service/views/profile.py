@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bitfront.units import size_text
 from service.views.tables import table
-from service.views.units import size_text
 
 if TYPE_CHECKING:
     from storage.records import OptionRecord, ProfileRecord

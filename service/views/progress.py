@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from service.views.units import duration_text, percent_text
+from bitfront.units import duration_text, percent_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,8 +4,9 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from bitfront.objective import FIGURES, OBJECTIVES, Figure, Quantity
 from bitfront.plan import canonical_json
 from bitfront.trial import Origin
 from service.views.describe import (
@@ -17,15 +18,11 @@ from service.views.describe import (
     trial_names,
 )
 from service.views.tables import pairs_text, table
-from service.views.units import percent_text, size_text
 
 if TYPE_CHECKING:
     from storage.records import ProfileRecord, Result, TrialRow
 
 MISSING = "-"
-
-_VALUES: Final = ("error", "nbytes", "bits_per_weight", "bit_operations", "latency_s")
-_TEST_VALUES: Final = ("error", "nbytes", "bit_operations", "latency_s")
 
 
 def front_table(front: Sequence["Result"], names: Mapping[int, str]) -> str:
@@ -46,25 +43,37 @@ def cross_study_front_table(front: Sequence["Result"]) -> str:
 def _front_table(
     front: Sequence["Result"], names_of: Callable[["Result"], Mapping[int, str]]
 ) -> str:
-    latency = any(result.latency_s is not None for result in front)
-    header = ["trial", "error", "test error", "size", "bits/weight", "recovery", "origin"]
-    rows = []
-    for result in front:
-        row = [
+    figures = [f for f in FIGURES if f.is_tabled and not (f.on_demand and _is_unknown(f, front))]
+    labels = [label for figure in figures for label, _ in _columns(figure)]
+    header = ["trial", *labels, "recovery", "origin"]
+    rows = [
+        [
             str(result.number),
-            percent_text(result.error),
-            optional(result.test_error, percent_text),
-            optional(result.nbytes, size_text),
-            optional(result.bits_per_weight, lambda bits: f"{bits:.2f}"),
+            *(text(result) for figure in figures for _, text in _columns(figure)),
             recovery_text(result.configuration.recovery),
             origin_text(result, names_of(result)),
         ]
-        if latency:
-            row.insert(4, optional(result.latency_s, latency_text))
-        rows.append(row)
-    if latency:
-        header.insert(4, "latency")
+        for result in front
+    ]
     return table(header, rows, left=(len(header) - 2, len(header) - 1))
+
+
+def _is_unknown(figure: Figure, results: Sequence["Result"]) -> bool:
+    return not any(figure.name in result.values for result in results)
+
+
+def _columns(figure: Figure) -> list[tuple[str, Callable[["Result"], str]]]:
+    """Labels and texts of a figure: one, or two where the test split has its own value."""
+
+    def on_selection(result: "Result") -> str:
+        return optional(result.values.get(figure.name), figure.write)
+
+    def on_test(result: "Result") -> str:
+        return optional(result.test_values.get(figure.name), figure.write)
+
+    if not figure.per_split:
+        return [(figure.label, on_selection)]
+    return [(figure.label, on_selection), (f"test {figure.label}", on_test)]
 
 
 def names_by_study(results: Iterable["Result"]) -> dict[str, dict[int, str]]:
@@ -73,11 +82,6 @@ def names_by_study(results: Iterable["Result"]) -> dict[str, dict[int, str]]:
     for result in results:
         studies.setdefault(result.study, []).append(result)
     return {study: trial_names(ours) for study, ours in studies.items()}
-
-
-def latency_text(seconds: float) -> str:
-    """A latency in milliseconds."""
-    return f"{1000 * seconds:.3g} ms"
 
 
 def optional(value: float | None, text: Callable[[float], str]) -> str:
@@ -92,15 +96,19 @@ def result_row(result: "Result", names: Mapping[int, str]) -> dict[str, object]:
         "trial": result.number,
         "origin": str(result.origin),
         "baseline": names.get(result.number),
-        "error": result.error,
-        "test_error": result.test_error,
-        "nbytes": result.nbytes,
-        "bits_per_weight": result.bits_per_weight,
-        "bit_operations": result.bit_operations,
-        "latency_s": result.latency_s,
-        "test_latency_s": result.test_latency_s,
+        **_figures(result),
         "seconds": result.seconds,
     }
+
+
+def _figures(result: "Result") -> dict[str, object]:
+    """Every figure under its name, and beside it that of the test split where it has its own."""
+    row: dict[str, object] = {}
+    for figure in FIGURES:
+        row[figure.name] = figure.exported(result.values.get(figure.name))
+        if figure.per_split:
+            row[figure.test_name] = figure.exported(result.test_values.get(figure.name))
+    return row
 
 
 def result_json(result: "Result", names: Mapping[int, str]) -> str:
@@ -138,8 +146,8 @@ def _trial_row(trial: "TrialRow", baseline: str | None) -> dict[str, object]:
         "attempts": trial.attempts,
         "origin": str(trial.origin),
         "baseline": baseline,
-        **{name: trial.values.get(name) for name in _VALUES},
-        **{f"test_{name}": trial.test_values.get(name) for name in _TEST_VALUES},
+        **{f.name: f.exported(trial.values.get(f.name)) for f in FIGURES},
+        **{f.test_name: f.exported(trial.test_values.get(f.name)) for f in OBJECTIVES},
         "feasible": trial.feasible,
         "cached": trial.cached,
         "recovery": None if recovery is None else recovery_text(recovery),
@@ -207,16 +215,14 @@ def best_text(
     pairs = [("study", result.study)] if across else []
     pairs += [
         ("trial", f"{result.number} ({origin_text(result, names)})"),
-        ("error", percent_text(result.error)),
-        ("test error", optional(result.test_error, percent_text)),
-        ("size", optional(result.nbytes, lambda n: f"{size_text(n)} ({n:,.0f} bytes)")),
-        ("bits/weight", optional(result.bits_per_weight, lambda bits: f"{bits:.2f}")),
     ]
-    if result.latency_s is not None:
-        tested = optional(result.test_latency_s, latency_text)
-        pairs.append(("latency", f"{latency_text(result.latency_s)} (test {tested})"))
-    if result.bit_operations is not None:
-        pairs.append(("bit operations", f"{result.bit_operations:.4g}"))
+    for figure in FIGURES:
+        value = result.values.get(figure.name)
+        if value is None and (figure.on_demand or not figure.is_tabled):
+            continue
+        has_bytes = value is not None and figure.quantity is Quantity.NBYTES
+        exact = f" ({value:,.0f} bytes)" if has_bytes else ""
+        pairs += [(label, f"{text(result)}{exact}") for label, text in _columns(figure)]
     pairs.append(("recovery", recovery_details(configuration.recovery)))
     lines = ["", "precision of each layer"]
     if profile is not None:

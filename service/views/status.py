@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bitfront.trial import StudyState, TrialState
+from bitfront.units import duration_text, percent_text
 from service.views.render import MISSING, optional
 from service.views.tables import one_line, pairs_text, table
-from service.views.units import duration_text, percent_text
 
 if TYPE_CHECKING:
     from storage.records import Status, StudyRecord, StudySummary

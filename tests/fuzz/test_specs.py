@@ -15,8 +15,8 @@ from bitfront.errors import BitfrontError, SpecError
 from bitfront.job import load_job
 from bitfront.plan import Configuration, Option, Plan, canonical_json
 from bitfront.precision import Precision
-from bitfront.sizes import parse_nbytes
 from bitfront.spec import JobSpec
+from bitfront.units import parse_nbytes
 from workers.scheduling.outcome import Outcome
 from workers.scheduling.worker_config import WorkerConfig
 

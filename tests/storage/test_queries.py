@@ -8,11 +8,9 @@ import pytest
 from sqlalchemy import text
 
 from bitfront.errors import SpecError
-from bitfront.spec import Objective
 from bitfront.trial import Cause, FrontChange, StudyState, Trial, TrialState
 from storage.records import Limits, Result
 from storage.store import Store, open_store
-from storage.trials import VALUES as VALUE_COLUMNS
 from tests.support.databases import Databases
 from tests.support.store_samples import complete, configuration, finished, job, running, trial
 
@@ -144,6 +142,11 @@ def test_a_limit_is_a_positive_number(limit: float) -> None:
         Limits(max_nbytes=limit)
 
 
+def test_a_limit_of_no_figure_is_refused() -> None:
+    with pytest.raises(SpecError, match="max_speed is not a limit: there are max_error, "):
+        Limits(max_speed=1)
+
+
 def test_an_empty_study_has_no_best_and_an_empty_front(store: Store) -> None:
     running(store)
 
@@ -199,12 +202,9 @@ def test_status_tells_how_far_a_study_is(store: Store) -> None:
     assert failures == [(Cause.NODE_LOST, 2, "second"), (Cause.USER_ERROR, 1, "bad batch")]
 
 
-def test_every_objective_has_its_columns() -> None:
-    assert set(VALUE_COLUMNS) == {str(objective) for objective in Objective}
-
-
 @pytest.mark.parametrize(
-    "limits", [Limits(), Limits(max_nbytes=10), Limits(max_error=0.5), Limits(1, None, 1)]
+    "limits",
+    [Limits(), Limits(max_nbytes=10), Limits(max_error=0.5), Limits(max_nbytes=1, max_error=1)],
 )
 def test_best_reads_no_row_but_its_answer(sqlite_databases: Databases, limits: Limits) -> None:
     statements: list[str] = []

@@ -102,7 +102,8 @@ def test_a_completed_trial_has_what_was_measured(store: Store) -> None:
     (attempt,) = store.attempts("digits")
     assert (attempt.seconds, attempt.worker, attempt.cause) == (0.5, "a worker", None)
     (point,) = store.front("digits")
-    assert (point.number, point.bits_per_weight, point.latency_s) == (0, 3.5, 0.01)
+    assert point.number == 0
+    assert point.values == {**VALUES, "bits_per_weight": 3.5, "latency_s": 0.01}
     assert point.configuration == configuration(0)
     assert [(p.completed, p.hypervolume) for p in store.hypervolumes("digits")] == [(1, 0.75)]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bitfront.layers import Layer
-from bitfront.spec import AUTO, JobSpec, Objective
+from bitfront.objective import Objective
+from bitfront.spec import AUTO, JobSpec
 
 logger = logging.getLogger(__name__)
 
@@ -132,4 +133,4 @@ def _gpus(needed: int, device_nbytes: int) -> float:
 
 def _times(spec: JobSpec) -> bool:
     """Whether a trial's latency is measured, which nobody may disturb."""
-    return Objective.LATENCY_S in spec.objectives or spec.constraints.max_latency_s is not None
+    return spec.needs(Objective.LATENCY_S)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from bitfront.layers import Tower
+from bitfront.units import percent_text, size_text
 from service.views.plot import palette
 from service.views.plot.records import (
     BitsPicture,
@@ -19,7 +20,6 @@ from service.views.plot.records import (
     short_names,
     staircase_line,
 )
-from service.views.units import percent_text, size_text
 
 FONT: Final = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
 

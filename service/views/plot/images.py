@@ -14,6 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bitfront.layers import Tower
+from bitfront.units import percent_text, size_text
 from service.views.plot import palette
 from service.views.plot.records import (
     BitsPicture,
@@ -23,7 +24,6 @@ from service.views.plot.records import (
     short_names,
     staircase_line,
 )
-from service.views.units import percent_text, size_text
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType

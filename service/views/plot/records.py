@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bitfront.layers import Tower
 from bitfront.trial import Origin
-from service.views.units import size_unit
+from bitfront.units import size_unit
 
 LOG_RANGE = 20.0
 """An axis is logarithmic where its values span more than this factor."""

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from bitfront.errors import InvalidMetric, SpecError
 from bitfront.layers import Tower
+from bitfront.objective import Objective
 from bitfront.plan import Configuration, Plan, Recovery, TeacherText
 from bitfront.precision import FULL, Precision
-from bitfront.spec import JobSpec, Objective
+from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation
 from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes

@@ -134,7 +134,8 @@ ADDITIONS = {
     ),
     "an unknown unit": (
         "constraints:\n  max_nbytes: 40XB",
-        "line 7: constraints.max_nbytes: '40XB' is no size: write it like 4096, 40MB or 1.5GiB",
+        "line 7: constraints.max_nbytes: '40XB' is not a valid size: "
+        "write it like 4096, 40MB or 1.5GiB",
     ),
     "a negative size": (
         "constraints:\n  max_nbytes: -5",

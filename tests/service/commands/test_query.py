@@ -189,6 +189,15 @@ def test_every_format_of_the_front_has_the_same_trials(database: Path, tmp_path:
     assert Configuration.from_dict(json.loads(rows[1]["configuration"])) == TRIALS[5][0]
 
 
+def test_bytes_are_whole_numbers_in_exports(database: Path) -> None:
+    text = run(database, "front", "first", "--format", "csv").stdout
+    lines = run(database, "front", "first", "--format", "json").stdout
+
+    sizes = [row["nbytes"] for row in csv.DictReader(io.StringIO(text))]
+    assert sizes == ["8000", "1900", "1450", "1000"]
+    assert '"nbytes": 1900,' in lines
+
+
 def test_an_empty_front_says_so_on_stderr(database: Path) -> None:
     result = run(database, "front", "empty", "--format", "csv")
 
@@ -204,6 +213,8 @@ def test_an_empty_front_says_so_on_stderr(database: Path) -> None:
         (("--max-nbytes", "1899"), 4),
         (("--max-nbytes", "2kB", "--max-bits", "3"), 4),
         (("--max-error", "0.25"), 4),
+        (("--max-error", "25%"), 4),
+        (("--max-error", "25 %"), 4),
         (("--max-error", "0.25", "--max-nbytes", "2KB", "--max-bits", "4"), 5),
     ],
 )
@@ -279,12 +290,13 @@ def test_best_says_when_nothing_fits_and_what_comes_nearest(
         ),
         (
             ("best", "first", "--max-nbytes", "12 parsecs"),
-            "Invalid value for '--max-nbytes': '12 parsecs' is no size: "
+            "Invalid value for '--max-nbytes': '12 parsecs' is not a valid size: "
             "write it like 4096, 40MB or 1.5GiB\n",
         ),
         (
             ("best", "first", "--max-nbytes", "0"),
-            "Invalid value for '--max-nbytes': '0' is no size: it must be at least one byte\n",
+            "Invalid value for '--max-nbytes': '0' is not a valid size: "
+            "it must be at least one byte\n",
         ),
         (
             ("best", "first", "--max-error", "5"),

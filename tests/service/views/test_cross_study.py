@@ -71,7 +71,7 @@ def joint(store: Store, model: str) -> tuple[tuple[str, ...], set[Point]]:
     found = cross_study_front(fronts)
     assert [result.error for result in found] == sorted(result.error for result in found)
     return fronts.objectives, {
-        (result.study, result.number, tuple(getattr(result, o) for o in fronts.objectives))
+        (result.study, result.number, tuple(result.values[o] for o in fronts.objectives))
         for result in found
     }
 
@@ -126,7 +126,7 @@ def test_latencies_of_two_devices_are_not_compared(store: Store) -> None:
     assert objectives == ("error", "nbytes")
     assert found == {("a", 0, (0.1, 10.0))}
     fast = Limits(max_latency_s=1.0)
-    refusal = r"measured their latencies on different devices \(a \| b\): name one of them as STUDY"
+    refusal = r"measured their latency on different devices \(a \| b\): name one of them as STUDY"
     with pytest.raises(SpecError, match=refusal):
         store.best(None, fast, model="m")
     with pytest.raises(SpecError, match=refusal):

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
+from bitfront.units import duration_text, percent_text, size_text
 from service.views.progress import NullReporter, PlainReporter, Reporter, RichReporter, reporter_for
-from service.views.units import duration_text, percent_text, size_text
 
 
 class Clock:

@@ -1,0 +1,160 @@
+"""What a configuration is judged by: one row for each figure, which everything else reads.
+
+A figure is measured for every trial and can be limited. An objective is a figure that a search can
+minimise. Columns of the database, limits of a job and of a query, options of the command line,
+and columns of tables, logs and exports all follow from the rows.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Final
+
+from bitfront.units import latency_text, percent_text, size_text
+
+
+class Objective(StrEnum):
+    """What is minimised."""
+
+    ERROR = "error"
+    NBYTES = "nbytes"
+    BIT_OPERATIONS = "bit_operations"
+    LATENCY_S = "latency_s"
+
+
+class Quantity(Enum):
+    """What a figure's number is, and so how a person may write a limit for it."""
+
+    SHARE = "share"
+    """At most 1, such as 0.15 or 15%."""
+    NBYTES = "nbytes"
+    """Whole bytes, such as 4096 or 40MB."""
+    NUMBER = "number"
+    """A positive number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One number of a trial; lower is better.
+
+    Attributes:
+        name: Its name in a job, in evaluations and exports, and its column in the database.
+        label: Its name in tables.
+        limit: The limit's name in a job and in queries, such as `max_nbytes`.
+        limit_help: What the limit's command-line option says.
+        quantity: What the number is.
+        metavar: What stands for the limit in the option's help.
+        write: How a table writes it.
+        unit: What follows the written number in a sentence, if it does not say it itself.
+        per_split: Whether it depends on the samples, so that the test split has its own value.
+        per_device: Whether it compares only between studies of the same device.
+        is_additive: Whether it is a sum over layers plus a constant, so that the integer program
+            can hold its limit as a constraint.
+        on_demand: Whether it is measured only for a job that minimises or limits it.
+        is_tabled: Whether the table of a front has a column for it.
+    """
+
+    name: str
+    label: str
+    limit: str
+    limit_help: str
+    quantity: Quantity
+    metavar: str
+    write: Callable[[float], str]
+    unit: str = ""
+    per_split: bool = False
+    per_device: bool = False
+    is_additive: bool = False
+    on_demand: bool = False
+    is_tabled: bool = True
+
+    @property
+    def is_objective(self) -> bool:
+        """Whether a job can minimise it."""
+        return self.name in set(Objective)
+
+    @property
+    def test_name(self) -> str:
+        """Its name and column for the value on the test split."""
+        return f"test_{self.name}"
+
+    @property
+    def option(self) -> str:
+        """The command-line option of its limit, such as `--max-nbytes`."""
+        return f"--{self.limit.replace('_', '-')}"
+
+    def text(self, value: float) -> str:
+        """A value as a sentence writes it, such as `3.10 bits a weight`."""
+        return f"{self.write(value)} {self.unit}".rstrip()
+
+    def exported(self, value: float | None) -> float | int | None:
+        """A value for other programs: bytes are whole numbers."""
+        is_whole = value is not None and self.quantity is Quantity.NBYTES and value == int(value)
+        return int(value) if value is not None and is_whole else value
+
+
+FIGURES: Final = (
+    Figure(
+        name="error",
+        label="error",
+        limit="max_error",
+        limit_help="Highest error on the selection split, such as 0.1 or 10%.",
+        quantity=Quantity.SHARE,
+        metavar="SHARE",
+        write=percent_text,
+        per_split=True,
+    ),
+    Figure(
+        name="nbytes",
+        label="size",
+        limit="max_nbytes",
+        limit_help="Largest checkpoint, such as 40kB or 8GB.",
+        quantity=Quantity.NBYTES,
+        metavar="SIZE",
+        write=size_text,
+        is_additive=True,
+    ),
+    Figure(
+        name="bits_per_weight",
+        label="bits/weight",
+        limit="max_bits",
+        limit_help="Mean bits of a weight.",
+        quantity=Quantity.NUMBER,
+        metavar="BITS",
+        write=lambda bits: f"{bits:.2f}",
+        unit="bits a weight",
+        is_additive=True,
+    ),
+    Figure(
+        name="bit_operations",
+        label="bit operations",
+        limit="max_bit_operations",
+        limit_help="Multiply-accumulates of a sample, times bits of weights and of inputs.",
+        quantity=Quantity.NUMBER,
+        metavar="COUNT",
+        write=lambda count: f"{count:.4g}",
+        unit="bit operations",
+        is_additive=True,
+        is_tabled=False,
+    ),
+    Figure(
+        name="latency_s",
+        label="latency",
+        limit="max_latency_s",
+        limit_help="Time of a sample.",
+        quantity=Quantity.NUMBER,
+        metavar="SECONDS",
+        write=latency_text,
+        per_split=True,
+        per_device=True,
+        is_additive=True,
+        on_demand=True,
+    ),
+)
+"""Every figure, in the order of tables and exports."""
+
+OBJECTIVES: Final = tuple(figure for figure in FIGURES if figure.is_objective)
+"""The figures that a job can minimise; each has a second column for the test split."""
+
+BY_NAME: Final[Mapping[str, Figure]] = {figure.name: figure for figure in FIGURES}
+BY_LIMIT: Final[Mapping[str, Figure]] = {figure.limit: figure for figure in FIGURES}
