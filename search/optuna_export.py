@@ -73,7 +73,7 @@ class ExportedTrial:
 
 @dataclass(frozen=True, slots=True)
 class ExportedStudy:
-    """A study to be mirrored.
+    """A study to be exported.
 
     Attributes:
         name: Its name, there as here.
@@ -97,10 +97,10 @@ class OptunaExport:
     """What a call did.
 
     Attributes:
-        added: Trials that are new in the mirror.
-        known: Trials that it had already.
-        partial: New trials that lack a parameter, for they chose what the mirror did not know
-            when it was made: Optuna fixes the choices of a parameter with its first trial.
+        added: Trials that are new there.
+        known: Trials that were there already.
+        partial: New trials that lack a parameter, for they chose what was not known when the
+            export was first made: Optuna fixes the choices of a parameter with its first trial.
     """
 
     added: int
@@ -108,7 +108,7 @@ class OptunaExport:
     partial: int
 
 
-def mirror(study: ExportedStudy, url: str, shown: str) -> OptunaExport:
+def export_to_optuna(study: ExportedStudy, url: str, shown: str) -> OptunaExport:
     """Adds to an Optuna database what it lacks of a study; repeating it adds nothing.
 
     Args:
@@ -159,7 +159,7 @@ def _storage(url: str, shown: str) -> Iterator[RDBStorage]:
 
 
 def _open_study(study: ExportedStudy, storage: RDBStorage, shown: str) -> optuna.Study:
-    """The mirror, made if there is none."""
+    """The exported study, made if there is none."""
     target = optuna.create_study(
         study_name=study.name,
         storage=storage,
@@ -171,8 +171,8 @@ def _open_study(study: ExportedStudy, storage: RDBStorage, shown: str) -> optuna
     same_form = len(target.directions) == len(study.objectives)
     if not same_form or not (is_new or identity == study.identity):
         raise DatabaseError(
-            f"the database {shown} has another study {study.name!r}, which is no mirror of "
-            "this one: name another file"
+            f"the database {shown} has another study {study.name!r}, which was not "
+            "exported from this one: name another file"
         )
     if is_new:
         with warnings.catch_warnings():
@@ -185,7 +185,7 @@ def _open_study(study: ExportedStudy, storage: RDBStorage, shown: str) -> optuna
 def _distributions(
     study: ExportedStudy, stored: Sequence[FrozenTrial]
 ) -> dict[str, BaseDistribution]:
-    """What each parameter may be; where the mirror has it already, as it has it."""
+    """What each parameter may be; where it is stored already, as it is stored."""
     fixed: dict[str, BaseDistribution] = {}
     for trial in stored:
         fixed |= trial.distributions

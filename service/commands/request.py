@@ -73,10 +73,10 @@ def delete(study: str, yes: bool, url: str) -> None:
     from storage.store import open_store
 
     with open_store(url, create=False) as store:
-        standing = store.status(study)
-        spool = study_spool(url, standing.study)
+        status = store.status(study)
+        spool = study_spool(url, status.study)
         if not yes:
-            what = f"study {study} with {sum(standing.counts.values())} trials"
+            what = f"study {study} with {sum(status.counts.values())} trials"
             click.confirm(f"delete {what} from {store}?", abort=True, err=True)
         store.delete_study(study)
     try:

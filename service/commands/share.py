@@ -1,4 +1,4 @@
-"""Commands that hand a study's results to other programs: export, mirror."""
+"""Commands that hand a study's results to other programs: export, export-optuna."""
 
 from pathlib import Path
 from typing import Final
@@ -36,11 +36,11 @@ def export(study: str, form: str, out: Path | None, url: str) -> None:
     write_rows(rows, form, out)
 
 
-@click.command()
+@click.command("export-optuna")
 @click.argument("study")
 @click.argument("target", metavar="OPTUNA.DB", type=DatabaseUrl())
 @database_option
-def mirror(study: str, target: str, url: str) -> None:
+def export_optuna(study: str, target: str, url: str) -> None:
     """Write the finished trials of STUDY to OPTUNA.DB, a file or URL, as an Optuna study.
 
     optuna-dashboard and Optuna's other tools open it. Repeat the command to add what is new:
@@ -50,16 +50,16 @@ def mirror(study: str, target: str, url: str) -> None:
     from storage.store import open_store
 
     with open_store(url, create=False) as store:
-        mirrored = export_study(store, study, target)
-    click.echo(f"study {study}: {mirrored.added} trials added to {mirrored.known} known", err=True)
-    if mirrored.partial:
+        done = export_study(store, study, target)
+    click.echo(f"study {study}: {done.added} trials added to {done.known} known", err=True)
+    if done.partial:
         click.echo(
-            f"{mirrored.partial} of them chose what the mirror did not know when it was made, and "
-            "lack that parameter: a mirror in a new file has it",
+            f"{done.partial} of them chose what was not known when the export was first made, and "
+            "lack that parameter: an export to a new file has it",
             err=True,
         )
     place = target if target.startswith("sqlite:") else "URL"  # a URL may hold a password
     click.echo(f"'optuna-dashboard {place}' shows it", err=True)
 
 
-COMMANDS: Final = (export, mirror)
+COMMANDS: Final = (export, export_optuna)

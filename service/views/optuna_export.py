@@ -17,7 +17,7 @@ from search.optuna_export import (
     ExportedStudy,
     ExportedTrial,
     OptunaExport,
-    mirror,
+    export_to_optuna,
 )
 from service.views.describe import recovery_details
 from storage.foreign_database import open_target
@@ -38,17 +38,17 @@ def export_study(store: Store, name: str, url: str) -> OptunaExport:
         DatabaseError: The database is bitfront's own or another program's, cannot be written,
             or has another study of that name.
     """
-    study = _mirror_of(store, name)
+    study = _exported(store, name)
     with open_target(url) as target:
         if target.tables and not target.tables >= OPTUNA_TABLES:
             raise DatabaseError(
                 f"the database {target.shown} belongs to another program (it has a table "
                 f"{min(target.tables)}): name another file"
             )
-        return mirror(study, target.url, target.shown)
+        return export_to_optuna(study, target.url, target.shown)
 
 
-def _mirror_of(store: Store, name: str) -> ExportedStudy:
+def _exported(store: Store, name: str) -> ExportedStudy:
     record = store.study(name)
     rows = store.trial_rows(name)
     profile = store.load_profile(name)

@@ -1,4 +1,4 @@
-"""How studies stand, as text and as plain values."""
+"""The status of studies, as text and as plain values."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -117,7 +117,7 @@ def _state_text(study: "StudyRecord") -> str:
 
 
 def status_dict(status: "Status") -> dict[str, object]:
-    """A study's standing under stable names."""
+    """A study's status under stable names."""
     study = status.study
     return {
         "study": study.name,

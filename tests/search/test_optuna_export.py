@@ -1,4 +1,4 @@
-"""A study as Optuna and its dashboard see it, and what a mirror never touches."""
+"""A study as Optuna and its dashboard see it, and what an export never touches."""
 
 import json
 import shutil
@@ -108,7 +108,7 @@ def opened(copy: Path, name: str = "digits") -> Iterator[optuna.Study]:
         storage.engine.dispose()
 
 
-def mirrored(copy: Path) -> list[FrozenTrial]:
+def exported(copy: Path) -> list[FrozenTrial]:
     with opened(copy) as study:
         return study.get_trials()
 
@@ -118,14 +118,14 @@ def content(path: Path) -> str:
         return "\n".join(connection.iterdump())
 
 
-def test_a_mirror_holds_the_values_of_every_trial_that_is_final(path: Path, copy: Path) -> None:
+def test_an_export_holds_the_values_of_every_trial_that_is_final(path: Path, copy: Path) -> None:
     with open_store(file_url(path)) as store:
         lease = searched(store)
         store.start_trial(lease, trial(9))
         finished(store, lease, 6, error=0.5, nbytes=50)
         originals = {t.number: t for t in store.trials("digits")}
 
-    result = run(path, "mirror", "digits", str(copy))
+    result = run(path, "export-optuna", "digits", str(copy))
 
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == (
@@ -159,9 +159,9 @@ def test_a_mirror_holds_the_values_of_every_trial_that_is_final(path: Path, copy
 def test_parameters_and_attributes_make_sense_to_a_person(path: Path, copy: Path) -> None:
     with open_store(file_url(path)) as store:
         searched(store)
-    run(path, "mirror", "digits", str(copy))
+    run(path, "export-optuna", "digits", str(copy))
 
-    zero, one, failed, pruned = mirrored(copy)
+    zero, one, failed, pruned = exported(copy)
 
     assert zero.params == {"vision.0": "w2a16+w2a16", "vision.1": "w2a16", "recovery": "none"}
     assert zero.distributions["vision.1"].choices == ("w2a16", "w3a16", "w8a16")  # type: ignore[attr-defined]
@@ -193,16 +193,16 @@ def test_parameters_and_attributes_make_sense_to_a_person(path: Path, copy: Path
 def test_repeating_adds_what_is_new_and_nothing_twice(path: Path, copy: Path) -> None:
     with open_store(file_url(path)) as store:
         lease = searched(store)
-        run(path, "mirror", "digits", str(copy))
+        run(path, "export-optuna", "digits", str(copy))
         before = content(copy)
-        again = run(path, "mirror", "digits", str(copy))
+        again = run(path, "export-optuna", "digits", str(copy))
         unchanged = content(copy)
         complete(store, lease, 4, {"error": 0.75, "nbytes": 75})
         store.save_test_values(lease, {4: {"error": 0.8}})
         store.cancel_running(lease)
         store.release(lease, StudyState.CANCELLED)
 
-        more = run(path, "mirror", "digits", str(copy))
+        more = run(path, "export-optuna", "digits", str(copy))
 
     assert again.stderr.startswith("study digits: 0 trials added to 4 known\n")
     assert unchanged == before
@@ -214,7 +214,7 @@ def test_repeating_adds_what_is_new_and_nothing_twice(path: Path, copy: Path) ->
         assert study.user_attrs["state"] == "cancelled"
 
 
-def test_a_mirror_that_was_cut_short_is_completed(
+def test_an_export_that_was_cut_short_is_completed(
     path: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_store(file_url(path)) as store:
@@ -229,40 +229,40 @@ def test_a_mirror_that_was_cut_short_is_completed(
 
     with monkeypatch.context() as patched:
         patched.setattr(optuna.Study, "add_trial", add)
-        assert run(path, "mirror", "digits", str(copy)).exit_code == 1
+        assert run(path, "export-optuna", "digits", str(copy)).exit_code == 1
 
-    run(path, "mirror", "digits", str(copy))
+    run(path, "export-optuna", "digits", str(copy))
 
-    assert [t.user_attrs["bitfront trial"] for t in mirrored(copy)] == [0, 1, 2, 3]
+    assert [t.user_attrs["bitfront trial"] for t in exported(copy)] == [0, 1, 2, 3]
 
 
-def test_a_choice_that_the_mirror_does_not_know_is_left_out_and_told(
+def test_a_choice_that_the_export_does_not_know_is_left_out_and_told(
     path: Path, copy: Path
 ) -> None:
     with open_store(file_url(path)) as store:
         lease = started(store)
         finished(store, lease, 0, error=0.25, nbytes=100)
-        run(path, "mirror", "digits", str(copy))
+        run(path, "export-optuna", "digits", str(copy))
         finished(store, lease, 3 * 36, error=0.5, nbytes=50)  # layer2 in 5 bits
 
-    result = run(path, "mirror", "digits", str(copy))
+    result = run(path, "export-optuna", "digits", str(copy))
 
-    assert "1 of them chose what the mirror did not know when it was made" in result.stderr
-    new = mirrored(copy)[1]
+    assert "1 of them chose what was not known when the export was first made" in result.stderr
+    new = exported(copy)[1]
     assert "vision.1" not in new.params
     assert new.params["vision.0"] == "w2a16+w2a16"
     assert new.user_attrs["plan"] == "3 x w2a16, 1 x w5a16"
 
 
-def test_a_mirror_never_changes_the_database_it_reads(path: Path, copy: Path) -> None:
+def test_an_export_never_changes_the_database_it_reads(path: Path, copy: Path) -> None:
     with open_store(file_url(path)) as store:
         searched(store)
     before = content(path)
 
-    run(path, "mirror", "digits", str(copy))
-    own = run(path, "mirror", "digits", str(path))
+    run(path, "export-optuna", "digits", str(copy))
+    own = run(path, "export-optuna", "digits", str(path))
     other = shutil.copy(path, path.with_name("other.db"))
-    foreign = run(path, "mirror", "digits", str(other))
+    foreign = run(path, "export-optuna", "digits", str(other))
 
     assert content(path) == before
     for result, place in ((own, path), (foreign, other)):
@@ -283,7 +283,9 @@ def test_a_target_of_another_program_is_refused_and_stays_as_it_is(
     text.write_text("no database, but long enough to be read as one\n" * 50)
     before = (foreign.read_bytes(), text.read_bytes())
 
-    results = [run(path, "mirror", "digits", str(place)) for place in (foreign, text, tmp_path)]
+    results = [
+        run(path, "export-optuna", "digits", str(place)) for place in (foreign, text, tmp_path)
+    ]
 
     assert [(result.exit_code, result.stdout) for result in results] == [(2, "")] * 3
     assert "belongs to another program (it has a table albums)" in results[0].stderr
@@ -297,16 +299,16 @@ def test_another_study_of_that_name_is_not_added_to(path: Path, copy: Path) -> N
         lease = started(store)
         finished(store, lease, 0, error=0.25, nbytes=100)
         store.release(lease, StudyState.STOPPED)
-        run(path, "mirror", "digits", str(copy))
+        run(path, "export-optuna", "digits", str(copy))
         store.delete_study("digits")
         lease = started(store)
         finished(store, lease, 0, error=0.5, nbytes=100)
 
-        result = run(path, "mirror", "digits", str(copy))
+        result = run(path, "export-optuna", "digits", str(copy))
 
     assert result.exit_code == 2
-    assert "has another study 'digits', which is no mirror of this one" in result.stderr
-    assert [t.values for t in mirrored(copy)] == [[0.25, 100.0]]
+    assert "has another study 'digits', which was not exported from this one" in result.stderr
+    assert [t.values for t in exported(copy)] == [[0.25, 100.0]]
 
 
 def test_two_studies_share_a_file_with_a_persons_own(path: Path, copy: Path) -> None:
@@ -321,7 +323,7 @@ def test_two_studies_share_a_file_with_a_persons_own(path: Path, copy: Path) -> 
         store.start_trial(lease, trial(0))
         complete(store, lease, 0, {"error": 0.125, "latency_s": 0.5})
 
-    results = [run(path, "mirror", name, str(copy)) for name in ("digits", "single")]
+    results = [run(path, "export-optuna", name, str(copy)) for name in ("digits", "single")]
 
     assert [result.exit_code for result in results] == [0, 0]
     with opened(copy, "single") as study:
@@ -334,17 +336,17 @@ def test_two_studies_share_a_file_with_a_persons_own(path: Path, copy: Path) -> 
 def test_a_database_of_another_version_of_optuna_is_refused(path: Path, copy: Path) -> None:
     with open_store(file_url(path)) as store:
         searched(store)
-    run(path, "mirror", "digits", str(copy))
+    run(path, "export-optuna", "digits", str(copy))
     with closing(sqlite3.connect(copy)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = 'v2.4.0.a'")
 
-    result = run(path, "mirror", "digits", str(copy))
+    result = run(path, "export-optuna", "digits", str(copy))
 
     assert result.exit_code == 2
     assert "is of another version of Optuna: name another file" in result.stderr
 
 
-def test_a_study_in_postgresql_is_mirrored_into_another_database_there(
+def test_a_study_in_postgresql_is_exported_into_another_database_there(
     postgres_databases: Databases,
 ) -> None:
     url, target = postgres_databases.ready(), postgres_databases.empty()
@@ -352,9 +354,9 @@ def test_a_study_in_postgresql_is_mirrored_into_another_database_there(
         searched(store)
 
     results = [
-        CliRunner().invoke(main, ["mirror", "digits", target, "--db", url]) for _ in range(2)
+        CliRunner().invoke(main, ["export-optuna", "digits", target, "--db", url]) for _ in range(2)
     ]
-    own = CliRunner().invoke(main, ["mirror", "digits", url, "--db", url])
+    own = CliRunner().invoke(main, ["export-optuna", "digits", url, "--db", url])
 
     assert [result.exit_code for result in results] == [0, 0]
     assert results[1].stderr == (
@@ -364,11 +366,11 @@ def test_a_study_in_postgresql_is_mirrored_into_another_database_there(
     assert "is bitfront's own" in own.stderr
 
 
-def test_optunas_own_dashboard_shows_the_mirror(path: Path, copy: Path) -> None:
+def test_optunas_own_dashboard_shows_the_export(path: Path, copy: Path) -> None:
     with open_store(file_url(path)) as store:
         searched(store)
         originals = {t.number: t for t in store.trials("digits")}
-    run(path, "mirror", "digits", str(copy))
+    run(path, "export-optuna", "digits", str(copy))
 
     with dashboard(copy) as address:
         (summary,) = get(f"{address}/api/studies")["study_summaries"]

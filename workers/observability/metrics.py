@@ -46,7 +46,7 @@ class StudyMetrics:
 
     def __init__(self, study: str) -> None:
         self._study = study
-        self._standing: dict[tuple[str, str], float] = {}
+        self._progress: dict[tuple[str, str], float] = {}
         self._last_beat_s: float | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="metrics", daemon=True)
@@ -79,12 +79,12 @@ class StudyMetrics:
             hypervolume: Of the front.
             best_error: Lowest error at the budget; None if there is none yet.
         """
-        standing = {("trials", state.value): float(counts.get(state, 0)) for state in TrialState}
-        standing["front_size", ""] = float(front)
-        standing["hypervolume", ""] = hypervolume
+        progress = {("trials", state.value): float(counts.get(state, 0)) for state in TrialState}
+        progress["front_size", ""] = float(front)
+        progress["hypervolume", ""] = hypervolume
         if best_error is not None:
-            standing["best_error", ""] = best_error
-        self._standing = standing
+            progress["best_error", ""] = best_error
+        self._progress = progress
         self._show()
 
     def heartbeat(self, age_s: float = 0.0) -> None:
@@ -121,7 +121,7 @@ class StudyMetrics:
     def _show(self) -> None:
         if not _is_connected():
             return
-        for (name, state), value in self._standing.items():
+        for (name, state), value in self._progress.items():
             if state:
                 _gauge(name, "state").set(value, {"study": self._study, "state": state})
             else:

@@ -156,7 +156,7 @@ def test_a_study_without_trials_says_so_on_stderr(tmp_path: Path) -> None:
         (("logs", "gone"), "Error: there is no study 'gone'; the database holds digits\n"),
         (("pause", "gone"), "Error: there is no study 'gone'; the database holds digits\n"),
         (
-            ("mirror", "gone", "/nowhere/optuna.db"),
+            ("export-optuna", "gone", "/nowhere/optuna.db"),
             "Error: there is no study 'gone'; the database holds digits\n",
         ),
         (
@@ -164,7 +164,7 @@ def test_a_study_without_trials_says_so_on_stderr(tmp_path: Path) -> None:
             "Error: /nowhere/trials.csv cannot be written: No such file or directory\n",
         ),
         (
-            ("mirror", "digits", "mysql://ann:geheim@host/x"),
+            ("export-optuna", "digits", "mysql://ann:geheim@host/x"),
             "Error: databases of type mysql are not supported: write it like sqlite:///PATH or "
             "postgresql://USER@HOST/NAME\n",
         ),

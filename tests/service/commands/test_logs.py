@@ -303,7 +303,7 @@ def test_no_password_reaches_the_log_or_any_other_output(path: Path, leak: str) 
         ("export", "s"),
         ("front", "--model", "m"),
         ("best", "--model", "m"),
-        ("mirror", "s", "copy.db"),
+        ("export-optuna", "s", "copy.db"),
     ],
 )
 def test_a_server_out_of_reach_is_named_without_its_password(
