@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]
 
+# A pace is told by so many steps after the first, over so many seconds.
+_LEAST_STEPS = 3
+_LEAST_S = 1.0
+
 
 class Reporter(Protocol):
     """Hears of the progress of long work, while its context is open."""
@@ -93,28 +97,34 @@ class NullReporter:
 
 @dataclass(slots=True)
 class _Stage:
-    """A stage's name, its steps, and how fast they went since the first word of it."""
+    """A stage's name, its steps, and how fast they went since the first of them."""
 
     name: str
     total: int | None
     clock: Clock
     done: int = 0
     figures: str = ""
+    _known: int | None = None
     _first: tuple[int, float] | None = None
 
     def reach(self, done: int, total: int | None = None) -> None:
         self.done = done
         self.total = total or self.total
-        if self._first is None:  # what an earlier run did says nothing about this one's pace
+        if self._known is None:  # what an earlier run did says nothing about this one's pace
+            self._known = done
+        elif self._first is None and done > self._known:
+            # Nor does the first step: it waited until a worker had loaded the model.
             self._first = (done, self.clock())
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the end at the pace so far; None while that is unknown."""
-        if self._first is None or self.total is None or self.done <= self._first[0]:
+        """Seconds until the end at the pace so far; None until a few steps tell a pace."""
+        if self._first is None or self.total is None:
             return None
-        pace_s = (self.clock() - self._first[1]) / (self.done - self._first[0])
-        return max(0.0, pace_s * (self.total - self.done))
+        steps, seconds = self.done - self._first[0], self.clock() - self._first[1]
+        if steps < _LEAST_STEPS or seconds < _LEAST_S:
+            return None
+        return seconds / steps * (self.total - self.done)
 
     @property
     def left(self) -> str:

@@ -17,6 +17,7 @@ Resources = Mapping[str, float]
 _GPU_SHARE = 0.9  # the rest is the driver's own and fragments
 _MOST_A_GPU = 8
 _KEPT_WEIGHTS = 2 << 30  # `bitfront.vlm.PlanSwitch` keeps at most so many bytes of weights
+_KEPT_ACTIVATIONS = 1 << 30  # what each `StreamRunner` keeps of the activations between blocks
 _KEPT_FEATURES = 256 << 20  # what `FeatureStore` keeps of a recovery's samples
 
 
@@ -69,12 +70,27 @@ def plan_nbytes(footprint: Footprint, layers: Sequence[Layer], spec: JobSpec) ->
     """The memory that a worker takes for the costliest plan of the space, estimated.
 
     Beside the full-precision model it keeps quantized weights of every width (4 bytes each,
-    within the switch's limit), and the features of what a recovery trains on.
+    within the switch's limit), the features of what a recovery trains on, and activations.
     """
     widths = len(spec.space.weight_bits)
     weights = 4 * widths * sum(layer.weights for layer in layers)
     features = 0 if spec.space.recovery is None else _KEPT_FEATURES
-    return footprint.peak_nbytes + min(_KEPT_WEIGHTS, weights) + features
+    activations = _activation_nbytes(layers, spec)
+    return footprint.peak_nbytes + min(_KEPT_WEIGHTS, weights) + features + activations
+
+
+def _activation_nbytes(layers: Sequence[Layer], spec: JobSpec) -> int:
+    """What the evaluator keeps for all trials, and the cell meter of the full-precision model.
+
+    After each transformer block that is one vector a position, as wide as what the block's first
+    layer takes, of 4 bytes a value. A trial may differ from all others from the first block on.
+    """
+    first = {layer.scope: layer for layer in reversed(layers) if layer.scope != layer.tower.value}
+    sample = sum(4 * layer.positions * layer.columns for layer in first.values())
+    samples = spec.data.samples
+    evaluator = sample * samples.selection * spec.stop.trials
+    meter = sample * samples.calibration
+    return min(_KEPT_ACTIVATIONS, evaluator) + min(_KEPT_ACTIVATIONS, meter)
 
 
 def first_placement(spec: JobSpec, nodes: Sequence[Resources]) -> Placement:

@@ -58,11 +58,38 @@ def test_time_left_ignores_what_an_earlier_run_did() -> None:
     reporter = PlainReporter(stream, clock=clock, every_s=0)
 
     reporter.stage("trials", 60)
-    trials(reporter, clock, range(41, 43), 60, each_s=2.0)
+    trials(reporter, clock, range(40, 45), 60, each_s=2.0)
 
-    first, second = stream.getvalue().splitlines()[1:]
-    assert "left" not in first
-    assert second.endswith("36 s left")
+    *early, last = stream.getvalue().splitlines()[1:]
+    assert not any("left" in line for line in early)
+    assert last.endswith("32 s left")
+
+
+def test_time_left_ignores_what_the_first_trial_waited_for() -> None:
+    stream, clock = io.StringIO(), Clock()
+    reporter = PlainReporter(stream, clock=clock, every_s=0)
+
+    reporter.stage("trials", 60)
+    reporter.trial(0, 60, None, 0.0, 0)
+    trials(reporter, clock, range(1, 2), 60, each_s=20.0)  # a worker starts and loads the model
+    trials(reporter, clock, range(2, 5), 60, each_s=1.5)
+
+    *early, last = stream.getvalue().splitlines()[1:]
+    assert not any("left" in line for line in early)
+    assert last.endswith("1 min 24 s left")
+
+
+def test_results_that_come_all_at_once_tell_no_pace() -> None:
+    stream, clock = io.StringIO(), Clock()
+    reporter = PlainReporter(stream, clock=clock, every_s=0)
+
+    reporter.stage("trials", 60)
+    reporter.trial(0, 60, None, 0.0, 0)
+    trials(reporter, clock, range(1, 9), 60, each_s=0.01)  # eight workers end their first together
+    assert "left" not in stream.getvalue()
+
+    trials(reporter, clock, range(9, 17), 60, each_s=1.0)
+    assert stream.getvalue().endswith("s left\n")
 
 
 def test_a_stage_without_an_end_counts_only() -> None:

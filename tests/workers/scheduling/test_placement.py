@@ -21,7 +21,7 @@ from workers.scheduling.placement import (
 HEAD: Mapping[str, float] = {"memory": 8e9}
 CPU_NODE: Mapping[str, float] = {"CPU": 8, "memory": 32e9}
 GPU_NODE: Mapping[str, float] = {"CPU": 16, "GPU": 2, "memory": 64e9}
-LAYERS = [Layer("w", Tower.VISION, LayerKind.LINEAR, 1000, 1000, 4, "x", "b")]
+LAYERS = [Layer("w", Tower.VISION, LayerKind.LINEAR, 1000, 1000, 4, "x", "vision")]
 
 
 def spec(*, latency: bool = False, **search: object) -> JobSpec:
@@ -46,7 +46,7 @@ def test_without_gpus_a_worker_takes_a_cpu_and_its_memory() -> None:
 
 
 def test_kept_weights_and_features_are_counted_up_to_their_limits() -> None:
-    huge = [Layer("w", Tower.VISION, LayerKind.LINEAR, 100_000, 100_000, 4, "x", "b")]
+    huge = [Layer("w", Tower.VISION, LayerKind.LINEAR, 100_000, 100_000, 4, "x", "vision")]
     recovered = spec().model_copy(
         update={
             "space": JobSpec.model_validate(
@@ -57,6 +57,31 @@ def test_kept_weights_and_features_are_counted_up_to_their_limits() -> None:
 
     assert plan_nbytes(Footprint(1, 0), huge, spec()) == 1 + (2 << 30)
     assert plan_nbytes(Footprint(1, 0), huge, recovered) == 1 + (2 << 30) + (256 << 20)
+
+
+@pytest.mark.parametrize(
+    ("trials", "tokens", "kept"),
+    [
+        (10, 4, 2 * 4 * 4 * 1000 * (16 * 10 + 8)),
+        (10**6, 4, (1 << 30) + 2 * 4 * 4 * 1000 * 8),
+        (10**6, 10**6, 2 << 30),
+    ],
+)
+def test_activations_between_blocks_are_counted_for_evaluator_and_cell_meter(
+    trials: int, tokens: int, kept: int
+) -> None:
+    blocks = [
+        Layer(f"{scope}.{name}", Tower.VISION, LayerKind.LINEAR, 1, columns, tokens, "x", scope)
+        for scope in ("block.0", "block.1")
+        for name, columns in (("in", 1000), ("out", 4000))
+    ]
+    asked = {"samples": {"calibration": 8, "selection": 16}, "source": "reference"}
+    job = {**spec().model_dump(), "data": asked, "stop": {"trials": trials}}
+    weights = 4 * 2 * 2 * 5000
+
+    found = plan_nbytes(Footprint(0, 0), blocks, JobSpec.model_validate(job))
+
+    assert found == weights + kept
 
 
 @pytest.mark.parametrize(("needed", "workers"), [(30e9, 1), (17e9, 2), (8.9e9, 4), (1e6, 8)])
