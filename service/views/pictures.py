@@ -21,14 +21,15 @@ def write_pictures(store: Store, study: str, out: Path, number: int | None = Non
         store: Where the study is.
         study: Its name.
         out: The folder; made if it is missing.
-        number: The trial whose bits are shown; None takes the best one at the job's budget.
+        number: The trial whose bits are shown; None takes the best one at the job's budget, or
+            the most accurate one where none is feasible.
 
     Raises:
         SpecError: There is nothing to draw, no such complete trial, or no way to write there.
     """
     trials = {trial.number: trial for trial in store.trials(study, {TrialState.COMPLETE})}
     front = front_picture(store, study, list(trials.values()))
-    chosen = _default_trial(store, study) if number is None else number
+    chosen = _default_trial(store, study, front) if number is None else number
     if chosen not in trials:
         raise SpecError(f"study {study!r} has no complete trial {chosen}: see 'bitfront front'")
     bits = bits_picture(store, study, trials[chosen])
@@ -76,12 +77,15 @@ def _point(trial: Trial, names: Mapping[int, str], is_front: bool) -> Point | No
     )
 
 
-def _default_trial(store: Store, study: str) -> int:
+def _default_trial(store: Store, study: str, picture: FrontPicture) -> int:
     budget = budget_nbytes(store.study(study))
     best = None if budget is None else store.best(study, Limits(max_nbytes=budget))
     if best is not None:
         return best.number
-    return store.front(study)[0].number
+    on_front = store.front(study)
+    if on_front:
+        return on_front[0].number
+    return min(picture.points, key=lambda point: (point.error, point.nbytes)).trial
 
 
 def bits_picture(store: Store, study: str, trial: Trial) -> BitsPicture:

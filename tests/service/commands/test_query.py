@@ -360,6 +360,47 @@ def test_plot_writes_two_images_and_a_page(database: Path, tmp_path: Path) -> No
     assert "first, trial 5: bits of each layer" in page  # the best in a quarter of 8 kB
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"source": "reference"},
+        {"source": "reference", "name": "digit-llava"},
+        {"source": "open_clip", "name": "ViT-B-32", "weights": "/nowhere/moved.pt"},
+    ],
+    ids=["classifier", "generative", "moved"],
+)
+def test_a_study_without_a_feasible_trial_is_drawn_with_its_most_accurate_one(
+    tmp_path: Path, model: dict[str, str]
+) -> None:
+    path = tmp_path / "studies.db"
+    data = {"source": "reference"}
+    with open_store(file_url(path)) as store:
+        store.create_study(
+            JobSpec.model_validate({"study": "tight", "model": model, "data": data}), {}
+        )
+        lease = store.acquire("tight", "host:1", 60.0)
+        store.save_profile(lease, LAYERS, BLOCKS, [], fixed_nbytes=100)
+        for number, (bits, error) in enumerate(((2, 0.6), (4, 0.1), (3, 0.3))):
+            store.start_trial(lease, Trial(number, uniform(bits), Origin.BASELINE, {}))
+            store.complete_trial(
+                lease,
+                number,
+                1,
+                Evaluation({"error": error, "nbytes": 500.0 * bits}, {}),
+                constraints={"max_nbytes": 0.5},
+                front=FrontChange((), (), 0.0),
+                evaluation_key=f"key-{number}",
+                seconds=1.5,
+            )
+
+    result = run(path, "plot", "tight", "--out", str(tmp_path / "pictures"))
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    page = (tmp_path / "pictures" / "front.html").read_text()
+    assert "tight, trial 1: bits of each layer" in page
+    assert "3 quantized configurations, 0 of them on the front" in page
+
+
 def test_stopping_a_study_that_nobody_runs_changes_nothing(database: Path) -> None:
     result = run(database, "stop", "first")
 
