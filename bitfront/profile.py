@@ -1,10 +1,10 @@
-"""What profiling a model yields: entropies, dependencies, cells, and the keys they live under."""
+"""What profiling a model yields: entropies, dependencies, and cells."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from bitfront.layers import Block, Layer
-from bitfront.plan import Option, digest
+from bitfront.plan import Option
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,34 +22,6 @@ class LayerEntropy:
     layer: str
     entropy: float
     dependency: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class CellKey:
-    """What a cell's error depends on: two cells with the same key have the same error.
-
-    Attributes:
-        model: Hash of the weights and the architecture.
-        data: Hash of the calibration samples.
-        quantizer: Hash of the quantizer's settings and of the error measure.
-        option: Hash of the block's layers and their precisions.
-    """
-
-    model: str
-    data: str
-    quantizer: str
-    option: str
-
-    @classmethod
-    def of(cls, model: str, data: str, quantizer: str, block: Block, option: Option) -> "CellKey":
-        """The key of one option of a block."""
-        names = [[layer, str(p)] for layer, p in zip(block.layers, option.precisions, strict=True)]
-        return cls(model, data, quantizer, digest(names))
-
-    @property
-    def digest(self) -> str:
-        """One hash for the whole key."""
-        return digest([self.model, self.data, self.quantizer, self.option])
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from sqlalchemy import Connection, delete, insert, select, update
 
 from bitfront.errors import InvalidMetric
+from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Option
-from bitfront.profile import Cell, CellKey, LayerEntropy, StageArtefactKind
+from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
 from storage import tables
 from storage.access import find_id, guard
 from storage.events import add_event, insert_new

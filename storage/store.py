@@ -4,8 +4,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer
-from bitfront.profile import Cell, CellKey, LayerEntropy, StageArtefactKind
+from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
 from bitfront.trial import Cause, Evaluation, FrontChange, StudyState, Trial, TrialState
 from storage import leases, outcomes, profiles, queries, studies, trials
 from storage.engine import Database

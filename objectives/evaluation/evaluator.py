@@ -10,8 +10,9 @@ from typing import Self
 
 from bitfront.errors import InvalidMetric, SpecError
 from bitfront.files import SharedPath
+from bitfront.identity.keys import features_key, recovery_checkpoint_key
 from bitfront.objective import Objective
-from bitfront.plan import Configuration, digest
+from bitfront.plan import Configuration
 from bitfront.quant.inputs import LearnedBounds, bounds_to_json
 from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation
@@ -27,7 +28,7 @@ from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.scorer import Scorer
 from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
-from objectives.profiling.calibration import Ranges, calibrate
+from objectives.profiling.calibration import Ranges, calibrate, range_table
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
 
 
@@ -128,16 +129,13 @@ class Evaluator:
     @cached_property
     def identity(self) -> str:
         """The hash of all that a configuration's features and recovery depend on."""
-        return digest(
-            {
-                "model": self.model.identity,
-                "samples": self.task.identity,
-                "quantizer": self.spec.quantizer.model_dump(mode="json"),
-                "flip": self.spec.data.horizontal_flip,
-                "bounds": bounds_to_json(self.switch.bounds),
-                "device": self.model.device.type,
-                "seeds": [self.spec.search.seed, self.spec.data.seed],
-            }
+        return features_key(
+            self.spec,
+            model=self.model.identity,
+            samples=self.task.identity,
+            device_type=self.model.device.type,
+            bounds=bounds_to_json(self.switch.bounds),
+            ranges=range_table(self.ranges),
         )
 
     @classmethod
@@ -205,7 +203,7 @@ class Evaluator:
         is_ending: Callable[[], bool] = lambda: False,
     ) -> RecoveryCheckpoint:
         """Where the training of a configuration's recovery is saved, at the job's interval."""
-        identity = digest([self.identity, configuration.to_dict()])
+        identity = recovery_checkpoint_key(self.identity, configuration)
         return RecoveryCheckpoint(path, identity, self.spec.search.checkpoint_s, is_ending)
 
     def costs(self, configuration: Configuration) -> dict[str, float]:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitfront.plan import Plan, digest
+from bitfront.identity.keys import feature_file_key
+from bitfront.plan import Plan
 from objectives.execution.tensor_cache import TensorCache
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class FeatureStore:
             self._write(key, tensors)
 
     def _path(self, folder: Path, key: FeatureKey) -> Path:
-        name = digest([self._identity, key.stream, key.plan.to_dict()])
+        name = feature_file_key(self._identity, key.stream, key.plan)
         return folder / f"{name}.safetensors"
 
     def _read(self, key: FeatureKey) -> tuple[Tensor, ...] | None:

@@ -19,6 +19,14 @@ SAMPLED_VALUES = 1 << 18
 Ranges = Mapping[str, Mapping[float, InputRange]]
 
 
+def range_table(ranges: Ranges) -> dict[str, dict[float, tuple[float, float]]]:
+    """The ends of every range, as the recipes of cache keys take them."""
+    return {
+        layer: {clip: (found.low, found.high) for clip, found in known.items()}
+        for layer, known in ranges.items()
+    }
+
+
 def watch_calibration(
     model: LayeredModel, task: Task, callback: Callable[[str, Tensor], None]
 ) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from bitfront.errors import InvalidMetric
+from bitfront.identity.keys import quantizer_identity
 from bitfront.layers import Block, Layer
-from bitfront.plan import Option, Plan, digest
+from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import Cell
 from bitfront.quant.inputs import bounds_to_json
@@ -14,9 +15,6 @@ from objectives.cost.costs import layer_bit_operations, layer_nbytes
 from objectives.data.task import Task
 from objectives.profiling.full_precision import FULL_PLAN, FullPrecisionReference
 from objectives.profiling.measures import build_measure
-
-# Goes up when the same option of the same model would come out with another error.
-VERSION = 1
 
 
 class CellMeter:
@@ -40,13 +38,8 @@ class CellMeter:
     @property
     def identity(self) -> str:
         """The hash of what a cell's error depends on beside model, samples and option."""
-        quantizer = self._spec.quantizer.model_dump(mode="json")
-        content = [VERSION, quantizer, self._spec.profile.measure, self._spec.data.seed]
-        if self._model.device.type != "cpu":  # ranges come out a little different there
-            content.append(self._model.device.type)
-        if self._switch.bounds:
-            content.append(bounds_to_json(self._switch.bounds))
-        return digest(content)
+        bounds = bounds_to_json(self._switch.bounds)
+        return quantizer_identity(self._spec, self._model.device.type, bounds)
 
     def measure(self, block: Block, option: Option) -> Cell:
         """The cost and the error of an option.

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 from bitfront.errors import InvalidModel, SpecError
 from bitfront.files import SharedPath, is_there
+from bitfront.identity.keys import VISION_FORMAT, vision_checkpoint_key
 from bitfront.layers import LayerKind, Tower
-from bitfront.plan import Plan, digest
+from bitfront.plan import Plan
 from bitfront.precision import FULL, Precision
 from bitfront.quant.inputs import InputRange, LearnedBounds, RangeScale, fake_quantize_input
 from bitfront.spec import QuantizerSpec, VisionSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
 from objectives.data.questions import QuestionTask
 from objectives.data.task import SplitName
-from objectives.profiling.calibration import Ranges
+from objectives.profiling.calibration import Ranges, range_table
 from objectives.profiling.vision_losses import LossParts, Sample, VisionLoss
 from objectives.recovery.checkpoint import read_checkpoint, write_checkpoint
 
 SMALLEST_FACTOR, LARGEST_FACTOR = 0.05, 1.5
 
-_FORMAT = "bitfront.vision.1"  # of a checkpoint
 _FACTORS, _GENERATOR = "factors", "generator"
 
 
@@ -133,21 +133,14 @@ def vision_identity(
 ) -> str:
     """The hash of everything that the result depends on: what a checkpoint is known by."""
     split = task.split(SplitName.CALIBRATION)
-    measured = {
-        layer: {str(clip): [found.low, found.high] for clip, found in known.items()}
-        for layer, known in ranges.items()
-    }
-    return digest(
-        {
-            "format": _FORMAT,
-            "model": model.identity,
-            "samples": split.identity,
-            "batches": [places.tolist() for places in split.batches],
-            "ranges": measured,
-            "quantizer": quantizer.model_dump(mode="json"),
-            "spec": spec.model_dump(mode="json"),
-            "seed": seed,
-        }
+    return vision_checkpoint_key(
+        model=model.identity,
+        samples=split.identity,
+        batches=[places.tolist() for places in split.batches],
+        ranges=range_table(ranges),
+        quantizer=quantizer,
+        vision=spec,
+        seed=seed,
     )
 
 
@@ -293,7 +286,7 @@ class _Training:
         content = {"epochs": self.epochs, "entropy_weight": self._entropy_weight}
         write_checkpoint(
             path,
-            _FORMAT,
+            VISION_FORMAT,
             identity,
             content,
             {name: tensor.cpu() for name, tensor in tensors.items()},
@@ -303,7 +296,7 @@ class _Training:
         """Goes back to the state that was written; stays where there is no file."""
         if not is_there(path):
             return
-        content, tensors = read_checkpoint(path, _FORMAT, identity)
+        content, tensors = read_checkpoint(path, VISION_FORMAT, identity)
         self.epochs = int(content["epochs"])
         self._entropy_weight = float(content["entropy_weight"])
         self._generator.set_state(tensors.pop(_GENERATOR))

@@ -127,19 +127,24 @@ def load_configuration(
         ClickException: No trial holds the limits.
     """
     from bitfront.errors import SpecError
+    from bitfront.identity.identities import Identities
     from bitfront.quant.inputs import bounds_from_json
     from objectives.evaluation.evaluator import Evaluator
-    from service.study.keys import bounds_key
+    from service.study.bounds import stored_bounds
     from storage.records import Limits
     from storage.store import open_store
 
     with open_store(url, create=False) as store:
         record = store.study(study)
         spec = record.spec
-        bounds: dict[str, object] = {}
+        bounds: dict[str, object] | None = {}
         if spec.profile.vision is not None:
-            key = bounds_key(spec, record.provenance)
-            bounds = store.stage_artefacts([key])[key]
+            bounds = stored_bounds(store, spec, Identities.from_provenance(record.provenance))
+        if bounds is None:
+            raise SpecError(
+                f"study {study!r} has not learned the bounds of its vision tower's inputs yet: "
+                "'bitfront resume' does"
+            )
         if trial is None:
             asked = Limits(**limits)
             best = store.best(study, asked)

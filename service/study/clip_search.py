@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import median_low
 
+from bitfront.identity.keys import clips_key
 from bitfront.layers import Block, Layer
-from bitfront.plan import Option, Plan, digest
+from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import ClipChoice, StageArtefactKind
 from bitfront.spec import JobSpec
@@ -135,16 +136,7 @@ class Clipping:
         return self._key_of([(block, option)], prefix.part(before))
 
     def _key_of(self, chain: Sequence[tuple[Block, Option]], prefix: Plan = _NO_PLAN) -> str:
-        ids = self.model_info.identities
-        return digest(
-            {
-                "chain": [[list(block.layers), str(option)] for block, option in chain],
-                "prefix": prefix.to_dict(),
-                "model": [ids["model"], ids["calibration"], ids["cells"]],
-                "clips": sorted(self.spec.space.clips),
-                "search": self.spec.profile.clip_search,
-            }
-        )
+        return clips_key(self.spec, self.model_info.identities, chain, prefix)
 
 
 def _read(content: Mapping[str, object]) -> list[Option]:

@@ -5,13 +5,14 @@ import time
 from collections.abc import Sequence
 
 from bitfront.errors import ChangedJob, Interrupted
+from bitfront.identity.keys import bounds_key, evaluation_key
 from bitfront.plan import Configuration
 from bitfront.profile import StageArtefactKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
 from search.space import SearchSpace
+from service.study.bounds import stored_bounds
 from service.study.heartbeat import StopSignals
-from service.study.keys import bounds_key, evaluation_key
 from service.study.profiling import measure_profile
 from service.study.proxy_search import ProxySearch
 from service.study.warm_start import warm_seeds
@@ -102,10 +103,11 @@ class Run:
         self._pool.place(model_info)
         for note in self._pool.notes:
             self._reporter.warn(note)
+        identities = model_info.identities.to_provenance()
         differences = self._store.set_provenance(
-            self.lease, {**model_info.identities, **model_info.provenance}, accept=accept_changes
+            self.lease, {**identities, **model_info.provenance}, accept=accept_changes
         )
-        changed = [str(d) for d in differences if d.name in model_info.identities]
+        changed = [str(d) for d in differences if d.name in identities]
         if changed and not accept_changes:
             raise ChangedJob(self.lease.name, tuple(changed))
         if self._spec.profile.vision is None:
@@ -115,10 +117,10 @@ class Run:
 
     def _bounds(self, model_info: ModelInfo) -> dict[str, object]:
         """The learned bounds of the vision tower's inputs: known already, or learned now."""
+        known = stored_bounds(self._store, self._spec, model_info.identities)
+        if known is not None:
+            return known
         key = bounds_key(self._spec, model_info.identities)
-        known = self._store.stage_artefacts([key])
-        if key in known:
-            return known[key]
         self._reporter.stage("optimise the vision tower", total=None)
         started_s = time.perf_counter()
         bounds = self._pool.optimise_vision(self._spool.folder / f"vision-{key[:16]}")
@@ -157,7 +159,9 @@ class Run:
             return self._review(proxy_search, trials)
 
         def key(configuration: Configuration) -> str:
-            return evaluation_key(self._spec, model_info, configuration)
+            return evaluation_key(
+                self._spec, model_info.identities, model_info.device, configuration
+            )
 
         scheduler = TrialScheduler(
             self._store,

@@ -4,10 +4,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from bitfront.identity.identities import CellKey, Identities
+from bitfront.identity.keys import cell_key
 from bitfront.layers import Block, Layer
 from bitfront.objective import Objective
 from bitfront.plan import Option
-from bitfront.profile import Cell, CellKey, Profile
+from bitfront.profile import Cell, Profile
 from bitfront.spec import JobSpec
 from search.options import block_options, screen, undominated
 from search.partition import partition
@@ -29,16 +31,16 @@ _Work = list[tuple[Block, Sequence[Option]]]
 class _Measuring:
     """Measures cells that the database does not hold yet."""
 
+    spec: JobSpec
     store: Store
     lease: Lease
     pool: ProfilingPool
-    identities: Mapping[str, str]
+    identities: Identities
     reporter: Reporter
     metrics: Metrics
 
     def _key(self, block: Block, option: Option) -> CellKey:
-        ids = self.identities
-        return CellKey.of(ids["model"], ids["calibration"], ids["cells"], block, option)
+        return cell_key(self.spec, self.identities, block, option)
 
     def cells(self, name: str, wanted: _Work) -> dict[str, dict[Option, Cell]]:
         """Every wanted cell, by block and option."""
@@ -106,7 +108,8 @@ def measure_profile(
         lease, model_info.layers, blocks, model_info.entropies, fixed_nbytes=model_info.fixed_nbytes
     )
     layers = {layer.name: layer for layer in model_info.layers}
-    measuring = _Measuring(store, lease, pool, model_info.identities, reporter, metrics)
+    ids = model_info.identities
+    measuring = _Measuring(spec, store, lease, pool, ids, reporter, metrics)
     options = {block.name: block_options(block, model_info.layers, spec.space) for block in blocks}
     if spec.profile.slack:
         singles = _measure_singles(measuring, blocks, layers, options)

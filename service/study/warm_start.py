@@ -20,7 +20,7 @@ def warm_seeds(store: Store, spec: JobSpec, model_info: ModelInfo) -> list[Seed]
     """
     seeds = []
     for name in spec.search.warm_start:
-        if store.study(name).provenance.get("model") != model_info.identities["model"]:
+        if store.study(name).provenance.get("model") != model_info.identities.model:
             raise SpecError(
                 f"search.warm_start: study {name!r} searched another model, so its plans mean "
                 "nothing here: leave it out"

@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 from bitfront.failpoints import witness
+from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
-from bitfront.profile import Cell, CellKey, LayerEntropy, StageArtefactKind
+from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, Origin, StudyState, TrialState
 from search.space import SearchSpace

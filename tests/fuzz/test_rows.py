@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import SQLAlchemyError
 
 from bitfront.errors import BitfrontError, InvalidModel
+from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.precision import Precision
-from bitfront.profile import Cell, CellKey, LayerEntropy, StageArtefactKind
+from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, StudyState, Trial
 from objectives.recovery.checkpoint import read_checkpoint, write_checkpoint
 from service.cli import main

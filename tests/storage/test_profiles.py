@@ -3,10 +3,11 @@ import math
 import pytest
 
 from bitfront.errors import InvalidMetric
+from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Option
 from bitfront.precision import Precision
-from bitfront.profile import Cell, CellKey, LayerEntropy
+from bitfront.profile import Cell, LayerEntropy
 from bitfront.trial import StudyState
 from storage.records import OptionRecord, ProfileRecord
 from storage.store import Store

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from bitfront.identity.identities import Identities
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
@@ -16,6 +17,13 @@ def job(study: str = "digits", **sections: object) -> JobSpec:
     """A job on the reference; `sections` replace the defaults."""
     content = {"study": study, "model": {"source": "reference"}, "data": {"source": "reference"}}
     return JobSpec.model_validate({**content, **sections})
+
+
+def identities(model: str = "model") -> Identities:
+    """The identities of a model on some data."""
+    return Identities(
+        model=model, quantizer="cells", calibration="data", tuning="t", selection="s", test="e"
+    )
 
 
 def configuration(number: int) -> Configuration:

@@ -15,6 +15,7 @@ from platformdirs import user_cache_path
 
 from bitfront.errors import SpecError
 from bitfront.files import SharedPath
+from bitfront.identity.identities import Identities
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.layers import Tower
 from bitfront.plan import Plan
@@ -98,7 +99,9 @@ def inspect(config: WorkerConfig) -> ModelInfo:
         entropies=tuple(_entropies(loaded)),
         full=full,
         footprint=_footprint(model.device),
-        identities={"model": model.identity, "cells": cell_meter(config).identity, **splits},
+        identities=Identities(
+            model=model.identity, quantizer=cell_meter(config).identity, **splits
+        ),
         provenance=_provenance(model),
     )
 

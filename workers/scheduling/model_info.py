@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bitfront.identity.identities import Identities
 from bitfront.layers import Layer
 from bitfront.profile import LayerEntropy
 from bitfront.trial import Evaluation
@@ -19,8 +20,7 @@ class ModelInfo:
         entropies: One for each layer that takes an input.
         full: The full-precision model on the selection split, with every objective.
         footprint: The memory that it took.
-        identities: Hashes of what results depend on: `model`, `calibration`, `tuning`,
-            `selection`, `test`, `cells` (quantizer and error measure).
+        identities: Of model, quantizer and splits: what results depend on.
         provenance: Versions, host and device.
     """
 
@@ -29,5 +29,10 @@ class ModelInfo:
     entropies: tuple[LayerEntropy, ...]
     full: Evaluation
     footprint: Footprint
-    identities: Mapping[str, str]
+    identities: Identities
     provenance: Mapping[str, str]
+
+    @property
+    def device(self) -> str:
+        """The name of the device that the model was loaded on."""
+        return self.provenance["device"]

@@ -13,7 +13,7 @@ from service.study.clip_search import Clipping, has_clips
 from service.views.progress import NullReporter
 from storage.records import Lease
 from storage.store import Store
-from tests.support.store_samples import job, running
+from tests.support.store_samples import identities, job, running
 from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import Footprint
 
@@ -60,8 +60,7 @@ class Pool:
 
 
 def model_info(model: str = "model") -> ModelInfo:
-    identities = {"model": model, "calibration": "data", "cells": "cells"}
-    return ModelInfo(LAYERS, 0, (), Evaluation({}, {}), Footprint(0, 0), identities, {})
+    return ModelInfo(LAYERS, 0, (), Evaluation({}, {}), Footprint(0, 0), identities(model), {})
 
 
 def clipping(store: Store, lease: Lease, pool: Pool, told: ModelInfo | None = None) -> Clipping:

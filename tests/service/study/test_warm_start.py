@@ -7,11 +7,11 @@ from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation, FrontChange, Origin
 from service.study.warm_start import warm_seeds
 from storage.store import Store
-from tests.support.store_samples import complete, job, running, trial
+from tests.support.store_samples import complete, identities, job, running, trial
 from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import Footprint
 
-REPORT = ModelInfo((), 0, (), Evaluation({}), Footprint(0, 0), {"model": "m"}, {})
+REPORT = ModelInfo((), 0, (), Evaluation({}), Footprint(0, 0), identities("m"), {})
 
 
 def later(*studies: str) -> JobSpec:
