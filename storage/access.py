@@ -3,6 +3,7 @@
 from sqlalchemy import Connection, Update, select, update
 
 from bitfront.errors import LeaseHeld, LeaseLost, UnknownStudy
+from storage.events import storable
 from storage.records import Lease
 from storage.tables import Now, Study
 
@@ -13,7 +14,8 @@ def find_id(connection: Connection, name: str) -> int:
     Raises:
         UnknownStudy: There is no study of that name.
     """
-    study_id = connection.scalar(select(Study.id).where(Study.name == name))
+    # No study is named by what a driver cannot encode, such as half of a surrogate pair.
+    study_id = connection.scalar(select(Study.id).where(Study.name == storable(name)))
     if study_id is None:
         known = connection.scalars(select(Study.name).order_by(Study.name))
         raise UnknownStudy(name, tuple(known))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from bitfront.errors import SpecError
+from bitfront.errors import SpecError, UnknownStudy
 from bitfront.trial import Cause, FrontChange, StudyState, Trial, TrialState
 from storage.records import Limits, Result
 from storage.store import Store, open_store
@@ -145,6 +145,14 @@ def test_a_limit_is_a_positive_number(limit: float) -> None:
 def test_a_limit_of_no_figure_is_refused() -> None:
     with pytest.raises(SpecError, match="max_speed is not a limit: there are max_error, "):
         Limits(max_speed=1)
+
+
+@pytest.mark.parametrize("name", ["digits\x00", "\udcff", "\x00"])
+def test_a_name_that_no_database_can_hold_is_that_of_no_study(store: Store, name: str) -> None:
+    running(store)
+
+    with pytest.raises(UnknownStudy):
+        store.best(name)
 
 
 def test_an_empty_study_has_no_best_and_an_empty_front(store: Store) -> None:
