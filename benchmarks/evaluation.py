@@ -28,8 +28,8 @@ from bitfront.precision import Precision
 from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation
 from bitfront.vlm import load_model
-from objectives.data.load import load_task
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.families.registry import load_family
 from objectives.profiling.calibration import calibrate
 from service.study.proxy_search import ProxySearch
 
@@ -59,7 +59,6 @@ class Bench:
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
         self._pristine = load_model(spec.model)
-        self._task = load_task(spec.data, self._pristine)
         self._clips = sorted({1.0, *spec.space.clips})
         self.layers = self._pristine.layers
         self.cached = Evaluator.from_spec(spec)
@@ -68,10 +67,11 @@ class Bench:
         """Times both ways; raises if they disagree in a single bit."""
         cached, cached_s = _timed(lambda: self.cached.evaluate(configuration))
         model, copy_s = _timed(lambda: copy.deepcopy(self._pristine))
-        ranges, calibrate_s = _timed(lambda: calibrate(model, self._task, self._clips))
+        family = load_family(self._spec.data, model)
+        ranges, calibrate_s = _timed(lambda: calibrate(family.task, self._clips))
 
         def evaluate() -> Evaluation:
-            fresh = Evaluator(self._spec, model, self._task, ranges, cache_nbytes=0)
+            fresh = Evaluator(self._spec, family, ranges, cache_nbytes=0)
             return fresh.evaluate(configuration)
 
         scratch, scratch_s = _timed(evaluate)

@@ -343,7 +343,10 @@ def _solve(
 class RandomQuestions(Task):
     """One batch of questions about random images, drawn from a seed."""
 
-    def __init__(self, shape: Shape, samples: int, seed: int) -> None:
+    model: GenerativeModel
+
+    def __init__(self, model: GenerativeModel, shape: Shape, samples: int, seed: int) -> None:
+        self.model = model
         generator = torch.Generator().manual_seed(seed)
         text = torch.randint(3, IMAGE, (samples, TEXT_TOKENS), generator=generator)
         places = torch.full((samples, shape.image_tokens), IMAGE)
@@ -356,13 +359,17 @@ class RandomQuestions(Task):
             None,
         )
 
-    def streams(self, model: LayeredModel, name: SplitName) -> tuple[Stream, ...]:
-        """The batch, whatever the split."""
-        assert isinstance(model, GenerativeModel)
-        shapes = [(len(self._batch), ANSWER_TOKENS)]
-        return (QuestionStream(model, name.value, shapes, lambda _: self._batch),)
+    @property
+    def class_count(self) -> int:
+        """Zero: an answer is free text."""
+        return 0
 
-    def scores(self, model: LayeredModel, outputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+    def streams(self, name: SplitName) -> tuple[Stream, ...]:
+        """The batch, whatever the split."""
+        shapes = [(len(self._batch), ANSWER_TOKENS)]
+        return (QuestionStream(self.model, name.value, shapes, lambda _: self._batch),)
+
+    def scores(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """The logits at the answers' tokens."""
         (logits,) = outputs.values()
         return logits
@@ -384,9 +391,9 @@ def time_profile(seed: int, repeats: int, samples: int) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     shape = STACK if device.type == "cuda" else replace(STACK, image_size=56)
     model = build(shape, device, dtype, seed)
-    task = RandomQuestions(shape, samples, seed)
-    switch = PlanSwitch(model, SPEC.quantizer, calibrate(model, task, (1.0,)))
-    meter = CellMeter(model, task, switch, SPEC)
+    task = RandomQuestions(model, shape, samples, seed)
+    switch = PlanSwitch(model, SPEC.quantizer, calibrate(task, (1.0,)))
+    meter = CellMeter(task, switch, SPEC)
     tokens = shape.image_tokens + TEXT_TOKENS + ANSWER_TOKENS - 1
     title = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     table = Table(

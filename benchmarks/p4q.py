@@ -44,6 +44,7 @@ from objectives.data.classification import ClassificationTask, Split
 from objectives.data.task import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.families.classification import ClassificationFamily
 from objectives.recovery.checkpointed_training import advance
 from objectives.recovery.class_training import ClassData, ClassTraining
 from search.front import Front, hypervolume
@@ -289,9 +290,8 @@ def relation(seeds: int) -> None:
             # What is tested stands where other splits stand, so that one training serves both.
             for tested_on, place in zip(RELATIONS, (SplitName.SELECTION, TEST), strict=True):
                 splits[place] = _of_relation(whole.splits[TEST], tested_on)
-            scoped = Evaluator(
-                evaluator.spec, evaluator.model, replace(whole, splits=splits), evaluator.ranges
-            )
+            family = ClassificationFamily(replace(whole, splits=splits))
+            scoped = Evaluator(evaluator.spec, family, evaluator.ranges)
             recovery = None if tuned_on == "nothing" else BEST
             for w, a in ((3, 8), (2, 8)):
                 for tested_on, place in zip(RELATIONS, (SplitName.SELECTION, TEST), strict=True):

@@ -26,16 +26,15 @@ from bitfront.precision import Precision
 from bitfront.profile import ClipChoice, LayerEntropy
 from bitfront.quant.inputs import InputQuantizer, LearnedBounds, input_levels
 from bitfront.spec import JobSpec, PartitionSpec, QuantizerSpec, VisionSpec
-from bitfront.vlm import GenerativeModel, LayeredModel, PlanSwitch, load_model
-from objectives.data.load import load_task
-from objectives.data.questions import QuestionTask
+from bitfront.vlm import LayeredModel, PlanSwitch, load_model
 from objectives.data.task import SplitName, Task
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.families.family import Family
+from objectives.evaluation.families.registry import load_family
 from objectives.profiling.calibration import Ranges, calibrate, watch_calibration
 from objectives.profiling.clips import ClipSearch, prefix_behind, walk
 from objectives.profiling.ded import Ded, list_pairs, measure_ded
 from objectives.profiling.entropy import entropy_nats, measure_entropies, soft_assignment
-from objectives.profiling.vision import optimise_vision
 from search.partition import partition
 from search.seeds import full_precision
 from service.study.proxy_search import ProxySearch
@@ -46,6 +45,8 @@ CLIPS = (1.0, 0.995, 0.99, 0.985, 0.98)
 MODELS = ("digit-llava", "digit-clip")
 QUANTIZER = QuantizerSpec()
 _ELEMENTS = 60_000
+# Models whose vision tower can be optimised.
+OPTIMISED = frozenset({"digit-llava"})
 
 
 def job(model: str, seed: int, **sections: object) -> JobSpec:
@@ -66,27 +67,35 @@ def job(model: str, seed: int, **sections: object) -> JobSpec:
 
 @dataclass
 class Subject:
-    """A model with a task, calibrated for every clip."""
+    """A model family, calibrated for every clip."""
 
-    model: LayeredModel
-    task: Task
+    family: Family
     ranges: Ranges
 
     @classmethod
     def load(cls, spec: JobSpec) -> "Subject":
         """What a job names."""
-        model = load_model(spec.model)
-        task = load_task(spec.data, model)
-        return cls(model, task, calibrate(model, task, CLIPS))
+        family = load_family(spec.data, load_model(spec.model))
+        return cls(family, calibrate(family.task, CLIPS))
+
+    @property
+    def task(self) -> Task:
+        """The family's task."""
+        return self.family.task
+
+    @property
+    def model(self) -> LayeredModel:
+        """The task's model."""
+        return self.task.model
 
     def searcher(self, bounds: LearnedBounds | None = None) -> ClipSearch:
         """A search on the calibration split."""
         switch = PlanSwitch(self.model, QUANTIZER, self.ranges, bounds=bounds or {})
-        return ClipSearch(self.model, self.task, switch, CLIPS)
+        return ClipSearch(self.task, switch, CLIPS)
 
     def entropies(self, bits: int) -> list[LayerEntropy]:
         """The layers' entropies in full precision."""
-        return measure_entropies(self.model, self.task, self.ranges, bits)
+        return measure_entropies(self.task, self.ranges, bits)
 
 
 # Dependency and DED
@@ -164,7 +173,7 @@ def inputs_under(subject: Subject, plan: Plan, only: str | None = None) -> dict[
             seen.setdefault(name, []).append(x.flatten())
 
     switch.to(plan)
-    watch_calibration(subject.model, subject.task, keep)
+    watch_calibration(subject.task, keep)
     switch.clear()
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
@@ -250,7 +259,7 @@ def by_sample(
         if name == after:
             seen.extend(x)
 
-    watch_calibration(subject.model, subject.task, keep)
+    watch_calibration(subject.task, keep)
     search = subject.searcher()
     runner, stream = search.runner, search.stream(Tower.LANGUAGE)
     full = runner.observe(stream, Plan(()), (before, after))
@@ -400,24 +409,20 @@ def measure_searches(name: str, bits: int, seed: int) -> list[tuple[str, Row]]:
     )
     found = []
     threshold: float | None = None
-    for is_optimised in (False, True) if isinstance(subject.model, GenerativeModel) else (False,):
+    for is_optimised in (False, True) if name in OPTIMISED else (False,):
         bounds: LearnedBounds = {}
         seconds = 0.0
         if is_optimised:
-            assert isinstance(subject.model, GenerativeModel)
-            assert isinstance(subject.task, QuestionTask)
             settings = VisionSpec(weight_bits=bits, activation_bits=bits)
             started_s = time.perf_counter()
-            bounds = optimise_vision(
-                subject.model, subject.task, subject.ranges, QUANTIZER, settings, seed
-            )
+            bounds = subject.family.optimise_vision(subject.ranges, QUANTIZER, settings, seed)
             seconds = time.perf_counter() - started_s
         entropies = behind_vision(subject, bounds, precision)
         linked = [entry.dependency for entry in entropies if entry.dependency is not None]
         threshold = statistics.fmean(linked) if threshold is None else threshold
         decoder = {x.name for x in layers if x.tower in (Tower.PROJECTOR, Tower.LANGUAGE)}
         mean = statistics.fmean([e.entropy for e in entropies if e.layer in decoder or not decoder])
-        evaluator = Evaluator(spec, subject.model, subject.task, subject.ranges, bounds=bounds)
+        evaluator = Evaluator(spec, subject.family, subject.ranges, bounds=bounds)
         suffix = " + VEO" if is_optimised else ""
         plain = 1 - evaluator.evaluate(Configuration(uniform), SplitName.TEST).values["error"]
         evaluator.switch.clear()

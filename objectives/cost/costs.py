@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.layers import Layer, LayerKind
 from bitfront.plan import Configuration, Recovery
 from bitfront.precision import Precision
 from bitfront.quant.inputs import input_nbytes
 from bitfront.quant.packing import packed_length, weight_nbytes
 from bitfront.spec import QuantizerSpec
-from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel
+from bitfront.vlm import LayeredModel
 from objectives.recovery.adapter import AdapterShape
 
 _FULL_BITS = 16
@@ -59,7 +59,7 @@ def configuration_nbytes(
 def bits_per_weight(model: LayeredModel, configuration: Configuration) -> float:
     """The mean width of the model's own weights; what no plan changes counts at 16 bits.
 
-    Scales, zero points, prompt and adapter are no weights of the model: they are in `nbytes`.
+    Scales, zero points, prompt and adapter are not weights of the model: they are in `nbytes`.
     """
     precisions = dict(configuration.plan)
     fixed = model.fixed_nbytes // 2
@@ -87,23 +87,17 @@ def bit_operations(model: LayeredModel, configuration: Configuration) -> float:
 def _recovery_operations(
     model: LayeredModel, recovery: Recovery, precisions: Mapping[str, Precision]
 ) -> float:
-    """What a recovery adds: the adapter's products, and a decoder's positions for the prompt.
-
-    The classes of a dual encoder are encoded once for a task, so their prompt costs nothing.
-    """
-    assert isinstance(model, DualEncoder | GenerativeModel)
+    """What a recovery adds: the adapter's products, and a tower's positions for the prompt."""
     total = 0.0
     if recovery.reduction:
         hidden = max(1, model.feature_width // recovery.reduction)
-        rows = model.tile_tokens if isinstance(model, GenerativeModel) else 1
-        macs = 2 * hidden * model.feature_width * rows
+        macs = 2 * hidden * model.feature_width * model.adapter_rows
         total += float(macs * recovery.adapter_bits**2)
-    if isinstance(model, GenerativeModel):
-        for layer in model.layers:
-            if layer.tower is Tower.LANGUAGE and layer.kind is not LayerKind.EMBEDDING:
-                precision = precisions.get(layer.name, Precision(_FULL_BITS))
-                macs = layer.weights * recovery.context_length
-                total += float(macs * precision.weight_bits * precision.activation_bits)
+    for layer in model.layers:
+        if layer.tower in model.prompted_towers and layer.kind is not LayerKind.EMBEDDING:
+            precision = precisions.get(layer.name, Precision(_FULL_BITS))
+            macs = layer.weights * recovery.context_length
+            total += float(macs * precision.weight_bits * precision.activation_bits)
     return total
 
 
@@ -114,7 +108,6 @@ def _input_nbytes(layer: Layer, precision: Precision, quantizer: QuantizerSpec) 
 def _recovery_parts(
     model: LayeredModel, recovery: Recovery, quantizer: QuantizerSpec, classes: int
 ) -> dict[str, int]:
-    assert isinstance(model, DualEncoder | GenerativeModel)
     parts = {}
     if recovery.context_length:
         contexts = classes if recovery.class_specific else 1

@@ -1,8 +1,9 @@
 """Classification: captions for all classes, and four disjoint splits of images."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +13,7 @@ from bitfront.errors import InvalidSample, SpecError
 from bitfront.plan import digest
 from bitfront.reference.scenes import CLASSES, SIDE, TEMPLATES, draw_scenes
 from bitfront.spec import DataSource, DataSpec
-from bitfront.vlm import DualEncoder, LayeredModel
+from bitfront.vlm import DualEncoder
 from bitfront.vlm.models.captions import ClassNames
 from objectives.data.augmentation import Augmentation
 from objectives.data.sources import DatasetSource, FolderSource, Source, open_image
@@ -54,6 +55,7 @@ class ClassificationTask(Task):
     """Zero-shot classification over all class captions.
 
     Attributes:
+        model: The dual encoder that tells the classes apart.
         classes: The class names, in the order of the labels.
         templates: What makes a caption of a class name, each with `{}`.
         tokens: `(templates, classes, context_length)` int64, every caption's tokens.
@@ -62,6 +64,7 @@ class ClassificationTask(Task):
         augmentation: How augmented views are made.
     """
 
+    model: DualEncoder
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     tokens: Int[Tensor, "templates classes context_length"]
@@ -69,11 +72,20 @@ class ClassificationTask(Task):
     batch_size: int
     augmentation: Augmentation
 
+    @property
+    def class_count(self) -> int:
+        """The number of classes."""
+        return len(self.classes)
+
+    def with_model(self, model: DualEncoder) -> Self:
+        """The same samples through another copy of the model."""
+        return replace(self, model=model)
+
     def split(self, name: SplitName) -> Split:
         """The split of that name."""
         return self.splits[name]
 
-    def images(self, model: DualEncoder, name: SplitName, view: int = 0) -> ImageStream:
+    def images(self, name: SplitName, view: int = 0) -> ImageStream:
         """The images of a split, or an augmented view of each, through the vision tower."""
         split, size = self.splits[name], self.batch_size
         starts = range(0, len(split), size)
@@ -84,29 +96,25 @@ class ClassificationTask(Task):
             return self.augmentation.view(pixels, view, starts[batch]) if view else pixels
 
         key = f"{name.value}/view-{view}" if view else name.value
-        return ImageStream(model, key, sizes, read)
+        return ImageStream(self.model, key, sizes, read)
 
-    def names(self, model: DualEncoder) -> ClassNames:
+    def names(self) -> ClassNames:
         """The classes for a learnable prompt, each with what follows it in the first template."""
-        return model.class_names(self.classes, self.templates[0].partition("{}")[2])
+        return self.model.class_names(self.classes, self.templates[0].partition("{}")[2])
 
-    def caption_stream(self, model: DualEncoder) -> CaptionStream:
+    def caption_stream(self) -> CaptionStream:
         """All captions, template by template, through the text tower."""
-        return CaptionStream(model, torch.split(self.captions, self.batch_size))
+        return CaptionStream(self.model, torch.split(self.captions, self.batch_size))
 
-    def streams(self, model: LayeredModel, name: SplitName) -> tuple[Stream, ...]:
+    def streams(self, name: SplitName) -> tuple[Stream, ...]:
         """The images of a split, and the captions."""
-        assert isinstance(model, DualEncoder)
-        return self.images(model, name), self.caption_stream(model)
+        return self.images(name), self.caption_stream()
 
-    def scores(
-        self, model: LayeredModel, outputs: Mapping[str, Tensor]
-    ) -> Float[Tensor, "images classes"]:
+    def scores(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "images classes"]:
         """The scaled cosine of every image with every class."""
-        assert isinstance(model, DualEncoder)
         (images,) = (features for key, features in outputs.items() if key != CaptionStream.key)
         classes = class_features(outputs[CaptionStream.key], len(self.templates))
-        return logits(images, classes, model.logit_scale)
+        return logits(images, classes, self.model.logit_scale)
 
     def split_identity(self, name: SplitName) -> str:
         """The hash of the captions and of the samples: contents and labels, in order."""
@@ -150,7 +158,7 @@ def load_classification(spec: DataSpec, model: DualEncoder) -> ClassificationTas
     tokens = [model.tokenize([text.replace("{}", name) for name in classes]) for text in templates]
     augmentation = Augmentation(spec.seed, spec.horizontal_flip)
     return ClassificationTask(
-        classes, templates, torch.stack(tokens), splits, spec.batch_size, augmentation
+        model, classes, templates, torch.stack(tokens), splits, spec.batch_size, augmentation
     )
 
 

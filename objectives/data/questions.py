@@ -1,8 +1,9 @@
 """Questions about images with their answers, in four disjoint splits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +13,7 @@ from torch import Tensor
 from bitfront.errors import InvalidSample, SpecError
 from bitfront.plan import digest
 from bitfront.spec import DataSource, DataSpec
-from bitfront.vlm import GenerativeModel, LayeredModel, QuestionBatch
+from bitfront.vlm import GenerativeModel, QuestionBatch
 from bitfront.vlm.models.generative import Prompt
 from objectives.data.answers import normalise
 from objectives.data.question_sources import (
@@ -177,27 +178,37 @@ class QuestionTask(Task):
     """Visual question answering, scored by exact match.
 
     Attributes:
+        model: The generative model that answers.
         splits: The four splits.
         answer_pattern: What finds the answer in the model's text; None takes all of it.
         answer_tokens: Tokens that a greedy answer may take, its end included.
     """
 
+    model: GenerativeModel
     splits: Mapping[SplitName, QuestionSplit]
     answer_pattern: str | None
     answer_tokens: int
+
+    @property
+    def class_count(self) -> int:
+        """Zero: an answer is free text."""
+        return 0
+
+    def with_model(self, model: GenerativeModel) -> Self:
+        """The same questions through another copy of the model."""
+        return replace(self, model=model)
 
     def split(self, name: SplitName) -> QuestionSplit:
         """The split of that name."""
         return self.splits[name]
 
-    def streams(self, model: LayeredModel, name: SplitName) -> tuple[Stream, ...]:
+    def streams(self, name: SplitName) -> tuple[Stream, ...]:
         """The questions of a split with their answers.
 
         Raises:
             InvalidSample: A question cannot be used, or those for calibration are all without
                 an image: then nothing is known of the vision tower.
         """
-        assert isinstance(model, GenerativeModel)
         split = self.splits[name]
         if name is SplitName.CALIBRATION and not split.has_images:
             raise InvalidSample(
@@ -205,13 +216,9 @@ class QuestionTask(Task):
                 "tower's inputs cannot be measured: add images, or raise data.samples.calibration"
             )
         shapes = [(len(part), len(split.answers[int(part[0])])) for part in split.batches]
-        return (QuestionStream(model, name.value, shapes, split.read),)
+        return (QuestionStream(self.model, name.value, shapes, split.read),)
 
-    def scores(
-        self,
-        model: LayeredModel,  # noqa: ARG002 - a classification needs it
-        outputs: Mapping[str, Tensor],
-    ) -> Float[Tensor, "tokens vocabulary"]:
+    def scores(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "tokens vocabulary"]:
         """The logits at the tokens of all answers."""
         (logits,) = outputs.values()
         return logits
@@ -241,7 +248,7 @@ def load_questions(spec: DataSpec, model: GenerativeModel) -> QuestionTask:
             count = int(getattr(spec.samples, name.value))
             drawn = ReferenceQuestions(name.value, count, spec.seed)
             splits[name] = QuestionSplit(name, model, drawn, range(count), spec)
-        return QuestionTask(splits, spec.answer_pattern, spec.answer_tokens)
+        return QuestionTask(model, splits, spec.answer_pattern, spec.answer_tokens)
     if spec.source is DataSource.IMAGE_FOLDER:
         raise SpecError(
             "a folder of images has no questions, but the model is generative: "
@@ -258,4 +265,4 @@ def load_questions(spec: DataSpec, model: GenerativeModel) -> QuestionTask:
     splits = {
         name: QuestionSplit(name, model, source, indices, spec) for name, indices in dealt.items()
     }
-    return QuestionTask(splits, spec.answer_pattern, spec.answer_tokens)
+    return QuestionTask(model, splits, spec.answer_pattern, spec.answer_tokens)

@@ -22,16 +22,25 @@ class SplitName(StrEnum):
 
 
 class Task(ABC):
-    """Samples in four splits, and how the streams of a split meet in the model's prediction."""
+    """A model with samples in four splits, and how a split's streams meet in its predictions.
+
+    Attributes:
+        model: What the samples run through.
+    """
+
+    model: LayeredModel
+
+    @property
+    @abstractmethod
+    def class_count(self) -> int:
+        """The classes that may each have a prompt of their own; 0 where there are none."""
 
     @abstractmethod
-    def streams(self, model: LayeredModel, name: SplitName) -> tuple[Stream, ...]:
+    def streams(self, name: SplitName) -> tuple[Stream, ...]:
         """What runs through the model for a split; each tower is in one stream."""
 
     @abstractmethod
-    def scores(
-        self, model: LayeredModel, outputs: Mapping[str, Tensor]
-    ) -> Float[Tensor, "rows classes"]:
+    def scores(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "rows classes"]:
         """The logits of every prediction, from the output of each stream by its key."""
 
     @abstractmethod

@@ -11,17 +11,16 @@ from bitfront.errors import SpecError
 from bitfront.layers import Tower
 from bitfront.objective import Objective
 from bitfront.plan import Configuration, Plan, Recovery
-from bitfront.spec import JobSpec, RecoverySpace
-from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
+from bitfront.spec import RecoverySpace
+from bitfront.vlm import QuestionBatch
 from objectives.data.answers import is_right, normalise, parse
 from objectives.data.questions import QuestionTask
 from objectives.data.splits import first_of_each
 from objectives.data.task import SplitName
-from objectives.evaluation.scorer import KEPT_RECOVERIES, Recoveries
-from objectives.execution.feature_store import MEMORY_NBYTES, FeatureKey, FeatureStore
+from objectives.evaluation.scorer import KEPT_RECOVERIES, Recoveries, Scorer, ScoringContext
+from objectives.execution.feature_store import MEMORY_NBYTES, FeatureKey
 from objectives.execution.runner import StreamRunner
 from objectives.execution.similarity import divergence_nats, loss_nats
-from objectives.execution.stopwatch import Stopwatch
 from objectives.execution.tensor_cache import TensorCache
 from objectives.profiling.full_precision import FULL_PLAN
 from objectives.recovery.answer_training import (
@@ -32,46 +31,31 @@ from objectives.recovery.answer_training import (
 )
 
 
-class AnswerScorer:
-    """Judges a generative model by its greedy answers.
+class AnswerScorer(Scorer):
+    """Scores a generative model by its greedy answers.
 
     One run with the right answer given shows the loss, the divergence from full precision,
     and which questions are answered with exactly that answer: those where each of its tokens
-    has the highest logit behind the ones before it. Only the others are decoded.
+    has the highest logit after the ones before it. Only the others are decoded.
 
     What the projector gives is kept by the part of the plan up to it, for recoveries: neither
     prompt nor adapter changes it.
     """
 
-    def __init__(
-        self,
-        spec: JobSpec,
-        model: GenerativeModel,
-        task: QuestionTask,
-        switch: PlanSwitch,
-        stopwatch: Stopwatch,
-        features: FeatureStore,
-        cache_nbytes: int,
-    ) -> None:
-        """Takes what it scorers with.
-
-        Raises:
-            SpecError: The job's recovery has settings that need classes or augmented views.
-        """
-        if spec.space.recovery is not None:
-            _refuse_classes(spec.space.recovery)
-        self._spec = spec
-        self._model = model
+    def __init__(self, task: QuestionTask, context: ScoringContext) -> None:
+        """Takes the questions with their model, and what every scorer works with."""
+        self._spec = context.spec
+        self._model = task.model
         self._task = task
-        self._switch = switch
-        self._stopwatch = stopwatch
-        self._features = features
-        self._runner = StreamRunner(model, switch, cache_nbytes)
-        self._full = TensorCache(MEMORY_NBYTES if cache_nbytes else 0)
-        limit = KEPT_RECOVERIES if cache_nbytes else 0
-        self._recoveries = Recoveries(self.begin, self._load, stopwatch, limit)
+        self._switch = context.switch
+        self._stopwatch = context.stopwatch
+        self._features = context.features
+        self._runner = StreamRunner(task.model, context.switch, context.cache_nbytes)
+        self._full = TensorCache(MEMORY_NBYTES if context.cache_nbytes else 0)
+        limit = KEPT_RECOVERIES if context.cache_nbytes else 0
+        self._recoveries = Recoveries(self.begin, self._load, context.stopwatch, limit)
         towers = {Tower.VISION, Tower.PROJECTOR}
-        self._image_layers = frozenset(x.name for x in model.layers if x.tower in towers)
+        self._image_layers = frozenset(x.name for x in task.model.layers if x.tower in towers)
 
     def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
         """The figures of a configuration.
@@ -103,13 +87,13 @@ class AnswerScorer:
             **figures,
         }
 
-    def text(self, configuration: Configuration, question: str, image: Image | None) -> str:
+    def answer(self, configuration: Configuration, question: str, picture: Image | None) -> str:
         """The greedy text for any question, up to its end or the task's limit of tokens.
 
         Raises:
             InvalidSample: The model cannot read the question.
         """
-        prompt = self._task.split(SplitName.TEST).prepare(question, image)
+        prompt = self._task.split(SplitName.TEST).prepare(question, picture)
         batch = QuestionBatch(
             prompt.tokens[None],
             torch.zeros(1, 1, dtype=torch.int64),
@@ -133,7 +117,7 @@ class AnswerScorer:
         """
         recovery = configuration.recovery
         assert recovery is not None
-        _refuse_classes(recovery)
+        refuse_class_settings(recovery)
         batches = self._taught(configuration.plan, recovery)
         self._switch.to(configuration.plan)
         search, quantizer = self._spec.search, self._spec.quantizer
@@ -196,7 +180,7 @@ class AnswerScorer:
     ) -> Float[Tensor, "tokens vocabulary"]:
         """The logits at the tokens of the right answers; afterwards the plan is on the model."""
         if recovered is None or projected is None:
-            (stream,) = self._task.streams(self._model, split)
+            (stream,) = self._task.streams(split)
             before = self._runner.cache.hits
             found = self._runner.run(stream, plan)
             self._stopwatch.hit(f"{stream.key}_blocks", self._runner.cache.hits - before)
@@ -227,7 +211,7 @@ class AnswerScorer:
         kept = self._full.get(split)
         if kept is not None:
             return kept[0]
-        (stream,) = self._task.streams(self._model, split)
+        (stream,) = self._task.streams(split)
         logits = self._runner.run(stream, FULL_PLAN)
         self._full.put(split, [logits])
         return logits
@@ -290,8 +274,12 @@ class AnswerScorer:
         return parse(self._model.decode(tokens), self._task.answer_pattern)
 
 
-def _refuse_classes(given: RecoverySpace | Recovery) -> None:
-    """Refuses settings that mean nothing to a model that knows no classes."""
+def refuse_class_settings(given: RecoverySpace | Recovery) -> None:
+    """Refuses settings that mean nothing to a model that knows no classes.
+
+    Raises:
+        SpecError: There is one.
+    """
     plain = Recovery()
     for name in ("class_position", "class_specific", "teacher", "views"):
         chosen = getattr(given, name)

@@ -1,60 +1,49 @@
 """How well a configuration tells classes apart, and all that is kept between evaluations for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
+from PIL.Image import Image
 from torch import Tensor
 
 from bitfront.layers import Tower
 from bitfront.objective import Objective
 from bitfront.plan import Configuration, Plan, Recovery, TeacherText
-from bitfront.spec import JobSpec
-from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.models.captions import ClassNames
 from objectives.data.classification import ClassificationTask
 from objectives.data.splits import first_of_each
 from objectives.data.task import SplitName
-from objectives.evaluation.scorer import KEPT_RECOVERIES, Recoveries
-from objectives.execution.feature_store import FeatureKey, FeatureStore
+from objectives.evaluation.scorer import KEPT_RECOVERIES, Recoveries, Scorer, ScoringContext
+from objectives.execution.feature_store import FeatureKey
 from objectives.execution.runner import StreamRunner
 from objectives.execution.similarity import class_features, error_rate, logits, loss_nats
-from objectives.execution.stopwatch import Stopwatch
 from objectives.execution.streams import Stream
 from objectives.profiling.full_precision import FULL_PLAN
 from objectives.recovery.class_training import ClassData, ClassRecovered, ClassTraining
 
 
-class ClassificationScorer:
-    """Judges a dual encoder by zero-shot classification.
+class ClassificationScorer(Scorer):
+    """Scores a dual encoder by zero-shot classification.
 
     It keeps the activations between transformer blocks, the features of each tower by its own
     part of the plan, and finished recoveries.
     """
 
-    def __init__(
-        self,
-        spec: JobSpec,
-        model: DualEncoder,
-        task: ClassificationTask,
-        switch: PlanSwitch,
-        stopwatch: Stopwatch,
-        features: FeatureStore,
-        cache_nbytes: int,
-    ) -> None:
-        self._spec = spec
-        self._model = model
+    def __init__(self, task: ClassificationTask, context: ScoringContext) -> None:
+        self._spec = context.spec
+        self._model = task.model
         self._task = task
-        self._switch = switch
-        self._stopwatch = stopwatch
-        self._runner = StreamRunner(model, switch, cache_nbytes)
-        self._features = features
-        limit = KEPT_RECOVERIES if cache_nbytes else 0
-        self._recoveries = Recoveries(self.begin, self._load, stopwatch, limit)
+        self._switch = context.switch
+        self._stopwatch = context.stopwatch
+        self._runner = StreamRunner(task.model, context.switch, context.cache_nbytes)
+        self._features = context.features
+        limit = KEPT_RECOVERIES if context.cache_nbytes else 0
+        self._recoveries = Recoveries(self.begin, self._load, context.stopwatch, limit)
         self._layers = {
-            frozenset({tower}): frozenset(x.name for x in model.layers if x.tower is tower)
+            frozenset({tower}): frozenset(x.name for x in task.model.layers if x.tower is tower)
             for tower in Tower
         }
 
@@ -81,17 +70,28 @@ class ClassificationScorer:
         A recovery is trained if it is not known.
         """
         recovered = self._recoveries.get(configuration)
-        classes = (
-            self._class_features(configuration.plan)
-            if recovered is None
-            else recovered.text_features
-        )
+        if recovered is None:
+            classes = self._class_features(configuration.plan)
+        else:
+            classes = recovered.text_features
         self._switch.to(configuration.plan)
         with torch.no_grad():
             images = self._model.encode_images(pixels)
         if recovered is not None:
             images = recovered.adapt(images)
         return logits(images, classes, self._model.logit_scale).softmax(dim=-1)
+
+    def classify(
+        self, configuration: Configuration, pictures: Sequence[Image], top: int
+    ) -> list[list[tuple[str, float]]]:
+        """The `top` most likely classes of every picture with their shares, the best first."""
+        pixels = torch.stack([self._model.preprocess(picture) for picture in pictures])
+        classes = self._task.classes
+        shares, places = self.probabilities(configuration, pixels).topk(min(top, len(classes)))
+        return [
+            [(classes[place], share) for place, share in zip(row, own, strict=True)]
+            for row, own in zip(places.tolist(), shares.tolist(), strict=True)
+        ]
 
     def begin(self, configuration: Configuration) -> ClassTraining:
         """The training of the configuration's recovery, at its start, with the plan on."""
@@ -121,15 +121,15 @@ class ClassificationScorer:
 
     @cached_property
     def _names(self) -> ClassNames:
-        return self._task.names(self._model)
+        return self._task.names()
 
     def _image_features(self, plan: Plan, split: SplitName, view: int = 0) -> Float[Tensor, "n d"]:
         with self._stopwatch.timed("vision"):
-            return self._tower_features(self._task.images(self._model, split, view), plan)
+            return self._tower_features(self._task.images(split, view), plan)
 
     def _class_features(self, plan: Plan) -> Float[Tensor, "classes d"]:
         with self._stopwatch.timed("text"):
-            features = self._tower_features(self._task.caption_stream(self._model), plan)
+            features = self._tower_features(self._task.caption_stream(), plan)
             return class_features(features, len(self._task.templates))
 
     def _tower_features(self, given: Stream, plan: Plan) -> Float[Tensor, "n d"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from bitfront.errors import InvalidMetric, SpecError
+from bitfront.errors import InvalidMetric
 from bitfront.files import SharedPath
 from bitfront.identity.keys import features_key, recovery_checkpoint_key
 from bitfront.objective import Objective
@@ -16,16 +16,13 @@ from bitfront.plan import Configuration
 from bitfront.quant.inputs import LearnedBounds, bounds_to_json
 from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation
-from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel, PlanSwitch, load_model
+from bitfront.vlm import PlanSwitch, load_model
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
-from objectives.cost.latency import LatencyTable, measure_latency
-from objectives.data.classification import ClassificationTask
-from objectives.data.load import load_task
-from objectives.data.questions import QuestionTask
-from objectives.data.task import SplitName, Task
-from objectives.evaluation.answer_scorer import AnswerScorer
-from objectives.evaluation.classification_scorer import ClassificationScorer
-from objectives.evaluation.scorer import Scorer
+from objectives.cost.latency import LatencyTable
+from objectives.data.task import SplitName
+from objectives.evaluation.families.family import Family
+from objectives.evaluation.families.registry import load_family
+from objectives.evaluation.scorer import ScoringContext
 from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.profiling.calibration import Ranges, calibrate, range_table
@@ -54,8 +51,7 @@ class Evaluator:
 
     Args:
         spec: The job.
-        model: Its model; the evaluator puts plans onto it.
-        task: Its task.
+        family: Its model at its task; the evaluator puts plans onto the model.
         ranges: What `calibrate` returned for the job's clips.
         cache_nbytes: How much of the activations between blocks to keep; 0 keeps neither
             them nor features nor recoveries.
@@ -64,8 +60,9 @@ class Evaluator:
 
     Attributes:
         spec: The job.
-        model: Its model.
-        task: Its task.
+        family: Its model family.
+        task: The family's task.
+        model: The task's model.
         ranges: The static input ranges.
         switch: The model's switch.
         scorer: What measures how well a configuration does.
@@ -74,8 +71,7 @@ class Evaluator:
     def __init__(
         self,
         spec: JobSpec,
-        model: LayeredModel,
-        task: Task,
+        family: Family,
         ranges: Ranges,
         *,
         cache_nbytes: int = 1 << 30,
@@ -83,47 +79,19 @@ class Evaluator:
         features: Path | None = None,
     ) -> None:
         self.spec = spec
-        self.model = model
-        self.task = task
+        family.check(spec)
+        self.family = family
+        self.task = family.task
+        self.model = family.task.model
         self.ranges = ranges
-        self.switch = PlanSwitch(model, spec.quantizer, ranges, bounds=bounds)
-        self._stopwatch = Stopwatch(model.device)
-        self._cache_nbytes = cache_nbytes
-        self._folder = features
-        self.scorer = self._build_scorer()
+        self.switch = PlanSwitch(self.model, spec.quantizer, ranges, bounds=bounds)
+        self._stopwatch = Stopwatch(self.model.device)
         self._latencies = LatencyTable()
-
-    def _build_scorer(self) -> Scorer:
-        memory_nbytes = MEMORY_NBYTES if self._cache_nbytes else 0
         # Hashing the samples takes a while: only what is written to files needs it.
-        identity = self.identity if self._folder is not None else ""
-        store = FeatureStore(identity, self._folder, memory_nbytes)
-        if isinstance(self.task, ClassificationTask):
-            assert isinstance(self.model, DualEncoder)
-            return ClassificationScorer(
-                self.spec,
-                self.model,
-                self.task,
-                self.switch,
-                self._stopwatch,
-                store,
-                self._cache_nbytes,
-            )
-        assert isinstance(self.task, QuestionTask)
-        assert isinstance(self.model, GenerativeModel)
-        if self.spec.needs(Objective.LATENCY_S):
-            raise SpecError(
-                "latency_s is not measured for a generative model: "
-                "put bit_operations in its place among the objectives"
-            )
-        return AnswerScorer(
-            self.spec,
-            self.model,
-            self.task,
-            self.switch,
-            self._stopwatch,
-            store,
-            self._cache_nbytes,
+        identity = self.identity if features is not None else ""
+        store = FeatureStore(identity, features, MEMORY_NBYTES if cache_nbytes else 0)
+        self.scorer = family.scorer(
+            ScoringContext(spec, self.switch, self._stopwatch, store, cache_nbytes)
         )
 
     @cached_property
@@ -151,10 +119,10 @@ class Evaluator:
             BitfrontError: The model or the data cannot be loaded.
         """
         model = load_model(spec.model)
-        task = load_task(spec.data, model)
+        family = load_family(spec.data, model)
         clips = sorted({1.0, *spec.space.clips})
-        ranges = calibrate(model, task, clips)
-        return cls(spec, model, task, ranges, bounds=bounds, features=features)
+        ranges = calibrate(family.task, clips)
+        return cls(spec, family, ranges, bounds=bounds, features=features)
 
     def rehearse(
         self,
@@ -216,8 +184,8 @@ class Evaluator:
 
     def nbytes(self, configuration: Configuration) -> dict[str, int]:
         """The bytes of the configuration's packed checkpoint, part by part."""
-        classes = len(self.task.classes) if isinstance(self.task, ClassificationTask) else 0
-        return configuration_nbytes(self.model, configuration, self.spec.quantizer, classes)
+        quantizer = self.spec.quantizer
+        return configuration_nbytes(self.model, configuration, quantizer, self.task.class_count)
 
     def evaluate(
         self, configuration: Configuration, split: SplitName = SplitName.SELECTION
@@ -256,14 +224,6 @@ class Evaluator:
         return Evaluation(values, figures | self._stopwatch.figures())
 
     def _latency_s(self, configuration: Configuration) -> float:
-        assert isinstance(self.model, DualEncoder)
-        assert isinstance(self.task, ClassificationTask)
         with self._stopwatch.timed("latency"):
-            return measure_latency(
-                self.model,
-                configuration,
-                self.switch,
-                batch_size=self.task.batch_size,
-                quantizer=self.spec.quantizer,
-                table=self._latencies,
-            )
+            quantizer = self.spec.quantizer
+            return self.family.latency_s(configuration, self.switch, quantizer, self._latencies)

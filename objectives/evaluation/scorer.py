@@ -1,13 +1,20 @@
 """What every scorer can do: measure a configuration, and train its recovery."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Generic, Protocol, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from cachetools import LRUCache
+from PIL.Image import Image
 from torch import Tensor
 
+from bitfront.errors import SpecError
 from bitfront.plan import Configuration
+from bitfront.spec import JobSpec
+from bitfront.vlm import PlanSwitch
 from objectives.data.task import SplitName
+from objectives.execution.feature_store import FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.recovery.checkpointed_training import advance
 from objectives.recovery.training import Training
@@ -17,18 +24,41 @@ KEPT_RECOVERIES = 256
 Finished = TypeVar("Finished")
 
 
-class Scorer(Protocol):
-    """Measures how well a configuration does its task."""
+@dataclass(frozen=True, slots=True)
+class ScoringContext:
+    """What a scorer of any family works with.
 
+    Attributes:
+        spec: The job.
+        switch: Puts plans onto the model.
+        stopwatch: Is told how long stages take, and what was known.
+        features: Keeps what towers give.
+        cache_nbytes: How much of the activations between blocks to keep; 0 keeps no recoveries
+            either.
+    """
+
+    spec: JobSpec
+    switch: PlanSwitch
+    stopwatch: Stopwatch
+    features: FeatureStore
+    cache_nbytes: int
+
+
+class Scorer(ABC):
+    """Measures how well a configuration does its task, and trains its recovery."""
+
+    @abstractmethod
     def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
         """`error`, `loss_nats`, and what else is measured; a figure may be NaN.
 
         A recovery that is not known is trained from its start to its end.
         """
 
+    @abstractmethod
     def begin(self, configuration: Configuration) -> Training:
         """The training of the configuration's recovery, at its start, with the plan on."""
 
+    @abstractmethod
     def keep(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> None:
         """Takes a recovery as known, as `Training.stored` gave it.
 
@@ -36,8 +66,32 @@ class Scorer(Protocol):
             InvalidModel: It does not fit the configuration.
         """
 
+    @abstractmethod
     def stored(self, configuration: Configuration) -> dict[str, Tensor]:
         """The tensors of a configuration's recovery, which is trained if it is not known."""
+
+    def classify(
+        self, configuration: Configuration, pictures: Sequence[Image], top: int
+    ) -> list[list[tuple[str, float]]]:
+        """The `top` most likely classes of every picture with their shares, the best first.
+
+        Raises:
+            SpecError: The model does not tell classes apart.
+        """
+        del configuration, pictures, top
+        raise SpecError("the model of this study does not tell classes apart: use 'bitfront ask'")
+
+    def answer(self, configuration: Configuration, question: str, picture: Image | None) -> str:
+        """The model's greedy answer.
+
+        Raises:
+            SpecError: The model does not answer questions.
+            InvalidSample: The model cannot read the question.
+        """
+        del configuration, question, picture
+        raise SpecError(
+            "the model of this study does not answer questions: use 'bitfront classify'"
+        )
 
 
 class Recoveries(Generic[Finished]):
@@ -60,8 +114,7 @@ class Recoveries(Generic[Finished]):
         self._begin = begin
         self._load = load
         self._stopwatch = stopwatch
-        self._limit = limit
-        self._kept: OrderedDict[str, tuple[Finished, dict[str, Tensor]]] = OrderedDict()
+        self._kept: LRUCache[str, tuple[Finished, dict[str, Tensor]]] = LRUCache(limit)
 
     def get(self, configuration: Configuration) -> Finished | None:
         """The configuration's recovery, known already or trained now; None if it has none."""
@@ -76,9 +129,8 @@ class Recoveries(Generic[Finished]):
     def keep(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> Finished:
         """Takes a recovery as known."""
         finished = self._load(configuration, stored)
-        self._kept[configuration.digest] = finished, dict(stored)
-        while len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
+        if self._kept.maxsize:
+            self._kept[configuration.digest] = finished, dict(stored)
         return finished
 
     def _known(self, configuration: Configuration) -> tuple[Finished, dict[str, Tensor]]:
@@ -86,7 +138,6 @@ class Recoveries(Generic[Finished]):
         known = self._kept.get(key)
         self._stopwatch.hit("recovery", known is not None)
         if known is not None:
-            self._kept.move_to_end(key)
             return known
         training = self._begin(configuration)
         with self._stopwatch.timed("recovery"):

@@ -1,9 +1,25 @@
 """A bounded store of tensors: what was used least recently goes first."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
+from cachetools import LRUCache
 from torch import Tensor
+
+
+class _Groups(LRUCache[Hashable, tuple[Tensor, ...]]):
+    """Groups by key, sized in bytes; tells of each one that must go for another."""
+
+    def __init__(
+        self, limit_nbytes: int, on_drop: Callable[[Hashable, Sequence[Tensor]], None]
+    ) -> None:
+        super().__init__(limit_nbytes, getsizeof=_nbytes)
+        self._on_drop = on_drop
+
+    def popitem(self) -> tuple[Hashable, tuple[Tensor, ...]]:
+        """Takes out what was used least recently."""
+        key, group = super().popitem()
+        self._on_drop(key, group)
+        return key, group
 
 
 class TensorCache:
@@ -11,7 +27,6 @@ class TensorCache:
 
     Attributes:
         limit_nbytes: Upper limit of `nbytes`.
-        nbytes: What the kept tensors take.
         hits: How often `get` found something.
         misses: How often it did not.
     """
@@ -23,12 +38,15 @@ class TensorCache:
     ) -> None:
         """Takes the limit, and what is told of each group that must go for another."""
         self.limit_nbytes = limit_nbytes
-        self._on_drop = on_drop
-        self.nbytes = 0
         self.hits = 0
         self.misses = 0
-        self._groups: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
+        self._groups = _Groups(limit_nbytes, on_drop)
         self._seen: set[int] = set()
+
+    @property
+    def nbytes(self) -> int:
+        """What the kept tensors take."""
+        return int(self._groups.currsize)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._groups
@@ -40,7 +58,6 @@ class TensorCache:
             self.misses += 1
             return None
         self.hits += 1
-        self._groups.move_to_end(key)
         return group
 
     def admits(self, key: Hashable, nbytes: int, pending: int = 0) -> bool:
@@ -60,18 +77,12 @@ class TensorCache:
 
         They must not be changed afterwards. A group above the limit is not kept: False.
         """
-        nbytes = sum(tensor.nbytes for tensor in tensors)
-        if nbytes > self.limit_nbytes:
+        if _nbytes(tensors) > self.limit_nbytes:
             return False
-        self._remove(key)
-        while self.nbytes + nbytes > self.limit_nbytes:
-            oldest = next(iter(self._groups))
-            self._on_drop(oldest, self._remove(oldest))
+        self._groups.pop(key, None)
         self._groups[key] = tuple(tensors)
-        self.nbytes += nbytes
         return True
 
-    def _remove(self, key: Hashable) -> tuple[Tensor, ...]:
-        group = self._groups.pop(key, ())
-        self.nbytes -= sum(tensor.nbytes for tensor in group)
-        return group
+
+def _nbytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

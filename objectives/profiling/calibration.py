@@ -10,7 +10,6 @@ from torch import Tensor
 from bitfront.errors import InvalidModel
 from bitfront.layers import Tower
 from bitfront.quant.inputs import InputRange
-from bitfront.vlm import LayeredModel
 from objectives.data.task import SplitName, Task
 
 SAMPLED_VALUES = 1 << 18
@@ -27,31 +26,27 @@ def range_table(ranges: Ranges) -> dict[str, dict[float, tuple[float, float]]]:
     }
 
 
-def watch_calibration(
-    model: LayeredModel, task: Task, callback: Callable[[str, Tensor], None]
-) -> None:
+def watch_calibration(task: Task, callback: Callable[[str, Tensor], None]) -> None:
     """Shows `callback` every layer's input while the calibration split runs through.
 
     It is called with `(layer name, input)`, batch by batch, without gradients.
     """
-    with torch.no_grad(), model.watch_inputs(callback):
-        for stream in task.streams(model, SplitName.CALIBRATION):
+    with torch.no_grad(), task.model.watch_inputs(callback):
+        for stream in task.streams(SplitName.CALIBRATION):
             for batch in range(len(stream.sizes)):
                 stream.run(batch)
 
 
-def calibration_batches(model: LayeredModel, task: Task) -> dict[Tower, int]:
+def calibration_batches(task: Task) -> dict[Tower, int]:
     """How many batches of a calibration run go through each tower."""
     return {
         tower: len(stream.sizes)
-        for stream in task.streams(model, SplitName.CALIBRATION)
+        for stream in task.streams(SplitName.CALIBRATION)
         for tower in stream.towers
     }
 
 
-def calibrate(
-    model: LayeredModel, task: Task, clips: Sequence[float]
-) -> dict[str, dict[float, InputRange]]:
+def calibrate(task: Task, clips: Sequence[float]) -> dict[str, dict[float, InputRange]]:
     """The range of every layer's input for each clip percentile, in one pass.
 
     The clip 1.0 is the exact minimum and maximum. Any other clip `c` runs from the quantile
@@ -60,19 +55,18 @@ def calibrate(
     equal runs give equal ranges.
 
     Args:
-        model: In full precision.
-        task: Its calibration split runs through the model.
+        task: Its calibration split runs through its model, which is in full precision.
         clips: Percentiles in (0.5, 1.0].
 
     Returns:
-        Layer name to clip to range; a layer whose input is no number (an embedding) is left
+        Layer name to clip to range; a layer whose input is not a number (an embedding) is left
         out.
 
     Raises:
         InvalidModel: An input is not finite.
     """
-    batches = calibration_batches(model, task)
-    towers = {layer.name: layer.tower for layer in model.layers}
+    batches = calibration_batches(task)
+    towers = {layer.name: layer.tower for layer in task.model.layers}
     gathered: dict[str, _Values] = {}
 
     def gather(layer: str, inputs: Tensor) -> None:
@@ -80,7 +74,7 @@ def calibrate(
             gathered[layer] = _Values(layer, SAMPLED_VALUES // batches[towers[layer]])
         gathered[layer].add(inputs)
 
-    watch_calibration(model, task, gather)
+    watch_calibration(task, gather)
     return {layer: values.ranges(clips) for layer, values in gathered.items()}
 
 

@@ -10,7 +10,7 @@ from bitfront.precision import Precision
 from bitfront.profile import Cell
 from bitfront.quant.inputs import bounds_to_json
 from bitfront.spec import JobSpec
-from bitfront.vlm import LayeredModel, PlanSwitch
+from bitfront.vlm import PlanSwitch
 from objectives.cost.costs import layer_bit_operations, layer_nbytes
 from objectives.data.task import Task
 from objectives.profiling.full_precision import FULL_PLAN, FullPrecisionReference
@@ -21,18 +21,17 @@ class CellMeter:
     """Measures the options of blocks, each with all other blocks in full precision.
 
     Args:
-        model: The model.
         task: Its calibration split is what errors are measured on.
         switch: The model's switch; it is back at full precision after each measurement.
         spec: The job, for its quantizer and error measure.
     """
 
-    def __init__(self, model: LayeredModel, task: Task, switch: PlanSwitch, spec: JobSpec) -> None:
-        self._model = model
+    def __init__(self, task: Task, switch: PlanSwitch, spec: JobSpec) -> None:
+        self._model = task.model
         self._switch = switch
         self._spec = spec
-        self._layers = {layer.name: layer for layer in model.layers}
-        reference = FullPrecisionReference(model, task, switch, spec.data.seed)
+        self._layers = {layer.name: layer for layer in task.model.layers}
+        reference = FullPrecisionReference(task, switch, spec.data.seed)
         self._measure = build_measure(spec.profile.measure, reference, spec.quantizer)
 
     @property

@@ -14,7 +14,7 @@ from bitfront.layers import Block, Layer, Tower
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import ClipChoice
-from bitfront.vlm import LayeredModel, PlanSwitch
+from bitfront.vlm import PlanSwitch
 from objectives.data.task import SplitName, Task
 from objectives.execution.runner import StreamRunner
 from objectives.execution.streams import Stream
@@ -25,7 +25,6 @@ class ClipSearch:
     """Searches clips block by block, on inputs from the quantized blocks before.
 
     Args:
-        model: The model.
         task: One of its splits is what errors are measured on.
         switch: The model's switch; it has static ranges for every clip.
         clips: The candidates, such as Q-VLM's 1.0, 0.995, 0.99, 0.985 and 0.98.
@@ -39,19 +38,18 @@ class ClipSearch:
 
     def __init__(
         self,
-        model: LayeredModel,
         task: Task,
         switch: PlanSwitch,
         clips: Sequence[float],
         cache_nbytes: int = 1 << 30,
         split: SplitName = SplitName.CALIBRATION,
     ) -> None:
-        self._model = model
+        self._model = task.model
         self._switch = switch
         self._clips = tuple(clips)
-        self._layers = {layer.name: layer for layer in model.layers}
-        self._streams = task.streams(model, split)
-        self.runner = StreamRunner(model, switch, cache_nbytes)
+        self._layers = {layer.name: layer for layer in task.model.layers}
+        self._streams = task.streams(split)
+        self.runner = StreamRunner(task.model, switch, cache_nbytes)
         self._full: tuple[tuple[str, ...], dict[str, list[Tensor]]] = ((), {})
 
     def joint(self, block: Block, option: Option, prefix: Plan) -> ClipChoice:

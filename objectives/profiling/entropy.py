@@ -18,7 +18,6 @@ from bitfront.errors import SpecError
 from bitfront.layers import Layer, LayerKind
 from bitfront.profile import LayerEntropy
 from bitfront.quant.inputs import input_levels
-from bitfront.vlm import LayeredModel
 from objectives.data.task import Task
 from objectives.profiling.calibration import Ranges, calibration_batches, watch_calibration
 
@@ -55,7 +54,6 @@ def entropy_nats(probabilities: Float[Tensor, "*shape"]) -> float:
 
 
 def measure_entropies(
-    model: LayeredModel,
     task: Task,
     ranges: Ranges,
     bits: int,
@@ -81,8 +79,7 @@ def measure_entropies(
     does not grow with the split, and equal runs give equal numbers.
 
     Args:
-        model: In full precision.
-        task: Its calibration split runs through the model once.
+        task: Its calibration split runs once through its model, which is in full precision.
         ranges: What `calibrate` returned; the widest clip counts.
         bits: Width of the codes, at most 8; 4 bits need few samples and tell layers apart.
         temperature: See `soft_assignment`.
@@ -92,10 +89,11 @@ def measure_entropies(
     """
     if not 2 <= bits <= 8:
         raise SpecError(f"entropies are over codes of 2 to 8 bits, got {bits}")
-    chain = Chain(list_steps(model.layers, ranges, bits), temperature)
-    batches = calibration_batches(model, task)
-    quotas = {layer.name: max(1, SAMPLED_VALUES // batches[layer.tower]) for layer in model.layers}
-    watch_calibration(model, task, lambda name, x: chain.add(name, x, quotas[name]))
+    layers = task.model.layers
+    chain = Chain(list_steps(layers, ranges, bits), temperature)
+    batches = calibration_batches(task)
+    quotas = {layer.name: max(1, SAMPLED_VALUES // batches[layer.tower]) for layer in layers}
+    watch_calibration(task, lambda name, x: chain.add(name, x, quotas[name]))
     return chain.entropies()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bitfront.layers import Tower
 from bitfront.plan import Plan
-from bitfront.vlm import LayeredModel, PlanSwitch
+from bitfront.vlm import PlanSwitch
 from objectives.data.task import SplitName, Task
 from objectives.execution.runner import StreamRunner
 from objectives.execution.streams import Stream
@@ -26,12 +26,12 @@ class FullPrecisionReference:
         outputs: What each stream gives, by its key.
     """
 
-    def __init__(self, model: LayeredModel, task: Task, switch: PlanSwitch, seed: int) -> None:
-        self.model = model
+    def __init__(self, task: Task, switch: PlanSwitch, seed: int) -> None:
+        self.model = task.model
         self.task = task
         self.switch = switch
-        self.runner = StreamRunner(model, switch)
-        self.streams = task.streams(model, SplitName.CALIBRATION)
+        self.runner = StreamRunner(task.model, switch)
+        self.streams = task.streams(SplitName.CALIBRATION)
         self.outputs = {stream.key: self.runner.run(stream, FULL_PLAN) for stream in self.streams}
         self._seed = seed
 
@@ -42,11 +42,11 @@ class FullPrecisionReference:
     @property
     def predictions(self) -> int:
         """The number of predicted distributions: one an image, or one a token of an answer."""
-        return len(self.task.scores(self.model, self.outputs))
+        return len(self.task.scores(self.outputs))
 
     def scores(self, stream: Stream, output: Tensor) -> Float[Tensor, "predictions classes"]:
         """The logits where one stream gives something else; the others keep their own."""
-        return self.task.scores(self.model, {**self.outputs, stream.key: output})
+        return self.task.scores({**self.outputs, stream.key: output})
 
     def output_gradients(self, stream: Stream) -> Iterator[Float[Tensor, "rows d"]]:
         """Gradients of `sum_i -log p(y_i | x_i)` for what a stream gives, `DRAWS` times.
@@ -69,7 +69,7 @@ class FullPrecisionReference:
         """Sends every draw's gradient back through the stream of a tower, batch by batch.
 
         Tensor hooks and parameters that require gradients receive them; `on_batch` is called
-        behind each batch whose gradients are independent, and behind each draw where all of
+        after each batch whose gradients are independent, and after each draw where all of
         them belong together.
         """
         self.switch.clear()

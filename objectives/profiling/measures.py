@@ -133,7 +133,7 @@ class EntropyWeightedOutput:
         self._outputs = LayerOutputs(reference)
         reference.switch.clear()
         ranges = reference.switch.ranges
-        entropies = measure_entropies(reference.model, reference.task, ranges, ENTROPY_BITS)
+        entropies = measure_entropies(reference.task, ranges, ENTROPY_BITS)
         self._entropies = {
             entry.layer: entry.entropy if entry.layer in ranges else 1.0 for entry in entropies
         }

@@ -49,12 +49,11 @@ def classify(
     **limits: float | None,
 ) -> None:
     """Say what PICTURES show, with a configuration that a study found."""
-    from objectives.evaluation.inference import classify as classify_pictures
     from objectives.evaluation.inference import open_picture
 
     opened = [open_picture(path) for path in pictures]
     evaluator, configuration = _pick(url, study, trial, tuned, limits)
-    rows = classify_pictures(evaluator, configuration, opened, top)
+    rows = evaluator.scorer.classify(configuration, opened, top)
     for path, row in zip(pictures, rows, strict=True):
         named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in row)
         click.echo(f"{path}: {named}")
@@ -75,12 +74,11 @@ def ask(
     **limits: float | None,
 ) -> None:
     """Answer QUESTION about PICTURE, with a configuration that a study found."""
-    from objectives.evaluation.inference import ask as ask_model
     from objectives.evaluation.inference import open_picture
 
     opened = open_picture(picture)
     evaluator, configuration = _pick(url, study, trial, tuned, limits)
-    click.echo(ask_model(evaluator, configuration, opened, question))
+    click.echo(evaluator.scorer.answer(configuration, question, opened))
 
 
 def _pick(

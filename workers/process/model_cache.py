@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from platformdirs import user_cache_path
 
-from bitfront.errors import SpecError
 from bitfront.files import SharedPath
 from bitfront.identity.identities import Identities
 from bitfront.job.allowed_roots import check_allowed_roots
@@ -22,14 +21,12 @@ from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.profile import LayerEntropy
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
-from bitfront.vlm import GenerativeModel, LayeredModel
-from objectives.data.questions import QuestionTask
+from bitfront.vlm import LayeredModel
 from objectives.data.task import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling.cells import CellMeter
 from objectives.profiling.clips import ClipSearch
 from objectives.profiling.entropy import measure_entropies
-from objectives.profiling.vision import optimise_vision
 from search.seeds import full_precision
 from workers.observability.logs import set_up
 from workers.observability.metrics import timed
@@ -76,7 +73,7 @@ def feature_folder() -> Path:
 def cell_meter(config: WorkerConfig) -> CellMeter:
     """The process's cell meter for a worker configuration, on the same model as its evaluator."""
     loaded = evaluator(config)
-    return CellMeter(loaded.model, loaded.task, loaded.switch, loaded.spec)
+    return CellMeter(loaded.task, loaded.switch, loaded.spec)
 
 
 @lru_cache(maxsize=1)
@@ -84,7 +81,7 @@ def clip_search(config: WorkerConfig) -> ClipSearch:
     """The process's clip search for a worker configuration, on the same model as its evaluator."""
     loaded = evaluator(config)
     clips = sorted(loaded.spec.space.clips, reverse=True)
-    return ClipSearch(loaded.model, loaded.task, loaded.switch, clips)
+    return ClipSearch(loaded.task, loaded.switch, clips)
 
 
 def inspect(config: WorkerConfig) -> ModelInfo:
@@ -115,7 +112,7 @@ def _footprint(device: torch.device) -> Footprint:
 
 
 def _entropies(loaded: Evaluator) -> list[LayerEntropy]:
-    """The layers' entropies; where the vision tower was optimised, behind its quantized form."""
+    """The layers' entropies; where the vision tower was optimised, it runs quantized."""
     vision = loaded.spec.profile.vision
     plan = Plan(())
     if loaded.switch.bounds and vision is not None:
@@ -124,29 +121,19 @@ def _entropies(loaded: Evaluator) -> list[LayerEntropy]:
         plan = Plan.uniform(layers, precision)
     loaded.switch.to(plan)
     try:
-        return measure_entropies(loaded.model, loaded.task, loaded.ranges, _ENTROPY_BITS)
+        return measure_entropies(loaded.task, loaded.ranges, _ENTROPY_BITS)
     finally:
         loaded.switch.clear()
 
 
 def optimise(config: WorkerConfig, checkpoint: SharedPath) -> dict[str, object]:
-    """Learns the bounds of the vision tower's inputs; a run that was ended goes on."""
+    """Learns the bounds of the vision tower's inputs, as `profile.vision` says; it resumes."""
     loaded = evaluator(config)
     spec = loaded.spec
-    if not isinstance(loaded.model, GenerativeModel) or spec.profile.vision is None:
-        raise SpecError(
-            "profile.vision needs a generative model: it trains on the language model's loss"
-        )
-    assert isinstance(loaded.task, QuestionTask)
+    assert spec.profile.vision is not None
     loaded.switch.clear()
-    bounds = optimise_vision(
-        loaded.model,
-        loaded.task,
-        loaded.ranges,
-        spec.quantizer,
-        spec.profile.vision,
-        spec.search.seed,
-        checkpoint=checkpoint,
+    bounds = loaded.family.optimise_vision(
+        loaded.ranges, spec.quantizer, spec.profile.vision, spec.search.seed, checkpoint
     )
     return bounds_to_json(bounds)
 

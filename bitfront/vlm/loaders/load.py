@@ -7,11 +7,10 @@ from bitfront.spec import ModelSource, ModelSpec
 from bitfront.vlm.loaders.open_clip import load_open_clip
 from bitfront.vlm.loaders.reference import load_reference
 from bitfront.vlm.loaders.transformers import load_transformers
-from bitfront.vlm.models.dual_encoder import DualEncoder
-from bitfront.vlm.models.generative import GenerativeModel
+from bitfront.vlm.models.layered import LayeredModel
 
 
-def load_model(spec: ModelSpec) -> DualEncoder | GenerativeModel:
+def load_model(spec: ModelSpec) -> LayeredModel:
     """The model that the specification names, on its device.
 
     Raises:

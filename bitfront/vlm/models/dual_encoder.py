@@ -44,13 +44,7 @@ class DualEncoderInterface:
 
 
 class DualEncoder(LayeredModel):
-    """An image and a text encoder.
-
-    Attributes:
-        feature_width: Width of a feature.
-        text_width: Width of an embedded token, and so of a prompt vector.
-        context_length: Tokens in a row.
-    """
+    """An image and a text encoder."""
 
     def __init__(self, model: nn.Module, interface: DualEncoderInterface) -> None:
         """Takes the model over.
@@ -65,13 +59,28 @@ class DualEncoder(LayeredModel):
         tokens = torch.zeros(1, interface.context_length, dtype=torch.long, device=device)
 
         def run_vision() -> None:
-            self.feature_width = int(interface.encode_images(pixels).shape[-1])
+            self._feature_width = int(interface.encode_images(pixels).shape[-1])
 
         def run_text() -> None:
             interface.encode_texts(tokens)
 
         runs = {Tower.VISION: run_vision, Tower.TEXT: run_text}
         super().__init__(model, interface.token_embedding, runs)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of an image's or a text's features."""
+        return self._feature_width
+
+    @property
+    def adapter_rows(self) -> int:
+        """One: an image has one feature vector."""
+        return 1
+
+    @property
+    def prompted_towers(self) -> frozenset[Tower]:
+        """None: the classes are encoded once for a task, so their prompt costs a sample nothing."""
+        return frozenset()
 
     @property
     def context_length(self) -> int:

@@ -141,6 +141,16 @@ class GenerativeModel(LayeredModel):
         return self._interface.tile_shape[1]
 
     @property
+    def adapter_rows(self) -> int:
+        """The tokens of one tile."""
+        return self.tile_tokens
+
+    @property
+    def prompted_towers(self) -> frozenset[Tower]:
+        """The decoder: the context's vectors are positions of every row."""
+        return frozenset({Tower.LANGUAGE})
+
+    @property
     def text_width(self) -> int:
         """Width of an embedded token, and so of a context's vector."""
         return self._interface.token_embedding.embedding_dim

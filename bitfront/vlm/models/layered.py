@@ -1,5 +1,6 @@
 """A model with its layers: what plans are put onto, whatever the model does."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from bitfront.vlm.layers.trace import Site, find_sites
 from bitfront.vlm.models.weights_digest import model_identity
 
 
-class LayeredModel:
+class LayeredModel(ABC):
     """A model whose layers can be watched and given other weights.
 
     The model is rewritten in place: afterwards every layer's weight belongs to a Linear,
@@ -78,6 +79,26 @@ class LayeredModel:
         self._originals = {
             site.layer.name: site.modules[0].get_parameter("weight").detach() for site in sites
         }
+
+    @property
+    @abstractmethod
+    def feature_width(self) -> int:
+        """Width of the features that a recovery's adapter works on."""
+
+    @property
+    @abstractmethod
+    def adapter_rows(self) -> int:
+        """Rows of features that an adapter multiplies for one sample."""
+
+    @property
+    @abstractmethod
+    def text_width(self) -> int:
+        """Width of an embedded token, and so of a prompt vector."""
+
+    @property
+    @abstractmethod
+    def prompted_towers(self) -> frozenset[Tower]:
+        """The towers that run a recovery's prompt vectors anew for every sample."""
 
     @property
     def fixed_nbytes(self) -> int:

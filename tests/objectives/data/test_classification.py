@@ -72,7 +72,7 @@ def test_captions_go_template_by_template(tmp_path: Path, model: DualEncoder) ->
 
     texts = ["a seven", "a three", "a picture of a seven", "a picture of a three"]
     assert torch.equal(task.captions, model.tokenize(texts))
-    stream = task.caption_stream(model)
+    stream = task.caption_stream()
     assert (stream.sizes, stream.key) == ((4,), "captions")
 
 
@@ -148,7 +148,7 @@ def test_identity_follows_the_captions(tmp_path: Path, model: DualEncoder) -> No
 def test_the_last_batch_is_short(tmp_path: Path, model: DualEncoder) -> None:
     task = load_classification(folder_spec(write_folder(tmp_path, {"seven": 9, "three": 9})), model)
 
-    assert task.images(model, SplitName.TEST).sizes == (4, 2)
+    assert task.images(SplitName.TEST).sizes == (4, 2)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path, model: DualEncoder) -> None:

@@ -15,10 +15,11 @@ from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import Precision
 from bitfront.spec import DataSource, DataSpec, ErrorMeasure, JobSpec, Samples
 from bitfront.vlm import GenerativeModel, PlanSwitch
-from objectives.data.load import load_task
 from objectives.data.questions import QuestionTask, load_questions
 from objectives.data.task import SplitName
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.families.answering import AnsweringFamily
+from objectives.evaluation.families.registry import load_family
 from objectives.profiling.calibration import calibrate
 from objectives.profiling.cells import CellMeter
 from objectives.profiling.entropy import measure_entropies
@@ -288,7 +289,7 @@ def test_a_line_separator_inside_of_a_question_ends_no_line(
 def use_all(task: QuestionTask, model: GenerativeModel) -> None:
     """Uses every question, as a study does."""
     for name in SplitName:
-        for stream in task.streams(model, name):
+        for stream in task.streams(name):
             for batch in range(len(stream.sizes)):
                 stream.run(batch)
 
@@ -411,14 +412,14 @@ def test_data_that_do_not_fit_are_refused(
     spec = json_spec(write(tmp_path, lines_of(COUNT)), **change)
 
     with pytest.raises(error, match=message):
-        load_task(spec, model)
+        load_family(spec, model)
 
 
 def test_questions_do_not_fit_a_model_that_tells_classes_apart(tmp_path: Path) -> None:
     spec = json_spec(write(tmp_path, lines_of(COUNT)))
 
     with pytest.raises(SpecError, match="source questions is for a generative model"):
-        load_task(spec, untrained_encoder())
+        load_family(spec, untrained_encoder())
 
 
 @pytest.mark.parametrize(
@@ -510,10 +511,10 @@ def test_questions_with_and_without_images_give_the_same_bits_with_and_without_c
     spec = job(json_spec(write(tmp_path, lines), samples=EIGHT))
     keeping, plain = (load_llava(folder) for _ in range(2))
     task = load_questions(spec.data, keeping)
-    ranges = calibrate(keeping, task, (1.0,))
+    ranges = calibrate(task, (1.0,))
     evaluators = [
-        Evaluator(spec, keeping, task, ranges),
-        Evaluator(spec, plain, load_questions(spec.data, plain), ranges, cache_nbytes=0),
+        Evaluator(spec, AnsweringFamily(task), ranges),
+        Evaluator(spec, AnsweringFamily.load(spec.data, plain), ranges, cache_nbytes=0),
     ]
     selection = task.split(SplitName.SELECTION)
     kinds = {selection.read(n).pixels is None for n in range(len(selection.batches))}
@@ -532,8 +533,8 @@ def test_cells_are_measured_on_questions_with_and_without_images(
     lines = lines_of(32, text_only=range(0, 32, 2))
     spec = job(json_spec(write(tmp_path, lines), samples=EIGHT), profile={"measure": kind.value})
     task = load_questions(spec.data, model)
-    ranges = calibrate(model, task, (1.0,))
-    meter = CellMeter(model, task, PlanSwitch(model, spec.quantizer, ranges), spec)
+    ranges = calibrate(task, (1.0,))
+    meter = CellMeter(task, PlanSwitch(model, spec.quantizer, ranges), spec)
     vision = [layer.name for layer in model.layers if layer.tower is Tower.VISION]
     language = [layer.name for layer in model.layers if layer.tower is Tower.LANGUAGE]
 
@@ -555,20 +556,20 @@ def test_calibration_without_any_image_is_refused(tmp_path: Path, model: Generat
     task = load_questions(json_spec(path), model)
 
     with pytest.raises(InvalidSample, match="none of the 5 questions for calibration has an image"):
-        calibrate(model, task, (1.0,))
+        calibrate(task, (1.0,))
 
 
 def test_another_split_may_do_without_images(tmp_path: Path, folder: Path) -> None:
     model = load_llava(folder)
     path = write(tmp_path, lines_of(COUNT))
     spec = job(json_spec(path))
-    ranges = calibrate(model, load_questions(spec.data, model), (1.0,))
+    ranges = calibrate(load_questions(spec.data, model), (1.0,))
     bare = tmp_path / "bare.jsonl"
     lines = lines_of(COUNT, text_only=range(COUNT))
     bare.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     task = load_questions(json_spec(bare), model)
 
-    evaluator = Evaluator(job(json_spec(bare)), model, task, ranges)
+    evaluator = Evaluator(job(json_spec(bare)), AnsweringFamily(task), ranges)
 
     for configuration in sequence(model):
         assert 0 <= figures(evaluator, configuration)["error"] <= 1
@@ -584,7 +585,7 @@ def test_one_sample_is_enough_to_calibrate(
     inputs: dict[str, list[torch.Tensor]] = {}
     split = task.split(SplitName.CALIBRATION)
 
-    ranges = calibrate(model, task, (1.0, 0.9))
+    ranges = calibrate(task, (1.0, 0.9))
 
     with model.watch_inputs(lambda name, x: inputs.setdefault(name, []).append(x)):
         model.answer_logits(split.read(0))
@@ -609,15 +610,15 @@ def test_an_input_that_never_changes_leaves_every_figure_finite(
     spec = job(json_spec(write(tmp_path, lines_of(COUNT))), space={"clips": [0.9, 1.0]})
     task = load_questions(spec.data, model)
 
-    ranges = calibrate(model, task, (1.0, 0.9))
-    entropies = measure_entropies(model, task, ranges, 4)
+    ranges = calibrate(task, (1.0, 0.9))
+    entropies = measure_entropies(task, ranges, 4)
 
     names = [layer.name for layer in model.layers]
     constant = ranges["model.vision_tower.encoder.layers.0.self_attn.q_proj.weight"][1.0]
     assert constant.low == constant.high == pytest.approx(value)
     assert all(0 <= entry.entropy <= 1 for entry in entropies)
     assert all(0 <= (entry.dependency or 0) <= 1 for entry in entropies)
-    evaluator = Evaluator(spec, model, task, ranges)
+    evaluator = Evaluator(spec, AnsweringFamily(task), ranges)
     for precision in (Precision(4, 4), Precision(8, 8, clip=0.9)):
         found = figures(evaluator, Configuration(Plan.uniform(names, precision)))
         assert all(torch.tensor(list(found.values())).isfinite())

@@ -22,6 +22,8 @@ from objectives.data.questions import QuestionSplit, QuestionTask, load_question
 from objectives.data.task import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.families.answering import AnsweringFamily
+from objectives.evaluation.scorer import ScoringContext
 from objectives.execution.feature_store import FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.profiling.calibration import Ranges, calibrate
@@ -67,7 +69,7 @@ def task(model: GenerativeModel) -> QuestionTask:
 
 @pytest.fixture(scope="module")
 def ranges(model: GenerativeModel, task: QuestionTask) -> Ranges:
-    return calibrate(model, task, (1.0,))
+    return calibrate(task, (1.0,))
 
 
 def judged(
@@ -83,7 +85,8 @@ def judged(
     switch = PlanSwitch(model, QUANTIZER, ranges)
     features = FeatureStore("", None, cache_nbytes)
     watch = Stopwatch(model.device)
-    scorer = AnswerScorer(job(), model, task, switch, watch, features, cache_nbytes)
+    context = ScoringContext(job(), switch, watch, features, cache_nbytes)
+    scorer = AnswerScorer(task.with_model(model), context)
     return [scorer.figures(Configuration(plan), split) for plan in plans]
 
 
@@ -325,7 +328,7 @@ def test_what_needs_classes_is_refused(
     (name,) = setting
 
     with pytest.raises(SpecError, match=f"a recovery's {name} is for models that tell"):
-        Evaluator(job(space={"recovery": setting}), fresh(), task, ranges)
+        Evaluator(job(space={"recovery": setting}), AnsweringFamily(task), ranges)
 
 
 @pytest.mark.parametrize(
@@ -337,12 +340,12 @@ def test_a_latency_is_refused(
     change: dict[str, object], task: QuestionTask, ranges: Ranges
 ) -> None:
     with pytest.raises(SpecError, match="latency_s is not measured for a generative model"):
-        Evaluator(job(**change), fresh(), task, ranges)
+        Evaluator(job(**change), AnsweringFamily(task), ranges)
 
 
 def test_figures_that_are_not_finite_are_refused(task: QuestionTask, ranges: Ranges) -> None:
     model = fresh()
-    evaluator = Evaluator(job(), model, task, ranges)
+    evaluator = Evaluator(job(), AnsweringFamily(task.with_model(model)), ranges)
     norm = model.module.get_parameter("model.language_model.norm.weight")
     norm.data.fill_(float("nan"))
 
@@ -354,7 +357,7 @@ def test_an_evaluation_has_the_judges_figures_and_the_costs(
     model: GenerativeModel, task: QuestionTask, ranges: Ranges
 ) -> None:
     plan = uniform(model, 4)
-    evaluator = Evaluator(job(), fresh(), task, ranges)
+    evaluator = Evaluator(job(), AnsweringFamily(task.with_model(fresh())), ranges)
 
     evaluation = evaluator.evaluate(Configuration(plan))
 

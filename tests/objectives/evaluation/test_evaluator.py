@@ -23,6 +23,7 @@ from objectives.data.classification import ClassificationTask as Task
 from objectives.data.task import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator, Stage
+from objectives.evaluation.families.classification import ClassificationFamily
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
 from objectives.recovery.class_training import ClassData, ClassRecovered, ClassTraining
@@ -51,7 +52,7 @@ def task(spec: JobSpec, model: DualEncoder) -> Task:
 
 @pytest.fixture(scope="module")
 def ranges(model: DualEncoder, task: Task) -> Ranges:
-    return calibrate(model, task, (1.0,))
+    return calibrate(task, (1.0,))
 
 
 def fresh(
@@ -63,7 +64,8 @@ def fresh(
     cache_nbytes: int = 1 << 30,
 ) -> Evaluator:
     """An evaluator with a model of its own, for a model has one switch."""
-    return Evaluator(spec, copy.deepcopy(model), task, ranges, cache_nbytes=cache_nbytes)
+    family = ClassificationFamily(task.with_model(copy.deepcopy(model)))
+    return Evaluator(spec, family, ranges, cache_nbytes=cache_nbytes)
 
 
 @pytest.fixture
@@ -349,7 +351,13 @@ def test_features_that_memory_has_no_room_for_come_from_files(
     monkeypatch.setattr("objectives.evaluation.evaluator.MEMORY_NBYTES", 1)
 
     first, second = (
-        Evaluator(spec, copy.deepcopy(model), task, ranges, features=tmp_path) for _ in range(2)
+        Evaluator(
+            spec,
+            ClassificationFamily(task.with_model(copy.deepcopy(model))),
+            ranges,
+            features=tmp_path,
+        )
+        for _ in range(2)
     )
 
     assert [figures(first.evaluate(c)) for c in configurations] == expected

@@ -34,7 +34,7 @@ def inputs(model: DualEncoder, task: Task) -> dict[str, Tensor]:
 
 
 def test_every_layer_but_the_embedding_gets_a_range(model: DualEncoder, task: Task) -> None:
-    ranges = calibrate(model, task, (1.0, 0.99))
+    ranges = calibrate(task, (1.0, 0.99))
 
     numeric = {layer.name for layer in model.layers if layer.kind is not LayerKind.EMBEDDING}
     assert set(ranges) == numeric
@@ -44,7 +44,7 @@ def test_every_layer_but_the_embedding_gets_a_range(model: DualEncoder, task: Ta
 def test_the_widest_range_is_the_minimum_and_the_maximum(
     model: DualEncoder, task: Task, inputs: dict[str, Tensor]
 ) -> None:
-    ranges = calibrate(model, task, (1.0,))
+    ranges = calibrate(task, (1.0,))
 
     for layer, values in inputs.items():
         assert ranges[layer][1.0].low == pytest.approx(values.min().item(), abs=1e-5)
@@ -54,7 +54,7 @@ def test_the_widest_range_is_the_minimum_and_the_maximum(
 def test_a_clip_is_near_the_quantiles_of_all_values(
     model: DualEncoder, task: Task, inputs: dict[str, Tensor]
 ) -> None:
-    ranges = calibrate(model, task, (0.99,))
+    ranges = calibrate(task, (0.99,))
 
     for layer, values in inputs.items():
         sorted_values = np.sort(values.flatten().numpy())
@@ -67,10 +67,10 @@ def test_a_clip_is_near_the_quantiles_of_all_values(
 def test_a_small_sample_still_sees_every_channel(
     model: DualEncoder, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = calibrate(model, task, (0.9,))
+    exact = calibrate(task, (0.9,))
     monkeypatch.setattr(calibration, "SAMPLED_VALUES", 4096)
 
-    rough = calibrate(model, task, (0.9,))
+    rough = calibrate(task, (0.9,))
 
     for layer, clips in exact.items():
         width = clips[0.9].high - clips[0.9].low
@@ -78,7 +78,7 @@ def test_a_small_sample_still_sees_every_channel(
 
 
 def test_equal_runs_give_equal_ranges(model: DualEncoder, task: Task) -> None:
-    assert calibrate(model, task, (1.0, 0.98)) == calibrate(model, task, (1.0, 0.98))
+    assert calibrate(task, (1.0, 0.98)) == calibrate(task, (1.0, 0.98))
 
 
 def test_a_layer_whose_input_is_not_finite_is_named(task: Task) -> None:
@@ -87,7 +87,7 @@ def test_a_layer_whose_input_is_not_finite_is_named(task: Task) -> None:
     model.put_weight(name, torch.full_like(model.weight(name), torch.inf))
 
     with pytest.raises(InvalidModel, match=r"resblocks\.0\.mlp\.c_proj"):
-        calibrate(model, task, (1.0,))
+        calibrate(task.with_model(model), (1.0,))
 
 
 def test_watching_shows_each_image_and_caption_once(model: DualEncoder, task: Task) -> None:
@@ -99,7 +99,7 @@ def test_watching_shows_each_image_and_caption_once(model: DualEncoder, task: Ta
             if layer.name == name:
                 shown[tower] += len(values)
 
-    watch_calibration(model, task, count)
+    watch_calibration(task, count)
 
     assert list(shown.values()) == [
         len(task.captions) if tower == "text" else len(task.split(SplitName.CALIBRATION))

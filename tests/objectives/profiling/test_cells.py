@@ -53,13 +53,13 @@ def task(model: DualEncoder) -> Task:
 
 @pytest.fixture(scope="module")
 def ranges(model: DualEncoder, task: Task) -> Ranges:
-    return calibrate(model, task, (1.0, 0.99))
+    return calibrate(task, (1.0, 0.99))
 
 
 @pytest.fixture(scope="module")
 def meters(model: DualEncoder, task: Task, ranges: Ranges) -> dict[ErrorMeasure, CellMeter]:
     switch = PlanSwitch(model, scene_spec().quantizer, ranges)
-    return {kind: CellMeter(model, task, switch, measuring(kind)) for kind in ErrorMeasure}
+    return {kind: CellMeter(task, switch, measuring(kind)) for kind in ErrorMeasure}
 
 
 def measuring(kind: ErrorMeasure) -> JobSpec:
@@ -192,7 +192,7 @@ def test_the_entropy_measure_is_the_weighted_relative_change(
 
     cell = meters[ErrorMeasure.ENTROPY].measure(block, option)
 
-    entropies = {e.layer: e.entropy for e in measure_entropies(model, task, ranges, ENTROPY_BITS)}
+    entropies = {e.layer: e.entropy for e in measure_entropies(task, ranges, ENTROPY_BITS)}
     images, _ = features(model, task)
     changed, _ = features(quantized_by_hand(block, option, ranges), task)
     relative = ((changed - images).square().sum() / images.square().sum()).item()
@@ -269,7 +269,7 @@ def test_the_identity_follows_quantizer_and_measure(
     ]
 
     switch = PlanSwitch(model, scene_spec().quantizer, ranges)
-    first, *others, unrelated = [CellMeter(model, task, switch, spec).identity for spec in specs]
+    first, *others, unrelated = [CellMeter(task, switch, spec).identity for spec in specs]
 
     assert len({first, *others}) == 3
     assert unrelated == first
@@ -283,7 +283,7 @@ def test_an_option_of_another_block_is_refused(meters: dict[ErrorMeasure, CellMe
 def test_an_error_that_is_not_finite_is_refused(task: Task, ranges: Ranges) -> None:
     model = untrained_encoder()
     switch = PlanSwitch(model, scene_spec().quantizer, ranges)
-    meter = CellMeter(model, task, switch, scene_spec())
+    meter = CellMeter(task.with_model(model), switch, scene_spec())
     model.modules(BLOCKS[3].layers[0])[0].get_parameter("bias").data.fill_(float("nan"))
 
     with pytest.raises(InvalidMetric, match="output_kl of text came out as nan"):

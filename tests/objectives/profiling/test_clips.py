@@ -34,8 +34,8 @@ def task(model: GenerativeModel) -> QuestionTask:
 @pytest.fixture(scope="module")
 def search(model: GenerativeModel, task: QuestionTask) -> ClipSearch:
     quantizer = QuantizerSpec(scale_search=False)
-    switch = PlanSwitch(model, quantizer, calibrate(model, task, CLIPS))
-    return ClipSearch(model, task, switch, CLIPS)
+    switch = PlanSwitch(model, quantizer, calibrate(task, CLIPS))
+    return ClipSearch(task, switch, CLIPS)
 
 
 def block(*names: str, tower: Tower = Tower.LANGUAGE) -> Block:

@@ -28,8 +28,8 @@ def search(model: GenerativeModel) -> ClipSearch:
     samples = {"calibration": 8, "tuning": 1, "selection": 1, "test": 1}
     data = DataSpec.model_validate({"source": "reference", "samples": samples})
     task = load_questions(data, model)
-    switch = PlanSwitch(model, QuantizerSpec(), calibrate(model, task, CLIPS))
-    return ClipSearch(model, task, switch, CLIPS)
+    switch = PlanSwitch(model, QuantizerSpec(), calibrate(task, CLIPS))
+    return ClipSearch(task, switch, CLIPS)
 
 
 def test_pairs_follow_the_way_through_a_generative_model(model: GenerativeModel) -> None:

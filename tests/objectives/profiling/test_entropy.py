@@ -41,7 +41,7 @@ def task(model: DualEncoder) -> Task:
 
 @pytest.fixture(scope="module")
 def ranges(model: DualEncoder, task: Task) -> Ranges:
-    return calibrate(model, task, (1.0,))
+    return calibrate(task, (1.0,))
 
 
 def slow_assignment(x: float, levels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -91,7 +91,7 @@ def test_entropies_agree_with_the_slow_definition(
     names = ["attn.out_proj", "mlp.c_fc"]
     first, second = (f"visual.transformer.resblocks.1.{name}.weight" for name in names)
 
-    measured = {e.layer: e for e in measure_entropies(model, task, ranges, BITS)}
+    measured = {e.layer: e for e in measure_entropies(task, ranges, BITS)}
 
     levels = [input_levels(ranges[n][1.0], BITS).double().numpy() for n in (first, second)]
     rows = [
@@ -109,7 +109,7 @@ def test_entropies_agree_with_the_slow_definition(
 def test_every_layer_has_entropies_within_zero_and_one(
     model: DualEncoder, task: Task, ranges: Ranges
 ) -> None:
-    measured = measure_entropies(model, task, ranges, BITS)
+    measured = measure_entropies(task, ranges, BITS)
 
     assert [entry.layer for entry in measured] == [layer.name for layer in model.layers]
     for entry, layer in zip(measured, model.layers, strict=True):
@@ -123,7 +123,7 @@ def test_every_layer_has_entropies_within_zero_and_one(
 def test_where_tokens_differ_the_dependency_is_the_next_layers_entropy(
     model: DualEncoder, task: Task, ranges: Ranges
 ) -> None:
-    measured = measure_entropies(model, task, ranges, BITS)
+    measured = measure_entropies(task, ranges, BITS)
 
     for tower in (Tower.VISION, Tower.TEXT):
         own = [e for e, layer in zip(measured, model.layers, strict=True) if layer.tower is tower]
@@ -189,4 +189,4 @@ def test_other_widths_are_refused(
     bits: int, model: DualEncoder, task: Task, ranges: Ranges
 ) -> None:
     with pytest.raises(SpecError, match=f"got {bits}"):
-        measure_entropies(model, task, ranges, bits)
+        measure_entropies(task, ranges, bits)

@@ -62,7 +62,7 @@ def task(model: GenerativeModel) -> QuestionTask:
 
 @pytest.fixture(scope="module")
 def ranges(model: GenerativeModel, task: QuestionTask) -> Ranges:
-    return calibrate(model, task, (1.0, 0.99))
+    return calibrate(task, (1.0, 0.99))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def samples(task: QuestionTask, loss: VisionLoss) -> list[Sample]:
 def trained() -> tuple[GenerativeModel, QuestionTask, Ranges]:
     model = digit_llava_model(load_llava())
     task = questions(model, 24)
-    return model, task, calibrate(model, task, (1.0,))
+    return model, task, calibrate(task, (1.0,))
 
 
 @pytest.fixture

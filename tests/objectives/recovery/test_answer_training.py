@@ -23,6 +23,7 @@ from objectives.data.questions import QuestionTask, load_questions
 from objectives.data.task import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.families.answering import AnsweringFamily
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.recovery.adapter import AdapterShape, StoredAdapter
 from objectives.recovery.answer_training import AnswerRecovered, AnswerTraining
@@ -58,12 +59,12 @@ def task(model: GenerativeModel) -> QuestionTask:
 
 @pytest.fixture(scope="module")
 def ranges(model: GenerativeModel, task: QuestionTask) -> Ranges:
-    return calibrate(model, task, (1.0,))
+    return calibrate(task, (1.0,))
 
 
 @pytest.fixture
 def evaluator(model: GenerativeModel, task: QuestionTask, ranges: Ranges) -> Evaluator:
-    return Evaluator(job(), model, task, ranges)
+    return Evaluator(job(), AnsweringFamily(task), ranges)
 
 
 def uniform(model: GenerativeModel, weight_bits: int, activation_bits: int = 8) -> Plan:
@@ -242,7 +243,7 @@ def test_an_answer_is_written_with_the_recovery(evaluator: Evaluator, task: Ques
     evaluator.scorer.keep(configuration, {**stored, "context": far})
     question = "how many sevens"
 
-    written = evaluator.scorer.text(configuration, question, None)
+    written = evaluator.scorer.answer(configuration, question, None)
 
     prompt = task.split(SplitName.TEST).prepare(question, None)
     batch = QuestionBatch(prompt.tokens[None], torch.zeros(1, 1, dtype=torch.int64), None, None)
