@@ -1,9 +1,13 @@
-.PHONY: all setup demo test test-all chaos format lint types imports reference wheel
+.PHONY: all setup demo check test test-all chaos format lint types imports quick reference wheel
 
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# Each file of tests runs in one of as many processes as there are cores.
+PROCESSES ?= logical
+PYTEST := $(BIN)/pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 
 all: lint types imports test
 
@@ -18,11 +22,18 @@ setup: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/bitfront demo
 
+# What needs neither Ray nor a database server, in under 2 minutes on two cores.
+check: $(STAMP)
+	$(MAKE) --jobs 2 --output-sync lint types imports quick
+
+quick: $(STAMP)
+	$(PYTEST) -m "not ray and not postgres and not slow and not gpu"
+
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(STAMP)
-	$(BIN)/pytest
+	$(PYTEST)
 
 chaos: $(STAMP)
 	$(BIN)/python -m benchmarks.chaos --rounds 50 --database both --out build/chaos

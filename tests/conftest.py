@@ -1,3 +1,3 @@
 """What all tests share."""
 
-pytest_plugins = ("tests.support.databases",)
+pytest_plugins = ("pytester", "tests.support.tiers", "tests.support.databases")

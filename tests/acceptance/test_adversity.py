@@ -53,7 +53,7 @@ def fill(place: Path) -> Path:
 COMPLETE = "SELECT number, configuration_digest, error, nbytes FROM trial WHERE state = 'complete'"
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("ray_folder")
 @pytest.mark.timeout(600)
 def test_a_full_disk_ends_a_study_in_one_sentence_and_loses_nothing(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch

@@ -373,7 +373,7 @@ def test_a_torn_last_line_of_the_log_is_none(tmp_path: Path) -> None:
     assert read_witness(tmp_path / "missing") == []
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("ray_folder")
 @pytest.mark.timeout(900)
 def test_a_study_outlives_its_driver_a_worker_and_a_node(tmp_path: Path) -> None:
     from benchmarks.chaos import Kind, Round, run_rounds

@@ -18,7 +18,7 @@ from tests.support.clusters import Head, head
 from tests.support.databases import Databases
 from tests.support.studies import JOB
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(900)]
 
 SECRET = "sup3r-s3cret"
 ROOT = Path(__file__).parents[2]

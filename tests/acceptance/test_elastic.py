@@ -19,7 +19,7 @@ from storage.store import open_store
 from tests.support.clusters import Head, head, kill, node
 from tests.support.studies import JOB
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(900)]
 
 LONG = """
 model: {source: reference, device: cpu}
@@ -84,7 +84,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, ray_folder: str) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("elastic")
     environment = {
         "BITFRONT_WITNESS": str(folder / "witness"),

@@ -326,7 +326,7 @@ def test_there_is_a_point_for_everything_that_is_written() -> None:
     assert written == {*PROFILE, *TRIALS, *END, CANCEL, *CLIENTS}
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("ray_folder")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "killed_at",
@@ -347,7 +347,7 @@ def test_a_study_on_ray_outlives_a_driver_that_ends_at(
     check(f"sqlite:///{study.database}", tmp_path)
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("ray_folder")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_worker_that_ends_once_its_result_is_spooled_costs_no_attempt(

@@ -19,7 +19,7 @@ search: {budgets: 3, workers: 2}
 """
 
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(600)]
 
 
 def test_a_killed_study_keeps_what_it_learned_and_ends_with_clipped_plans(tmp_path: Path) -> None:

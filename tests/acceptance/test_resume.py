@@ -8,7 +8,7 @@ import pytest
 from search.front import pareto_front
 from tests.support.studies import Study
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(600)]
 
 
 def test_a_study_outlives_its_drivers(tmp_path: Path) -> None:

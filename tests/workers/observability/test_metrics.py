@@ -43,7 +43,7 @@ def test_without_ray_figures_go_nowhere_and_ray_is_not_imported() -> None:
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+def endpoint(ray_folder: str) -> Iterator[str]:
     """Ray on this machine, as a study starts it; where Prometheus would read its figures."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_metrics_report_interval_ms", "1000")
@@ -54,7 +54,7 @@ def endpoint() -> Iterator[str]:
             yield f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
-@pytest.mark.ray
+@pytest.mark.usefixtures("ray_folder")
 def test_a_scrape_reads_what_driver_and_worker_showed(endpoint: str) -> None:
     import ray
 
