@@ -24,8 +24,9 @@ from typing import cast
 import click
 
 from bitfront.errors import BitfrontError
+from bitfront.passwords import masked
 from service.commands import model, query, request, run, share, tune
-from workers.observability.logs import masked, set_up
+from workers.observability.logs import set_up
 
 
 class Refusal(click.ClickException):

@@ -5,6 +5,7 @@ from pathlib import Path
 from sqlalchemy import URL, exc, make_url
 
 from bitfront.errors import DatabaseError
+from bitfront.passwords import is_secret, masked, without
 
 _FORM = "write it like sqlite:///PATH or postgresql://USER@HOST/NAME"
 
@@ -65,14 +66,13 @@ def prepare_file(url: URL, *, create: bool) -> None:
 def shown(url: URL) -> str:
     """The URL as a person may see it: the password masked, secret options left out."""
     plain = url.set(drivername=url.get_backend_name())
-    secret = [name for name in url.query if "password" in name]
-    return plain.difference_update_query(secret).render_as_string(hide_password=True)
+    kept = plain.difference_update_query([name for name in url.query if is_secret(name)])
+    return masked(kept.render_as_string(hide_password=True))
 
 
 def mask(text: str, url: URL) -> str:
     """The text without any of the URL's passwords."""
-    secrets = [url.password, *(value for name, value in url.query.items() if "password" in name)]
-    for secret in secrets:
-        for word in (secret,) if isinstance(secret, str) else secret or ():
-            text = text.replace(word, "***") if word else text
-    return text
+    secrets = [url.password or ""]
+    for name, values in url.normalized_query.items():
+        secrets += values if is_secret(name) else ()
+    return without(text, secrets)

@@ -5,6 +5,7 @@ from contextlib import closing, contextmanager
 
 from bitfront.errors import BitfrontError, LeaseLost
 from bitfront.job.allowed_roots import check_allowed_roots
+from bitfront.passwords import masked
 from bitfront.spec import JobSpec
 from bitfront.trial import StudyState
 from service.study.heartbeat import StopSignals, heartbeat, signals, take
@@ -16,7 +17,7 @@ from service.views.progress import Reporter
 from storage.store import Store, open_store
 from workers.cluster.connection import connected
 from workers.cluster.ray_pool import RayPool
-from workers.observability.logs import bound, masked
+from workers.observability.logs import bound
 from workers.observability.metrics import StudyMetrics
 
 

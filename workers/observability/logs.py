@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import Final, TextIO
 
 from bitfront.errors import SpecError
+from bitfront.passwords import masked
 
 FORM_VARIABLE: Final = "BITFRONT_LOG"
 LEVEL_VARIABLE: Final = "BITFRONT_LOG_LEVEL"
@@ -114,39 +114,6 @@ def messages() -> TextIO:
     ours = (handler for handler in logging.getLogger().handlers if isinstance(handler, _Stderr))
     is_text = all(isinstance(handler.formatter, _Text) for handler in ours)
     return sys.stderr if is_text else _LoggedLines()
-
-
-_WORD: Final = re.compile(r"\S+")
-_USER: Final = re.compile(r"://[^:/]*:")
-_KEY: Final = r"(?:password|passwd|secret\w{0,40})(?:['\"]?\s*=|['\"]\s*:)"
-_KEYED: Final = re.compile(
-    rf"({_KEY})(\s*)(?:'(?:\\.|[^'\\])*(?:'\S*|\Z)|\"(?:\\.|[^\"\\])*(?:\"\S*|\Z)|(?:\\.|\S)+)",
-    re.IGNORECASE | re.DOTALL,
-)
-_HIDDEN: Final = "***"
-
-
-def masked(text: str) -> str:
-    """The text with the password of every URL and every `password=...` shown as `***`.
-
-    A URL's password ends at the last `@` before a space; a URL with both kinds loses
-    everything after its user's name. A quoted `password='...'` ends with its quote, any
-    other one at a space. In a URL a space must be `%20`: with a bare one it is no URL, and
-    its password is not found.
-    """
-    return _KEYED.sub(rf"\1\2{_HIDDEN}", _WORD.sub(_without_password, text))
-
-
-def _without_password(found: re.Match[str]) -> str:
-    """A word without what stands in it between the user of a URL and the last @."""
-    word = found[0]
-    end = word.rfind("@")
-    user = _USER.search(word, 0, end) if end > 0 else None
-    if user is None:
-        return word
-    password = word[user.end() : end]
-    is_ambiguous = re.search(_KEY, password, re.IGNORECASE) is not None
-    return f"{word[: user.end()]}{_HIDDEN}{'' if is_ambiguous else word[end:]}"
 
 
 def _add_context(record: logging.LogRecord) -> bool:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from bitfront.errors import InvalidMetric
+from bitfront.passwords import masked
 from bitfront.plan import Configuration, canonical_json
 from bitfront.trial import Cause, Evaluation
-from workers.observability.logs import masked
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bitfront.errors import TooManyFailures, UnusableSpool
 from bitfront.failpoints import failpoint
+from bitfront.passwords import masked
 from bitfront.plan import Configuration
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Origin, Trial, TrialState
@@ -18,7 +19,6 @@ from search.sampler import Proposer
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
-from workers.observability.logs import masked
 from workers.scheduling.attempt import Assignment, Seed
 from workers.scheduling.front_tracker import FrontTracker, Measured
 from workers.scheduling.metrics import Metrics, NullMetrics
