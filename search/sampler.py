@@ -244,14 +244,13 @@ class Proposer:
         filled = self._filled(sample.params)
         known = {**self._always, **_distributions(self._conditional)}
         outcome = sample.outcome
-        constraints = {} if outcome is None else outcome.constraints
-        excesses = {f"constraints:{name}": excess for name, excess in constraints.items()}
         return create_trial(
             state=TrialState.PRUNED if outcome is None else TrialState.COMPLETE,
             params=filled,
             distributions={name: known[name] for name in filled},
             values=None if outcome is None else list(outcome.values),
-            system_attrs={**excesses, **_generation(place)},
+            system_attrs=_generation(place),
+            constraints={} if outcome is None else dict(outcome.constraints),
         )
 
 

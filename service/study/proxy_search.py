@@ -128,7 +128,7 @@ class ProxySearch:
     def correlation(self, trials: Sequence[Trial]) -> float | None:
         """Spearman's rank correlation of proxy and measured error, over trials without recovery.
 
-        None where fewer than four trials have both.
+        None where fewer than four trials have both, or where one of the two does not vary.
         """
         pairs = [
             (proxy, trial.values["error"])
