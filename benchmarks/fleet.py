@@ -277,13 +277,13 @@ class Simulation:
             self._count_training(worker, length_s)
             done_s = driver.serve(now_s, fleet.report_s + self._wait_s)
             self.commits[int(done_s)] += 1
-            self._at(done_s, partial(self._go_on, worker, life))
+            self._at(done_s, partial(self._resume, worker, life))
             return
         self.totals.trials += 1
         self.commits[int(driver.free_s)] += 1
         self._ask(worker, now_s, fleet.complete_s + fleet.spool_s)
 
-    def _go_on(self, worker: Worker, life: int, now_s: float) -> None:
+    def _resume(self, worker: Worker, life: int, now_s: float) -> None:
         if worker.life == life:
             self._next_segment(worker, now_s)
 

@@ -473,7 +473,7 @@ class Budgeted:
             pruner = Pruner(self.front.points, self.gains.largest())
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint"
-                for stage in self.evaluator.rehearse(configuration, path):
+                for stage in self.evaluator.train_recovery(configuration, path):
                     stages[stage.step] = stage.error
                     if not pruner.allows(recovery, stage.step, stage.error, [size]):
                         self.pruned += 1

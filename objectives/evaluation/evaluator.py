@@ -124,22 +124,22 @@ class Evaluator:
         ranges = calibrate(family.task, clips)
         return cls(spec, family, ranges, bounds=bounds, features=features)
 
-    def rehearse(
+    def train_recovery(
         self,
         configuration: Configuration,
         checkpoint: SharedPath,
         is_ending: Callable[[], bool] = lambda: False,
     ) -> Iterator[Stage]:
-        """Trains the configuration's recovery, and shows its error on the way.
+        """Trains the configuration's recovery, and yields its error stage by stage.
 
-        First comes the plan without recovery, before anything is trained. Who has seen enough
-        stops asking. After the last stage the recovery is finished and known, so that
-        `evaluate` measures it.
+        First comes the plan without recovery, before anything is trained. A caller that has
+        seen enough stops iterating. After the last stage the recovery is finished and known, so
+        that `evaluate` measures it.
 
         Args:
             configuration: It has a recovery.
-            checkpoint: Where the training is saved as it goes, and goes on from.
-            is_ending: Asked after each step: shall the training be saved at once, and end?
+            checkpoint: Where the training is saved as it goes, and resumed from.
+            is_ending: Asked after each step: must the training be saved at once, and end?
 
         Raises:
             Interrupted: The training was told to end; it is saved.

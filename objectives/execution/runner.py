@@ -207,7 +207,7 @@ class StreamRunner:
         pending = 0
         for depth in range(start + 1, len(joints)):
             nbytes = joints[depth].sample_nbytes * n
-            if self.cache.admits(keys[depth], nbytes, pending):
+            if self.cache.request(keys[depth], nbytes, pending):
                 pending += nbytes
                 yield depth
 

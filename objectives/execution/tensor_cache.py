@@ -60,10 +60,10 @@ class TensorCache:
         self.hits += 1
         return group
 
-    def admits(self, key: Hashable, nbytes: int, pending: int = 0) -> bool:
-        """Whether a group is worth keeping, `pending` bytes of others being on their way.
+    def request(self, key: Hashable, nbytes: int, pending: int = 0) -> bool:
+        """Asks whether to keep a group, `pending` bytes of others being on their way.
 
-        While there is room everything is. Once others must go for it, only what was asked
+        While there is room the answer is yes. Once others must go for it, only for what was asked
         for before: most groups are never wanted again, and would push out those that are.
         """
         if key in self._groups or pending + nbytes > self.limit_nbytes:

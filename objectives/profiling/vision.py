@@ -90,7 +90,7 @@ def optimise_vision(
         spec: The settings.
         seed: Of the order of the batches in each epoch.
         checkpoint: A file that the state is written to after each epoch, and from which a
-            run with the same `vision_identity` goes on.
+            run with the same `vision_identity` resumes.
         on_epoch: Called after each epoch that runs here, its state already written.
 
     Returns:

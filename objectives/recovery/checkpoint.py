@@ -43,7 +43,7 @@ def read_checkpoint(
     """The content and the tensors of a checkpoint.
 
     Raises:
-        InvalidModel: It is damaged, no checkpoint of that form, or that of something else.
+        InvalidModel: It is damaged, not of that form, or a checkpoint of something else.
     """
     try:
         saved = read_whole(path)
@@ -52,7 +52,7 @@ def read_checkpoint(
         found, checksum = header.pop("identity"), header.pop("checksum")
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InvalidModel(
-            f"{path} is no checkpoint of the form {form}, or a damaged one: "
+            f"{path} is not a checkpoint of the form {form}, or is damaged: "
             "remove it, or give another path"
         ) from error
     if checksum != _checksum(found, header, tensors):
@@ -68,7 +68,7 @@ def read_checkpoint(
 
 
 def _metadata(saved: bytes) -> dict[str, str]:
-    """What a safetensors file says of itself: JSON behind its length in 8 bytes."""
+    """What a safetensors file says of itself: JSON after its length in 8 bytes."""
     length = int.from_bytes(saved[:8], "little")
     header: dict[str, dict[str, str]] = json.loads(saved[8 : 8 + length])
     return header["__metadata__"]

@@ -22,7 +22,7 @@ class RecoveryCheckpoint:
         path: The file.
         identity: The hash of all that the training depends on.
         every_s: Seconds between two checkpoints.
-        is_ending: Asked after each step: shall the training be saved at once, and end?
+        is_ending: Asked after each step: must the training be saved at once, and end?
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RecoveryCheckpoint:
 
     @property
     def exists(self) -> bool:
-        """Whether there is something to go on from, as far as can be told."""
+        """Whether there is something to resume from, as far as can be told."""
         try:
             return is_there(self._path)
         except OSError as error:
@@ -48,12 +48,12 @@ class RecoveryCheckpoint:
             return False
 
     def resume(self, training: Training) -> None:
-        """Puts a new training where the checkpoint stands; a useless one is left behind."""
+        """Puts a new training where the checkpoint stands; an unusable checkpoint is removed."""
         if not self.exists:
             return
         try:
             _, tensors = read_checkpoint(self._path, _FORM, self._identity)
-            training.go_on(tensors)
+            training.load_state_dict(tensors)
             witness("training resumed", checkpoint=self._path.name, step=training.steps)
         except InvalidModel as error:
             logger.warning("the recovery is trained from its start: %s", error)
@@ -75,7 +75,7 @@ class RecoveryCheckpoint:
     def _save(self, training: Training) -> None:
         content = {"step": training.steps}
         try:
-            write_checkpoint(self._path, _FORM, self._identity, content, training.state())
+            write_checkpoint(self._path, _FORM, self._identity, content, training.state_dict())
         except OSError as error:
             # Without a checkpoint an interrupted recovery takes longer; it is no worse.
             logger.warning("the checkpoint %s cannot be written: %s", self._path, error)
@@ -99,7 +99,7 @@ def advance(
         training: What is trained.
         until: Its number of steps in the end.
         checkpoint: Where it is saved as it goes.
-        on_step: Called with the loss in nats behind each step.
+        on_step: Called with the loss in nats after each step.
 
     Raises:
         Interrupted: The checkpoint was told that the training has to end.

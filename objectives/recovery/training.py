@@ -1,6 +1,6 @@
 """The training of a recovery, step by step: its optimiser, its schedule, and its state.
 
-A training that is put back into a saved state goes on to the same bits on a CPU.
+A training that loads a saved state resumes to the same bits on a CPU.
 """
 
 import math
@@ -141,7 +141,7 @@ class Training(ABC):
         modules = [module for module in (self.context, self.adapter) if module is not None]
         return {name: tensor for module in modules for name, tensor in module.stored().items()}
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All that the further steps depend on, on the CPU."""
         tensors = {
             "generator": self._generator.get_state(),
@@ -156,8 +156,8 @@ class Training(ABC):
             tensors |= {f"{place}.{name}": moments[name] for name in _MOMENTS if name in moments}
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
-    def go_on(self, state: Mapping[str, Tensor]) -> None:
-        """Put the training into a state that `state` gave; a useless one changes nothing.
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put the training into a state that `state_dict` gave; an unusable one changes nothing.
 
         Raises:
             InvalidModel: The state is that of another training.
@@ -179,7 +179,9 @@ class Training(ABC):
             if self.adapter is not None and steps > self.recovery.steps // 2:
                 self.adapter.take_formats(formats)
         except (KeyError, RuntimeError) as error:
-            raise InvalidModel(f"this is no state of the recovery in training: {error}") from error
+            raise InvalidModel(
+                f"this is not a state of the recovery in training: {error}"
+            ) from error
         self._generator, self.steps, self._carried = generator, steps, carried
         for parameter, value, known in zip(self._parameters, values, moments, strict=True):
             parameter.data = value

@@ -175,7 +175,7 @@ class _WorkerPool:
             return
         if report.outcome is None:
             self._scheduler.report(assignment, report.step, report.error)
-            self._busy[worker.go_on.remote()] = (worker, assignment)
+            self._busy[worker.resume.remote()] = (worker, assignment)
             return
         if report.leaves:
             ray.kill(worker)

@@ -85,9 +85,9 @@ class TrialWorker:
         self._spool = Spool(shared_path(task.spool))
         self._preemption.begin(self._spool, task.epoch)
         self._course = self._attempt()
-        return self.go_on()
+        return self.resume()
 
-    def go_on(self) -> Report:
+    def resume(self) -> Report:
         """Returns what the next stage showed, or spools the attempt's outcome and returns it."""
         assignment = self._task.assignment
         with (
@@ -137,7 +137,7 @@ class TrialWorker:
 
             config = self._task.config.with_halved_batch(assignment.halvings)
             evaluator = model_cache.evaluator(config)
-            hopeful = yield from self._rehearse(evaluator, assignment.configuration)
+            hopeful = yield from self._train_recovery(evaluator, assignment.configuration)
             if hopeful:
                 evaluation = evaluator.evaluate(assignment.configuration)
         except Interrupted as error:
@@ -151,7 +151,7 @@ class TrialWorker:
         digest = assignment.configuration.digest
         yield Outcome(evaluation, failure, seconds, worker_name(), digest)
 
-    def _rehearse(
+    def _train_recovery(
         self, evaluator: "Evaluator", configuration: Configuration
     ) -> "Generator[Stage, None, bool]":
         """Trains the recovery stage by stage; whether the front is still in reach."""
@@ -161,7 +161,7 @@ class TrialWorker:
         known = evaluator.costs(configuration)
         costs = [known.get(objective.value, 0.0) for objective in evaluator.spec.objectives[1:]]
         checkpoint = self._spool.checkpoint(self._task.assignment.number)
-        stages = evaluator.rehearse(
+        stages = evaluator.train_recovery(
             configuration, checkpoint, lambda: self._preemption.cause() is not None
         )
         for stage in stages:

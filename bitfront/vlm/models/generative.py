@@ -80,7 +80,7 @@ class GenerativeInterface:
         logits: Embedded rows `(n, length, text_width)` to the logits `(n, kept, vocabulary)`
             of the last `kept` positions.
         continue_from: Like `logits` for the last position; it also returns a state, from which
-            the next call goes on with one more position a row.
+            the next call continues with one more position a row.
         prepare: A question's text and its picture to a prompt; the text holds `image_token`
             where there is a picture.
         encode_answer: An answer's tokens with the end behind them.

@@ -274,14 +274,14 @@ def test_the_first_stage_is_the_plan_alone_and_costs_no_training(
 ) -> None:
     configuration = Configuration(uniform(model, 3), REHEARSED)
 
-    first = next(evaluator.rehearse(configuration, tmp_path / "recovery"))
+    first = next(evaluator.train_recovery(configuration, tmp_path / "recovery"))
 
     plain = evaluator.evaluate(Configuration(configuration.plan))
     assert first == Stage(0, plain.values["error"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rehearsal_ends_with_what_an_evaluation_measures(
+def test_a_training_in_stages_ends_with_what_an_evaluation_measures(
     spec: JobSpec,
     model: DualEncoder,
     task: Task,
@@ -292,30 +292,30 @@ def test_a_rehearsal_ends_with_what_an_evaluation_measures(
     configuration = Configuration(uniform(model, 3), REHEARSED)
     whole = fresh(spec, model, task, ranges).evaluate(configuration)
 
-    stages = list(evaluator.rehearse(configuration, tmp_path / "recovery"))
+    stages = list(evaluator.train_recovery(configuration, tmp_path / "recovery"))
     # Whoever looks at a stage may evaluate something else in between.
-    rehearsed = evaluator.evaluate(configuration)
+    trained = evaluator.evaluate(configuration)
 
     assert [stage.step for stage in stages] == [0, 2, 4, 6]
-    assert figures(rehearsed) == figures(whole)
-    assert rehearsed.metrics["hits.recovery"] == 1
+    assert figures(trained) == figures(whole)
+    assert trained.metrics["hits.recovery"] == 1
 
 
 @pytest.mark.parametrize("ended", [1, 2, 3, 4])
-def test_a_rehearsal_goes_on_from_its_checkpoint_to_the_same_bits(
+def test_a_training_resumes_from_its_checkpoint_to_the_same_bits(
     spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges, ended: int, tmp_path: Path
 ) -> None:
     search = spec.search.model_copy(update={"checkpoint_s": 0})
     spec = spec.model_copy(update={"search": search})
     configuration = Configuration(uniform(model, 3), REHEARSED)
     undisturbed = fresh(spec, model, task, ranges)
-    all_stages = list(undisturbed.rehearse(configuration, tmp_path / "undisturbed"))
-    killed = fresh(spec, model, task, ranges).rehearse(configuration, tmp_path / "recovery")
+    all_stages = list(undisturbed.train_recovery(configuration, tmp_path / "undisturbed"))
+    killed = fresh(spec, model, task, ranges).train_recovery(configuration, tmp_path / "recovery")
     shown = [next(killed) for _ in range(ended)]
     del killed
 
     again = fresh(spec, model, task, ranges)
-    rest = list(again.rehearse(configuration, tmp_path / "recovery"))
+    rest = list(again.train_recovery(configuration, tmp_path / "recovery"))
 
     assert [*shown, *rest[1 if ended == 1 else 0 :]] == all_stages
     assert figures(again.evaluate(configuration)) == figures(undisturbed.evaluate(configuration))
@@ -333,7 +333,7 @@ def test_a_checkpoint_of_another_configuration_is_left_alone(
     RecoveryCheckpoint(path, "another", every_s=0).save_if_due(training)
 
     assert identity.exists
-    list(evaluator.rehearse(other, path))
+    list(evaluator.train_recovery(other, path))
 
     assert "trained from its start" in caplog.text
 

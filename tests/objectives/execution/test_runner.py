@@ -209,13 +209,13 @@ def test_the_cache_never_exceeds_its_limit() -> None:
     assert "huge" not in cache
 
 
-def test_a_full_cache_admits_only_what_comes_back() -> None:
+def test_a_full_cache_keeps_only_what_comes_back() -> None:
     cache = TensorCache(100)
-    assert cache.admits("a", 80)
+    assert cache.request("a", 80)
     cache.put("a", group(80))
 
-    first, second = cache.admits("b", 40), cache.admits("b", 40)
+    first, second = cache.request("b", 40), cache.request("b", 40)
 
     assert (first, second) == (False, True)
-    assert not cache.admits("a", 80)
-    assert not cache.admits("huge", 101)
+    assert not cache.request("a", 80)
+    assert not cache.request("huge", 101)

@@ -345,7 +345,7 @@ def test_a_training_put_back_anywhere_goes_on_to_the_same_bits(
     advance(first, ended)
 
     second = _training(quantized, recovery, quantizer, seed=9)
-    second.go_on(first.state())
+    second.load_state_dict(first.state_dict())
     advance(second, 6)
 
     assert second.steps == 6

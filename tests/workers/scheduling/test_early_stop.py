@@ -203,7 +203,7 @@ def test_a_lost_worker_that_had_stopped_early_is_not_asked_again(driver: Driver)
     assert driver.store.trials("early")[0].state is TrialState.PRUNED
 
 
-class Rehearsal:
+class StagedEvaluator:
     """Stands for an evaluator: shows given stages, and counts what is asked for."""
 
     def __init__(self, errors: tuple[float, ...]) -> None:
@@ -215,7 +215,7 @@ class Rehearsal:
     def costs(self, configuration: Configuration) -> dict[str, float]:
         return {"nbytes": float(sum(p.weight_bits for _, p in configuration.plan))}
 
-    def rehearse(
+    def train_recovery(
         self, configuration: Configuration, checkpoint: Path, is_ending: Callable[[], bool]
     ) -> Iterator[Stage]:
         assert not is_ending()
@@ -231,7 +231,7 @@ class Rehearsal:
 
 
 def results(
-    evaluator: Rehearsal,
+    evaluator: StagedEvaluator,
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     recovery: Recovery | None,
@@ -249,7 +249,7 @@ def results(
     stages = []
     while report.outcome is None:
         stages.append((report.step, report.error))
-        report = worker.go_on()
+        report = worker.resume()
     assert not report.leaves
     return stages, report.outcome
 
@@ -257,7 +257,7 @@ def results(
 def test_a_worker_shows_every_stage_and_then_its_outcome(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluator = Rehearsal((0.4, 0.3, 0.2, 0.1))
+    evaluator = StagedEvaluator((0.4, 0.3, 0.2, 0.1))
 
     stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
 
@@ -269,7 +269,7 @@ def test_a_worker_shows_every_stage_and_then_its_outcome(
 def test_a_worker_stops_where_the_front_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluator = Rehearsal((0.4, 0.3, 0.2, 0.1))
+    evaluator = StagedEvaluator((0.4, 0.3, 0.2, 0.1))
     pruner = Pruner(((0.25, 15.0),), (0.4, 0.1, 0.1, 0.1))
 
     stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, pruner)
@@ -283,7 +283,7 @@ def test_a_worker_stops_where_the_front_is_out_of_reach(
 def test_a_trial_without_recovery_has_no_stages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluator = Rehearsal(())
+    evaluator = StagedEvaluator(())
     hopeless = Pruner(((0.0, 0.0),), (0.0, 0.0, 0.0, 0.0))
 
     stages, outcome = results(evaluator, monkeypatch, tmp_path, None, hopeless)
@@ -295,7 +295,7 @@ def test_a_trial_without_recovery_has_no_stages(
 def test_an_error_while_training_is_the_attempts_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluator = Rehearsal((0.4, 0.3))  # two stages are missing
+    evaluator = StagedEvaluator((0.4, 0.3))  # two stages are missing
 
     _, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
 
