@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from bitfront.errors import SpecError
+from bitfront.objective import FIGURES
 
 
 class Key(StrEnum):
@@ -143,12 +144,11 @@ DECISIONS: Final = MappingProxyType(
         "profile.vision.error_weight": _VISION,
         "profile.vision.output_weight": _VISION,
         "objectives": _enters(Key.EVALUATION),
-        "constraints.max_nbytes": _LIMIT,
-        "constraints.max_error": _LIMIT,
-        "constraints.max_bits": _LIMIT,
-        "constraints.max_bit_operations": _LIMIT,
-        # A latency is measured only where it is asked for.
-        "constraints.max_latency_s": _enters(Key.EVALUATION),
+        # Some figures, such as a latency, are measured only where they are asked for.
+        **{
+            f"constraints.{figure.limit}": _enters(Key.EVALUATION) if figure.on_demand else _LIMIT
+            for figure in FIGURES
+        },
         "search.sampler": _PROPOSALS,
         # Of trainings.
         "search.seed": _enters(Key.BOUNDS, Key.EVALUATION, Key.FEATURES, Key.VISION_CHECKPOINT),

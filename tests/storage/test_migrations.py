@@ -1,7 +1,5 @@
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import Barrier
 
@@ -11,15 +9,15 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, MetaData, create_engine, exc, insert, inspect, select, text, update
+from sqlalchemy import Engine, MetaData, create_engine, exc, inspect, select, text
 
 from bitfront.errors import DatabaseError
-from bitfront.plan import canonical_json, digest
+from bitfront.profile import StageArtefactKind
 from bitfront.trial import Cause, FrontChange, TrialState
 from storage.engine import Database
 from storage.location import parse_url
 from storage.records import Lease
-from storage.schema import REVISIONS, VERSION_TABLE, run_migrations, upgrade
+from storage.schema import REVISIONS, VERSION_TABLE, upgrade
 from storage.store import Store, open_store
 from storage.tables import Base
 from tests.support.databases import Databases
@@ -80,12 +78,8 @@ def test_migrations_run_from_any_folder(
         assert store.studies() == []
 
 
-def test_the_first_migration_can_be_taken_back(engine: Engine) -> None:
-    config = Config()
-    config.set_main_option("script_location", "storage:migrations")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+def test_the_first_migration_can_be_taken_back(database_url: str, engine: Engine) -> None:
+    downgrade(database_url, "base")
 
     assert inspect(engine).get_table_names() == [VERSION_TABLE]
 
@@ -94,13 +88,16 @@ Rows = dict[str, set[str]]
 
 
 def rows(url: str) -> Rows:
-    """Every row of every table but the revision's, whatever the schema."""
+    """Every row of every table but the revision's: the columns that hold something."""
     engine = create_engine(parse_url(url))
     found = MetaData()
     found.reflect(engine)
     with engine.connect() as connection:
         kept = {
-            table.name: {str(row) for row in connection.execute(select(table))}
+            table.name: {
+                str({name: value for name, value in sorted(row.items()) if value is not None})
+                for row in connection.execute(select(table)).mappings()
+            }
             for table in found.sorted_tables
             if table.name != VERSION_TABLE
         }
@@ -125,33 +122,24 @@ def fill(store: Store) -> Lease:
 
 
 def of_revision(databases: Databases, revision: str) -> tuple[str, Lease]:
-    """A filled database as an older bitfront left it."""
-    url = databases.empty()
-    if url.startswith("sqlite"):
-        Path(url.removeprefix("sqlite:///")).touch()
-    database = Database(parse_url(url), 1.0)
-    database.write(run_migrations, revision)
-    with Store(database) as store:
+    """A filled database in an older schema."""
+    url = databases.ready()
+    with open_store(url) as store:
         lease = fill(store)
-    _use_old_names(url, has_findings=revision != "0001")
+        if revision != "0001":
+            content = {"evaluations": 25}
+            store.put_stage_artefact(lease, "key", StageArtefactKind.CLIPS, content, 0.5)
+    downgrade(url, revision)
     return url, lease
 
 
-def _use_old_names(url: str, *, has_findings: bool) -> None:
-    """Writes what the schemas before 0005 called otherwise, as they did."""
+def downgrade(url: str, revision: str) -> None:
     engine = create_engine(parse_url(url))
-    found = MetaData()
-    found.reflect(engine)
-    study = found.tables["study"]
+    config = Config()
+    config.set_main_option("script_location", "storage:migrations")
     with engine.begin() as connection:
-        spec = connection.scalars(select(study.c.spec)).one()
-        spec["partition"]["grain"] = spec["partition"].pop("granularity")
-        columns = {"spec": json.loads(canonical_json(spec)), "spec_digest": digest(spec)}
-        connection.execute(update(study).values(columns))
-        if has_findings:
-            finding = {"key": "key", "kind": "clips", "content": {"evaluations": 25}}
-            times = {"seconds": 0.5, "created_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}
-            connection.execute(insert(found.tables["finding"]), {**finding, **times})
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
     engine.dispose()
 
 
@@ -226,12 +214,8 @@ def test_a_pruned_trial_runs_again_in_the_schema_that_does_not_know_it(
     with open_store(url) as store:
         store.report(lease, 3, 1, 15, 0.5)
         store.prune_trial(lease, 3, 1, seconds=1.0)
+    downgrade(url, "0002")
     engine = create_engine(parse_url(url))
-    config = Config()
-    config.set_main_option("script_location", "storage:migrations")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0002")
     with engine.connect() as connection, pytest.raises(exc.IntegrityError):
         connection.execute(text("UPDATE trial SET state = 'pruned' WHERE number = 3"))
     if engine.dialect.name == "sqlite":
@@ -243,7 +227,7 @@ def test_a_pruned_trial_runs_again_in_the_schema_that_does_not_know_it(
     unrelated = before.keys() - {"trial", "attempt", "study", "event"}
     assert before.keys() == after.keys()
     assert {name: after[name] for name in unrelated} == {name: before[name] for name in unrelated}
-    with Store(Database(parse_url(url), 1.0)) as store:
+    with open_store(url) as store:
         stopped = store.trials("digits", {TrialState.CANCELLED})
         assert [(kept.number, kept.cause) for kept in stopped] == [
             (3, "cancelled"),
@@ -256,14 +240,10 @@ def test_the_names_of_the_last_schema_come_back(databases: Databases) -> None:
     url, _ = of_revision(databases, "0004")
     before = rows(url)
     upgrade(url)
+
+    downgrade(url, "0004")
+
     engine = create_engine(parse_url(url))
-    config = Config()
-    config.set_main_option("script_location", "storage:migrations")
-
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0004")
-
     indexes = {index["name"] for index in inspect(engine).get_indexes("finding")}
     engine.dispose()
     assert rows(url) == before

@@ -9,6 +9,7 @@ from bitfront.identity import keys
 from bitfront.identity.decisions import DECISIONS, Decision, Key, Part
 from bitfront.identity.identities import Identities
 from bitfront.layers import Block, Tower
+from bitfront.objective import FIGURES
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
@@ -49,7 +50,7 @@ OTHERS: dict[str, object] = {
     "profile.vision.error_weight": 2.0,
     "profile.vision.output_weight": 2.0,
     "objectives": ["error", "bit_operations"],
-    "constraints.max_latency_s": 1.0,
+    **{f"constraints.{figure.limit}": 1 for figure in FIGURES if figure.on_demand},
     "search.seed": 1,
 }
 

@@ -6,6 +6,7 @@ import pytest
 
 from bitfront.errors import SpecError
 from bitfront.job import load_job
+from bitfront.objective import Objective
 
 WHOLE = """\
 study: first
@@ -156,7 +157,7 @@ ADDITIONS = {
     "an unknown objective": (
         "objectives: [error, speed]",
         "line 6: objectives: 'speed' is not possible: "
-        "write error, nbytes, bit_operations or latency_s",
+        f"write {', '.join(list(Objective)[:-1])} or {list(Objective)[-1]}",
     ),
     "an open bracket": (
         "objectives: [error,\n",
