@@ -497,7 +497,7 @@ def checkpoint(
 
 
 def damaged(content: bytes) -> dict[str, bytes]:
-    """Files that are no checkpoint of ours any more."""
+    """Files that are not a checkpoint of ours any more."""
     flipped = bytearray(content)
     flipped[-5] ^= 1
     header_size = 8 + int.from_bytes(content[:8], "little")
@@ -542,7 +542,7 @@ def test_a_file_of_other_tensors_is_refused(
     path = tmp_path / "weights.safetensors"
     save_file({"factors": torch.ones(2)}, path)
 
-    with pytest.raises(InvalidModel, match="no checkpoint"):
+    with pytest.raises(InvalidModel, match="not a checkpoint"):
         optimise_vision(model, task, ranges, QUANTIZER, SPEC, 0, checkpoint=path)
 
 
