@@ -31,23 +31,23 @@ import psutil
 from sqlalchemy import create_engine, insert, select
 
 from benchmarks.sleeper import made_up, sleeping_worker
+from benchmarks.told import OBJECTIVES, complete
+from bitfront.attempt import Attempt, AttemptResult, Evaluated
 from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec, RecoverySpace, Sampler
 from bitfront.trial import Evaluation, Origin, TrialState
 from search.front import hypervolume
-from search.sampler import Outcome as Sample
 from search.sampler import Proposer
 from search.space import SearchSpace
+from storage import tables
 from storage.records import EventKind
 from storage.store import Store, open_store
-from storage.tables import Attempt, Study, Trial
+from storage.tables import Study, Trial
 from tests.support.studies import JOB
 from workers.cluster.connection import connected
 from workers.cluster.worker_pool import run_trials
-from workers.scheduling.attempt import Assignment
-from workers.scheduling.outcome import Outcome
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import TrialScheduler
 from workers.scheduling.worker_config import WorkerConfig
@@ -143,7 +143,7 @@ class Mark:
         return cls(time.time(), time.process_time())
 
 
-class WatchedLedger(TrialScheduler):
+class WatchedScheduler(TrialScheduler):
     """A scheduler that notes when it hands a trial out, and when and from where one comes back."""
 
     handed: list[Mark]
@@ -156,31 +156,33 @@ class WatchedLedger(TrialScheduler):
         self.handed, self.returned, self.firsts, self.pauses = [], [], {}, []
         self._last: dict[str, float] = {}
 
-    def next(self) -> Assignment | None:
+    def next(self) -> Attempt | None:
         """The next attempt."""
-        assignment = super().next()
-        if assignment is not None:
+        attempt = super().next()
+        if attempt is not None:
             self.handed.append(Mark.now())
-        return assignment
+        return attempt
 
-    def finish(self, assignment: Assignment, outcome: Outcome) -> None:
+    def finish(self, attempt: Attempt, result: AttemptResult) -> None:
         """Records what a worker returned."""
-        super().finish(assignment, outcome)
+        super().finish(attempt, result)
         self.returned.append(Mark.now())
-        if outcome.evaluation is None:
-            raise click.ClickException(f"a trial failed: {outcome.failure}")
-        metrics = outcome.evaluation.metrics
-        self.firsts.setdefault(outcome.worker, metrics["started_s"])
-        if outcome.worker in self._last:
-            self.pauses.append(metrics["started_s"] - self._last[outcome.worker])
-        self._last[outcome.worker] = metrics["ended_s"]
+        if not isinstance(result, Evaluated):
+            raise click.ClickException(f"a trial failed: {result}")
+        metrics = result.evaluation.metrics
+        self.firsts.setdefault(result.worker, metrics["started_s"])
+        if result.worker in self._last:
+            self.pauses.append(metrics["started_s"] - self._last[result.worker])
+        self._last[result.worker] = metrics["ended_s"]
 
 
-def make_ledger(store: Store, spec: JobSpec, space: SearchSpace, spool: Spool) -> WatchedLedger:
+def make_scheduler(
+    store: Store, spec: JobSpec, space: SearchSpace, spool: Spool
+) -> WatchedScheduler:
     """A driver of the study, which is made if it is not there."""
     if not store.studies():
         store.create_study(spec, {})
-    scheduler = WatchedLedger(
+    scheduler = WatchedScheduler(
         store,
         store.acquire(STUDY, "benchmark", 3600),
         spec,
@@ -235,7 +237,7 @@ def throughput_of(
     started_s = time.time()
     with open_store(url) as store, connected(spec.search.workers):
         connect_s = time.time() - started_s
-        scheduler = make_ledger(store, spec, space, spool)
+        scheduler = make_scheduler(store, spec, space, spool)
         run_trials(
             scheduler,
             spec.search,
@@ -247,7 +249,9 @@ def throughput_of(
     return summary(scheduler, spec.search.workers, seconds, connect_s)
 
 
-def summary(scheduler: WatchedLedger, workers: int, seconds: float, connect_s: float) -> Throughput:
+def summary(
+    scheduler: WatchedScheduler, workers: int, seconds: float, connect_s: float
+) -> Throughput:
     """What a run's notes come to."""
     ideal = workers / seconds
     first, last = scheduler.handed[0], scheduler.returned[-1]
@@ -375,7 +379,7 @@ def fill(
         keys = connection.scalars(select(Trial.id)).all()
         attempts = [{"trial_id": key, "number": 1, "seconds": 0.5} for key in keys]
         if attempts:
-            connection.execute(insert(Attempt), attempts)
+            connection.execute(insert(tables.Attempt), attempts)
     engine.dispose()
 
 
@@ -458,15 +462,15 @@ def _grown(
 ) -> list[object]:
     """One line of the table."""
     started_s = time.perf_counter()
-    proposer = Proposer(space, 2, sampler, 0, history=history)
-    proposer.restore([(known, Sample(tuple(values.values()), {})) for known, values in done])
+    proposer = Proposer(space, OBJECTIVES, sampler, 0, history=history)
+    proposer.restore([complete(known, tuple(values.values())) for known, values in done])
     sampler_s = time.perf_counter() - started_s
 
     def ask_and_tell() -> None:
         proposal = proposer.propose()
         assert proposal is not None
         values = made_up(proposal.configuration)
-        proposer.complete(proposal.configuration, Sample(tuple(values.values()), {}))
+        proposer.tell(complete(proposal.configuration, tuple(values.values())))
 
     alone = cost_of(ask_and_tell, repeats)
     spec = make_spec(10**6, 1, sampler, history)
@@ -474,16 +478,16 @@ def _grown(
         fill(url, spec, space, done)
         with open_store(url) as store:
             started_s = time.perf_counter()
-            scheduler = make_ledger(store, spec, space, Spool(Path(folder) / "spool"))
+            scheduler = make_scheduler(store, spec, space, Spool(Path(folder) / "spool"))
             driver_s = time.perf_counter() - started_s
 
             def hand_out_and_take_in() -> None:
-                assignment = scheduler.next()
-                assert assignment is not None
+                attempt = scheduler.next()
+                assert attempt is not None
                 evaluation = Evaluation(
-                    made_up(assignment.configuration), {"started_s": 0.0, "ended_s": 0.0}
+                    made_up(attempt.configuration), {"started_s": 0.0, "ended_s": 0.0}
                 )
-                scheduler.finish(assignment, Outcome(evaluation, None, 0.5, "benchmark"))
+                scheduler.finish(attempt, Evaluated(evaluation, seconds=0.5, worker="benchmark"))
 
             stored = cost_of(hand_out_and_take_in, repeats)
     return [alone, stored, f"{sampler_s:.2f}", f"{driver_s:.2f}"]
@@ -526,7 +530,7 @@ def searched(
 ) -> list[float]:
     """The hypervolume after so many trials of a study that starts with the program's seeds."""
     reference = (1.0, full_nbytes(space))
-    proposer = Proposer(space, 2, sampler, seed, history=history)
+    proposer = Proposer(space, OBJECTIVES, sampler, seed, history=history)
     waiting = proxy_seeds(space, seed)
     rows: list[tuple[float, ...]] = []
     volumes = []
@@ -539,7 +543,7 @@ def searched(
             assert proposal is not None
             configuration = proposal.configuration
         rows.append(tuple(made_up(configuration).values()))
-        proposer.complete(configuration, Sample(rows[-1], {}))
+        proposer.tell(complete(configuration, rows[-1]))
         if len(rows) in marks:
             volumes.append(hypervolume(np.array(rows), reference))
     return volumes

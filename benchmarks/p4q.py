@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.in_process import profile
+from benchmarks.told import OBJECTIVES, complete, pruned
 from bitfront.plan import ClassPosition, Configuration, Plan, Recovery, TeacherText
 from bitfront.precision import Precision
 from bitfront.reference.scenes import WORDS
@@ -49,7 +50,7 @@ from objectives.recovery.checkpointed_training import advance
 from objectives.recovery.class_training import ClassData, ClassTraining
 from search.front import Front, hypervolume
 from search.pruner import Pruner, RecoveryGains
-from search.sampler import Outcome, Proposer
+from search.sampler import Proposer
 from search.seeds import uniform_precision
 from search.space import SearchSpace
 from service.study.proxy_search import ProxySearch
@@ -474,8 +475,8 @@ class Budgeted:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint"
                 for stage in self.evaluator.train_recovery(configuration, path):
-                    stages[stage.step] = stage.error
-                    if not pruner.allows(recovery, stage.step, stage.error, [size]):
+                    stages[stage.step] = stage.value
+                    if not pruner.allows(recovery, stage.step, stage.value, [size]):
                         self.pruned += 1
                         return None
         error = self.evaluator.evaluate(configuration).values["error"]
@@ -499,9 +500,9 @@ def _propose(search: Budgeted, proposer: Proposer, until: Callable[[], bool]) ->
     while not until() and (proposal := proposer.propose()) is not None:
         values = search.measure(proposal.configuration)
         if values is None:
-            proposer.prune(proposal.configuration)
+            proposer.tell(pruned(proposal.configuration))
         else:
-            proposer.complete(proposal.configuration, Outcome(values, {}))
+            proposer.tell(complete(proposal.configuration, values))
 
 
 def _start(search: Budgeted, proposer: Proposer, seeds: Sequence[Configuration]) -> None:
@@ -511,14 +512,14 @@ def _start(search: Budgeted, proposer: Proposer, seeds: Sequence[Configuration])
         proposer.start(configuration)
         values = search.measure(configuration)
         if values is None:
-            proposer.prune(configuration)
+            proposer.tell(pruned(configuration))
         else:
-            proposer.complete(configuration, Outcome(values, {}))
+            proposer.tell(complete(configuration, values))
 
 
 def jointly(search: Budgeted, proxy_search: ProxySearch, seed: int) -> None:
     """Plans and recoveries in one space, as a study does it."""
-    proposer = Proposer(proxy_search.space, 2, Sampler.TPE, seed)
+    proposer = Proposer(proxy_search.space, OBJECTIVES, Sampler.TPE, seed)
     _start(search, proposer, [start.configuration for start in proxy_search.seeds()])
     _propose(search, proposer, lambda: search.is_over)
 
@@ -527,7 +528,7 @@ def plans_first(search: Budgeted, proxy_search: ProxySearch, seed: int) -> None:
     """Half of the time for plans alone, then recoveries for the plans on the front."""
     halfway_s = time.process_time() + (search.until_s - time.process_time()) / 2
     bare = SearchSpace(proxy_search.space.blocks, proxy_search.space.options, {}, None)
-    proposer = Proposer(bare, 2, Sampler.TPE, seed)
+    proposer = Proposer(bare, OBJECTIVES, Sampler.TPE, seed)
     seeds = [s.configuration for s in proxy_search.seeds() if s.configuration.recovery is None]
     _start(search, proposer, seeds)
     _propose(search, proposer, lambda: time.process_time() >= halfway_s)
@@ -550,7 +551,7 @@ def plans_first(search: Budgeted, proxy_search: ProxySearch, seed: int) -> None:
 def plans_only(search: Budgeted, proxy_search: ProxySearch, seed: int) -> None:
     """All of the time for plans, none for recoveries."""
     bare = SearchSpace(proxy_search.space.blocks, proxy_search.space.options, {}, None)
-    proposer = Proposer(bare, 2, Sampler.TPE, seed)
+    proposer = Proposer(bare, OBJECTIVES, Sampler.TPE, seed)
     seeds = [s.configuration for s in proxy_search.seeds() if s.configuration.recovery is None]
     _start(search, proposer, seeds)
     _propose(search, proposer, lambda: search.is_over)

@@ -16,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 
 from benchmarks.in_process import profile
+from benchmarks.told import OBJECTIVES, complete
 from bitfront.layers import Block
 from bitfront.plan import Configuration
 from bitfront.profile import Profile
@@ -23,7 +24,7 @@ from bitfront.spec import JobSpec, Sampler
 from objectives.evaluation.evaluator import Evaluator
 from search.front import hypervolume
 from search.options import block_options
-from search.sampler import Outcome, Proposer
+from search.sampler import Proposer
 from search.space import SearchSpace
 from service.study.proxy_search import ProxySearch
 from workers.process import model_cache
@@ -56,17 +57,17 @@ def sampled(
     space: SearchSpace, sampler: Sampler, seed: int, measure: Measure
 ) -> Iterator[tuple[float, ...]]:
     """The values of one trial after another, as the sampler proposes them."""
-    proposer = Proposer(space, 2, sampler, seed)
+    proposer = Proposer(space, OBJECTIVES, sampler, seed)
     yield from _continue(proposer, measure)
 
 
 def ours(proxy_search: ProxySearch, seed: int, measure: Measure) -> Iterator[tuple[float, ...]]:
     """The seeds of a study, then the sampler in the pruned space."""
-    proposer = Proposer(proxy_search.space, 2, Sampler.TPE, seed)
+    proposer = Proposer(proxy_search.space, OBJECTIVES, Sampler.TPE, seed)
     for start in proxy_search.seeds():
         proposer.start(start.configuration)
         values = measure(start.configuration)
-        proposer.complete(start.configuration, Outcome(values, {}))
+        proposer.tell(complete(start.configuration, values))
         yield values
     yield from _continue(proposer, measure)
 
@@ -74,7 +75,7 @@ def ours(proxy_search: ProxySearch, seed: int, measure: Measure) -> Iterator[tup
 def _continue(proposer: Proposer, measure: Measure) -> Iterator[tuple[float, ...]]:
     while (proposal := proposer.propose()) is not None:
         values = measure(proposal.configuration)
-        proposer.complete(proposal.configuration, Outcome(values, {}))
+        proposer.tell(complete(proposal.configuration, values))
         yield values
 
 

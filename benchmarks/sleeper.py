@@ -6,10 +6,11 @@ It stands alone, for every worker process imports it: here is neither Optuna nor
 import time
 from collections.abc import Iterator
 
+from bitfront.attempt import AttemptResult, Evaluated, IntermediateValue
 from bitfront.plan import Configuration
 from bitfront.trial import Evaluation
 from workers.process.trial_worker import TrialWorker
-from workers.scheduling.outcome import Outcome, worker_name
+from workers.scheduling.failures import worker_name
 
 WEIGHTS = 65_536
 
@@ -34,11 +35,11 @@ def sleeping_worker(seconds: float) -> type[TrialWorker]:
     """A trial worker that uses no processor time: it loads no model and sleeps."""
 
     class SleepingWorker(TrialWorker):
-        def _attempt(self) -> Iterator[Outcome]:
+        def _run(self) -> Iterator[IntermediateValue | AttemptResult]:
             started_s = time.time()
-            values = made_up(self._task.assignment.configuration)
+            values = made_up(self._task.attempt.configuration)
             time.sleep(seconds)
             evaluation = Evaluation(values, {"started_s": started_s, "ended_s": time.time()})
-            yield Outcome(evaluation, None, seconds, worker_name())
+            yield Evaluated(evaluation, seconds=seconds, worker=worker_name())
 
     return SleepingWorker

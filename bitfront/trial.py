@@ -1,8 +1,10 @@
 """Trials: one configuration of a study with its state and its measured values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
+from typing import Self
 
 from bitfront.plan import Configuration
 
@@ -32,7 +34,7 @@ class TrialState(StrEnum):
 
 
 class StudyState(StrEnum):
-    """Where a study stands; a paused one has a driver that waits to be told to go on."""
+    """Where a study stands; a paused one has a driver that waits to be told to resume."""
 
     PROFILING = "profiling"
     RUNNING = "running"
@@ -78,38 +80,83 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Proposal:
+    """A configuration that is worth a trial.
+
+    Attributes:
+        configuration: What is to be evaluated.
+        origin: Who proposes it.
+        params: The sampler's own parameters; empty for a plan outside of its space.
+    """
+
+    configuration: Configuration
+    origin: Origin
+    params: Mapping[str, int | float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One evaluated configuration of a study.
 
     Attributes:
+        study: Its study.
         number: Counts from 0 within the study; used once.
         configuration: What is evaluated.
         origin: Who proposed it.
         params: The sampler's own parameters; empty for a plan outside of its space.
         state: Where it stands.
-        attempt: Counts from 1; goes up with every restart.
-        values: Objective name to value on the selection split; empty until complete.
+        attempts: How many were started; goes up with every restart.
+        values: What was measured on the selection split, by name: the objectives, and for a
+            stored trial whatever else has a column; empty until complete.
         constraints: Constraint name to its excess; at most 0 where it holds.
         metrics: Further figures of the evaluation.
         test_values: Objective name to value on the test split, once the front is finished.
-        cause: Why it failed; None otherwise.
+        is_cached: Whether its values came from the cache of evaluations.
+        cause: Why it failed or was cancelled; None otherwise.
+        message: What its last attempt said when it ended without a result.
+        seconds: How long its last attempt took.
+        worker: Who made its last attempt.
+        started_at: When it was first started; None until it is stored.
+        finished_at: When it ended; None while it runs.
     """
 
+    study: str
     number: int
     configuration: Configuration
     origin: Origin
-    params: Mapping[str, int | float | str]
+    params: Mapping[str, int | float | str] = field(default_factory=dict)
     state: TrialState = TrialState.RUNNING
-    attempt: int = 1
+    attempts: int = 1
     values: Mapping[str, float] = field(default_factory=dict)
     constraints: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     test_values: Mapping[str, float] = field(default_factory=dict)
-    cause: str | None = None
+    is_cached: bool = False
+    cause: Cause | None = None
+    message: str | None = None
+    seconds: float | None = None
+    worker: str | None = None
+    started_at: datetime | None = field(default=None, compare=False)
+    finished_at: datetime | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, study: str, number: int, proposal: Proposal) -> Self:
+        """A new trial of what was proposed."""
+        return cls(study, number, proposal.configuration, proposal.origin, proposal.params)
+
+    def completed(self, evaluation: Evaluation, constraints: Mapping[str, float]) -> Self:
+        """The trial with its values; `constraints` maps names to their excess."""
+        return replace(
+            self,
+            state=TrialState.COMPLETE,
+            values=evaluation.values,
+            metrics=evaluation.metrics,
+            constraints=constraints,
+        )
 
     @property
     def is_feasible(self) -> bool:
-        """Whether it holds every constraint of the job."""
+        """Whether it holds every constraint of the job; only a complete one can break some."""
         return is_feasible(self.constraints)
 
 

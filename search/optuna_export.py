@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from bitfront.errors import DatabaseError
-from bitfront.trial import TrialState
+from bitfront.trial import Trial, TrialState
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -46,29 +46,19 @@ FINAL_STATES: Final = frozenset(_STATES)
 
 @dataclass(frozen=True, slots=True)
 class ExportedTrial:
-    """A trial that will not change any more.
+    """A trial that will not change any more, with what Optuna is shown beside its values.
 
     Attributes:
-        number: Its number in bitfront.
-        state: One of `FINAL_STATES`.
-        values: One for each objective; empty unless it is complete.
+        trial: The trial; its state is one of `FINAL_STATES`.
         params: What was chosen, by parameter; what means nothing for the trial is left out.
-        intermediates: Optimiser step to the error shown there.
-        constraints: Constraint name to its excess; at most 0 where it holds.
+        intermediate_values: Optimiser step to the error shown there.
         attributes: What else a person may want to see of it, as plain JSON.
-        started_at: When it was started.
-        finished_at: When it ended.
     """
 
-    number: int
-    state: TrialState
-    values: tuple[float, ...]
+    trial: Trial
     params: Mapping[str, Choice]
-    intermediates: Mapping[int, float]
-    constraints: Mapping[str, float]
+    intermediate_values: Mapping[int, float]
     attributes: Mapping[str, object]
-    started_at: datetime
-    finished_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +115,16 @@ def export_to_optuna(study: ExportedStudy, url: str, shown: str) -> OptunaExport
         stored = target.get_trials(deepcopy=False)
         known = {trial.user_attrs.get(NUMBER) for trial in stored}
         new = sorted(
-            (trial for trial in study.trials if trial.number not in known),
-            key=lambda trial: trial.number,
+            (exported for exported in study.trials if exported.trial.number not in known),
+            key=lambda exported: exported.trial.number,
         )
         distributions = _distributions(study, stored)
-        frozen = [_freeze(trial, distributions) for trial in new]
+        frozen = [_freeze(exported, study.objectives, distributions) for exported in new]
         target.add_trials(frozen)
         for name, value in study.attributes.items():
             target.set_user_attr(name, value)
     partial = sum(
-        len(copy.params) < len(trial.params) for copy, trial in zip(frozen, new, strict=True)
+        len(copy.params) < len(exported.params) for copy, exported in zip(frozen, new, strict=True)
     )
     return OptunaExport(len(new), len(study.trials) - len(new), partial)
 
@@ -203,19 +193,27 @@ def _distribution(choices: Sequence[Choice]) -> BaseDistribution:
     return FloatDistribution(low, high)
 
 
-def _freeze(trial: ExportedTrial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+def _freeze(
+    exported: ExportedTrial,
+    objectives: Sequence[str],
+    distributions: Mapping[str, BaseDistribution],
+) -> FrozenTrial:
+    trial = exported.trial
+    assert trial.started_at is not None, "a stored trial has the time of its start"
+    assert trial.finished_at is not None, "the schema gives every finished trial its time"
+    complete = trial.state is TrialState.COMPLETE
     params = {
         name: choice
-        for name, choice in trial.params.items()
+        for name, choice in exported.params.items()
         if name in distributions and _fits(choice, distributions[name])
     }
     frozen = create_trial(
         state=_STATES[trial.state],
-        values=list(trial.values) if trial.state is TrialState.COMPLETE else None,
+        values=[trial.values[name] for name in objectives] if complete else None,
         params=params,
         distributions={name: distributions[name] for name in params},
-        user_attrs={NUMBER: trial.number, **trial.attributes},
-        intermediate_values=dict(trial.intermediates),
+        user_attrs={NUMBER: trial.number, **exported.attributes},
+        intermediate_values=dict(exported.intermediate_values),
         constraints=dict(trial.constraints),
     )
     # Optuna keeps local times without a zone.

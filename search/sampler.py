@@ -2,16 +2,18 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
 
 from bitfront.plan import Configuration
 from bitfront.spec import Sampler
+from bitfront.trial import Origin, Proposal, Trial, TrialState
 from search.front import pareto_front
 from search.space import SearchSpace, Variable
 
@@ -28,37 +30,23 @@ _FIXED_KEY = "fixed_params"
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
-    """A configuration to evaluate and the sampler's own parameters for it."""
-
-    configuration: Configuration
-    params: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the sampler learns of a finished trial.
+class Sample:
+    """What the sampler keeps of a finished trial.
 
     Attributes:
-        values: One for each objective, all finite and minimised.
+        values: One for each objective, all finite and minimised; None where it was pruned.
         constraints: Constraint name to its excess; at most 0 where it holds.
+        params: The sampler's own parameters; None where they are of no use, or not yet known.
     """
 
-    values: tuple[float, ...]
-    constraints: Mapping[str, float]
+    values: tuple[float, ...] | None
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, int] | None = None
 
     @property
     def excess(self) -> float:
         """By how much it breaks its constraints, summed; 0 where all hold."""
         return sum(max(excess, 0.0) for excess in self.constraints.values())
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """A finished trial that the sampler learns from; without an outcome it was pruned."""
-
-    params: Mapping[str, int]
-    outcome: Outcome | None
 
 
 class Proposer:
@@ -75,7 +63,7 @@ class Proposer:
     def __init__(
         self,
         space: SearchSpace,
-        objectives: int,
+        objectives: Sequence[str],
         sampler: Sampler,
         seed: int,
         *,
@@ -85,19 +73,19 @@ class Proposer:
 
         Args:
             space: What may be chosen.
-            objectives: How many values an outcome has.
+            objectives: Names of the values that are minimised.
             sampler: Which of Optuna's samplers proposes.
             seed: The study's seed.
             history: The number of trials that the sampler learns from at most; None for all.
         """
         self.space = space
-        self._objectives = objectives
+        self._objectives = tuple(objectives)
         self._sampler = sampler
         self._seed = seed
         self._history = history
         self._repeats = 0
-        self._known: dict[str, Outcome | None] = {}
-        self._samples: list[_Sample] = []
+        self._known: dict[str, Sample | None] = {}
+        self._samples: list[Sample] = []
         self._size = 0
         variables, conditional = space.variables, space.conditional
         if sampler is Sampler.NSGA2:
@@ -110,7 +98,7 @@ class Proposer:
 
     def _make_study(self) -> optuna.Study:
         return optuna.create_study(
-            directions=["minimize"] * self._objectives, sampler=self._make_sampler()
+            directions=["minimize"] * len(self._objectives), sampler=self._make_sampler()
         )
 
     def _make_sampler(self) -> BaseSampler:
@@ -134,77 +122,82 @@ class Proposer:
             if key not in self._known:
                 self._known[key] = None
                 self._running[key] = trial
-                return Proposal(configuration, dict(trial.params))
-            outcome = self._known[key]
-            if outcome is None:
-                self._study.tell(trial, state=TrialState.FAIL)
+                return Proposal(configuration, Origin.SAMPLER, dict(trial.params))
+            known = self._known[key]
+            if known is None or known.values is None:
+                self._study.tell(trial, state=OptunaState.FAIL)
             else:
-                self._tell(trial, outcome)
+                self._tell(trial, known)
             self._grow()
         return None
 
     def start(self, configuration: Configuration) -> None:
-        """Takes note of a trial that was not proposed here: a seed, or one that goes on."""
+        """Takes note of a trial that was not proposed here: a seed, or one that is resumed."""
         key = configuration.digest
         params = self.space.params(configuration)
         self._known.setdefault(key, None)
         if params is not None and key not in self._running:
             self._running[key] = self._enqueue(params)
 
-    def complete(self, configuration: Configuration, outcome: Outcome) -> None:
-        """Takes in a trial's values, whoever proposed it."""
-        self._finish(configuration, outcome)
+    def tell(self, trial: Trial) -> None:
+        """Takes in how a trial ended, whoever proposed it.
 
-    def prune(self, configuration: Configuration) -> None:
-        """Takes note of a trial that cannot reach the front: it counts as worse than all."""
-        self._finish(configuration, None)
-
-    def _finish(self, configuration: Configuration, outcome: Outcome | None) -> None:
-        key = configuration.digest
-        self._known[key] = outcome
-        trial = self._running.pop(key, None)
-        params = self.space.params(configuration)
-        if trial is not None and outcome is not None:
-            self._tell(trial, outcome)
-        elif trial is not None:
-            self._study.tell(trial, state=TrialState.PRUNED)
+        A pruned one counts as worse than all that have values. One without a result teaches
+        nothing, but is not proposed again.
+        """
+        key = trial.configuration.digest
+        asked = self._running.pop(key, None)
+        if not trial.state.is_measured:
+            self._known[key] = None
+            if asked is not None:
+                self._study.tell(asked, state=OptunaState.FAIL)
+                self._grow()
+            return
+        sample = self._sample(trial)
+        self._known[key] = sample
+        params = self.space.params(trial.configuration)
+        if asked is not None:
+            self._tell(asked, sample)
         elif params is not None:
-            self._study.add_trial(self._frozen(_Sample(params, outcome), len(self._samples)))
+            told = replace(sample, params=params)
+            self._study.add_trial(self._frozen(told, len(self._samples)))
         if params is not None:
-            self._samples.append(_Sample(params, outcome))
+            self._samples.append(replace(sample, params=params))
             self._grow()
 
-    def fail(self, configuration: Configuration) -> None:
-        """Takes note of a trial that ended without values: it is not proposed again."""
-        key = configuration.digest
-        self._known[key] = None
-        trial = self._running.pop(key, None)
-        if trial is not None:
-            self._study.tell(trial, state=TrialState.FAIL)
-            self._grow()
-
-    def restore(self, outcomes: Sequence[tuple[Configuration, Outcome | None]]) -> None:
-        """Takes in what an earlier driver finished at once, oldest first; None was pruned."""
-        self._known.update((known.digest, outcome) for known, outcome in outcomes)
-        kept = self._telling([outcome for _, outcome in outcomes])
-        chosen = [outcomes[place] for place in kept]
-        indexed = [(self.space.params(known), outcome) for known, outcome in chosen]
-        self._samples += [_Sample(p, outcome) for p, outcome in indexed if p is not None]
+    def restore(self, trials: Sequence[Trial]) -> None:
+        """Takes in complete and pruned trials of an earlier driver at once, oldest first."""
+        samples = [self._sample(trial) for trial in trials]
+        self._known.update(
+            (trial.configuration.digest, sample)
+            for trial, sample in zip(trials, samples, strict=True)
+        )
+        indexed = [
+            replace(samples[place], params=self.space.params(trials[place].configuration))
+            for place in self._telling(samples)
+        ]
+        self._samples += [sample for sample in indexed if sample.params is not None]
         self._renew()
+
+    def _sample(self, trial: Trial) -> Sample:
+        if trial.state is TrialState.PRUNED:
+            return Sample(None)
+        values = tuple(trial.values[name] for name in self._objectives)
+        return Sample(values, trial.constraints)
 
     def _grow(self) -> None:
         """Counts a trial of Optuna's, and forgets where that makes too many."""
         self._size += 1
         if self._history is not None and self._size > self._history:
-            kept = self._telling([sample.outcome for sample in self._samples])
+            kept = self._telling(self._samples)
             self._samples = [self._samples[place] for place in kept]
             self._renew()
 
-    def _telling(self, outcomes: Sequence[Outcome | None]) -> Sequence[int]:
+    def _telling(self, samples: Sequence[Sample]) -> Sequence[int]:
         """The places of the trials that tell most; all of them without a limit."""
-        if self._history is None or len(outcomes) <= self._history:
-            return range(len(outcomes))
-        return most_telling(outcomes, self._history * 3 // 4)
+        if self._history is None or len(samples) <= self._history:
+            return range(len(samples))
+        return most_telling(samples, self._history * 3 // 4)
 
     def _renew(self) -> None:
         """Makes Optuna's study anew, of the samples and of what runs."""
@@ -219,7 +212,7 @@ class Proposer:
     def _enqueue(self, params: Mapping[str, int]) -> optuna.Trial:
         """A running trial with given parameters."""
         fixed = {_FIXED_KEY: self._filled(params), **_generation(len(self._samples))}
-        self._study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=fixed))
+        self._study.add_trial(create_trial(state=OptunaState.WAITING, system_attrs=fixed))
         return self._ask()
 
     def _ask(self) -> optuna.Trial:
@@ -234,23 +227,26 @@ class Proposer:
         """The parameters with the first choice where one means nothing but is always sampled."""
         return {**dict.fromkeys(self._always, 0), **params}
 
-    def _tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        for name, excess in outcome.constraints.items():
+    def _tell(self, trial: optuna.Trial, sample: Sample) -> None:
+        if sample.values is None:
+            self._study.tell(trial, state=OptunaState.PRUNED)
+            return
+        for name, excess in sample.constraints.items():
             trial.set_constraint(name, excess)
-        self._study.tell(trial, list(outcome.values))
+        self._study.tell(trial, list(sample.values))
 
-    def _frozen(self, sample: _Sample, place: int) -> FrozenTrial:
+    def _frozen(self, sample: Sample, place: int) -> FrozenTrial:
         """A finished trial of Optuna's; `place` counts those before it."""
+        assert sample.params is not None, "only trials of the space are told"
         filled = self._filled(sample.params)
         known = {**self._always, **_distributions(self._conditional)}
-        outcome = sample.outcome
         return create_trial(
-            state=TrialState.PRUNED if outcome is None else TrialState.COMPLETE,
+            state=OptunaState.PRUNED if sample.values is None else OptunaState.COMPLETE,
             params=filled,
             distributions={name: known[name] for name in filled},
-            values=None if outcome is None else list(outcome.values),
+            values=None if sample.values is None else list(sample.values),
             system_attrs=_generation(place),
-            constraints={} if outcome is None else dict(outcome.constraints),
+            constraints=dict(sample.constraints),
         )
 
 
@@ -263,26 +259,29 @@ def _distributions(variables: Sequence[Variable]) -> dict[str, BaseDistribution]
     return {variable.name: IntDistribution(0, variable.size - 1) for variable in variables}
 
 
-def most_telling(outcomes: Sequence[Outcome | None], limit: int) -> list[int]:
-    """The places of the outcomes that a sampler learns most from, in ascending order.
+def most_telling(samples: Sequence[Sample], limit: int) -> list[int]:
+    """The places of the samples that a sampler learns most from, in ascending order.
 
-    A quarter are those on the front, then those on the front of the rest, and so on; outcomes
+    A quarter are those on the front, then those on the front of the rest, and so on; samples
     that break a constraint follow by how much they do. The others are the latest.
 
     Args:
-        outcomes: Oldest first; None for a pruned trial.
+        samples: Oldest first.
         limit: How many places.
     """
-    near = _nearest(outcomes, limit // 4)
-    others = [place for place in range(len(outcomes)) if place not in near]
+    near = _nearest(samples, limit // 4)
+    others = [place for place in range(len(samples)) if place not in near]
     latest = others[max(0, len(others) - (limit - len(near))) :]
     return sorted([*near, *latest])
 
 
-def _nearest(outcomes: Sequence[Outcome | None], limit: int) -> set[int]:
-    """The places of so many outcomes on and near the front."""
-    measured = [(place, outcome) for place, outcome in enumerate(outcomes) if outcome is not None]
-    left = [(place, outcome.values) for place, outcome in measured if not outcome.excess]
+def _nearest(samples: Sequence[Sample], limit: int) -> set[int]:
+    """The places of so many samples on and near the front."""
+    left = [
+        (place, sample.values)
+        for place, sample in enumerate(samples)
+        if sample.values is not None and not sample.excess
+    ]
     near: list[int] = []
     while left and len(near) < limit:
         front = set(pareto_front(np.array([values for _, values in left])))
@@ -292,5 +291,5 @@ def _nearest(outcomes: Sequence[Outcome | None], limit: int) -> set[int]:
         spread = np.linspace(0, len(layer) - 1, wanted).round().astype(int)
         near += [int(layer[n][-1]) for n in spread]
         left = [pair for n, pair in enumerate(left) if n not in front]
-    broken = sorted((outcome.excess, place) for place, outcome in measured if outcome.excess)
+    broken = sorted((sample.excess, n) for n, sample in enumerate(samples) if sample.excess)
     return {*near, *(place for _, place in broken[: limit - len(near)])}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
     Select,
     SQLColumnExpression,
     and_,
@@ -18,13 +17,13 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 
 from bitfront.errors import SpecError
-from bitfront.objective import FIGURES, OBJECTIVES
-from bitfront.plan import canonical_json
-from bitfront.trial import Cause, Origin, TrialState
-from storage import studies
+from bitfront.objective import OBJECTIVES
+from bitfront.trial import Cause, TrialState
+from bitfront.trial import Trial as TrialRecord
+from storage import studies, trials
 from storage.access import find_id
 from storage.comparable_studies import comparable_studies, is_alike
-from storage.records import Failure, Limits, ModelFronts, Progress, Result, Status, TrialRow
+from storage.records import FailureCount, HypervolumePoint, Limits, ModelFronts, Status
 from storage.tables import Attempt, Cell, Front, Hypervolume, Study, Trial
 
 _ELIGIBLE = and_(Trial.state == TrialState.COMPLETE, Trial.feasible)
@@ -32,12 +31,12 @@ _ERROR = Trial.figure("error")
 _NBYTES = Trial.figure("nbytes")
 
 
-def front(connection: Connection, name: str) -> list[Result]:
+def front(connection: Connection, name: str) -> list[TrialRecord]:
     """The study's non-dominated trials, the lowest error first."""
     study_id = find_id(connection, name)
-    query = _results().join(Front, Front.trial_id == Trial.id).where(Front.study_id == study_id)
+    query = trials.query().join(Front, Front.trial_id == Trial.id).where(Front.study_id == study_id)
     ranked = query.order_by(_ERROR, _NBYTES, Trial.number)
-    return [_result(row) for row in connection.execute(ranked).mappings()]
+    return trials.records(connection, ranked)
 
 
 def model_fronts(connection: Connection, model: str, limits: Limits) -> ModelFronts:
@@ -57,15 +56,15 @@ def model_fronts(connection: Connection, model: str, limits: Limits) -> ModelFro
         and all(figure.name in row.objectives for row in found)
         and (one_device or not figure.per_device)
     ]
-    query = _results().join(Front, Front.trial_id == Trial.id).where(Front.study_id.in_(keys))
+    query = trials.query().join(Front, Front.trial_id == Trial.id).where(Front.study_id.in_(keys))
     ranked = query.order_by(_ERROR, _NBYTES, Trial.study_id, Trial.number)
-    rows = [_result(row) for row in connection.execute(ranked).mappings()]
-    return ModelFronts(tuple(row.name for row in found), tuple(shared), tuple(rows))
+    on_fronts = trials.records(connection, ranked)
+    return ModelFronts(tuple(row.name for row in found), tuple(shared), tuple(on_fronts))
 
 
 def best(
     connection: Connection, name: str | None, limits: Limits, model: str | None
-) -> Result | None:
+) -> TrialRecord | None:
     """The feasible trial within the limits that is lowest in what is not limited."""
     scope, objectives = _scope(connection, name, limits, model)
     bounds = _bounds(limits)
@@ -77,7 +76,7 @@ def best(
 
 def nearest(
     connection: Connection, name: str | None, limits: Limits, model: str | None
-) -> Result | None:
+) -> TrialRecord | None:
     """The feasible trial with the smallest relative excess over the limits, summed."""
     scope, _ = _scope(connection, name, limits, model)
     bounds = _bounds(limits)
@@ -92,21 +91,21 @@ def _first(
     connection: Connection,
     wanted: Sequence[ColumnElement[bool]],
     order: Sequence[SQLColumnExpression[float | None]],
-) -> Result | None:
+) -> TrialRecord | None:
     # The key alone is ranked, mostly within an index; only then is the whole row read.
     ranked = select(Trial.id).where(*wanted).order_by(*order, Trial.number, Trial.study_id)
-    query = _results().where(Trial.id == ranked.limit(1).scalar_subquery())
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _result(row)
+    query = trials.query().where(Trial.id == ranked.limit(1).scalar_subquery())
+    found = trials.records(connection, query)
+    return found[0] if found else None
 
 
-def hypervolumes(connection: Connection, name: str) -> list[Progress]:
+def hypervolumes(connection: Connection, name: str) -> list[HypervolumePoint]:
     """The hypervolume after each trial that was counted, in order."""
     study_id = find_id(connection, name)
     columns = (Hypervolume.completed, Hypervolume.hypervolume, Hypervolume.at)
     query = select(*columns).where(Hypervolume.study_id == study_id)
     rows = connection.execute(query.order_by(Hypervolume.completed))
-    return [Progress(row.completed, row.hypervolume, row.at) for row in rows]
+    return [HypervolumePoint(row.completed, row.hypervolume, row.at) for row in rows]
 
 
 def status(connection: Connection, name: str) -> Status:
@@ -139,7 +138,7 @@ def _is_attempt_of(study_id: int) -> ColumnElement[bool]:
     return Attempt.trial_id.in_(select(Trial.id).where(Trial.study_id == study_id))
 
 
-def _failures(connection: Connection, study_id: int) -> tuple[Failure, ...]:
+def _failures(connection: Connection, study_id: int) -> tuple[FailureCount, ...]:
     last = (
         select(Attempt.cause, func.count().label("count"), func.max(Attempt.id).label("id"))
         .where(_is_attempt_of(study_id), Attempt.cause.is_not(None))
@@ -148,7 +147,7 @@ def _failures(connection: Connection, study_id: int) -> tuple[Failure, ...]:
     )
     query = select(last.c.cause, last.c.count, Attempt.message).join(last, last.c.id == Attempt.id)
     rows = connection.execute(query.order_by(last.c.count.desc(), last.c.cause))
-    return tuple(Failure(Cause(cause), count, message or "") for cause, count, message in rows)
+    return tuple(FailureCount(Cause(cause), count, message or "") for cause, count, message in rows)
 
 
 def _scope(
@@ -166,65 +165,3 @@ def _scope(
 
 def _bounds(limits: Limits) -> list[tuple[InstrumentedAttribute[float | None], float]]:
     return [(Trial.figure(name), limit) for name, limit in limits.given.items()]
-
-
-def _results() -> Select[*tuple[object, ...]]:
-    columns = (
-        *(Trial.number, Trial.origin, Trial.seconds, Trial.configuration),
-        *(Trial.figure(figure.name) for figure in FIGURES),
-        *(Trial.figure(figure.test_name) for figure in OBJECTIVES),
-        Study.name.label("study"),
-    )
-    return select(*columns).join(Study, Study.id == Trial.study_id)
-
-
-def _values(row: RowMapping) -> dict[str, float]:
-    return {f.name: row[f.name] for f in FIGURES if row[f.name] is not None}
-
-
-def _test_values(row: RowMapping) -> dict[str, float]:
-    return {f.name: row[f.test_name] for f in OBJECTIVES if row[f.test_name] is not None}
-
-
-def _result(row: RowMapping) -> Result:
-    return Result(
-        study=row["study"],
-        number=row["number"],
-        origin=Origin(row["origin"]),
-        values=_values(row),
-        test_values=_test_values(row),
-        seconds=row["seconds"],
-        configuration_json=canonical_json(row["configuration"]),
-    )
-
-
-def trial_rows(connection: Connection, name: str) -> list[TrialRow]:
-    """Every trial of the study in whatever state, by number."""
-    last = and_(Attempt.trial_id == Trial.id, Attempt.number == Trial.attempt)
-    columns = (*Trial.__table__.c, Attempt.seconds.label("attempt_seconds"), Attempt.message)
-    query = select(*columns).outerjoin(Attempt, last)
-    ranked = query.where(Trial.study_id == find_id(connection, name)).order_by(Trial.number)
-    return [_trial_row(name, row) for row in connection.execute(ranked).mappings()]
-
-
-def _trial_row(study: str, row: RowMapping) -> TrialRow:
-    return TrialRow(
-        study=study,
-        number=row["number"],
-        state=TrialState(row["state"]),
-        origin=Origin(row["origin"]),
-        attempts=row["attempt"],
-        values=_values(row),
-        test_values=_test_values(row),
-        metrics=row["metrics"] or {},
-        constraints=row["constraints"] or {},
-        feasible=row["feasible"] if row["state"] == TrialState.COMPLETE else None,
-        cached=row["cached"],
-        cause=None if row["cause"] is None else Cause(row["cause"]),
-        message=row["message"],
-        seconds=row["attempt_seconds"] if row["seconds"] is None else row["seconds"],
-        worker=row["worker"],
-        started_at=row["created_at"],
-        finished_at=row["finished_at"],
-        configuration_json=canonical_json(row["configuration"]),
-    )

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, cast
 from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer
 from bitfront.objective import BY_LIMIT
-from bitfront.plan import Configuration
 from bitfront.profile import Cell, LayerEntropy
-from bitfront.trial import Cause, Evaluation, FrontChange, Origin, StudyState, TrialState
+from bitfront.trial import Cause, StudyState, Trial, TrialState
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
@@ -136,7 +135,7 @@ class StudySummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailureCount:
     """How many attempts ended by one cause, and what the last of them said."""
 
     cause: Cause
@@ -166,7 +165,7 @@ class Status:
     front_size: int
     hypervolume: float | None
     seconds: float
-    failures: tuple[Failure, ...]
+    failures: tuple[FailureCount, ...]
 
     @property
     def finished(self) -> int:
@@ -211,31 +210,8 @@ class OptionRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How an attempt succeeded.
-
-    Attributes:
-        evaluation: The values and metrics.
-        constraints: Constraint name to its excess; at most 0 where it holds.
-        front: What it does to the front; None if nothing, or if a constraint is broken.
-        evaluation_key: The key of the evaluation in the cache.
-        seconds: How long the attempt took.
-        worker: Who evaluated it.
-        cached: Whether the evaluation came from the cache.
-    """
-
-    evaluation: Evaluation
-    constraints: Mapping[str, float]
-    front: FrontChange | None
-    evaluation_key: str
-    seconds: float
-    worker: str | None
-    cached: bool
-
-
-@dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One try at a trial; `cause` says why it ended without a result, if it did."""
+    """An attempt as it is stored; `cause` says why it ended without a result, if it did."""
 
     trial: int
     attempt: int
@@ -279,55 +255,12 @@ class LogLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class HypervolumePoint:
     """The hypervolume after `completed` trials."""
 
     completed: int
     hypervolume: float
     at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A complete trial as a query sees it.
-
-    Attributes:
-        study: Its study.
-        number: Counts from 0 within the study.
-        origin: Who proposed it.
-        values: Every figure that was measured on the selection split, by name.
-        test_values: Every objective that was measured on the test split, by name.
-        seconds: How long its evaluation took.
-        configuration_json: What was evaluated, as canonical JSON.
-    """
-
-    study: str
-    number: int
-    origin: Origin
-    values: Mapping[str, float]
-    test_values: Mapping[str, float]
-    seconds: float | None
-    configuration_json: str
-
-    @property
-    def error(self) -> float:
-        """On the selection split."""
-        return self.values["error"]
-
-    @property
-    def test_error(self) -> float | None:
-        """On the test split."""
-        return self.test_values.get("error")
-
-    @property
-    def nbytes(self) -> float | None:
-        """Of the packed checkpoint."""
-        return self.values.get("nbytes")
-
-    @property
-    def configuration(self) -> Configuration:
-        """What was evaluated."""
-        return Configuration.from_dict(json.loads(self.configuration_json))
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,62 +270,12 @@ class ModelFronts:
     Attributes:
         studies: The studies that have a front, the oldest first.
         objectives: What every one of them minimised, and measured alike.
-        results: The trials on their fronts.
+        trials: The trials on their fronts.
     """
 
     studies: tuple[str, ...]
     objectives: tuple[str, ...]
-    results: tuple[Result, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRow:
-    """A trial in whatever state, with all that is recorded about it.
-
-    Attributes:
-        study: Its study.
-        number: Counts from 0 within the study.
-        state: Where it stands.
-        origin: Who proposed it.
-        attempts: How many were started.
-        values: What was measured on the selection split, by name; empty until complete.
-        test_values: What was measured on the test split, by name.
-        metrics: Further figures of the evaluation.
-        constraints: Constraint name to its excess; at most 0 where it holds.
-        feasible: Whether it holds every constraint; None until complete.
-        cached: Whether its values came from the cache.
-        cause: Why it failed or was cancelled.
-        message: What its last attempt said when it ended without a result.
-        seconds: How long its last attempt took.
-        worker: Who evaluated it.
-        started_at: When it was first started.
-        finished_at: When it ended; None while it runs.
-        configuration_json: What is evaluated, as canonical JSON.
-    """
-
-    study: str
-    number: int
-    state: TrialState
-    origin: Origin
-    attempts: int
-    values: Mapping[str, float]
-    test_values: Mapping[str, float]
-    metrics: Mapping[str, float]
-    constraints: Mapping[str, float]
-    feasible: bool | None
-    cached: bool
-    cause: Cause | None
-    message: str | None
-    seconds: float | None
-    worker: str | None
-    started_at: datetime
-    finished_at: datetime | None
-    configuration_json: str
-
-    @property
-    def configuration(self) -> Configuration:
-        """What is evaluated."""
-        return Configuration.from_dict(json.loads(self.configuration_json))
+    trials: tuple[Trial, ...]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -409,7 +292,7 @@ class Limits:
         """Takes the limits by their names, `max_nbytes` and its like; None is no limit.
 
         Raises:
-            SpecError: A figure has no such limit, or a limit is no positive number.
+            SpecError: A figure has no such limit, or a limit is not a positive number.
         """
         given: dict[str, float] = {}
         for name, limit in limits.items():

@@ -1,34 +1,39 @@
 """The store: every study, trial and measurement, kept in one SQL database."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
+from bitfront.attempt import (
+    Attempt,
+    AttemptResult,
+    Evaluated,
+    Failed,
+    IntermediateValue,
+    Pruned,
+)
 from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer
 from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
-from bitfront.trial import Cause, Evaluation, FrontChange, StudyState, Trial, TrialState
-from storage import leases, outcomes, profiles, queries, studies, trials
+from bitfront.trial import Evaluation, FrontChange, StudyState, Trial, TrialState
+from storage import attempts, leases, profiles, queries, studies, trials
 from storage.engine import Database
 from storage.records import (
     AttemptRecord,
     Difference,
     Event,
+    HypervolumePoint,
     Json,
     Lease,
     Limits,
     LogLine,
     ModelFronts,
     OptionRecord,
-    Outcome,
     ProfileRecord,
-    Progress,
     Request,
-    Result,
     Status,
     StudyRecord,
     StudySummary,
-    TrialRow,
 )
 from storage.schema import open_database
 
@@ -261,77 +266,59 @@ class Store:
         """
         self._database.write(trials.start, lease, trial)
 
-    def complete_trial(
+    def finish_attempt(
         self,
         lease: Lease,
-        number: int,
-        attempt: int,
-        evaluation: Evaluation,
+        attempt: Attempt,
+        result: AttemptResult,
         *,
-        constraints: Mapping[str, float],
-        front: FrontChange | None,
-        evaluation_key: str,
-        seconds: float,
-        worker: str | None = None,
-        cached: bool = False,
+        constraints: Mapping[str, float] = MappingProxyType({}),
+        front: FrontChange | None = None,
+        retry: bool = False,
     ) -> bool:
-        """Completes an attempt with its values, its place on the front and its cache entry.
+        """Ends an attempt with all that follows from its result.
+
+        An evaluation completes the trial, with its place on the front and its entry in the
+        cache of evaluations. A failure starts the next attempt or fails the trial.
+
+        Args:
+            lease: The right to write to the study.
+            attempt: What ended.
+            result: How it ended.
+            constraints: Of an evaluation: constraint name to its excess, at most 0 where it holds.
+            front: What an evaluation does to the front; None leaves the front as it is.
+            retry: Whether a failure is followed by another attempt.
 
         Returns:
-            Whether this call completed it; False if the attempt is no longer the one that
-            runs, in which case nothing is written.
+            Whether this call ended it; False if the attempt is no longer the one that runs, in
+            which case nothing is written.
 
         Raises:
             InvalidMetric: An objective of the job is missing, or a number is not finite.
         """
-        outcome = Outcome(evaluation, constraints, front, evaluation_key, seconds, worker, cached)
-        return self._database.write_once(outcomes.complete, lease, number, attempt, outcome)
+        write = self._database.write_once
+        match result:
+            case Evaluated():
+                return write(attempts.complete, lease, attempt, result, constraints, front)
+            case Failed():
+                return write(attempts.fail, lease, attempt, result, retry)
+            case Pruned():
+                return write(attempts.prune, lease, attempt, result)
 
-    def fail_trial(
-        self,
-        lease: Lease,
-        number: int,
-        attempt: int,
-        cause: Cause,
-        message: str,
-        traceback: str | None = None,
-        *,
-        retry: bool,
-        seconds: float | None = None,
-        worker: str | None = None,
-    ) -> bool:
-        """Ends an attempt without a result; `retry` starts the next one, else the trial failed.
-
-        Returns:
-            Whether this call ended it.
-        """
-        failure = outcomes.Failed(cause, message, traceback, retry, seconds, worker)
-        return self._database.write_once(outcomes.fail, lease, number, attempt, failure)
-
-    def report(self, lease: Lease, number: int, attempt: int, step: int, error: float) -> bool:
-        """Records the error that a recovery in training showed after `step` optimiser steps.
+    def report(self, lease: Lease, attempt: Attempt, shown: IntermediateValue) -> bool:
+        """Records what a recovery in training showed.
 
         Returns:
             Whether it is recorded; False if the attempt is no longer the one that runs.
 
         Raises:
-            InvalidMetric: The error is not finite.
+            InvalidMetric: The value is not finite.
         """
-        return self._database.write(outcomes.report, lease, number, attempt, step, error)
-
-    def prune_trial(
-        self, lease: Lease, number: int, attempt: int, *, seconds: float, worker: str | None = None
-    ) -> bool:
-        """Ends an attempt that stopped early: it could not reach the front any more.
-
-        Returns:
-            Whether this call ended it.
-        """
-        return self._database.write_once(outcomes.prune, lease, number, attempt, seconds, worker)
+        return self._database.write(attempts.report, lease, attempt, shown)
 
     def intermediates(self, name: str) -> dict[int, dict[int, float]]:
         """Trial number to optimiser step to the error shown there, in rising order."""
-        return self._database.read(outcomes.intermediates, name)
+        return self._database.read(attempts.intermediates, name)
 
     def fence(self, lease: Lease) -> list[Trial]:
         """Starts a new attempt of what a driver's death or a cancel left without a result.
@@ -351,11 +338,7 @@ class Store:
 
     def attempts(self, name: str, numbers: Collection[int] | None = None) -> list[AttemptRecord]:
         """Every attempt at the study's trials, or at those numbered, in order."""
-        return self._database.read(outcomes.attempts, name, numbers)
-
-    def trial_rows(self, name: str) -> list[TrialRow]:
-        """Every trial of the study by number, with all that is recorded about it."""
-        return self._database.read(queries.trial_rows, name)
+        return self._database.read(attempts.attempts, name, numbers)
 
     def find_by_digest(self, name: str, configuration_digest: str) -> int | None:
         """The number of the study's trial of a configuration, in whatever state."""
@@ -363,7 +346,7 @@ class Store:
 
     def evaluation(self, key: str) -> Evaluation | None:
         """The evaluation under a key, whichever study it was made for."""
-        return self._database.read(outcomes.find_evaluation, key)
+        return self._database.read(attempts.find_evaluation, key)
 
     def save_test_values(self, lease: Lease, values: Mapping[int, Mapping[str, float]]) -> None:
         """Records what complete trials, by number, reach on the test split."""
@@ -371,7 +354,7 @@ class Store:
 
     # Queries
 
-    def front(self, name: str) -> list[Result]:
+    def front(self, name: str) -> list[Trial]:
         """The study's non-dominated trials, the lowest error first."""
         return self._database.read(queries.front, name)
 
@@ -388,13 +371,13 @@ class Store:
         """
         return self._database.read(queries.model_fronts, model, limits)
 
-    def hypervolumes(self, name: str) -> list[Progress]:
+    def hypervolumes(self, name: str) -> list[HypervolumePoint]:
         """The hypervolume after each trial that changed or confirmed the front."""
         return self._database.read(queries.hypervolumes, name)
 
     def best(
         self, name: str | None, limits: Limits = _NO_LIMITS, *, model: str | None = None
-    ) -> Result | None:
+    ) -> Trial | None:
         """The best trial within the limits; None if nothing fits.
 
         It minimises the study's first objective that is not limited (the first one if all
@@ -415,7 +398,7 @@ class Store:
 
     def nearest(
         self, name: str | None, limits: Limits, *, model: str | None = None
-    ) -> Result | None:
+    ) -> Trial | None:
         """The trial that exceeds the limits by the smallest sum of shares (`value/limit - 1`)."""
         return self._database.read(queries.nearest, name, limits, model)
 

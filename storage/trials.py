@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, insert, select, update
 
 from bitfront.errors import DatabaseError
-from bitfront.objective import BY_NAME, OBJECTIVES
+from bitfront.objective import BY_NAME, FIGURES, OBJECTIVES
 from bitfront.plan import Configuration
 from bitfront.trial import Cause, Origin, TrialState
 from bitfront.trial import Trial as TrialRecord
@@ -65,37 +65,54 @@ def read(
 ) -> list[TrialRecord]:
     """The study's trials by number, only those in some states if any are named."""
     study_id = find_id(connection, name)
-    wanted = Trial.study_id == study_id
-    return _select(connection, study_id, wanted if states is None else wanted & _in(states))
+    ours = Trial.study_id == study_id
+    return _select(connection, ours if states is None else ours & _in(states))
 
 
 def _in(states: Collection[TrialState]) -> ColumnElement[bool]:
     return Trial.state.in_(sorted(states))
 
 
-def _select(
-    connection: Connection, study_id: int, wanted: ColumnElement[bool]
-) -> list[TrialRecord]:
-    objectives = connection.execute(
-        select(Study.objectives).where(Study.id == study_id)
-    ).scalar_one()
-    rows = connection.execute(select(*Trial.__table__.c).where(wanted).order_by(Trial.number))
-    return [_record(row, objectives) for row in rows.mappings()]
+def _select(connection: Connection, wanted: ColumnElement[bool]) -> list[TrialRecord]:
+    return records(connection, query().where(wanted).order_by(Trial.number))
 
 
-def _record(row: RowMapping, objectives: Collection[str]) -> TrialRecord:
+def query() -> Select[*tuple[object, ...]]:
+    """All that is stored of trials, to be narrowed and ordered, for `records` to read."""
+    last = and_(Attempt.trial_id == Trial.id, Attempt.number == Trial.attempt)
+    columns = (
+        *(*Trial.__table__.c, Study.name.label("study")),
+        *(Attempt.seconds.label("attempt_seconds"), Attempt.message),
+    )
+    joined = select(*columns).join(Study, Study.id == Trial.study_id)
+    return joined.outerjoin(Attempt, last)
+
+
+def records(connection: Connection, wanted: Select[*tuple[object, ...]]) -> list[TrialRecord]:
+    """The trials that a narrowed `query` finds."""
+    return [_record(row) for row in connection.execute(wanted).mappings()]
+
+
+def _record(row: RowMapping) -> TrialRecord:
     return TrialRecord(
+        study=row["study"],
         number=row["number"],
         configuration=Configuration.from_dict(row["configuration"]),
         origin=Origin(row["origin"]),
         params=row["params"],
         state=TrialState(row["state"]),
-        attempt=row["attempt"],
-        values=_known({name: row[name] for name in objectives}),
+        attempts=row["attempt"],
+        values=_known({figure.name: row[figure.name] for figure in FIGURES}),
         constraints=row["constraints"] or {},
         metrics=row["metrics"] or {},
         test_values=_known({figure.name: row[figure.test_name] for figure in OBJECTIVES}),
-        cause=row["cause"],
+        is_cached=row["cached"],
+        cause=None if row["cause"] is None else Cause(row["cause"]),
+        message=row["message"],
+        seconds=row["attempt_seconds"] if row["seconds"] is None else row["seconds"],
+        worker=row["worker"],
+        started_at=row["created_at"],
+        finished_at=row["finished_at"],
     )
 
 
@@ -138,11 +155,8 @@ def fence(connection: Connection, lease: Lease) -> list[TrialRecord]:
             cause = Cause.DRIVER_RESTART if key in running else Cause.CANCELLED
             content = {"attempt": attempt + 1, "cause": cause}
             add_event(connection, lease.study_id, EventKind.RESTARTED, content, trial=number)
-    return _select(
-        connection,
-        lease.study_id,
-        (Trial.study_id == lease.study_id) & _in({TrialState.RUNNING}),
-    )
+    ours = Trial.study_id == lease.study_id
+    return _select(connection, ours & _in({TrialState.RUNNING}))
 
 
 def cancel_running(connection: Connection, lease: Lease) -> int:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
+from bitfront.attempt import IntermediateValue
 from bitfront.errors import InvalidMetric
 from bitfront.files import SharedPath
 from bitfront.identity.keys import features_key, recovery_checkpoint_key
@@ -27,19 +27,6 @@ from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.profiling.calibration import Ranges, calibrate, range_table
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """How a recovery in training does after some optimiser steps.
-
-    Attributes:
-        step: Steps taken; 0 is the plan without recovery.
-        error: On the selection split.
-    """
-
-    step: int
-    error: float
 
 
 class Evaluator:
@@ -129,8 +116,8 @@ class Evaluator:
         configuration: Configuration,
         checkpoint: SharedPath,
         is_ending: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Stage]:
-        """Trains the configuration's recovery, and yields its error stage by stage.
+    ) -> Iterator[IntermediateValue]:
+        """Trains the configuration's recovery, and yields its error on the way.
 
         First comes the plan without recovery, before anything is trained. A caller that has
         seen enough stops iterating. After the last stage the recovery is finished and known, so
@@ -149,7 +136,7 @@ class Evaluator:
         saved = self.checkpoint(configuration, checkpoint, is_ending)
         if not saved.exists:
             bare = self.scorer.figures(Configuration(configuration.plan), split)
-            yield Stage(0, bare[Objective.ERROR.value])
+            yield IntermediateValue(0, bare[Objective.ERROR.value])
         training = self.scorer.begin(configuration)
         saved.resume(training)
         for step in recovery.stages[1:]:
@@ -158,7 +145,7 @@ class Evaluator:
             advance(training, step, saved)
             self.scorer.keep(configuration, training.stored())
             figures = self.scorer.figures(configuration, split)
-            yield Stage(step, figures[Objective.ERROR.value])
+            yield IntermediateValue(step, figures[Objective.ERROR.value])
             # Whoever looked at the stage may have put another plan onto the model.
             self.switch.to(configuration.plan)
         advance(training, recovery.steps, saved)

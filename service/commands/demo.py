@@ -86,12 +86,11 @@ def _comparison(
         best = store.best(study, Limits(max_nbytes=trial.values["nbytes"]))
         found = ["-"] * 4
         if best is not None:
-            size = "-" if best.nbytes is None else size_text(best.nbytes)
             found = [
                 f"trial {best.number}",
-                size,
-                percent_text(best.error),
-                _percent(best.test_error),
+                size_text(best.values["nbytes"]),
+                percent_text(best.values["error"]),
+                _percent(best.test_values.get("error")),
             ]
         rows.append(
             [

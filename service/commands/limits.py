@@ -9,7 +9,8 @@ from bitfront.objective import BY_NAME, FIGURES, Quantity
 from bitfront.units import parse_nbytes, parse_share, percent_text
 
 if TYPE_CHECKING:
-    from storage.records import Limits, Result
+    from bitfront.trial import Trial
+    from storage.records import Limits
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -66,7 +67,7 @@ def limit_options(command: Command) -> Command:
 def refusal(
     scope: str,
     limits: "Limits",
-    nearest: "Result | None",
+    nearest: "Trial | None",
     *,
     way_out: str,
     across: bool = False,
@@ -96,14 +97,14 @@ def refusal(
     found = f" of study {nearest.study!r}" if across else ""
     return (
         f"no trial of {scope} holds {asked}: the nearest is trial {nearest.number}{found} "
-        f"with {' and '.join(misses)}, error {percent_text(nearest.error)}"
+        f"with {' and '.join(misses)}, error {percent_text(nearest.values['error'])}"
     )
 
 
-def nearest_of(results: "Sequence[Result]", limits: "Limits") -> "Result | None":
-    """The first of the results that exceed the limits the least; None if none has their values."""
-    excesses = [(limits.excess(result.values), result) for result in results]
-    known = [(excess, result) for excess, result in excesses if excess is not None]
+def nearest_of(trials: "Sequence[Trial]", limits: "Limits") -> "Trial | None":
+    """The first of the trials that exceed the limits the least; None if none has their values."""
+    excesses = [(limits.excess(trial.values), trial) for trial in trials]
+    known = [(excess, trial) for excess, trial in excesses if excess is not None]
     return min(known, key=lambda pair: pair[0])[1] if known else None
 
 

@@ -14,7 +14,8 @@ from service.commands.limits import limit_options, nearest_of, refusal
 from service.views.exports import FORMATS
 
 if TYPE_CHECKING:
-    from storage.records import Limits, LogLine, Result, StudyRecord
+    from bitfront.trial import Trial
+    from storage.records import Limits, LogLine, StudyRecord
     from storage.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -128,7 +129,7 @@ def _end(study: "StudyRecord", url: str) -> NoReturn:
 
     if is_interrupted(study):
         command = command_line(f"resume {study.name}", url)
-        click.echo(f"nobody runs study {study.name}: '{command}' goes on", err=True)
+        click.echo(f"nobody runs study {study.name}: '{command}' resumes it", err=True)
         sys.exit(1)
     reason = f": {study.message}" if study.message else ""
     click.echo(f"study {study.name} is {study.state}{reason}", err=True)
@@ -179,7 +180,7 @@ def front(
     """
     from service.views.describe import trial_names
     from service.views.exports import write, write_rows
-    from service.views.render import cross_study_front_table, front_table, result_rows
+    from service.views.render import cross_study_front_table, front_rows, front_table
     from storage.records import Limits
     from storage.store import open_store
 
@@ -187,30 +188,30 @@ def front(
     limits = Limits(**options)
     with open_store(url, create=False) as store:
         whole = store.front(study) if study is not None else _joint_front(store, str(model), limits)
-    results = [result for result in whole if limits.hold(result.values)]
-    if whole and not results:
+    trials = [trial for trial in whole if limits.hold(trial.values)]
+    if whole and not trials:
         scope = f"the front of {_scope_text(study, model)}"
         nearest = nearest_of(whole, limits)
         across = study is None
         raise click.ClickException(refusal(scope, limits, nearest, way_out="list", across=across))
-    if not results:
+    if not trials:
         what, way_out = (
             (f"model {model}", "list") if study is None else (f"study {study}", "status")
         )
         click.echo(f"{what} has no complete trial yet: see 'bitfront {way_out}'", err=True)
     if form != "table":
-        write_rows(result_rows(results), form, out)
+        write_rows(front_rows(trials), form, out)
     elif study is None:
-        write(f"{cross_study_front_table(results)}\n".encode(), out)
+        write(f"{cross_study_front_table(trials)}\n".encode(), out)
     else:
-        write(f"{front_table(results, trial_names(results))}\n".encode(), out)
+        write(f"{front_table(trials, trial_names(trials))}\n".encode(), out)
 
 
 def _scope_text(study: str | None, model: str | None) -> str:
     return f"study {study!r}" if model is None else f"model {model!r}"
 
 
-def _joint_front(store: "Store", model: str, limits: "Limits") -> "list[Result]":
+def _joint_front(store: "Store", model: str, limits: "Limits") -> "list[Trial]":
     from service.views.cross_study_front import cross_study_front
 
     fronts = store.model_fronts(model, limits)
@@ -240,7 +241,7 @@ def best(
     model are asked.
     """
     from service.views.describe import trial_names
-    from service.views.render import best_text, result_json
+    from service.views.render import best_text, trial_json
     from storage.records import Limits
     from storage.store import open_store
 
@@ -257,7 +258,7 @@ def best(
             )
         names = trial_names([found])
         if form == "json":
-            click.echo(result_json(found, names))
+            click.echo(trial_json(found, names))
         else:
             profile = store.load_profile(found.study)
             click.echo(best_text(found, names, profile, across=study is None))

@@ -30,7 +30,7 @@ def export(study: str, form: str, out: Path | None, url: str) -> None:
     from storage.store import open_store
 
     with open_store(url, create=False) as store:
-        rows = trial_rows(store.trial_rows(study))
+        rows = trial_rows(store.trials(study))
     if not rows:
         click.echo(f"study {study} has no trial yet: see 'bitfront status {study}'", err=True)
     write_rows(rows, form, out)

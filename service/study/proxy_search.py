@@ -10,7 +10,7 @@ from bitfront.objective import Objective
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Profile
 from bitfront.spec import JobSpec
-from bitfront.trial import Origin, Trial, TrialState
+from bitfront.trial import Origin, Proposal, Trial, TrialState
 from search.correlation import rank_correlation
 from search.knapsack_items import by_block
 from search.options import undominated
@@ -19,7 +19,6 @@ from search.prune import PrunedSpace, budget_axis, prune
 from search.seeds import full_precision, uniform_plans, with_recoveries
 from search.space import SearchSpace
 from storage.records import OptionRecord
-from workers.scheduling.attempt import Seed
 
 logger = logging.getLogger(__name__)
 
@@ -92,22 +91,23 @@ class ProxySearch:
             options[name] = [cell.option for cell in ordered]
         return SearchSpace(self._profile.blocks, options, {}, self._spec.space.recovery)
 
-    def seeds(self) -> list[Seed]:
+    def seeds(self) -> list[Proposal]:
         """Full precision, the uniform baselines, the proxy front, then what recovery adds."""
         layers = self._profile.layers
         plans = [self._plan(solution) for solution in self.solutions]
         uniform = uniform_plans(layers, self._spec.space)
-        seeds = [Seed(full_precision(layers), Origin.BASELINE)]
-        seeds += [Seed(Configuration(plan), Origin.BASELINE) for plan in uniform]
+        seeds = [Proposal(full_precision(layers), Origin.BASELINE)]
+        seeds += [Proposal(Configuration(plan), Origin.BASELINE) for plan in uniform]
         seeds += self.program_seeds()
         recovered = with_recoveries(plans, self.space.seed_recoveries())
-        seeds += [Seed(configuration, Origin.PROGRAM) for configuration in recovered]
+        seeds += [Proposal(configuration, Origin.PROGRAM) for configuration in recovered]
         return seeds
 
-    def program_seeds(self) -> list[Seed]:
+    def program_seeds(self) -> list[Proposal]:
         """The proxy front, smallest first."""
         return [
-            Seed(Configuration(self._plan(solution)), Origin.PROGRAM) for solution in self.solutions
+            Proposal(Configuration(self._plan(solution)), Origin.PROGRAM)
+            for solution in self.solutions
         ]
 
     def _plan(self, solution: Solution) -> Plan:

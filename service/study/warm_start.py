@@ -2,13 +2,12 @@
 
 from bitfront.errors import SpecError
 from bitfront.spec import JobSpec
-from bitfront.trial import Origin
+from bitfront.trial import Origin, Proposal
 from storage.store import Store
-from workers.scheduling.attempt import Seed
 from workers.scheduling.model_info import ModelInfo
 
 
-def warm_seeds(store: Store, spec: JobSpec, model_info: ModelInfo) -> list[Seed]:
+def warm_seeds(store: Store, spec: JobSpec, model_info: ModelInfo) -> list[Proposal]:
     """The fronts of the studies that the job starts from, the lowest error first.
 
     What was measured on the same data comes from the cache of evaluations; all else is
@@ -25,5 +24,5 @@ def warm_seeds(store: Store, spec: JobSpec, model_info: ModelInfo) -> list[Seed]
                 f"search.warm_start: study {name!r} searched another model, so its plans mean "
                 "nothing here: leave it out"
             )
-        seeds += [Seed(row.configuration, Origin.WARM_START) for row in store.front(name)]
+        seeds += [Proposal(row.configuration, Origin.WARM_START) for row in store.front(name)]
     return seeds

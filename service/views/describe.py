@@ -10,7 +10,7 @@ from bitfront.trial import Origin
 
 if TYPE_CHECKING:
     from bitfront.trial import Trial
-    from storage.records import Result, StudyRecord
+    from storage.records import StudyRecord
 
 FULL_NAME = "16 bits"
 
@@ -73,17 +73,17 @@ def _uniform(configuration: Configuration) -> tuple[int, int] | None:
     return weights.pop(), min(activations)
 
 
-def trial_names(trials: "Iterable[Trial | Result]") -> dict[int, str]:
+def trial_names(trials: "Iterable[Trial]") -> dict[int, str]:
     """The names of the uniform baselines among some trials."""
     return baseline_names(
         {t.number: t.configuration for t in trials if t.origin is Origin.BASELINE}
     )
 
 
-def origin_text(result: "Result", names: Mapping[int, str]) -> str:
+def origin_text(trial: "Trial", names: Mapping[int, str]) -> str:
     """Who proposed a trial; a baseline with its name."""
-    name = names.get(result.number)
-    return result.origin.replace("_", " ") if name is None else f"{result.origin} {name}"
+    name = names.get(trial.number)
+    return trial.origin.replace("_", " ") if name is None else f"{trial.origin} {name}"
 
 
 def budget_nbytes(study: "StudyRecord") -> float | None:

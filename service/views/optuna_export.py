@@ -9,7 +9,7 @@ from typing import Final
 from bitfront.errors import DatabaseError
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan, Recovery
-from bitfront.trial import TrialState
+from bitfront.trial import Trial, TrialState
 from search.optuna_export import (
     FINAL_STATES,
     OPTUNA_TABLES,
@@ -21,7 +21,7 @@ from search.optuna_export import (
 )
 from service.views.describe import recovery_details
 from storage.foreign_database import open_target
-from storage.records import StudyRecord, TrialRow
+from storage.records import StudyRecord
 from storage.store import Store
 
 _RECOVERY: Final = "recovery"
@@ -50,36 +50,38 @@ def export_study(store: Store, name: str, url: str) -> OptunaExport:
 
 def _exported(store: Store, name: str) -> ExportedStudy:
     record = store.study(name)
-    rows = store.trial_rows(name)
+    trials = store.trials(name)
     profile = store.load_profile(name)
     blocks = () if profile is None else profile.blocks
-    choices = _choices(store, record, blocks, rows)
+    choices = _choices(store, record, blocks, trials)
     intermediates = store.intermediates(name)
     objectives: tuple[str, ...] = tuple(json.loads(record.spec_json)["objectives"])
-    trials = [
-        _trial(row, objectives, blocks, choices, intermediates.get(row.number, {}))
-        for row in rows
-        if row.state in FINAL_STATES
+    exported = [
+        _trial(trial, blocks, choices, intermediates.get(trial.number, {}))
+        for trial in trials
+        if trial.state in FINAL_STATES
     ]
     return ExportedStudy(
         name=name,
         identity=f"{name} of {record.created_at.isoformat()}",
         objectives=objectives,
         choices=choices,
-        attributes=_study_attributes(record, blocks, rows),
-        trials=trials,
+        attributes=_study_attributes(record, blocks, trials),
+        trials=exported,
     )
 
 
 def _study_attributes(
-    record: StudyRecord, blocks: Sequence[Block], rows: Sequence[TrialRow]
+    record: StudyRecord, blocks: Sequence[Block], trials: Sequence[Trial]
 ) -> dict[str, object]:
     """What is known of the study as a whole.
 
     Optuna never changes a finished trial, and the test split is measured last of all: so its
     errors are here as well, by bitfront's number of the trial.
     """
-    tested = {str(row.number): row.test_values["error"] for row in rows if row.test_values}
+    tested = {
+        str(trial.number): trial.test_values["error"] for trial in trials if trial.test_values
+    }
     return {
         "model": json.loads(record.spec_json)["model"]["name"],
         "state": str(record.state),
@@ -89,7 +91,7 @@ def _study_attributes(
 
 
 def _choices(
-    store: Store, record: StudyRecord, blocks: Sequence[Block], rows: Sequence[TrialRow]
+    store: Store, record: StudyRecord, blocks: Sequence[Block], trials: Sequence[Trial]
 ) -> dict[str, tuple[Choice, ...]]:
     """What each parameter may be: a block's options, the smallest first, and the recovery's.
 
@@ -99,7 +101,7 @@ def _choices(
     for option in store.options(record.name):
         nbytes.setdefault(option.cell.block, {})[str(option.cell.option)] = option.cell.nbytes
     choices: dict[str, tuple[Choice, ...]] = {}
-    plans = [row.configuration.plan for row in rows]
+    plans = [trial.configuration.plan for trial in trials]
     for block in blocks:
         measured = sorted(nbytes[block.name], key=lambda text: (nbytes[block.name][text], text))
         others = {_option(plan, block) for plan in plans} - set(measured)
@@ -121,26 +123,17 @@ def _bits(option: str) -> tuple[int, str]:
 
 
 def _trial(
-    row: TrialRow,
-    objectives: Sequence[str],
+    trial: Trial,
     blocks: Sequence[Block],
     choices: Choices,
     intermediates: Mapping[int, float],
 ) -> ExportedTrial:
-    finished_at = row.finished_at
-    assert finished_at is not None, "the schema gives every finished trial its time"
-    complete = row.state is TrialState.COMPLETE
-    configuration = row.configuration
+    configuration = trial.configuration
     return ExportedTrial(
-        number=row.number,
-        state=row.state,
-        values=tuple(row.values[name] for name in objectives) if complete else (),
+        trial,
         params=_params(configuration, blocks, choices),
-        intermediates=intermediates,
-        constraints=row.constraints,
-        attributes=_attributes(row, configuration),
-        started_at=row.started_at,
-        finished_at=finished_at,
+        intermediate_values=intermediates,
+        attributes=_attributes(trial, configuration),
     )
 
 
@@ -168,20 +161,20 @@ def _kind(recovery: Recovery | None) -> str:
     return " and ".join(parts)
 
 
-def _attributes(row: TrialRow, configuration: Configuration) -> dict[str, object]:
+def _attributes(trial: Trial, configuration: Configuration) -> dict[str, object]:
     counts = Counter(str(precision) for _, precision in configuration.plan)
     facts: dict[str, object] = {
-        "origin": str(row.origin),
-        "attempts": row.attempts,
+        "origin": str(trial.origin),
+        "attempts": trial.attempts,
         "plan": ", ".join(f"{n} x {text}" for text, n in sorted(counts.items())),
         "recovery": recovery_details(configuration.recovery),
-        "bits per weight": row.values.get("bits_per_weight"),
-        "nbytes": row.values.get("nbytes"),
-        "test error": row.test_values.get("error"),
-        "feasible": row.feasible,
-        "worker": row.worker,
-        "seconds": row.seconds,
-        "cause": None if row.cause is None else str(row.cause),
-        "message": row.message,
+        "bits per weight": trial.values.get("bits_per_weight"),
+        "nbytes": trial.values.get("nbytes"),
+        "test error": trial.test_values.get("error"),
+        "feasible": trial.is_feasible if trial.state is TrialState.COMPLETE else None,
+        "worker": trial.worker,
+        "seconds": trial.seconds,
+        "cause": None if trial.cause is None else str(trial.cause),
+        "message": trial.message,
     }
     return {name: fact for name, fact in facts.items() if fact is not None}

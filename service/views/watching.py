@@ -106,7 +106,7 @@ def _show_trials(store: Store, status: Status, reporter: Reporter) -> None:
     reporter.trial(
         done=status.finished,
         total=status.study.planned_trials,
-        best_error=None if best is None else best.error,
+        best_error=None if best is None else best.values["error"],
         hypervolume=status.hypervolume or 0.0,
         front=status.front_size,
     )

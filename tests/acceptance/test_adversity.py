@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from bitfront.attempt import Evaluated
 from bitfront.errors import LeaseHeld, LeaseLost
 from bitfront.plan import Configuration
 from bitfront.trial import Evaluation
 from search.pruner import Pruner
 from storage.store import Store
 from storage.tables import Study as StudyRow
-from tests.support.store_samples import job, trial
+from tests.support.store_samples import attempt, job, trial
 from tests.support.studies import Study
 from workers.process import model_cache as resident
 from workers.process import preemption as ending
 from workers.process import trial_worker as trials
 from workers.process.trial_worker import TrialTask, TrialWorker
-from workers.scheduling.attempt import Assignment
 from workers.scheduling.spool import Spool
 from workers.scheduling.worker_config import WorkerConfig
 
@@ -103,26 +103,23 @@ def test_a_read_only_state_folder_is_named(small_disk: Path) -> None:
 def test_a_result_that_cannot_be_spooled_is_still_returned(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Measured:
+    class FixedEvaluator:
         spec = job()
 
         def evaluate(self, _configuration: Configuration) -> Evaluation:
             return Evaluation({"error": 0.5, "nbytes": 8.0}, {})
 
-    monkeypatch.setattr(resident, "evaluator", lambda _: Measured())
+    monkeypatch.setattr(resident, "evaluator", lambda _: FixedEvaluator())
     monkeypatch.setattr(ending, "is_draining", lambda: False)
     monkeypatch.setattr("workers.process.preemption.signal.signal", lambda *_: None)
     monkeypatch.setattr(trials, "set_up", lambda: None)
-    assignment = Assignment(3, 1, trial(3).configuration)
+    given = attempt(3)
     config = WorkerConfig(job())
     fill(small_disk)
 
-    report = TrialWorker().begin(
-        TrialTask("full", 1, config, str(small_disk), assignment, Pruner())
-    )
+    reply = TrialWorker().begin(TrialTask("full", 1, config, str(small_disk), given, Pruner()))
 
-    assert report.outcome is not None
-    assert report.outcome.evaluation is not None
+    assert isinstance(reply.content, Evaluated)
     assert Spool(small_disk).read(3, 1) is None
 
 

@@ -23,7 +23,7 @@ from tests.support.contract import (
     violations,
 )
 from tests.support.databases import Databases
-from tests.support.store_samples import complete, configuration, running, trial
+from tests.support.store_samples import complete, configuration, fail, prune, running, show, trial
 
 POINTS = [(0.5, 400.0), (0.3, 600.0), (0.6, 500.0), (0.2, 900.0)]
 REFERENCE = {"error": 1.0, "nbytes": 1000.0}
@@ -39,14 +39,14 @@ def fill(store: Store) -> None:
     for number, (error, nbytes) in enumerate(POINTS):
         store.start_trial(lease, trial(number))
         if number == 1:
-            store.fail_trial(lease, 1, 1, Cause.NODE_LOST, "gone", retry=True)
+            fail(store, lease, 1, 1, Cause.NODE_LOST, "gone", retry=True)
         values = {"error": error, "nbytes": nbytes}
         change = front.add(number, (error, nbytes))
-        complete(store, lease, number, values, attempt=1 + (number == 1), front=change)
+        complete(store, lease, number, values, at=1 + (number == 1), front=change)
     for number in (PRUNED, RUNNING):
         store.start_trial(lease, trial(number))
-    store.report(lease, PRUNED, 1, 0, 0.9)
-    store.prune_trial(lease, PRUNED, 1, seconds=0.1)
+    show(store, lease, PRUNED, 1, 0, 0.9)
+    prune(store, lease, PRUNED, 1, seconds=0.1)
     store.save_test_values(lease, {0: {"error": 0.45}})
 
 

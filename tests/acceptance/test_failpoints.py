@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from bitfront.attempt import Attempt, AttemptResult, Evaluated, Failed, IntermediateValue, Pruned
 from bitfront.failpoints import witness
 from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer, LayerKind, Tower
@@ -25,7 +26,7 @@ from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
 from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
 from bitfront.spec import JobSpec
-from bitfront.trial import Cause, Evaluation, Origin, StudyState, TrialState
+from bitfront.trial import Cause, Evaluation, Origin, Proposal, StudyState, TrialState
 from search.space import SearchSpace
 from service.study.heartbeat import take
 from storage.records import Lease, OptionRecord
@@ -40,8 +41,7 @@ from tests.support.contract import (
 )
 from tests.support.databases import DIALECTS, Databases
 from tests.support.studies import Study
-from workers.scheduling.attempt import Assignment, Seed
-from workers.scheduling.outcome import Failure, Outcome
+from workers.scheduling.result_json import to_json
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import TrialScheduler
 
@@ -59,7 +59,9 @@ SPEC = JobSpec.model_validate(
 LAYERS = [Layer(f"l{n}", Tower.VISION, LayerKind.LINEAR, 8, 8, 1, "x", "b") for n in range(4)]
 BLOCKS = [Block(f"b{n}", Tower.VISION, (layer.name,)) for n, layer in enumerate(LAYERS)]
 OPTIONS = {b.name: [Option((Precision(bits, 8),)) for bits in (2, 3, 4, 8)] for b in BLOCKS}
-SEED = Seed(Configuration(Plan.uniform([layer.name for layer in LAYERS], FULL)), Origin.BASELINE)
+SEED = Proposal(
+    Configuration(Plan.uniform([layer.name for layer in LAYERS], FULL)), Origin.BASELINE
+)
 REFERENCE = {"error": 1.0, "nbytes": 80.0}
 
 # What happens to the first attempt at a trial of that number.
@@ -138,12 +140,12 @@ def drive(url: str, folder: Path, *, cancel: bool = False) -> None:
             review=lambda _: None,
             on_progress=lambda _: None,
         )
-        while (assignment := scheduler.next()) is not None:
-            if cancel and assignment.number == 2:
+        while (attempt := scheduler.next()) is not None:
+            if cancel and attempt.trial.number == 2:
                 store.cancel_running(lease)
                 store.release(lease, StudyState.CANCELLED)
                 return
-            _attempt(scheduler, spool, assignment)
+            _attempt(scheduler, spool, attempt)
         store.set_correlation(lease, 0.5)
         _test(store, lease)
         store.release(lease, StudyState.COMPLETE, scheduler.stop_reason)
@@ -169,38 +171,40 @@ def _profile(store: Store, lease: Lease) -> None:
     store.heartbeat(lease)
 
 
-def _attempt(scheduler: TrialScheduler, spool: Spool, assignment: Assignment) -> None:
+def _attempt(scheduler: TrialScheduler, spool: Spool, attempt: Attempt) -> None:
     """Does what a worker does, and what Ray tells the scheduler of it."""
     facts = {
-        "number": assignment.number,
-        "attempt": assignment.attempt,
-        "configuration": assignment.configuration.to_dict(),
+        "number": attempt.trial.number,
+        "attempt": attempt.number,
+        "configuration": attempt.configuration.to_dict(),
     }
     witness("attempt started", **facts)
-    is_first = assignment.attempt == 1
-    scheduler.report(assignment, 0, 0.5)
-    if assignment.number == IS_LOST and is_first:
-        scheduler.lose(assignment)
+    is_first = attempt.number == 1
+    scheduler.report(attempt, IntermediateValue(0, 0.5))
+    if attempt.trial.number == IS_LOST and is_first:
+        scheduler.lose(attempt)
         return
-    outcome = _outcome(assignment)
-    spool.write(assignment.number, assignment.attempt, outcome)
-    witness("attempt ended", **facts, outcome=json.loads(outcome.to_json()))
-    if assignment.number == IS_LOST_BUT_SPOOLED and is_first:
-        scheduler.lose(assignment)
+    result = _result(attempt)
+    spool.write(attempt.trial.number, attempt.number, result)
+    witness("attempt ended", **facts, outcome=json.loads(to_json(result)))
+    if attempt.trial.number == IS_LOST_BUT_SPOOLED and is_first:
+        scheduler.lose(attempt)
     else:
-        scheduler.finish(assignment, outcome)
+        scheduler.finish(attempt, result)
 
 
-def _outcome(assignment: Assignment) -> Outcome:
-    if assignment.number == STOPS_EARLY:
-        return Outcome(None, None, 0.1, "w")
-    if assignment.number == IS_INVALID:
-        return Outcome(None, Failure(Cause.INVALID_METRIC, "error is nan"), 0.1, "w")
-    if assignment.number == RAISES and assignment.attempt == 1:
-        return Outcome(None, Failure(Cause.USER_ERROR, "no such file"), 0.1, "w")
-    bits = [precision.weight_bits for _, precision in assignment.configuration.plan]
+def _result(attempt: Attempt) -> AttemptResult:
+    if attempt.trial.number == STOPS_EARLY:
+        return Pruned(seconds=0.1, worker="w")
+    if attempt.trial.number == IS_INVALID:
+        return Failed(Cause.INVALID_METRIC, "error is nan", seconds=0.1, worker="w")
+    if attempt.trial.number == RAISES and attempt.number == 1:
+        return Failed(Cause.USER_ERROR, "no such file", seconds=0.1, worker="w")
+    bits = [precision.weight_bits for _, precision in attempt.configuration.plan]
     error = sum(2.0**-width * place for place, width in enumerate(bits, start=1)) / 10
-    return Outcome(Evaluation({"error": error, "nbytes": float(sum(bits))}), None, 0.1, "w")
+    return Evaluated(
+        Evaluation({"error": error, "nbytes": float(sum(bits))}), seconds=0.1, worker="w"
+    )
 
 
 def _test(store: Store, lease: Lease) -> None:

@@ -11,17 +11,17 @@ from moto.moto_api._internal.models import moto_api_backend
 from moto.server import ThreadedMotoServer
 from upath import UPath
 
+from bitfront.attempt import Evaluated
 from bitfront.errors import UnusableSpool
 from bitfront.files import shared_path
 from bitfront.trial import Evaluation
 from objectives.recovery.checkpoint import read_checkpoint, write_checkpoint
 from tests.support.studies import Study
-from workers.scheduling.outcome import Outcome
 from workers.scheduling.spool import Spool
 
 torch = pytest.importorskip("torch")
 
-DONE = Outcome(Evaluation({"error": 0.5}, {}), None, 1.0, "host:1")
+DONE = Evaluated(Evaluation({"error": 0.5}, {}), seconds=1.0, worker="host:1")
 
 
 RESULT = re.compile(r"\d+-\d+\.json|\d+\.safetensors|end-\d+")

@@ -10,16 +10,16 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
+from bitfront.attempt import Evaluated
 from bitfront.errors import InvalidModel, SpecError, UnusableSpool
 from bitfront.files import shared_path, write_whole
 from bitfront.trial import Evaluation
 from objectives.recovery.checkpoint import read_checkpoint, write_checkpoint
-from workers.scheduling.outcome import Outcome
 from workers.scheduling.spool import Spool
 
 torch = pytest.importorskip("torch")
 
-DONE = Outcome(Evaluation({"error": 0.5}, {}), None, 1.0, "host:1")
+DONE = Evaluated(Evaluation({"error": 0.5}, {}), seconds=1.0, worker="host:1")
 
 
 class Away(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types

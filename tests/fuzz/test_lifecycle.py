@@ -6,7 +6,7 @@ the rows are what the model says, and they hold the durability contract.
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import create_engine, text
 
+from bitfront.attempt import Attempt, AttemptResult, Evaluated, Failed, IntermediateValue, Pruned
 from bitfront.errors import DuplicateStudy, InvalidMetric, LeaseHeld, LeaseLost, TooManyFailures
 from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec
-from bitfront.trial import Cause, Evaluation, Origin, StudyState, Trial
+from bitfront.trial import Cause, Evaluation, Origin, Proposal, StudyState, Trial
 from search.space import SearchSpace
 from storage.location import parse_url
 from storage.records import Lease, Request
@@ -36,8 +37,7 @@ from storage.store import open_store
 from tests.support.contract import read_snapshot, violations
 from tests.support.databases import Databases
 from tests.support.store_samples import job
-from workers.scheduling.attempt import Assignment, Seed
-from workers.scheduling.outcome import Failure, Outcome
+from workers.scheduling.failures import failed_by
 from workers.scheduling.retries import MAX_LOST
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import TrialScheduler
@@ -64,9 +64,9 @@ ENDS = (
 """How an attempt comes to its end."""
 
 FAILURES = {
-    Cause.USER_ERROR: Failure.of(ValueError("a bad batch")),
-    Cause.OUT_OF_MEMORY: Failure.of(MemoryError("no room")),
-    Cause.INVALID_METRIC: Failure.of(InvalidMetric("error", "nan")),
+    Cause.USER_ERROR: failed_by(ValueError("a bad batch")),
+    Cause.OUT_OF_MEMORY: failed_by(MemoryError("no room")),
+    Cause.INVALID_METRIC: failed_by(InvalidMetric("error", "nan")),
 }
 OWN = (Cause.USER_ERROR, Cause.OUT_OF_MEMORY)
 
@@ -80,14 +80,21 @@ def make_spec(study: str, trials: int) -> JobSpec:
     )
 
 
-def measure(configuration: Configuration) -> Outcome:
+def measure(configuration: Configuration) -> Evaluated:
     """What a worker finds; only the configuration decides."""
     bits = [precision.weight_bits for _, precision in configuration.plan]
     error = int(configuration.digest[:4], 16) / 2**16  # so that any trial may beat any other
-    return Outcome(Evaluation({"error": error, "nbytes": float(sum(bits))}), None, 0.1, "host:1")
+    return Evaluated(
+        Evaluation({"error": error, "nbytes": float(sum(bits))}), seconds=0.1, worker="host:1"
+    )
 
 
-PRUNED = Outcome(None, None, 0.1, "host:1")
+def _state(result: Evaluated | Pruned) -> str:
+    """The state of a trial that ended so."""
+    return "complete" if isinstance(result, Evaluated) else "pruned"
+
+
+PRUNED = Pruned(seconds=0.1, worker="host:1")
 
 
 @dataclass
@@ -104,7 +111,7 @@ class Driver:
 
     lease: Lease
     stop_signals: set[str]
-    out: list[Assignment] = field(default_factory=list)
+    out: list[Attempt] = field(default_factory=list)
     failed: int = 0
     measured: int = 0
     scheduler: TrialScheduler = field(init=False)
@@ -125,7 +132,7 @@ class Life(RuleBasedStateMachine):
         self.trials: list[tuple[str, int]] = []
         self.counts: dict[int, dict[Cause, int]] = {}
         self.digests: list[str] = []
-        self.spooled: dict[tuple[int, int], Outcome] = {}
+        self.spooled: dict[tuple[int, int], AttemptResult] = {}
         self.holder: str | None = None
         self.is_fresh = False
         self.asked: Request | None = None
@@ -143,8 +150,8 @@ class Life(RuleBasedStateMachine):
         lease = self.store.acquire("earlier", "an earlier driver", 60)
         self.store.set_reference(lease, REFERENCE)
         scheduler = self._scheduler(lease, earlier, set(), [])
-        while (assignment := scheduler.next()) is not None:
-            scheduler.finish(assignment, measure(assignment.configuration))
+        while (attempt := scheduler.next()) is not None:
+            scheduler.finish(attempt, measure(attempt.configuration))
         self.store.release(lease, StudyState.COMPLETE)
         self.store.create_study(make_spec("life", TRIALS), {})
         self._start_a_driver(is_known_dead=False)
@@ -152,7 +159,7 @@ class Life(RuleBasedStateMachine):
         self._finish(self._driver().out.pop(), is_pruned=False, is_spooled=True)
 
     def _scheduler(
-        self, lease: Lease, spec: JobSpec, stop_signals: set[str], seeds: list[Seed]
+        self, lease: Lease, spec: JobSpec, stop_signals: set[str], seeds: list[Proposal]
     ) -> TrialScheduler:
         return TrialScheduler(
             self.store,
@@ -247,24 +254,24 @@ class Life(RuleBasedStateMachine):
             lease,
             make_spec("life", TRIALS),
             self.driver.stop_signals,
-            [Seed(FULL_PLAN, Origin.BASELINE)],
+            [Proposal(FULL_PLAN, Origin.BASELINE)],
         )
         self._expect_fenced_trials()
 
     def _expect_fenced_trials(self) -> None:
         """Finished attempts come from the spool; what else was open starts its next attempt."""
         for number, (state, attempt) in enumerate(self.trials):
-            outcome = self.spooled.pop((number, attempt), None) if state == "running" else None
-            if outcome is not None and outcome.failure is None:
-                self.trials[number] = ("pruned" if outcome.is_pruned else "complete", attempt)
+            result = self.spooled.pop((number, attempt), None) if state == "running" else None
+            if isinstance(result, Evaluated | Pruned):
+                self.trials[number] = (_state(result), attempt)
             elif state in ("running", "cancelled"):
                 self.trials[number] = ("running", attempt + 1)
 
     def kill_the_driver(self, data: st.DataObject) -> None:
         driver = self._driver()
-        for assignment in driver.out:
-            if data.draw(st.booleans(), label=f"{assignment.number} is spooled"):
-                self._spool(assignment, measure(assignment.configuration))
+        for attempt in driver.out:
+            if data.draw(st.booleans(), label=f"{attempt.trial.number} is spooled"):
+                self._spool(attempt, measure(attempt.configuration))
         self.driver = None
         if data.draw(st.booleans(), label="another one takes over"):
             self._start_a_driver(is_known_dead=True)
@@ -306,7 +313,7 @@ class Life(RuleBasedStateMachine):
     def act_as_a_stale_driver(self, data: st.DataObject) -> None:
         driver = data.draw(st.sampled_from(self.stale), label="driver")
         lease = driver.lease
-        fresh = Trial(len(self.trials), FULL_PLAN, Origin.SAMPLER, {})
+        fresh = Trial(lease.name, len(self.trials), FULL_PLAN, Origin.SAMPLER, {})
         acts: dict[str, Callable[[], object]] = {
             "heartbeat": partial(self.store.heartbeat, lease),
             "release": partial(self.store.release, lease, StudyState.COMPLETE),
@@ -316,18 +323,20 @@ class Life(RuleBasedStateMachine):
             "cancel": partial(self.store.cancel_running, lease),
             "start": partial(self.store.start_trial, lease, fresh),
         }
-        failed = Outcome(None, FAILURES[Cause.USER_ERROR], 0.1, "host:1")
+        failed = replace(FAILURES[Cause.USER_ERROR], seconds=0.1, worker="host:1")
         for each in driver.out:
             done = measure(each.configuration)
-            acts[f"finish {each.number}"] = partial(driver.scheduler.finish, each, done)
-            acts[f"fail {each.number}"] = partial(driver.scheduler.finish, each, failed)
-            acts[f"report {each.number}"] = partial(driver.scheduler.report, each, 0, 0.5)
+            acts[f"finish {each.trial.number}"] = partial(driver.scheduler.finish, each, done)
+            acts[f"fail {each.trial.number}"] = partial(driver.scheduler.finish, each, failed)
+            acts[f"report {each.trial.number}"] = partial(
+                driver.scheduler.report, each, IntermediateValue(0, 0.5)
+            )
         name = data.draw(st.sampled_from(sorted(acts)), label="act")
 
         with pytest.raises(LeaseLost):
             acts[name]()
         if name.startswith(("finish", "fail")):
-            driver.out = [each for each in driver.out if not name.endswith(f" {each.number}")]
+            driver.out = [each for each in driver.out if not name.endswith(f" {each.trial.number}")]
 
         assert read_snapshot(self.url) == self.before
 
@@ -344,142 +353,144 @@ class Life(RuleBasedStateMachine):
             if self.driver is not None and self.driver.out:
                 self._end_attempt(self._take(data), how, is_spooled=is_spooled)
 
-    def _end_attempt(self, assignment: Assignment, how: str, *, is_spooled: bool) -> None:
+    def _end_attempt(self, attempt: Attempt, how: str, *, is_spooled: bool) -> None:
         if how in FAILURES:
-            self._fail(assignment, Cause(how), is_spooled=is_spooled)
+            self._fail(attempt, Cause(how), is_spooled=is_spooled)
         elif how == "lost":
-            self._lose(assignment)
+            self._lose(attempt)
         elif how == "lost, then late":
-            self._lose(assignment)
-            self._come_too_late(assignment)
+            self._lose(attempt)
+            self._come_too_late(attempt)
         elif how == "lost every time":
-            self._lose_every_time(assignment)
+            self._lose_every_time(attempt)
         else:
-            self._finish(assignment, is_pruned=how == "pruned", is_spooled=is_spooled)
+            self._finish(attempt, is_pruned=how == "pruned", is_spooled=is_spooled)
 
     def _hand_out(self) -> None:
         driver = self._driver()
         waiting = {
             number
             for number, (state, _) in enumerate(self.trials)
-            if state == "running" and number not in {a.number for a in driver.out}
+            if state == "running" and number not in {a.trial.number for a in driver.out}
         }
-        assignment = driver.scheduler.next()
-        self._expect_cached_trials(assignment)
-        if assignment is None:
+        attempt = driver.scheduler.next()
+        self._expect_cached_trials(attempt)
+        if attempt is None:
             is_out_of_trials = len(self.trials) == TRIALS or driver.out
             assert driver.stop_signals or (not waiting and is_out_of_trials)
             return
         assert not driver.stop_signals
         if waiting:
-            assert assignment.number in waiting
+            assert attempt.trial.number in waiting
         else:
-            assert assignment.number == len(self.trials)
+            assert attempt.trial.number == len(self.trials)
             self.trials.append(("running", 1))
-        assert self.trials[assignment.number] == ("running", assignment.attempt)
-        driver.out.append(assignment)
+        assert self.trials[attempt.trial.number] == ("running", attempt.number)
+        driver.out.append(attempt)
 
-    def _expect_cached_trials(self, assignment: Assignment | None) -> None:
+    def _expect_cached_trials(self, attempt: Attempt | None) -> None:
         """New trials whose evaluation is known are complete before the next one is handed out."""
         rows = self._sql(
             "SELECT number, trial.state, cached FROM trial JOIN study ON study.id = study_id "
             "WHERE name = 'life' AND number >= :first ORDER BY number",
             first=len(self.trials),
         )
-        if assignment is not None:
-            rows = [row for row in rows if row[0] != assignment.number]
+        if attempt is not None:
+            rows = [row for row in rows if row[0] != attempt.trial.number]
         for number, state, cached in rows:
             assert (number, state, bool(cached)) == (len(self.trials), "complete", True)
             self.trials.append(("complete", 1))
             self._driver().measured += 1
 
-    def _take(self, data: st.DataObject) -> Assignment:
+    def _take(self, data: st.DataObject) -> Attempt:
         """Some attempt that is out, taken back from its worker."""
         out = self._driver().out
         return out.pop(data.draw(st.integers(0, len(out) - 1), label="attempt"))
 
-    def _finish(self, assignment: Assignment, *, is_pruned: bool, is_spooled: bool) -> None:
-        outcome = PRUNED if is_pruned else measure(assignment.configuration)
+    def _finish(self, attempt: Attempt, *, is_pruned: bool, is_spooled: bool) -> None:
+        outcome = PRUNED if is_pruned else measure(attempt.configuration)
         if is_spooled:
-            self.spool.write(assignment.number, assignment.attempt, outcome)
-        self._expect("pruned" if is_pruned else "complete", assignment)
-        self._settle(lambda scheduler: scheduler.finish(assignment, outcome))
+            self.spool.write(attempt.trial.number, attempt.number, outcome)
+        self._expect("pruned" if is_pruned else "complete", attempt)
+        self._settle(lambda scheduler: scheduler.finish(attempt, outcome))
 
-    def _fail(self, assignment: Assignment, cause: Cause, *, is_spooled: bool) -> None:
-        outcome = Outcome(None, FAILURES[cause], 0.1, "host:1")
+    def _fail(self, attempt: Attempt, cause: Cause, *, is_spooled: bool) -> None:
+        outcome = replace(FAILURES[cause], seconds=0.1, worker="host:1")
         if is_spooled:
-            self.spool.write(assignment.number, assignment.attempt, outcome)
-        self._expect_failure(assignment, cause)
-        self._settle(lambda scheduler: scheduler.finish(assignment, outcome))
+            self.spool.write(attempt.trial.number, attempt.number, outcome)
+        self._expect_failure(attempt, cause)
+        self._settle(lambda scheduler: scheduler.finish(attempt, outcome))
 
-    def _come_too_late(self, assignment: Assignment) -> None:
+    def _come_too_late(self, attempt: Attempt) -> None:
         """A worker that was given up returns what would beat everything."""
         if self.driver is not None:
             best = Evaluation({"error": 0.0, "nbytes": 0.0})
-            self.driver.scheduler.finish(assignment, Outcome(best, None, 0.1, "late"))
+            self.driver.scheduler.finish(attempt, Evaluated(best, seconds=0.1, worker="late"))
 
-    def _lose_every_time(self, assignment: Assignment) -> None:
-        self._lose(assignment)
-        while self.trials[assignment.number][0] == "running" and not self._driver().stop_signals:
+    def _lose_every_time(self, attempt: Attempt) -> None:
+        self._lose(attempt)
+        while self.trials[attempt.trial.number][0] == "running" and not self._driver().stop_signals:
             self._hand_out()
-            for again in [a for a in self._driver().out if a.number == assignment.number]:
+            for again in [a for a in self._driver().out if a.trial.number == attempt.trial.number]:
                 self._driver().out.remove(again)
                 self._lose(again)
 
-    def _lose(self, assignment: Assignment) -> None:
-        spooled = self.spooled.pop((assignment.number, assignment.attempt), None)
+    def _lose(self, attempt: Attempt) -> None:
+        spooled = self.spooled.pop((attempt.trial.number, attempt.number), None)
         if spooled is None:
-            self._expect_failure(assignment, Cause.NODE_LOST)
-        elif spooled.failure is not None:
-            self._expect_failure(assignment, spooled.failure.cause)
+            self._expect_failure(attempt, Cause.NODE_LOST)
+        elif isinstance(spooled, Failed):
+            self._expect_failure(attempt, spooled.cause)
         else:
-            self._expect("pruned" if spooled.is_pruned else "complete", assignment)
-        self._settle(lambda scheduler: scheduler.lose(assignment))
+            self._expect(_state(spooled), attempt)
+        self._settle(lambda scheduler: scheduler.lose(attempt))
 
     def spool_and_say_nothing(self, data: st.DataObject) -> None:
         kind = data.draw(
             st.sampled_from(["complete", "complete", "pruned", "failed"]), label="kind"
         )
-        assignment = data.draw(st.sampled_from(self._driver().out), label="attempt")
-        failed = Outcome(None, FAILURES[Cause.USER_ERROR], 0.1, "host:1")
-        done = measure(assignment.configuration)
-        self._spool(assignment, {"pruned": PRUNED, "failed": failed}.get(kind, done))
+        attempt = data.draw(st.sampled_from(self._driver().out), label="attempt")
+        failed = replace(FAILURES[Cause.USER_ERROR], seconds=0.1, worker="host:1")
+        ends: dict[str, AttemptResult] = {"pruned": PRUNED, "failed": failed}
+        self._spool(attempt, ends.get(kind, measure(attempt.configuration)))
 
-    def _spool(self, assignment: Assignment, outcome: Outcome) -> None:
-        self.spool.write(assignment.number, assignment.attempt, outcome)
-        self.spooled[assignment.number, assignment.attempt] = outcome
+    def _spool(self, attempt: Attempt, result: AttemptResult) -> None:
+        self.spool.write(attempt.trial.number, attempt.number, result)
+        self.spooled[attempt.trial.number, attempt.number] = result
 
     def spool_what_was_given_up(self, _: st.DataObject) -> None:
         for number, (_state, attempt) in enumerate(self.trials):
             if attempt > 1:
-                self.spool.write(number, attempt - 1, Outcome(Evaluation({}), None, 0.1, "late"))
+                self.spool.write(
+                    number, attempt - 1, Evaluated(Evaluation({}), seconds=0.1, worker="late")
+                )
 
     def show_a_stage(self, data: st.DataObject) -> None:
         step = data.draw(st.integers(0, 3), label="step")
         error = data.draw(st.sampled_from([0.1, 0.5]), label="error")
-        assignment = data.draw(st.sampled_from(self._driver().out), label="attempt")
-        self._driver().scheduler.report(assignment, step, error)
-        assert self.store.intermediates("life")[assignment.number][step] == error
+        attempt = data.draw(st.sampled_from(self._driver().out), label="attempt")
+        self._driver().scheduler.report(attempt, IntermediateValue(step, error))
+        assert self.store.intermediates("life")[attempt.trial.number][step] == error
 
     def _driver(self) -> Driver:
         assert self.driver is not None
         return self.driver
 
-    def _expect(self, state: str, assignment: Assignment) -> None:
-        self.trials[assignment.number] = (state, assignment.attempt)
-        self.spooled.pop((assignment.number, assignment.attempt), None)
+    def _expect(self, state: str, attempt: Attempt) -> None:
+        self.trials[attempt.trial.number] = (state, attempt.number)
+        self.spooled.pop((attempt.trial.number, attempt.number), None)
         driver = self._driver()
         driver.failed += state == "failed"
         driver.measured += state != "failed"
 
-    def _expect_failure(self, assignment: Assignment, cause: Cause) -> None:
-        counts = self.counts.setdefault(assignment.number, dict.fromkeys(Cause, 0))
+    def _expect_failure(self, attempt: Attempt, cause: Cause) -> None:
+        counts = self.counts.setdefault(attempt.trial.number, dict.fromkeys(Cause, 0))
         counts[cause] += 1
         is_lost_again = cause is Cause.NODE_LOST and counts[cause] < MAX_LOST
         if is_lost_again or (cause in OWN and sum(counts[own] for own in OWN) < MAX_ATTEMPTS):
-            self.trials[assignment.number] = ("running", assignment.attempt + 1)
+            self.trials[attempt.trial.number] = ("running", attempt.number + 1)
         else:
-            self._expect("failed", assignment)
+            self._expect("failed", attempt)
 
     def _settle(self, act: Callable[[TrialScheduler], None]) -> None:
         """Lets the driver act; it gives up where most trials failed."""

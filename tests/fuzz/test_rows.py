@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import SQLAlchemyError
 
+from bitfront.attempt import AttemptResult, Evaluated, Failed, Pruned
 from bitfront.errors import BitfrontError, InvalidModel
 from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer, LayerKind, Tower
@@ -27,8 +28,7 @@ from service.cli import main
 from service.commands.deployment import file_url
 from storage.records import Limits, OptionRecord
 from storage.store import Store, open_store
-from tests.support.store_samples import job
-from workers.scheduling.outcome import Failure, Outcome
+from tests.support.store_samples import complete, fail, job, show
 from workers.scheduling.spool import Spool
 
 RELAXED = settings(
@@ -76,22 +76,23 @@ def fill(store: Store) -> None:
     for number, bits in enumerate((2, 3, 4, 8)):
         recovery = Recovery(context_length=4) if bits == 3 else None
         origin = Origin.BASELINE if bits != 3 else Origin.SAMPLER
-        store.start_trial(lease, Trial(number, configuration(bits, recovery), origin, {"x": bits}))
-        store.report(lease, number, 1, 0, 0.5)
-        store.complete_trial(
+        store.start_trial(
+            lease, Trial(lease.name, number, configuration(bits, recovery), origin, {"x": bits})
+        )
+        show(store, lease, number, 1, 0, 0.5)
+        complete(
+            store,
             lease,
             number,
-            1,
-            Evaluation({"error": 0.5 - bits / 20, "nbytes": bits * 500.0}, {"bits_per_weight": 3}),
+            {"error": 0.5 - bits / 20, "nbytes": bits * 500.0},
+            metrics={"bits_per_weight": 3},
             constraints={"max_nbytes": -0.5},
             front=FrontChange((number,), (), 0.5),
-            evaluation_key=f"key {number}",
-            seconds=0.5,
-            worker="host:2",
+            key=f"key {number}",
         )
-    store.start_trial(lease, Trial(4, configuration(5), Origin.SAMPLER, {}))
-    store.fail_trial(lease, 4, 1, Cause.OUT_OF_MEMORY, "12 GB", "a trace", retry=False)
-    store.start_trial(lease, Trial(5, configuration(6), Origin.PROGRAM, {"x": 1.5}))
+    store.start_trial(lease, Trial(lease.name, 4, configuration(5), Origin.SAMPLER, {}))
+    fail(store, lease, 4, 1, Cause.OUT_OF_MEMORY, "12 GB", "a trace", retry=False)
+    store.start_trial(lease, Trial(lease.name, 5, configuration(6), Origin.PROGRAM, {"x": 1.5}))
     store.save_test_values(lease, {0: {"error": 0.5, "nbytes": 1000.0}})
     store.add_note(lease, "a note")
     store.release(lease, StudyState.STOPPED, "enough")
@@ -178,7 +179,7 @@ READS: dict[str, Callable[[Store, str], object]] = {
     "events": lambda store, name: store.events(name),
     "log": lambda store, name: store.log(name),
     "log of a trial": lambda store, name: store.log(name, trial=4),
-    "trial rows": lambda store, name: store.trial_rows(name),
+    "all of the trials": lambda store, name: store.trials(name),
     "model fronts": lambda store, _: store.model_fronts("digit-clip"),
     "profile": lambda store, name: store.load_profile(name),
     "cells": lambda store, _: store.cells([KEY]),
@@ -313,10 +314,12 @@ def test_many_commands_on_damaged_rows_end_with_a_sentence(
     check_commands(path)
 
 
-OUTCOMES = (
-    Outcome(Evaluation({"error": 0.5, "nbytes": 1e30}, {"seconds": 1.5}), None, 1.0, "host:1"),
-    Outcome(None, Failure(Cause.OUT_OF_MEMORY, "12 GB", "line 1\nline 2"), 1e-30, "höst:1"),
-    Outcome(None, None, 2.0, "host:1"),
+RESULTS = (
+    Evaluated(
+        Evaluation({"error": 0.5, "nbytes": 1e30}, {"seconds": 1.5}), seconds=1.0, worker="host:1"
+    ),
+    Failed(Cause.OUT_OF_MEMORY, "12 GB", "line 1\nline 2", seconds=1e-30, worker="höst:1"),
+    Pruned(seconds=2.0, worker="host:1"),
 )
 
 
@@ -338,18 +341,18 @@ def bitten(draw: st.DrawFn, whole: bytes) -> bytes:
     return bytes(content)
 
 
-@given(data=st.data(), outcome=st.sampled_from(OUTCOMES))
+@given(data=st.data(), result=st.sampled_from(RESULTS))
 @QUICK
-def test_a_spooled_file_gives_its_outcome_or_none(
-    tmp_path: Path, data: st.DataObject, outcome: Outcome
+def test_a_spooled_file_gives_its_result_or_none(
+    tmp_path: Path, data: st.DataObject, result: AttemptResult
 ) -> None:
     spool = Spool(tmp_path)
-    spool.write(3, 1, outcome)
+    spool.write(3, 1, result)
     file = tmp_path / "000003-1.json"
 
     file.write_bytes(data.draw(bitten(file.read_bytes())))
 
-    assert spool.read(3, 1) in (None, outcome)
+    assert spool.read(3, 1) in (None, result)
 
 
 FORM, IDENTITY = "bitfront.test.v1", "what it depends on"

@@ -17,7 +17,7 @@ from bitfront.plan import Configuration, Option, Plan, canonical_json
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
 from bitfront.units import parse_nbytes
-from workers.scheduling.outcome import Outcome
+from workers.scheduling.result_json import from_json, to_json
 from workers.scheduling.worker_config import WorkerConfig
 
 RELAXED = settings(
@@ -433,20 +433,20 @@ def test_much_content_is_a_configuration_or_is_refused(content: object) -> None:
     check_configuration(content)
 
 
-outcomes = json_values | st.fixed_dictionaries(
+results = json_values | st.fixed_dictionaries(
     {"seconds": json_values, "worker": json_values},
     optional=dict.fromkeys(("values", "metrics", "cause", "message", "traceback"), json_values),
 )
 
 
-@given(content=outcomes)
+@given(content=results)
 @QUICK
-def test_json_is_an_outcome_or_no_outcome(content: object) -> None:
+def test_json_is_a_result_or_no_result(content: object) -> None:
     try:
-        outcome = Outcome.from_json(json.dumps(content))
+        result = from_json(json.dumps(content))
     except ValueError:
         return
-    assert Outcome.from_json(outcome.to_json()) == outcome
+    assert from_json(to_json(result)) == result
 
 
 @given(text=odd_text | st.text() | st.from_regex(r"[0-9]{1,20}(\.[0-9]{1,3})? ?[kKmMgG]?i?[bB]?"))

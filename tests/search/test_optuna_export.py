@@ -31,7 +31,16 @@ from service.commands.deployment import file_url
 from storage.records import Lease, OptionRecord
 from storage.store import Store, open_store
 from tests.support.databases import Databases
-from tests.support.store_samples import complete, configuration, finished, job, trial
+from tests.support.store_samples import (
+    complete,
+    configuration,
+    fail,
+    finished,
+    job,
+    prune,
+    show,
+    trial,
+)
 
 LAYERS = tuple(
     Layer(f"layer{n}", Tower.VISION, LayerKind.LINEAR, 4, 4, 1, f"layer{n}", "all")
@@ -69,17 +78,17 @@ def searched(store: Store) -> Lease:
     lease = started(store)
     finished(store, lease, 0, error=0.25, nbytes=100)
     recovering = Configuration(configuration(1).plan, Recovery(context_length=4, reduction=0))
-    store.start_trial(lease, Trial(1, recovering, Origin.PROGRAM, {}))
+    store.start_trial(lease, Trial(lease.name, 1, recovering, Origin.PROGRAM, {}))
     values = {"error": 0.125, "nbytes": 200.0}
     constraints = {"max_nbytes": 0.5}
     complete(store, lease, 1, values, metrics={"bits_per_weight": 3.5}, constraints=constraints)
     for number in range(2, 6):
         store.start_trial(lease, trial(number))
-    store.fail_trial(lease, 2, 1, Cause.NODE_LOST, "gone", retry=True)
-    store.fail_trial(lease, 2, 2, Cause.USER_ERROR, "bad batch", "Traceback", retry=False)
-    store.report(lease, 3, 1, 0, 0.5)
-    store.report(lease, 3, 1, 25, 0.375)
-    store.prune_trial(lease, 3, 1, seconds=2.0)
+    fail(store, lease, 2, 1, Cause.NODE_LOST, "gone", retry=True)
+    fail(store, lease, 2, 2, Cause.USER_ERROR, "bad batch", "Traceback", retry=False)
+    show(store, lease, 3, 1, 0, 0.5)
+    show(store, lease, 3, 1, 25, 0.375)
+    prune(store, lease, 3, 1, seconds=2.0)
     store.save_test_values(lease, {0: {"error": 0.26}})
     return lease
 

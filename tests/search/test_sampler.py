@@ -1,5 +1,7 @@
 """The search space maps indices to configurations and back; the proposer never repeats itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,8 @@ from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import RecoverySpace, Sampler
-from search.sampler import Outcome, Proposer, most_telling
+from bitfront.trial import Origin, Trial, TrialState
+from search.sampler import Proposer, Sample, most_telling
 from search.space import SearchSpace
 
 BITS = (2, 3, 4)
@@ -19,6 +22,7 @@ OPTIONS = {
     block.name: [Option((Precision(a, 8), Precision(b, 8))) for a in BITS for b in BITS]
     for block in BLOCKS
 }
+OBJECTIVES = ("error", "nbytes")
 KEPT = {"embedding": Precision(8)}
 
 
@@ -26,11 +30,20 @@ def make_space(recovery: RecoverySpace | None = None) -> SearchSpace:
     return SearchSpace(BLOCKS, OPTIONS, KEPT, recovery)
 
 
-def measure(configuration: Configuration) -> Outcome:
+def measure(configuration: Configuration) -> Trial:
     bits = [precision.weight_bits for _, precision in configuration.plan]
     gain = 0.9 if configuration.recovery else 1.0
     error = gain * sum(2.0**-b * (i + 1) for i, b in enumerate(bits))
-    return Outcome((error, float(sum(bits))), {"max_nbytes": sum(bits) - 28.0})
+    values = {"error": error, "nbytes": float(sum(bits))}
+    return replace(
+        ended(configuration, TrialState.COMPLETE),
+        values=values,
+        constraints={"max_nbytes": sum(bits) - 28.0},
+    )
+
+
+def ended(configuration: Configuration, state: TrialState) -> Trial:
+    return Trial("sampled", 0, configuration, Origin.SAMPLER, state=state)
 
 
 @given(st.data())
@@ -71,7 +84,7 @@ def test_settings_of_a_missing_adapter_make_no_new_configuration() -> None:
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_no_configuration_is_proposed_twice(sampler: Sampler) -> None:
-    proposer = Proposer(make_space(), 2, sampler, seed=0)
+    proposer = Proposer(make_space(), OBJECTIVES, sampler, seed=0)
     seen = set()
 
     for _ in range(80):
@@ -79,19 +92,19 @@ def test_no_configuration_is_proposed_twice(sampler: Sampler) -> None:
         assert proposal is not None
         assert proposal.configuration.digest not in seen
         seen.add(proposal.configuration.digest)
-        proposer.complete(proposal.configuration, measure(proposal.configuration))
+        proposer.tell(measure(proposal.configuration))
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_an_exhausted_space_ends_in_none(sampler: Sampler) -> None:
     block = BLOCKS[0]
     space = SearchSpace([block], {block.name: OPTIONS[block.name]}, {}, None)
-    proposer = Proposer(space, 2, sampler, seed=0)
+    proposer = Proposer(space, OBJECTIVES, sampler, seed=0)
     found = 0
 
     while (proposal := proposer.propose()) is not None:
         found += 1
-        proposer.complete(proposal.configuration, measure(proposal.configuration))
+        proposer.tell(measure(proposal.configuration))
 
     assert found <= 9
     assert found >= 5
@@ -109,59 +122,58 @@ class Stubborn(Proposer):
 
 @pytest.mark.filterwarnings("ignore:PartialFixedSampler is experimental")
 def test_a_sampler_that_repeats_itself_does_not_end_the_search() -> None:
-    proposer = Stubborn(make_space(), 2, Sampler.TPE, seed=0)
+    proposer = Stubborn(make_space(), OBJECTIVES, Sampler.TPE, seed=0)
 
     done = run(proposer, 12)
 
-    assert len({configuration.digest for configuration, _ in done}) == 12
+    assert len({trial.configuration.digest for trial in done}) == 12
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_a_rebuilt_proposer_knows_what_was_done_and_what_runs(sampler: Sampler) -> None:
-    first = Proposer(make_space(), 2, sampler, seed=0)
+    first = Proposer(make_space(), OBJECTIVES, sampler, seed=0)
     done = []
     for _ in range(60):
         proposal = first.propose()
         assert proposal is not None
-        outcome = measure(proposal.configuration)
-        first.complete(proposal.configuration, outcome)
-        done.append((proposal.configuration, outcome))
+        done.append(measure(proposal.configuration))
+        first.tell(done[-1])
     running = first.propose()
     assert running is not None
 
-    second = Proposer(make_space(), 2, sampler, seed=0)
+    second = Proposer(make_space(), OBJECTIVES, sampler, seed=0)
     second.restore(done)
     second.start(running.configuration)
-    known = {configuration.digest for configuration, _ in done} | {running.configuration.digest}
+    known = {trial.configuration.digest for trial in done} | {running.configuration.digest}
     proposals = [second.propose() for _ in range(10)]
-    second.complete(running.configuration, measure(running.configuration))
+    second.tell(measure(running.configuration))
 
     assert all(p is not None and p.configuration.digest not in known for p in proposals)
 
 
 def test_failed_configurations_are_not_proposed_again() -> None:
-    proposer = Proposer(make_space(), 2, Sampler.RANDOM, seed=0)
+    proposer = Proposer(make_space(), OBJECTIVES, Sampler.RANDOM, seed=0)
     failed = set()
 
     for _ in range(50):
         proposal = proposer.propose()
         assert proposal is not None
         assert proposal.configuration.digest not in failed
-        proposer.fail(proposal.configuration)
+        proposer.tell(ended(proposal.configuration, TrialState.FAILED))
         failed.add(proposal.configuration.digest)
 
 
 @pytest.mark.parametrize("sampler", [Sampler.TPE, Sampler.NSGA2])
 def test_a_sampler_learns_from_what_it_is_told(sampler: Sampler) -> None:
     def late_share(kind: Sampler) -> float:
-        proposer = Proposer(make_space(), 2, kind, seed=1)
+        proposer = Proposer(make_space(), OBJECTIVES, kind, seed=1)
         sums = []
         for _ in range(200):
             proposal = proposer.propose()
             assert proposal is not None
-            outcome = measure(proposal.configuration)
-            proposer.complete(proposal.configuration, outcome)
-            sums.append(max(0.0, outcome.constraints["max_nbytes"]))
+            trial = measure(proposal.configuration)
+            proposer.tell(trial)
+            sums.append(max(0.0, trial.constraints["max_nbytes"]))
         return sum(excess > 0 for excess in sums[-100:]) / 100
 
     assert late_share(sampler) < late_share(Sampler.RANDOM)
@@ -189,7 +201,7 @@ def test_settings_of_a_recovery_are_variables_only_where_there_is_one() -> None:
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_proposals_have_settings_of_a_recovery_where_they_have_one(sampler: Sampler) -> None:
     space = make_space(RECOVERIES)
-    proposer = Proposer(space, 2, sampler, seed=0)
+    proposer = Proposer(space, OBJECTIVES, sampler, seed=0)
     seen = {True: 0, False: 0}
 
     for _ in range(60):
@@ -199,14 +211,14 @@ def test_proposals_have_settings_of_a_recovery_where_they_have_one(sampler: Samp
         seen[recovers] += 1
         if recovers:
             assert {variable.name for variable in space.conditional} <= proposal.params.keys()
-        proposer.complete(proposal.configuration, measure(proposal.configuration))
+        proposer.tell(measure(proposal.configuration))
 
     assert min(seen.values()) >= 5
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_a_pruned_configuration_is_not_proposed_again(sampler: Sampler) -> None:
-    proposer = Proposer(make_space(RECOVERIES), 2, sampler, seed=0)
+    proposer = Proposer(make_space(RECOVERIES), OBJECTIVES, sampler, seed=0)
     digests = []
 
     for turn in range(50):
@@ -214,36 +226,36 @@ def test_a_pruned_configuration_is_not_proposed_again(sampler: Sampler) -> None:
         assert proposal is not None
         digests.append(proposal.configuration.digest)
         if turn % 3:
-            proposer.prune(proposal.configuration)
+            proposer.tell(ended(proposal.configuration, TrialState.PRUNED))
         else:
-            proposer.complete(proposal.configuration, measure(proposal.configuration))
+            proposer.tell(measure(proposal.configuration))
 
     assert len(set(digests)) == 50
 
 
-def test_a_study_of_nothing_but_pruned_trials_goes_on() -> None:
-    proposer = Proposer(make_space(RECOVERIES), 2, Sampler.TPE, seed=0)
+def test_a_study_of_nothing_but_pruned_trials_continues() -> None:
+    proposer = Proposer(make_space(RECOVERIES), OBJECTIVES, Sampler.TPE, seed=0)
 
     for _ in range(30):
         proposal = proposer.propose()
         assert proposal is not None
-        proposer.prune(proposal.configuration)
+        proposer.tell(ended(proposal.configuration, TrialState.PRUNED))
 
     assert proposer.propose() is not None
 
 
 def test_pruned_trials_are_known_to_a_restarted_sampler() -> None:
-    first = Proposer(make_space(RECOVERIES), 2, Sampler.TPE, seed=0)
+    first = Proposer(make_space(RECOVERIES), OBJECTIVES, Sampler.TPE, seed=0)
     pruned = []
     for _ in range(20):
         proposal = first.propose()
         assert proposal is not None
-        first.prune(proposal.configuration)
+        first.tell(ended(proposal.configuration, TrialState.PRUNED))
         pruned.append(proposal.configuration)
 
-    second = Proposer(make_space(RECOVERIES), 2, Sampler.TPE, seed=0)
+    second = Proposer(make_space(RECOVERIES), OBJECTIVES, Sampler.TPE, seed=0)
     for configuration in pruned:
-        second.prune(configuration)
+        second.tell(ended(configuration, TrialState.PRUNED))
     again = [second.propose() for _ in range(20)]
 
     digests = {configuration.digest for configuration in pruned}
@@ -252,7 +264,7 @@ def test_pruned_trials_are_known_to_a_restarted_sampler() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_sampler_turns_away_from_what_was_pruned(seed: int) -> None:
-    proposer = Proposer(make_space(RECOVERIES), 2, Sampler.TPE, seed)
+    proposer = Proposer(make_space(RECOVERIES), OBJECTIVES, Sampler.TPE, seed)
     recovers = []
 
     for _ in range(80):
@@ -260,10 +272,9 @@ def test_the_sampler_turns_away_from_what_was_pruned(seed: int) -> None:
         assert proposal is not None
         recovers.append(proposal.configuration.recovery is not None)
         if recovers[-1]:
-            proposer.prune(proposal.configuration)
+            proposer.tell(ended(proposal.configuration, TrialState.PRUNED))
         else:
-            outcome = measure(proposal.configuration)
-            proposer.complete(proposal.configuration, Outcome(outcome.values, {}))
+            proposer.tell(replace(measure(proposal.configuration), constraints={}))
 
     assert sum(recovers[40:]) < 10
 
@@ -271,14 +282,13 @@ def test_the_sampler_turns_away_from_what_was_pruned(seed: int) -> None:
 HISTORY = 24
 
 
-def run(proposer: Proposer, trials: int) -> list[tuple[Configuration, Outcome]]:
+def run(proposer: Proposer, trials: int) -> list[Trial]:
     done = []
     for _ in range(trials):
         proposal = proposer.propose()
         assert proposal is not None
-        outcome = measure(proposal.configuration)
-        proposer.complete(proposal.configuration, outcome)
-        done.append((proposal.configuration, outcome))
+        done.append(measure(proposal.configuration))
+        proposer.tell(done[-1])
     return done
 
 
@@ -289,9 +299,9 @@ def run(proposer: Proposer, trials: int) -> list[tuple[Configuration, Outcome]]:
 def test_the_front_and_the_latest_trials_tell_most(
     rows: list[tuple[int, int, int] | None], limit: int
 ) -> None:
-    outcomes = [None if r is None else Outcome((r[0], r[1]), {"limit": r[2]}) for r in rows]
+    samples = [Sample(None) if r is None else Sample(r[:2], {"limit": r[2]}) for r in rows]
 
-    kept = most_telling(outcomes, limit)
+    kept = most_telling(samples, limit)
 
     assert kept == sorted(set(kept))
     assert len(kept) == min(limit, len(rows))
@@ -310,10 +320,10 @@ def test_the_front_and_the_latest_trials_tell_most(
 
 
 def test_a_large_front_is_kept_from_end_to_end() -> None:
-    outcomes = [Outcome((float(n), float(99 - n)), {}) for n in range(100)]
-    worse = [Outcome((200.0, 200.0 + n), {}) for n in range(100)]
+    samples = [Sample((float(n), float(99 - n))) for n in range(100)]
+    worse = [Sample((200.0, 200.0 + n)) for n in range(100)]
 
-    kept = most_telling([*outcomes, *worse], 40)
+    kept = most_telling([*samples, *worse], 40)
 
     near = [place for place in kept if place < 100]
     assert (near[0], near[-1], len(near)) == (0, 99, 10)
@@ -322,16 +332,16 @@ def test_a_large_front_is_kept_from_end_to_end() -> None:
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_what_a_sampler_has_forgotten_is_not_proposed_again(sampler: Sampler) -> None:
-    proposer = Proposer(make_space(RECOVERIES), 2, sampler, seed=0, history=HISTORY)
+    proposer = Proposer(make_space(RECOVERIES), OBJECTIVES, sampler, seed=0, history=HISTORY)
 
     done = run(proposer, 4 * HISTORY)
 
-    assert len({configuration.digest for configuration, _ in done}) == len(done)
+    assert len({trial.configuration.digest for trial in done}) == len(done)
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_a_sampler_learns_from_no_more_trials_than_it_may(sampler: Sampler) -> None:
-    proposer = Proposer(make_space(RECOVERIES), 2, sampler, seed=0, history=HISTORY)
+    proposer = Proposer(make_space(RECOVERIES), OBJECTIVES, sampler, seed=0, history=HISTORY)
     running = [proposer.propose() for _ in range(3)]
     sizes = []
 
@@ -345,12 +355,13 @@ def test_a_sampler_learns_from_no_more_trials_than_it_may(sampler: Sampler) -> N
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_what_runs_while_a_sampler_forgets_is_learnt_when_it_ends(sampler: Sampler) -> None:
-    proposer = Proposer(make_space(RECOVERIES), 2, sampler, seed=0, history=HISTORY)
+    proposer = Proposer(make_space(RECOVERIES), OBJECTIVES, sampler, seed=0, history=HISTORY)
     running = proposer.propose()
     assert running is not None
     run(proposer, 2 * HISTORY)
 
-    proposer.complete(running.configuration, Outcome((7.0, 77.0), {}))
+    values = {"error": 7.0, "nbytes": 77.0}
+    proposer.tell(replace(measure(running.configuration), values=values, constraints={}))
 
     trials = proposer._study.get_trials(deepcopy=False)
     (told,) = [trial for trial in trials if trial.values == [7.0, 77.0]]
@@ -360,24 +371,29 @@ def test_what_runs_while_a_sampler_forgets_is_learnt_when_it_ends(sampler: Sampl
 
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_a_rebuilt_sampler_forgets_but_proposes_nothing_twice(sampler: Sampler) -> None:
-    done = run(Proposer(make_space(RECOVERIES), 2, sampler, seed=0), 3 * HISTORY)
-    again = Proposer(make_space(RECOVERIES), 2, sampler, seed=0, history=HISTORY)
+    done = run(Proposer(make_space(RECOVERIES), OBJECTIVES, sampler, seed=0), 3 * HISTORY)
+    again = Proposer(make_space(RECOVERIES), OBJECTIVES, sampler, seed=0, history=HISTORY)
 
-    again.restore([(known, None if n % 3 else outcome) for n, (known, outcome) in enumerate(done)])
+    again.restore(
+        [
+            ended(trial.configuration, TrialState.PRUNED) if n % 3 else trial
+            for n, trial in enumerate(done)
+        ]
+    )
 
     assert len(again._study.get_trials(deepcopy=False)) < HISTORY
-    known = {configuration.digest for configuration, _ in done}
-    assert known.isdisjoint(configuration.digest for configuration, _ in run(again, HISTORY))
+    known = {trial.configuration.digest for trial in done}
+    assert known.isdisjoint(trial.configuration.digest for trial in run(again, HISTORY))
 
 
 def test_the_seeds_of_a_study_are_parents_of_what_nsga2_proposes() -> None:
-    proposer = Proposer(make_space(), 2, Sampler.NSGA2, seed=0)
+    proposer = Proposer(make_space(), OBJECTIVES, Sampler.NSGA2, seed=0)
     low = {f"block:{block.name}": place % 2 for place, block in enumerate(BLOCKS)}
     for n in range(2**4 + 16):
         choice = {name: (n >> place & 1) + 4 * (n >> 4) for place, name in enumerate(low)}
         configuration = make_space().configuration(choice)
         proposer.start(configuration)
-        proposer.complete(configuration, measure(configuration))
+        proposer.tell(measure(configuration))
 
     asked = [proposer.propose() for _ in range(12)]
 

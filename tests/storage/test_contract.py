@@ -7,10 +7,10 @@ import pytest
 
 from bitfront.errors import DuplicateStudy, InvalidMetric, LeaseHeld, LeaseLost, UnknownStudy
 from bitfront.profile import StageArtefactKind
-from bitfront.trial import Cause, StudyState, TrialState
+from bitfront.trial import StudyState, TrialState
 from storage.records import EventKind, Lease, Request
 from storage.store import Store, open_store
-from tests.support.store_samples import complete, finished, job, running, trial
+from tests.support.store_samples import complete, finished, job, running, show, trial
 
 
 def test_a_study_comes_back_as_it_was_made(store: Store) -> None:
@@ -226,12 +226,8 @@ WRITES: dict[str, Callable[[Store, Lease], object]] = {
     ),
     "save_options": lambda store, lease: store.save_options(lease, []),
     "start_trial": lambda store, lease: store.start_trial(lease, trial(9)),
-    "complete_trial": lambda store, lease: complete(store, lease, 0, {"error": 0, "nbytes": 0}),
-    "fail_trial": lambda store, lease: store.fail_trial(
-        lease, 0, 1, Cause.USER_ERROR, "late", retry=False
-    ),
-    "report": lambda store, lease: store.report(lease, 0, 1, 5, 0.5),
-    "prune_trial": lambda store, lease: store.prune_trial(lease, 0, 1, seconds=1.0),
+    "finish_attempt": lambda store, lease: complete(store, lease, 0, {"error": 0, "nbytes": 0}),
+    "report": lambda store, lease: show(store, lease, 0, 1, 5, 0.5),
     "fence": lambda store, lease: store.fence(lease),
     "cancel_running": lambda store, lease: store.cancel_running(lease),
     "save_test_values": lambda store, lease: store.save_test_values(lease, {}),

@@ -14,7 +14,7 @@ from bitfront.trial import Cause, FrontChange, StudyState, TrialState
 from storage.records import EventKind, Lease
 from storage.store import Store, open_store
 from tests.support.databases import Databases
-from tests.support.store_samples import complete, job, running, trial
+from tests.support.store_samples import complete, fail, job, prune, running, show, trial
 
 VALUES = {"error": 0.25, "nbytes": 1000.0}
 
@@ -90,17 +90,17 @@ ONCE: dict[str, tuple[Callable[[Store, Lease], object], object, EventKind]] = {
         EventKind.COMPLETED,
     ),
     "retry": (
-        lambda store, lease: store.fail_trial(lease, 0, 1, Cause.NODE_LOST, "m", retry=True),
+        lambda store, lease: fail(store, lease, 0, 1, Cause.NODE_LOST, "m", retry=True),
         True,
         EventKind.ATTEMPT_FAILED,
     ),
     "prune": (
-        lambda store, lease: store.prune_trial(lease, 0, 1, seconds=1.0),
+        lambda store, lease: prune(store, lease, 0, 1, seconds=1.0),
         True,
         EventKind.STOPPED_EARLY,
     ),
     "fail": (
-        lambda store, lease: store.fail_trial(lease, 0, 1, Cause.USER_ERROR, "m", retry=False),
+        lambda store, lease: fail(store, lease, 0, 1, Cause.USER_ERROR, "m", retry=False),
         True,
         EventKind.FAILED,
     ),
@@ -134,7 +134,7 @@ def test_a_report_that_nobody_heard_of_is_kept_once(store: Store) -> None:
     store.start_trial(lease, trial(0))
     lost = LostCommit(store)
 
-    assert store.report(lease, 0, 1, 15, 0.5)
+    assert show(store, lease, 0, 1, 15, 0.5)
 
     assert lost.happened
     assert store.intermediates("digits") == {0: {15: 0.5}}
@@ -143,15 +143,15 @@ def test_a_report_that_nobody_heard_of_is_kept_once(store: Store) -> None:
 STOPPER = """
 import sys
 from storage.store import open_store
-from tests.support.store_samples import running, trial
+from tests.support.store_samples import prune, running, show, trial
 
 store = open_store(sys.argv[1])
 lease = running(store)
 for number in range(1296):
     store.start_trial(lease, trial(number))
     for step in (0, 15):
-        assert store.report(lease, number, 1, step, 1 / (number + step + 1))
-    assert store.prune_trial(lease, number, 1, seconds=0.5)
+        assert show(store, lease, number, 1, step, 1 / (number + step + 1))
+    assert prune(store, lease, number, 1, seconds=0.5)
     print(number, flush=True)
 """
 

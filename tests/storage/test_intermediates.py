@@ -14,7 +14,7 @@ from storage.records import EventKind, Limits
 from storage.schema import run_migrations
 from storage.store import Store, open_store
 from tests.support.databases import Databases
-from tests.support.store_samples import complete, finished, running, trial
+from tests.support.store_samples import complete, fail, finished, prune, running, show, trial
 
 
 def test_stages_come_back_by_trial_and_step(store: Store) -> None:
@@ -22,9 +22,9 @@ def test_stages_come_back_by_trial_and_step(store: Store) -> None:
     for number in range(3):
         store.start_trial(lease, trial(number))
 
-    assert store.report(lease, 2, 1, 15, 0.25)
-    assert store.report(lease, 2, 1, 0, 0.5)
-    assert store.report(lease, 0, 1, 0, 0.125)
+    assert show(store, lease, 2, 1, 15, 0.25)
+    assert show(store, lease, 2, 1, 0, 0.5)
+    assert show(store, lease, 0, 1, 0, 0.125)
 
     assert store.intermediates("digits") == {0: {0: 0.125}, 2: {0: 0.5, 15: 0.25}}
 
@@ -32,11 +32,11 @@ def test_stages_come_back_by_trial_and_step(store: Store) -> None:
 def test_a_step_that_is_come_by_again_has_its_last_value(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
-    assert store.report(lease, 0, 1, 15, 0.5)
-    assert store.fail_trial(lease, 0, 1, Cause.NODE_LOST, "gone", retry=True)
+    assert show(store, lease, 0, 1, 15, 0.5)
+    assert fail(store, lease, 0, 1, Cause.NODE_LOST, "gone", retry=True)
 
-    assert not store.report(lease, 0, 1, 15, 0.9)
-    assert store.report(lease, 0, 2, 15, 0.25)
+    assert not show(store, lease, 0, 1, 15, 0.9)
+    assert show(store, lease, 0, 2, 15, 0.25)
 
     assert store.intermediates("digits") == {0: {15: 0.25}}
 
@@ -47,7 +47,7 @@ def test_a_value_that_is_not_finite_is_refused(store: Store, error: float) -> No
     store.start_trial(lease, trial(0))
 
     with pytest.raises(InvalidMetric, match="error"):
-        store.report(lease, 0, 1, 0, error)
+        show(store, lease, 0, 1, 0, error)
 
     assert store.intermediates("digits") == {}
 
@@ -56,9 +56,9 @@ def test_a_pruned_trial_is_finished_without_values(store: Store) -> None:
     lease = running(store)
     finished(store, lease, 0, error=0.5, nbytes=10)
     store.start_trial(lease, trial(1))
-    store.report(lease, 1, 1, 0, 0.25)
+    show(store, lease, 1, 1, 0, 0.25)
 
-    assert store.prune_trial(lease, 1, 1, seconds=2.5, worker="a worker")
+    assert prune(store, lease, 1, 1, seconds=2.5, worker="a worker")
 
     pruned = store.trials("digits", {TrialState.PRUNED})
     assert [(t.number, t.state, t.values, t.cause) for t in pruned] == [
@@ -77,8 +77,8 @@ def test_a_pruned_trial_is_finished_without_values(store: Store) -> None:
 def test_a_pruned_trial_is_no_answer_to_any_question(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
-    store.report(lease, 0, 1, 0, 0.01)
-    store.prune_trial(lease, 0, 1, seconds=1.0)
+    show(store, lease, 0, 1, 0, 0.01)
+    prune(store, lease, 0, 1, seconds=1.0)
 
     assert store.front("digits") == []
     assert store.best("digits") is None
@@ -90,13 +90,13 @@ def test_a_pruned_trial_is_no_answer_to_any_question(store: Store) -> None:
 def test_a_pruned_trial_stays_so(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
-    assert store.prune_trial(lease, 0, 1, seconds=1.0)
+    assert prune(store, lease, 0, 1, seconds=1.0)
 
-    assert not store.prune_trial(lease, 0, 1, seconds=1.0)
-    assert not store.report(lease, 0, 1, 5, 0.5)
+    assert not prune(store, lease, 0, 1, seconds=1.0)
+    assert not show(store, lease, 0, 1, 5, 0.5)
     values = {"error": 0.1, "nbytes": 1.0}
     assert not complete(store, lease, 0, values, front=FrontChange((0,), (), 0.5))
-    assert not store.fail_trial(lease, 0, 1, Cause.USER_ERROR, "late", retry=False)
+    assert not fail(store, lease, 0, 1, Cause.USER_ERROR, "late", retry=False)
     assert store.cancel_running(lease) == 0
     assert store.fence(lease) == []
     assert [t.state for t in store.trials("digits")] == [TrialState.PRUNED]
@@ -105,16 +105,16 @@ def test_a_pruned_trial_stays_so(store: Store) -> None:
 def test_only_the_attempt_that_runs_can_stop_early(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
-    store.fail_trial(lease, 0, 1, Cause.NODE_LOST, "gone", retry=True)
+    fail(store, lease, 0, 1, Cause.NODE_LOST, "gone", retry=True)
 
-    assert not store.prune_trial(lease, 0, 1, seconds=1.0)
-    assert store.prune_trial(lease, 0, 2, seconds=1.0)
+    assert not prune(store, lease, 0, 1, seconds=1.0)
+    assert prune(store, lease, 0, 2, seconds=1.0)
 
 
 def test_a_deleted_study_takes_its_stages_along(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
-    store.report(lease, 0, 1, 0, 0.5)
+    show(store, lease, 0, 1, 0, 0.5)
 
     store.release(lease, store.study("digits").state)
     store.delete_study("digits")
@@ -147,8 +147,8 @@ def test_an_older_database_keeps_everything_and_learns_to_prune(databases: Datab
 
     with open_store(url) as store:
         assert (store.study("digits"), store.trials("digits"), store.attempts("digits")) == before
-        assert store.report(lease, 1, 1, 0, 0.5)
-        assert store.prune_trial(lease, 1, 1, seconds=1.0)
+        assert show(store, lease, 1, 1, 0, 0.5)
+        assert prune(store, lease, 1, 1, seconds=1.0)
         if engine.dialect.name == "sqlite":
             with engine.connect() as connection:
                 assert connection.scalar(text("PRAGMA integrity_check")) == "ok"

@@ -21,7 +21,7 @@ from storage.schema import REVISIONS, VERSION_TABLE, upgrade
 from storage.store import Store, open_store
 from storage.tables import Base
 from tests.support.databases import Databases
-from tests.support.store_samples import complete, job, running, trial
+from tests.support.store_samples import complete, fail, job, prune, running, show, trial
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def fill(store: Store) -> Lease:
             store.cancel_running(lease)
     values = {"error": 0.25, "nbytes": 8.0}
     complete(store, lease, 0, values, front=FrontChange((0,), (), 0.5))
-    store.fail_trial(lease, 1, 1, Cause.NODE_LOST, "gone", "a trace", retry=True)
-    store.fail_trial(lease, 2, 1, Cause.USER_ERROR, "bad batch", retry=False)
+    fail(store, lease, 1, 1, Cause.NODE_LOST, "gone", "a trace", retry=True)
+    fail(store, lease, 2, 1, Cause.USER_ERROR, "bad batch", retry=False)
     store.start_trial(lease, trial(3))
     return lease
 
@@ -176,8 +176,8 @@ def test_the_store_that_upgrades_a_database_can_stop_its_trials(
     url, lease = of_revision(databases, revision)
 
     with open_store(url) as store:
-        assert store.report(lease, 3, 1, 15, 0.5)
-        assert store.prune_trial(lease, 3, 1, seconds=1.0)
+        assert show(store, lease, 3, 1, 15, 0.5)
+        assert prune(store, lease, 3, 1, seconds=1.0)
 
         assert store.intermediates("digits") == {3: {15: 0.5}}
         with (
@@ -203,7 +203,7 @@ def test_a_client_that_is_open_while_a_database_is_upgraded_goes_on(databases: D
 
         upgrade(url)
 
-        assert before.prune_trial(lease, 3, 1, seconds=1.0)
+        assert prune(before, lease, 3, 1, seconds=1.0)
 
 
 def test_a_pruned_trial_runs_again_in_the_schema_that_does_not_know_it(
@@ -212,8 +212,8 @@ def test_a_pruned_trial_runs_again_in_the_schema_that_does_not_know_it(
     url, lease = of_revision(databases, "0002")
     before = rows(url)
     with open_store(url) as store:
-        store.report(lease, 3, 1, 15, 0.5)
-        store.prune_trial(lease, 3, 1, seconds=1.0)
+        show(store, lease, 3, 1, 15, 0.5)
+        prune(store, lease, 3, 1, seconds=1.0)
     downgrade(url, "0002")
     engine = create_engine(parse_url(url))
     with engine.connect() as connection, pytest.raises(exc.IntegrityError):

@@ -9,10 +9,20 @@ from sqlalchemy import text
 
 from bitfront.errors import SpecError, UnknownStudy
 from bitfront.trial import Cause, FrontChange, StudyState, Trial, TrialState
-from storage.records import Limits, Result
+from storage.records import Limits
 from storage.store import Store, open_store
 from tests.support.databases import Databases
-from tests.support.store_samples import complete, configuration, finished, job, running, trial
+from tests.support.store_samples import (
+    complete,
+    configuration,
+    fail,
+    finished,
+    job,
+    prune,
+    running,
+    show,
+    trial,
+)
 
 MEASURES = {
     "max_error": "error",
@@ -51,7 +61,7 @@ def measured(stored: Trial, name: str) -> float | None:
     return stored.values.get(name, stored.metrics.get(name))
 
 
-def number(result: Result | None) -> int | None:
+def number(result: Trial | None) -> int | None:
     return None if result is None else result.number
 
 
@@ -124,7 +134,7 @@ def test_a_model_is_asked_by_name_or_hash_over_all_its_studies(store: Store) -> 
 
     best = store.best(None, model="m1")
     assert best is not None
-    assert (best.study, best.error) == ("b", 0.2)
+    assert (best.study, best.values["error"]) == ("b", 0.2)
     nearest = store.nearest(None, Limits(max_error=0.25, max_nbytes=5), model="m1")
     assert nearest is not None
     assert nearest.study == "b"
@@ -176,7 +186,7 @@ def test_the_front_is_sorted_by_error(store: Store) -> None:
     front = store.front("digits")
 
     assert [point.number for point in front] == [1, 2, 0]
-    assert [point.test_error for point in front] == [0.15, None, None]
+    assert [point.test_values.get("error") for point in front] == [0.15, None, None]
     assert front[0].configuration == configuration(1)
 
 
@@ -187,11 +197,11 @@ def test_status_tells_how_far_a_study_is(store: Store) -> None:
         store.start_trial(lease, trial(count))
     complete(store, lease, 0, {"error": 0.2, "nbytes": 9}, front=FrontChange((0,), (), 0.4))
     complete(store, lease, 1, {"error": 0.1, "nbytes": 9}, constraints={"max_nbytes": 1.0})
-    store.fail_trial(lease, 2, 1, Cause.NODE_LOST, "first", retry=True)
-    store.fail_trial(lease, 2, 2, Cause.NODE_LOST, "second", retry=False)
-    store.fail_trial(lease, 3, 1, Cause.USER_ERROR, "bad batch", retry=False)
-    store.report(lease, 4, 1, 0, 0.05)
-    store.prune_trial(lease, 4, 1, seconds=0.25)
+    fail(store, lease, 2, 1, Cause.NODE_LOST, "first", retry=True)
+    fail(store, lease, 2, 2, Cause.NODE_LOST, "second", retry=False)
+    fail(store, lease, 3, 1, Cause.USER_ERROR, "bad batch", retry=False)
+    show(store, lease, 4, 1, 0, 0.05)
+    prune(store, lease, 4, 1, seconds=0.25)
 
     status = store.status("digits")
 
@@ -255,10 +265,10 @@ def test_the_queries_in_the_documentation_answer(store: Store, query: str) -> No
         change = FrontChange((count,), (), count / 10)
         complete(store, lease, count, values, metrics={"bits_per_weight": 4.0}, front=change)
     store.start_trial(lease, trial(3))
-    store.fail_trial(lease, 3, 1, Cause.OUT_OF_MEMORY, "out of memory", retry=True)
+    fail(store, lease, 3, 1, Cause.OUT_OF_MEMORY, "out of memory", retry=True)
     store.start_trial(lease, trial(4))
-    store.report(lease, 4, 1, 0, 0.5)
-    store.prune_trial(lease, 4, 1, seconds=1.0)
+    show(store, lease, 4, 1, 0, 0.5)
+    prune(store, lease, 4, 1, seconds=1.0)
     store.release(lease, StudyState.STOPPED)
 
     with store._database.engine.connect() as connection:

@@ -14,7 +14,7 @@ from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial, TrialState
 from storage.records import EventKind
 from storage.store import Store, open_store
-from tests.support.store_samples import complete, configuration, running, trial
+from tests.support.store_samples import complete, configuration, fail, prune, running, trial
 
 VALUES = {"error": 0.25, "nbytes": 1000.0}
 
@@ -73,7 +73,8 @@ def test_two_studies_may_try_the_same_configuration(store: Store) -> None:
     for name in ("first", "second"):
         store.start_trial(running(store, name), trial(0))
 
-    assert store.trials("first") == store.trials("second") == [trial(0)]
+    assert store.trials("first") == [trial(0, "first")]
+    assert store.trials("second") == [trial(0, "second")]
 
 
 def test_a_completed_trial_has_what_was_measured(store: Store) -> None:
@@ -95,16 +96,18 @@ def test_a_completed_trial_has_what_was_measured(store: Store) -> None:
     assert stored == replace(
         trial(0),
         state=TrialState.COMPLETE,
-        values=VALUES,
+        values={**VALUES, "bits_per_weight": 3.5, "latency_s": 0.01},
         metrics={"bits_per_weight": 3.5, "latency_s": 0.01},
         constraints={"max_nbytes": -5.0, "max_bits": 0.0},
+        seconds=0.5,
+        worker="a worker",
     )
+    assert stored.started_at is not None
+    assert stored.finished_at is not None
     (attempt,) = store.attempts("digits")
     assert (attempt.seconds, attempt.worker, attempt.cause) == (0.5, "a worker", None)
     (point,) = store.front("digits")
-    assert point.number == 0
-    assert point.values == {**VALUES, "bits_per_weight": 3.5, "latency_s": 0.01}
-    assert point.configuration == configuration(0)
+    assert point == stored
     assert [(p.completed, p.hypervolume) for p in store.hypervolumes("digits")] == [(1, 0.75)]
 
 
@@ -115,9 +118,9 @@ def test_a_trial_is_completed_once(store: Store) -> None:
     before = (store.trials("digits"), store.events("digits"), store.attempts("digits"))
 
     assert not complete(store, lease, 0, {"error": 0.0, "nbytes": 1.0})
-    assert not complete(store, lease, 0, VALUES, attempt=2)
+    assert not complete(store, lease, 0, VALUES, at=2)
     assert not complete(store, lease, 7, VALUES)
-    assert not store.fail_trial(lease, 0, 1, Cause.USER_ERROR, "late", retry=True)
+    assert not fail(store, lease, 0, 1, Cause.USER_ERROR, "late", retry=True)
 
     assert (store.trials("digits"), store.events("digits"), store.attempts("digits")) == before
 
@@ -216,21 +219,21 @@ def test_a_failed_attempt_is_recorded_and_the_next_one_runs(store: Store) -> Non
     lease = running(store)
     store.start_trial(lease, trial(0))
 
-    assert store.fail_trial(lease, 0, 1, Cause.NODE_LOST, "gone", "a trace", retry=True)
-    assert not store.fail_trial(lease, 0, 1, Cause.NODE_LOST, "gone", retry=True)
+    assert fail(store, lease, 0, 1, Cause.NODE_LOST, "gone", "a trace", retry=True)
+    assert not fail(store, lease, 0, 1, Cause.NODE_LOST, "gone", retry=True)
 
-    assert store.trials("digits") == [replace(trial(0), attempt=2)]
+    assert store.trials("digits") == [replace(trial(0), attempts=2)]
     first, second = store.attempts("digits", [0])
     assert (first.cause, first.message, first.traceback) == (Cause.NODE_LOST, "gone", "a trace")
     assert (second.attempt, second.cause, second.finished_at) == (2, None, None)
-    assert complete(store, lease, 0, VALUES, attempt=2)
+    assert complete(store, lease, 0, VALUES, at=2)
 
 
 def test_a_failed_trial_says_why(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
 
-    store.fail_trial(lease, 0, 1, Cause.OUT_OF_MEMORY, "NUL \x00 and \udc80", retry=False)
+    fail(store, lease, 0, 1, Cause.OUT_OF_MEMORY, "NUL \x00 and \udc80", retry=False)
 
     (stored,) = store.trials("digits")
     assert (stored.state, stored.cause) == (TrialState.FAILED, "out_of_memory")
@@ -243,7 +246,7 @@ def test_only_the_end_of_an_endless_traceback_is_kept(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
 
-    store.fail_trial(lease, 0, 1, Cause.USER_ERROR, "m", "x" * 10**6 + "the end", retry=False)
+    fail(store, lease, 0, 1, Cause.USER_ERROR, "m", "x" * 10**6 + "the end", retry=False)
 
     (attempt,) = store.attempts("digits")
     assert attempt.traceback is not None
@@ -260,9 +263,9 @@ def test_fencing_restarts_what_runs_and_refuses_its_old_results(store: Store) ->
 
     restarted = store.fence(lease)
 
-    assert restarted == [replace(trial(0), attempt=2), replace(trial(2), attempt=2)]
-    assert not complete(store, lease, 0, VALUES, attempt=1)
-    assert complete(store, lease, 0, VALUES, attempt=2)
+    assert restarted == [replace(trial(0), attempts=2), replace(trial(2), attempts=2)]
+    assert not complete(store, lease, 0, VALUES, at=1)
+    assert complete(store, lease, 0, VALUES, at=2)
     causes = [(a.trial, a.attempt, a.cause) for a in store.attempts("digits")]
     assert causes == [
         (0, 1, Cause.DRIVER_RESTART),
@@ -298,11 +301,11 @@ def test_what_was_cancelled_runs_again_as_the_same_trial(store: Store) -> None:
 
     (again,) = store.fence(lease)
 
-    assert (again.number, again.attempt, again.state) == (0, 2, TrialState.RUNNING)
+    assert (again.number, again.attempts, again.state) == (0, 2, TrialState.RUNNING)
     assert again.configuration == trial(0).configuration
     assert [a.cause for a in store.attempts("digits", {0})] == [Cause.CANCELLED, None]
     assert not complete(store, lease, 0, VALUES)
-    assert complete(store, lease, 0, VALUES, attempt=2)
+    assert complete(store, lease, 0, VALUES, at=2)
 
 
 def test_a_configuration_is_found_whatever_became_of_it(store: Store) -> None:
@@ -310,8 +313,8 @@ def test_a_configuration_is_found_whatever_became_of_it(store: Store) -> None:
     for number in range(5):
         store.start_trial(lease, trial(number))
     complete(store, lease, 1, VALUES)
-    store.fail_trial(lease, 2, 1, Cause.USER_ERROR, "bad", retry=False)
-    store.prune_trial(lease, 4, 1, seconds=1.0)
+    fail(store, lease, 2, 1, Cause.USER_ERROR, "bad", retry=False)
+    prune(store, lease, 4, 1, seconds=1.0)
 
     found = [store.find_by_digest("digits", configuration(n).digest) for n in range(6)]
 
@@ -321,7 +324,7 @@ def test_a_configuration_is_found_whatever_became_of_it(store: Store) -> None:
 def test_a_pruned_configuration_is_not_started_again(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
-    store.prune_trial(lease, 0, 1, seconds=1.0)
+    prune(store, lease, 0, 1, seconds=1.0)
 
     for again in (trial(0), replace(trial(0), number=1)):
         with pytest.raises(DatabaseError, match="trial 0, which is pruned already"):
@@ -389,7 +392,7 @@ def test_any_configuration_comes_back_exactly(
     assume(number is None)
 
     number = len(store.trials("digits"))
-    store.start_trial(lease, Trial(number, content, Origin.PROGRAM, params))
+    store.start_trial(lease, Trial(lease.name, number, content, Origin.PROGRAM, params))
     complete(store, lease, number, {"error": error, "nbytes": 0.0})
 
     stored = store.trials("digits")[number]

@@ -1,12 +1,14 @@
 """Small studies for the tests of the store."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from bitfront.attempt import Attempt, Evaluated, Failed, IntermediateValue, Pruned
 from bitfront.identity.identities import Identities
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
-from bitfront.trial import Evaluation, FrontChange, Origin, Trial
+from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial
 from storage.records import Lease
 from storage.store import Store
 
@@ -32,9 +34,14 @@ def configuration(number: int) -> Configuration:
     return Configuration(Plan.of({f"layer{n}": Precision(bits) for n, bits in enumerate(widths)}))
 
 
-def trial(number: int) -> Trial:
+def trial(number: int, study: str = "digits") -> Trial:
     """A new trial."""
-    return Trial(number, configuration(number), Origin.SAMPLER, {"x": number})
+    return Trial(study, number, configuration(number), Origin.SAMPLER, {"x": number})
+
+
+def attempt(number: int, at: int = 1, key: str = "a key") -> Attempt:
+    """The attempt `at` at a trial."""
+    return Attempt(replace(trial(number), attempts=at), key)
 
 
 def running(store: Store, study: str = "digits") -> Lease:
@@ -49,24 +56,48 @@ def complete(
     number: int,
     values: Mapping[str, float],
     *,
-    attempt: int = 1,
+    at: int = 1,
     metrics: Mapping[str, float] | None = None,
     constraints: Mapping[str, float] | None = None,
     front: FrontChange | None = None,
     key: str | None = None,
 ) -> bool:
     """Completes an attempt; what is not named is of no interest."""
-    return store.complete_trial(
+    return store.finish_attempt(
         lease,
-        number,
-        attempt,
-        Evaluation(values, metrics or {}),
+        attempt(number, at, key or f"{lease.name} {number}"),
+        Evaluated(Evaluation(values, metrics or {}), seconds=0.5, worker="a worker"),
         constraints=constraints or {},
         front=front,
-        evaluation_key=key or f"{lease.name} {number}",
-        seconds=0.5,
-        worker="a worker",
     )
+
+
+def fail(
+    store: Store,
+    lease: Lease,
+    number: int,
+    at: int,
+    cause: Cause,
+    message: str,
+    traceback: str = "",
+    *,
+    retry: bool,
+) -> bool:
+    """Ends an attempt without a result."""
+    failed = Failed(cause, message, traceback)
+    return store.finish_attempt(lease, attempt(number, at), failed, retry=retry)
+
+
+def prune(
+    store: Store, lease: Lease, number: int, at: int, *, seconds: float, worker: str = ""
+) -> bool:
+    """Ends an attempt that stopped early."""
+    return store.finish_attempt(lease, attempt(number, at), Pruned(seconds=seconds, worker=worker))
+
+
+def show(store: Store, lease: Lease, number: int, at: int, step: int, value: float) -> bool:
+    """Records what an attempt showed in training."""
+    return store.report(lease, attempt(number, at), IntermediateValue(step, value))
 
 
 def finished(store: Store, lease: Lease, number: int, error: float, nbytes: float) -> None:

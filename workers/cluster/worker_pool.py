@@ -8,12 +8,12 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from bitfront.attempt import Attempt, IntermediateValue
 from bitfront.errors import NoWorkers, UnusableSpool
 from bitfront.spec import SearchSpec
 from workers.cluster.fair_share import FairShare
-from workers.process.trial_worker import Report, TrialTask, TrialWorker
-from workers.scheduling.attempt import Assignment
-from workers.scheduling.outcome import Failure, Outcome
+from workers.process.trial_worker import Reply, TrialTask, TrialWorker
+from workers.scheduling.failures import failed_by
 from workers.scheduling.placement import ONE_CPU, Placement
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import TrialScheduler
@@ -93,7 +93,7 @@ class _WorkerPool:
         self._actor = ray.remote(worker).options(**place.options)
         self._starting: dict[_Reference, _Worker] = {}
         self._idle: list[_Worker] = []
-        self._busy: dict[_Reference, tuple[_Worker, Assignment]] = {}
+        self._busy: dict[_Reference, tuple[_Worker, Attempt]] = {}
         self._failed_starts = 0
 
     @property
@@ -117,8 +117,8 @@ class _WorkerPool:
     def hand_out(self) -> None:
         """Gives every idle worker an attempt, as long as there are some."""
         while self._idle:
-            assignment = self._scheduler.next()
-            if assignment is None:
+            attempt = self._scheduler.next()
+            if attempt is None:
                 return
             worker = self._idle.pop()
             scheduler = self._scheduler
@@ -127,10 +127,10 @@ class _WorkerPool:
                 scheduler.epoch,
                 self._config,
                 str(self._spool.folder),
-                assignment,
+                attempt,
                 scheduler.pruner(),
             )
-            self._busy[worker.begin.remote(task)] = (worker, assignment)
+            self._busy[worker.begin.remote(task)] = (worker, attempt)
 
     def collect(self) -> None:
         """Takes in all that has come back; waits a moment for the first of it."""
@@ -160,28 +160,27 @@ class _WorkerPool:
         self._idle.append(worker)
 
     def _take_in(self, reference: _Reference) -> None:
-        worker, assignment = self._busy.pop(reference)
+        worker, attempt = self._busy.pop(reference)
         try:
-            report = cast("Report", ray.get(reference))
+            reply = cast("Reply", ray.get(reference))
         except RayTaskError as error:
-            failure = Failure.of(_cause(error))
             self._idle.append(worker)
-            self._scheduler.finish(assignment, Outcome(None, failure, 0.0, ""))
+            self._scheduler.finish(attempt, failed_by(_cause(error)))
             return
         except RayError as error:
             # It may only be out of reach: an attempt must not run on beside its next one.
             ray.kill(worker)
-            self._scheduler.lose(assignment, str(error))
+            self._scheduler.lose(attempt, str(error))
             return
-        if report.outcome is None:
-            self._scheduler.report(assignment, report.step, report.error)
-            self._busy[worker.resume.remote()] = (worker, assignment)
+        if isinstance(reply.content, IntermediateValue):
+            self._scheduler.report(attempt, reply.content)
+            self._busy[worker.resume.remote()] = (worker, attempt)
             return
-        if report.leaves:
+        if reply.is_leaving:
             ray.kill(worker)
         else:
             self._idle.append(worker)
-        self._scheduler.finish(assignment, report.outcome)
+        self._scheduler.finish(attempt, reply.content)
 
     def end(self) -> None:
         """Tells the workers that the study ends, and waits for what they save."""

@@ -4,9 +4,17 @@ import json
 import logging
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bitfront.attempt import (
+    Attempt,
+    AttemptResult,
+    Evaluated,
+    Failed,
+    IntermediateValue,
+    Pruned,
+)
 from bitfront.errors import Interrupted, UnusableSpool
 from bitfront.failpoints import witness
 from bitfront.files import shared_path
@@ -16,13 +24,13 @@ from search.pruner import Pruner
 from workers.observability.logs import bound, set_up
 from workers.observability.metrics import observe_stage, timed
 from workers.process.preemption import PreemptionHandler
-from workers.scheduling.attempt import Assignment
-from workers.scheduling.outcome import Failure, Outcome, worker_name
+from workers.scheduling.failures import failed_by, worker_name
+from workers.scheduling.result_json import to_json
 from workers.scheduling.spool import Spool
 from workers.scheduling.worker_config import WorkerConfig
 
 if TYPE_CHECKING:
-    from objectives.evaluation.evaluator import Evaluator, Stage
+    from objectives.evaluation.evaluator import Evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +44,7 @@ class TrialTask:
         epoch: Which driver of the study asks.
         config: The job, and what earlier stages found.
         spool: Where results and checkpoints go.
-        assignment: The attempt.
+        attempt: What is to be done.
         pruner: What a recovery in training must be able to pass.
     """
 
@@ -44,31 +52,27 @@ class TrialTask:
     epoch: int
     config: WorkerConfig
     spool: str
-    assignment: Assignment
+    attempt: Attempt
     pruner: Pruner
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a worker returns: what a stage showed, or in the end the outcome.
+class Reply:
+    """What a worker returns.
 
     Attributes:
-        step: Optimiser steps of the stage.
-        error: What it showed.
-        outcome: The attempt's end; None before.
-        leaves: Whether the worker's process or node is about to end.
+        content: What the recovery showed in training, or in the end the attempt's result.
+        is_leaving: Whether the worker's process or node is about to end.
     """
 
-    step: int = 0
-    error: float = 0.0
-    outcome: Outcome | None = None
-    leaves: bool = False
+    content: IntermediateValue | AttemptResult
+    is_leaving: bool = False
 
 
 class TrialWorker:
     """Evaluates one configuration after the other.
 
-    A call returns at each stage of a recovery, and at the attempt's end.
+    A call returns with each intermediate value of a recovery, and at the attempt's end.
     """
 
     def __init__(self) -> None:
@@ -79,94 +83,97 @@ class TrialWorker:
         """Who this is; answered as soon as the worker is there."""
         return worker_name()
 
-    def begin(self, task: TrialTask) -> Report:
-        """Takes up an attempt, as far as its first stage."""
+    def begin(self, task: TrialTask) -> Reply:
+        """Takes up an attempt, as far as its first intermediate value."""
         self._task = task
         self._spool = Spool(shared_path(task.spool))
         self._preemption.begin(self._spool, task.epoch)
-        self._course = self._attempt()
+        self._course = self._run()
         return self.resume()
 
-    def resume(self) -> Report:
-        """Returns what the next stage showed, or spools the attempt's outcome and returns it."""
-        assignment = self._task.assignment
+    def resume(self) -> Reply:
+        """Returns the next intermediate value, or spools the attempt's result and returns it."""
+        attempt = self._task.attempt
         with (
-            bound(study=self._task.study, trial=assignment.number, attempt=assignment.attempt),
+            bound(study=self._task.study, trial=attempt.trial.number, attempt=attempt.number),
             self._preemption.working(),
         ):
             shown = next(self._course)
-            if not isinstance(shown, Outcome):
-                return Report(shown.step, shown.error)
+            if isinstance(shown, IntermediateValue):
+                return Reply(shown)
             self._keep(shown)
-            return Report(outcome=shown, leaves=self._preemption.leaves())
+            return Reply(shown, self._preemption.leaves())
 
-    def _keep(self, outcome: Outcome) -> None:
-        """Spools an outcome; the driver gets it even where the spool cannot be written."""
-        study, assignment = self._task.study, self._task.assignment
-        if outcome.evaluation is not None:
-            for name, seconds in outcome.evaluation.metrics.items():
+    def _keep(self, result: AttemptResult) -> None:
+        """Spools a result; the driver gets it even where the spool cannot be written."""
+        study, attempt = self._task.study, self._task.attempt
+        if isinstance(result, Evaluated):
+            for name, seconds in result.evaluation.metrics.items():
                 kind, _, stage = name.partition(".")
                 if kind == "seconds":
                     observe_stage(study, stage, seconds)
         try:
             with timed(study, "spool"):
-                self._spool.write(assignment.number, assignment.attempt, outcome)
+                self._spool.write(attempt.trial.number, attempt.number, result)
         except UnusableSpool as error:
             logger.warning("the result cannot be spooled: %s", error)
-        self._witness("attempt ended", outcome=json.loads(outcome.to_json()))
+        self._witness("attempt ended", outcome=json.loads(to_json(result)))
 
     def _witness(self, event: str, **facts: object) -> None:
-        assignment = self._task.assignment
+        attempt = self._task.attempt
         witness(
             event,
-            number=assignment.number,
-            attempt=assignment.attempt,
-            configuration=assignment.configuration.to_dict(),
+            number=attempt.trial.number,
+            attempt=attempt.number,
+            configuration=attempt.configuration.to_dict(),
             **facts,
         )
 
-    def _attempt(self) -> "Iterator[Stage | Outcome]":
-        """The stages of the recovery, as long as there is hope, and in the end the outcome."""
+    def _run(self) -> Iterator[IntermediateValue | AttemptResult]:
+        """What the recovery shows, as long as there is hope, and in the end the result."""
         self._witness("attempt started", code=__file__)
         started_s = time.perf_counter()
-        assignment = self._task.assignment
-        evaluation = failure = None
+        result: AttemptResult
         try:
             # Imported here: the driver defines this class, but loads no model.
             from workers.process import model_cache
 
-            config = self._task.config.with_halved_batch(assignment.halvings)
-            evaluator = model_cache.evaluator(config)
-            hopeful = yield from self._train_recovery(evaluator, assignment.configuration)
-            if hopeful:
-                evaluation = evaluator.evaluate(assignment.configuration)
+            attempt = self._task.attempt
+            evaluator = model_cache.evaluator(self._task.config.with_halved_batch(attempt.halvings))
+            if (yield from self._train_recovery(evaluator, attempt.configuration)):
+                result = Evaluated(evaluator.evaluate(attempt.configuration))
+            else:
+                result = Pruned()
         except Interrupted as error:
             cause = self._preemption.cause() or Cause.NODE_LOST
-            failure = Failure(cause, f"the recovery was saved and ended early: {error}")
+            result = Failed(cause, f"the recovery was saved and ended early: {error}")
         except Exception as error:  # noqa: BLE001 - recorded with its traceback by the scheduler
-            failure = Failure.of(error)
-            if failure.cause is Cause.OUT_OF_MEMORY:
+            result = failed_by(error)
+            if result.cause is Cause.OUT_OF_MEMORY:
                 _free_memory()
-        seconds = time.perf_counter() - started_s
-        digest = assignment.configuration.digest
-        yield Outcome(evaluation, failure, seconds, worker_name(), digest)
+        yield replace(
+            result,
+            seconds=time.perf_counter() - started_s,
+            worker=worker_name(),
+            digest=self._task.attempt.configuration.digest,
+        )
 
     def _train_recovery(
         self, evaluator: "Evaluator", configuration: Configuration
-    ) -> "Generator[Stage, None, bool]":
-        """Trains the recovery stage by stage; whether the front is still in reach."""
+    ) -> Generator[IntermediateValue, None, bool]:
+        """Trains the recovery step by step; whether the front is still in reach."""
         recovery = configuration.recovery
         if recovery is None:
             return True
         known = evaluator.costs(configuration)
         costs = [known.get(objective.value, 0.0) for objective in evaluator.spec.objectives[1:]]
-        checkpoint = self._spool.checkpoint(self._task.assignment.number)
-        stages = evaluator.train_recovery(
+        checkpoint = self._spool.checkpoint(self._task.attempt.trial.number)
+        values = evaluator.train_recovery(
             configuration, checkpoint, lambda: self._preemption.cause() is not None
         )
-        for stage in stages:
-            yield stage
-            if not self._task.pruner.allows(recovery, stage.step, stage.error, costs):
+        for shown in values:
+            yield shown
+            if not self._task.pruner.allows(recovery, shown.step, shown.value, costs):
                 return False
         return True
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from bitfront.attempt import AttemptResult
 from bitfront.errors import UnusableSpool
 from bitfront.failpoints import failpoint
 from bitfront.files import (
@@ -18,7 +19,7 @@ from bitfront.files import (
     remove_folder,
     write_whole,
 )
-from workers.scheduling.outcome import Outcome
+from workers.scheduling.result_json import from_json, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _REMOVERS = 8
 class Spool:
     """One file an attempt, written whole or not at all.
 
-    A file holds the SHA-256 of its content in the first line and the outcome as JSON in the
+    A file holds the SHA-256 of its content in the first line and the result as JSON in the
     second. A file that does not match its hash counts as absent: the attempt runs again.
     Every method raises `UnusableSpool` where the folder cannot be reached; only `discard` logs it,
     for what it leaves behind does no harm.
@@ -45,17 +46,17 @@ class Spool:
         """Where a trial's recovery is saved while it is trained, whatever the attempt."""
         return self.folder / f"{number:06d}.safetensors"
 
-    def write(self, number: int, attempt: int, outcome: Outcome) -> None:
-        """Puts an outcome on disk; when this returns, a power cut does not lose it."""
+    def write(self, number: int, attempt: int, result: AttemptResult) -> None:
+        """Puts a result on disk; when this returns, a power cut does not lose it."""
         failpoint("spool.before")
-        text = outcome.to_json()
+        text = to_json(result)
         content = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n"
         with self._reaching():
             write_whole(self._path(number, attempt), content.encode())
         failpoint("spool.after")
 
-    def read(self, number: int, attempt: int) -> Outcome | None:
-        """The outcome of an attempt, or None where there is none or it is damaged."""
+    def read(self, number: int, attempt: int) -> AttemptResult | None:
+        """The result of an attempt, or None where there is none or it is damaged."""
         path = self._path(number, attempt)
         content = self._content(path)
         if content is None:
@@ -65,10 +66,10 @@ class Spool:
         if hashlib.sha256(text).hexdigest().encode() != checksum:
             logger.warning("the spooled result %s is damaged: the trial runs again", path.name)
             return None
-        return Outcome.from_json(text.decode())
+        return from_json(text.decode())
 
     def discard(self, number: int, attempt: int) -> None:
-        """Forgets an outcome that is now in the database, and what it was trained from.
+        """Forgets a result that is now in the database, and what it was trained from.
 
         An object store takes its time for that, and the driver has none: it is done aside.
         """

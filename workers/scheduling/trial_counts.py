@@ -24,7 +24,7 @@ class TrialCounts:
         """Trials by state; a state without any may be missing."""
         return +self._counts
 
-    def recall(self, number: int, state: TrialState) -> None:
+    def restore(self, number: int, state: TrialState) -> None:
         """Takes note of a trial of an earlier driver."""
         self._states[number] = state
         self._counts[state] += 1
@@ -34,7 +34,7 @@ class TrialCounts:
         before = self._states.get(number)
         if before is not None:
             self._counts[before] -= 1
-        self.recall(number, state)
+        self.restore(number, state)
         if state.is_finished:
             self._ended[state] += 1
 

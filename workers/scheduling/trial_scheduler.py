@@ -4,25 +4,30 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from bitfront.attempt import (
+    Attempt,
+    AttemptResult,
+    Evaluated,
+    Failed,
+    IntermediateValue,
+    Pruned,
+)
 from bitfront.errors import TooManyFailures, UnusableSpool
 from bitfront.failpoints import failpoint
-from bitfront.passwords import masked
 from bitfront.plan import Configuration
 from bitfront.spec import JobSpec
-from bitfront.trial import Cause, Origin, Trial, TrialState
+from bitfront.trial import Cause, Proposal, Trial, TrialState
 from search.constraints import excesses
 from search.pruner import Pruner
-from search.sampler import Outcome as Sample
 from search.sampler import Proposer
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
-from workers.scheduling.attempt import Assignment, Seed
-from workers.scheduling.front_tracker import FrontTracker, Measured
+from workers.scheduling.failures import lost_worker
+from workers.scheduling.front_tracker import FrontTracker
 from workers.scheduling.metrics import Metrics, NullMetrics
-from workers.scheduling.outcome import Failure, Outcome
 from workers.scheduling.retries import Retries
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_counts import TrialCounts
@@ -54,16 +59,6 @@ class Progress:
         return sum(count for state, count in self.counts.items() if state.is_finished)
 
 
-def _loss(reason: str) -> Failure:
-    """What ended an attempt whose worker is gone, from what Ray said of it."""
-    reason = masked(reason)
-    headline = reason.partition("\n")[0]
-    if "low on memory" in reason:
-        return Failure(Cause.OUT_OF_MEMORY, f"Ray ended the worker: {headline}", reason)
-    lost = "the worker or its node went away"
-    return Failure(Cause.NODE_LOST, f"{lost}: {headline}" if reason else lost, reason)
-
-
 class TrialScheduler:
     """Keeps the study's trials in the database, the front and the sampler in step.
 
@@ -77,7 +72,7 @@ class TrialScheduler:
         lease: Lease,
         spec: JobSpec,
         space: SearchSpace,
-        seeds: Sequence[Seed],
+        seeds: Sequence[Proposal],
         spool: Spool,
         evaluation_key: Callable[[Configuration], str],
         *,
@@ -102,7 +97,7 @@ class TrialScheduler:
             budget_nbytes: The size at which the best error is reported.
             is_draining: Asked before each new trial: shall none be started any more?
             review: Called once, with all trials, when every seed has been handed out and
-                none is running; returns a wider space, or None to go on.
+                none is running; returns a wider space, or None to continue.
             on_progress: Called after each change.
             metrics: Hears of cache hits and failures.
         """
@@ -116,11 +111,11 @@ class TrialScheduler:
         self._evaluation_key = evaluation_key
         self._on_progress = on_progress
         self._metrics = metrics or NullMetrics()
-        objectives = [objective.value for objective in spec.objectives]
-        self._tracker = FrontTracker(objectives, reference, budget_nbytes)
+        self._objectives = [objective.value for objective in spec.objectives]
+        self._tracker = FrontTracker(self._objectives, reference, budget_nbytes)
         self._seeds = deque(seeds)
-        self._waiting: deque[Assignment] = deque()
-        self._running: dict[int, Assignment] = {}
+        self._waiting: deque[Attempt] = deque()
+        self._running: dict[int, Attempt] = {}
         self._trials = TrialCounts()
         self._numbers: dict[str, int] = {}
         self._retries = Retries(spec.search.max_attempts, store.attempts(lease.name))
@@ -134,53 +129,46 @@ class TrialScheduler:
     def _make_proposer(self, space: SearchSpace) -> Proposer:
         search = self._spec.search
         return Proposer(
-            space, len(self._spec.objectives), search.sampler, search.seed, history=search.history
+            space, self._objectives, search.sampler, search.seed, history=search.history
         )
 
     def _restore(self) -> None:
         """Rebuilds the front, the sampler and the queue from the stored trials."""
-        for number, stages in self._store.intermediates(self.study).items():
-            for step, error in stages.items():
-                self._tracker.report(number, step, error)
+        for number, shown in self._store.intermediates(self.study).items():
+            for step, value in shown.items():
+                self._tracker.report(number, IntermediateValue(step, value))
         trials = self._store.trials(self.study)
         for trial in trials:
             if trial.state is TrialState.COMPLETE:
-                self._tracker.recall(
-                    Measured(trial.number, trial.configuration, trial.values, trial.constraints)
-                )
+                self._tracker.restore(trial)
         if self._recover_spool(trials):
             trials = self._store.trials(self.study)
         running = {trial.number: trial for trial in self._store.fence(self._lease)}
         trials = [running.get(trial.number, trial) for trial in trials]
         for trial in trials:
             self._numbers[trial.configuration.digest] = trial.number
-            self._trials.recall(trial.number, trial.state)
+            self._trials.restore(trial.number, trial.state)
             if trial.number in running:
-                self._wait(trial.number, trial.attempt, trial.configuration)
+                self._wait(trial)
         self._spool.sweep({trial.number for trial in trials if trial.number not in running})
         self._teach(trials)
-        self._report()
+        self._show_progress()
 
-    def _wait(self, number: int, attempt: int, configuration: Configuration) -> None:
-        """Puts an attempt at a known trial into the queue."""
-        halvings = self._retries.halvings(number)
-        self._waiting.append(Assignment(number, attempt, configuration, halvings))
+    def _wait(self, trial: Trial) -> None:
+        """Puts the next attempt at a known trial into the queue."""
+        self._waiting.append(self._attempt(trial, self._retries.halvings(trial.number)))
+
+    def _attempt(self, trial: Trial, halvings: int = 0) -> Attempt:
+        return Attempt(trial, self._evaluation_key(trial.configuration), halvings)
 
     def _teach(self, trials: Sequence[Trial]) -> None:
         """Tells a new proposer everything that is known, in the order of the trials."""
-        finished = [trial for trial in trials if trial.state.is_measured]
-        self._proposer.restore([(t.configuration, self._sample(t)) for t in finished])
+        self._proposer.restore([trial for trial in trials if trial.state.is_measured])
         for trial in trials:
             if trial.state is TrialState.RUNNING:
                 self._proposer.start(trial.configuration)
             elif not trial.state.is_measured:
-                self._proposer.fail(trial.configuration)
-
-    def _sample(self, trial: Trial) -> Sample | None:
-        """What the sampler learns of a finished trial; None where it was pruned."""
-        if trial.state is TrialState.PRUNED:
-            return None
-        return Sample(self._tracker.values(trial.values), trial.constraints)
+                self._proposer.tell(trial)
 
     def _recover_spool(self, trials: Sequence[Trial]) -> int:
         """Records what workers finished after the last driver had died; how much it was."""
@@ -188,22 +176,25 @@ class TrialScheduler:
         for trial in trials:
             if trial.state is not TrialState.RUNNING:
                 continue
-            outcome = self._spool.read(trial.number, trial.attempt)
-            if outcome is None or outcome.failure or not outcome.is_of(trial.configuration):
+            result = self._spool.read(trial.number, trial.attempts)
+            if result is None or not result.is_of(trial.configuration):
                 continue
+            attempt = self._attempt(trial)
+            match result:
+                case Evaluated():
+                    self._record(attempt, result)
+                case Pruned():
+                    self._record_pruned(attempt, result)
+                case Failed():
+                    continue
             logger.info("trial %d was finished before the restart", trial.number)
-            assignment = Assignment(trial.number, trial.attempt, trial.configuration)
-            if outcome.is_pruned:
-                self._record_pruned(assignment, outcome)
-            else:
-                self._record(assignment, outcome)
-            self._spool.discard(trial.number, trial.attempt)
+            self._spool.discard(trial.number, trial.attempts)
             recovered += 1
         return recovered
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing runs and nothing more will, unless the study goes on later."""
+        """Whether nothing runs and nothing more will, unless the study is resumed later."""
         if self._running:
             return False
         return self._is_draining() or (not self._waiting and self._is_over())
@@ -246,40 +237,38 @@ class TrialScheduler:
             return False
         return True
 
-    def next(self) -> Assignment | None:
+    def next(self) -> Attempt | None:
         """The next attempt to hand out; None if there is nothing to hand out now."""
         if self._waiting and not self._is_draining():
-            assignment = self._waiting.popleft()
-            self._running[assignment.number] = assignment
-            return assignment
+            attempt = self._waiting.popleft()
+            self._running[attempt.trial.number] = attempt
+            return attempt
         while not self._is_over():
-            proposed = self._propose()
-            if proposed is None:
+            proposal = self._propose()
+            if proposal is None:
                 return None
-            assignment = self._start(*proposed)
-            if not self._answer_from_cache(assignment):
-                self._running[assignment.number] = assignment
-                return assignment
+            attempt = self._start(proposal)
+            if not self._answer_from_cache(attempt):
+                self._running[attempt.trial.number] = attempt
+                return attempt
         return None
 
-    def _propose(self) -> tuple[Configuration, Origin, Mapping[str, int]] | None:
+    def _propose(self) -> Proposal | None:
         while self._seeds:
             seed = self._seeds.popleft()
             if seed.configuration.digest not in self._numbers:
                 self._proposer.start(seed.configuration)
                 params = self._proposer.space.params(seed.configuration) or {}
-                return seed.configuration, seed.origin, params
+                return replace(seed, params=params)
         if not self._reviewed:
             if self._running:
                 return None
             self._look_back()
         proposal = self._proposer.propose()
-        if proposal is None:
-            if not self._running:
-                self._is_exhausted = True
-                self.stop_reason = "the sampler finds no configuration that is new"
-            return None
-        return proposal.configuration, Origin.SAMPLER, proposal.params
+        if proposal is None and not self._running:
+            self._is_exhausted = True
+            self.stop_reason = "the sampler finds no configuration that is new"
+        return proposal
 
     def _look_back(self) -> None:
         """Lets the space be widened once the seeds have been measured."""
@@ -290,20 +279,18 @@ class TrialScheduler:
             self._proposer = self._make_proposer(wider)
             self._teach(trials)
 
-    def _start(
-        self, configuration: Configuration, origin: Origin, params: Mapping[str, int]
-    ) -> Assignment:
-        number = len(self._trials)
-        self._store.start_trial(self._lease, Trial(number, configuration, origin, params))
-        self._trials.put(number, TrialState.RUNNING)
-        self._numbers[configuration.digest] = number
-        return Assignment(number, 1, configuration)
+    def _start(self, proposal: Proposal) -> Attempt:
+        trial = Trial.of(self.study, len(self._trials), proposal)
+        self._store.start_trial(self._lease, trial)
+        self._trials.put(trial.number, TrialState.RUNNING)
+        self._numbers[trial.configuration.digest] = trial.number
+        return self._attempt(trial)
 
-    def _answer_from_cache(self, assignment: Assignment) -> bool:
-        known = self._store.evaluation(self._evaluation_key(assignment.configuration))
+    def _answer_from_cache(self, attempt: Attempt) -> bool:
+        known = self._store.evaluation(attempt.evaluation_key)
         if known is None:
             return False
-        self._complete(assignment, Outcome(known, None, 0.0, "cache"), cached=True)
+        self._complete(attempt, Evaluated(known, worker="cache", is_cached=True))
         self._metrics.cache_hit()
         return True
 
@@ -313,136 +300,106 @@ class TrialScheduler:
             return Pruner()
         return self._tracker.pruner()
 
-    def report(self, assignment: Assignment, step: int, error: float) -> None:
-        """Records what a stage of a recovery in training showed."""
-        number, attempt = assignment.number, assignment.attempt
-        if self._store.report(self._lease, number, attempt, step, error):
-            self._tracker.report(number, step, error)
+    def report(self, attempt: Attempt, shown: IntermediateValue) -> None:
+        """Records what a recovery showed in training."""
+        if self._store.report(self._lease, attempt, shown):
+            self._tracker.report(attempt.trial.number, shown)
 
-    def finish(self, assignment: Assignment, outcome: Outcome) -> None:
+    def finish(self, attempt: Attempt, result: AttemptResult) -> None:
         """Records what a worker returned; what was given up before comes too late."""
-        if self._running.get(assignment.number) != assignment:
-            logger.warning("the result of trial %d came too late", assignment.number)
+        number = attempt.trial.number
+        if self._running.get(number) != attempt:
+            logger.warning("the result of trial %d came too late", number)
             return
-        del self._running[assignment.number]
-        if outcome.failure is not None:
-            self._end_attempt(assignment, outcome, outcome.failure)
-        elif outcome.is_pruned:
-            self._prune(assignment, outcome)
-            self._spool.discard(assignment.number, assignment.attempt)
-        else:
-            self._complete(assignment, outcome, cached=False)
-            self._spool.discard(assignment.number, assignment.attempt)
+        del self._running[number]
+        match result:
+            case Evaluated():
+                self._complete(attempt, result)
+                self._spool.discard(number, attempt.number)
+            case Failed():
+                self._end_attempt(attempt, result)
+            case Pruned():
+                self._prune(attempt, result)
+                self._spool.discard(number, attempt.number)
         self._check_failures()
 
-    def _end_attempt(self, assignment: Assignment, outcome: Outcome, failure: Failure) -> None:
+    def _end_attempt(self, attempt: Attempt, result: Failed) -> None:
         """Records a failure; what was only cancelled stays as it is, for its study to end."""
-        if failure.cause is not Cause.CANCELLED:
-            retry = self._retries.allow(assignment.number, failure.cause)
-            self._fail(assignment, outcome, failure, retry=retry)
+        if result.cause is not Cause.CANCELLED:
+            retry = self._retries.allow(attempt.trial.number, result.cause)
+            self._fail(attempt, result, retry=retry)
 
-    def lose(self, assignment: Assignment, reason: str = "") -> None:
+    def lose(self, attempt: Attempt, reason: str = "") -> None:
         """Records that the worker of an attempt is gone; the trial runs again elsewhere.
 
         Args:
-            assignment: The attempt.
+            attempt: What it was working on.
             reason: What Ray said of it.
         """
-        spooled = self._spooled(assignment)
-        if spooled is None or not spooled.is_of(assignment.configuration):
-            spooled = Outcome(None, _loss(reason), 0.0, "")
-        self.finish(assignment, spooled)
+        spooled = self._spooled(attempt)
+        if spooled is None or not spooled.is_of(attempt.configuration):
+            spooled = lost_worker(reason)
+        self.finish(attempt, spooled)
 
-    def _spooled(self, assignment: Assignment) -> Outcome | None:
+    def _spooled(self, attempt: Attempt) -> AttemptResult | None:
         try:
-            return self._spool.read(assignment.number, assignment.attempt)
+            return self._spool.read(attempt.trial.number, attempt.number)
         except UnusableSpool as error:
-            logger.warning("trial %d runs again: %s", assignment.number, error)
+            logger.warning("trial %d runs again: %s", attempt.trial.number, error)
             return None
 
-    def _complete(self, assignment: Assignment, outcome: Outcome, *, cached: bool) -> None:
-        sample = self._record(assignment, outcome, cached=cached)
-        if sample is None:
-            logger.warning("the result of trial %d came too late", assignment.number)
+    def _complete(self, attempt: Attempt, result: Evaluated) -> None:
+        trial = self._record(attempt, result)
+        if trial is None:
+            logger.warning("the result of trial %d came too late", attempt.trial.number)
             return
-        self._trials.put(assignment.number, TrialState.COMPLETE)
-        self._proposer.complete(assignment.configuration, sample)
+        self._trials.put(trial.number, TrialState.COMPLETE)
+        self._proposer.tell(trial)
         failpoint("tell.after")
-        self._report()
+        self._show_progress()
 
-    def _prune(self, assignment: Assignment, outcome: Outcome) -> None:
-        if not self._record_pruned(assignment, outcome):
-            logger.warning("the end of trial %d came too late", assignment.number)
+    def _prune(self, attempt: Attempt, result: Pruned) -> None:
+        trial = attempt.trial
+        if not self._record_pruned(attempt, result):
+            logger.warning("the end of trial %d came too late", trial.number)
             return
-        self._trials.put(assignment.number, TrialState.PRUNED)
-        self._proposer.prune(assignment.configuration)
-        self._report()
+        self._trials.put(trial.number, TrialState.PRUNED)
+        self._proposer.tell(replace(trial, state=TrialState.PRUNED))
+        self._show_progress()
 
-    def _record_pruned(self, assignment: Assignment, outcome: Outcome) -> bool:
+    def _record_pruned(self, attempt: Attempt, result: Pruned) -> bool:
         """Writes that an attempt stopped early; False if it was fenced off."""
-        done = self._store.prune_trial(
-            self._lease,
-            assignment.number,
-            assignment.attempt,
-            seconds=outcome.seconds,
-            worker=outcome.worker,
-        )
+        done = self._store.finish_attempt(self._lease, attempt, result)
         if done:
             self._tracker.prune()
         return done
 
-    def _record(
-        self, assignment: Assignment, outcome: Outcome, *, cached: bool = False
-    ) -> Sample | None:
-        """Writes a completed attempt; what the sampler learns, or None if it was fenced off."""
-        evaluation = outcome.evaluation
-        if evaluation is None:
-            raise ValueError("only an evaluation completes a trial")
-        number, configuration = assignment.number, assignment.configuration
-        constraints = excesses(self._spec.constraints, evaluation)
-        measured = Measured(number, configuration, evaluation.values, constraints)
-        front, change = self._tracker.with_trial(measured)
-        done = self._store.complete_trial(
-            self._lease,
-            number,
-            assignment.attempt,
-            evaluation,
-            constraints=constraints,
-            front=change,
-            seconds=outcome.seconds,
-            worker=outcome.worker,
-            cached=cached,
-            evaluation_key=self._evaluation_key(configuration),
+    def _record(self, attempt: Attempt, result: Evaluated) -> Trial | None:
+        """Writes a completed attempt; the trial as it is then, or None if it was fenced off."""
+        constraints = excesses(self._spec.constraints, result.evaluation)
+        trial = attempt.trial.completed(result.evaluation, constraints)
+        front, change = self._tracker.with_trial(trial)
+        done = self._store.finish_attempt(
+            self._lease, attempt, result, constraints=constraints, front=change
         )
         if not done:
             return None
-        self._tracker.complete(measured, front, change)
-        return Sample(self._tracker.values(evaluation.values), constraints)
+        self._tracker.complete(trial, front, change)
+        return trial
 
-    def _fail(
-        self, assignment: Assignment, outcome: Outcome, failure: Failure, *, retry: bool
-    ) -> None:
-        self._last_failure = failure.message
-        self._metrics.failure(failure.cause)
-        logger.warning("trial %d failed: %s", assignment.number, failure.message)
-        self._store.fail_trial(
-            self._lease,
-            assignment.number,
-            assignment.attempt,
-            failure.cause,
-            failure.message,
-            failure.traceback,
-            retry=retry,
-            seconds=outcome.seconds or None,
-            worker=outcome.worker or None,
-        )
+    def _fail(self, attempt: Attempt, result: Failed, *, retry: bool) -> None:
+        trial = attempt.trial
+        self._last_failure = result.message
+        self._metrics.failure(result.cause)
+        logger.warning("trial %d failed: %s", trial.number, result.message)
+        self._store.finish_attempt(self._lease, attempt, result, retry=retry)
         if retry:
-            self._wait(assignment.number, assignment.attempt + 1, assignment.configuration)
+            self._wait(replace(trial, attempts=trial.attempts + 1))
             return
-        self._spool.discard(assignment.number, assignment.attempt)
-        self._trials.put(assignment.number, TrialState.FAILED)
-        self._proposer.fail(assignment.configuration)
-        self._report()
+        self._spool.discard(trial.number, attempt.number)
+        self._trials.put(trial.number, TrialState.FAILED)
+        self._proposer.tell(replace(trial, state=TrialState.FAILED))
+        self._show_progress()
 
     def _check_failures(self) -> None:
         """Ends the study where most trials failed that ended since this driver took it."""
@@ -450,7 +407,7 @@ class TrialScheduler:
         if failures is not None:
             raise TooManyFailures(self._lease.name, *failures, self._last_failure)
 
-    def _report(self) -> None:
+    def _show_progress(self) -> None:
         self._on_progress(
             Progress(
                 self._trials.counts,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bitfront.attempt import IntermediateValue
 from bitfront.errors import InvalidMetric, SpecError
 from bitfront.layers import Tower
 from bitfront.objective import Objective
@@ -22,7 +23,7 @@ from objectives.data.augmentation import Augmentation
 from objectives.data.classification import ClassificationTask as Task
 from objectives.data.task import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
-from objectives.evaluation.evaluator import Evaluator, Stage
+from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.classification import ClassificationFamily
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
@@ -277,7 +278,7 @@ def test_the_first_stage_is_the_plan_alone_and_costs_no_training(
     first = next(evaluator.train_recovery(configuration, tmp_path / "recovery"))
 
     plain = evaluator.evaluate(Configuration(configuration.plan))
-    assert first == Stage(0, plain.values["error"])
+    assert first == IntermediateValue(0, plain.values["error"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -43,7 +43,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lease = store.acquire(name, "driver", 60)
             for number, (bits, nbytes, error) in enumerate([(8, 5000, 0.1), (2, 3000, 0.2)]):
                 plan = Plan.uniform(layers, Precision(bits))
-                store.start_trial(lease, Trial(number, Configuration(plan), Origin.BASELINE, {}))
+                store.start_trial(
+                    lease, Trial(lease.name, number, Configuration(plan), Origin.BASELINE, {})
+                )
                 assert complete(store, lease, number, {"error": error, "nbytes": nbytes})
     return path
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from bitfront.attempt import Evaluated
 from bitfront.errors import UnknownStudy, UnusableSpool
 from bitfront.trial import Evaluation, StudyState
 from service.cli import main
@@ -13,10 +14,9 @@ from service.study.spools import study_spool
 from storage.records import Lease
 from storage.store import open_store
 from tests.support.store_samples import complete, running, trial
-from workers.scheduling.outcome import Outcome
 from workers.scheduling.spool import Spool
 
-DONE = Outcome(Evaluation({"error": 0.5}), None, 1.0, "host:1")
+DONE = Evaluated(Evaluation({"error": 0.5}), seconds=1.0, worker="host:1")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from service.cli import main
 from service.commands.deployment import file_url
 from service.views.render import csv_text
 from storage.store import Store, open_store
-from tests.support.store_samples import complete, configuration, job, running, trial
+from tests.support.store_samples import complete, configuration, fail, job, prune, running, trial
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def fill(store: Store) -> None:
     measured = {"bits_per_weight": 3.5, "latency_s": 0.5}
     complete(store, lease, 0, values, metrics=measured, constraints={"max_bits": 0.5})
     store.save_test_values(lease, {0: {"error": 0.26, "nbytes": 100.0, "latency_s": 0.4}})
-    store.fail_trial(lease, 1, 1, Cause.NODE_LOST, "gone", retry=True)
-    store.fail_trial(lease, 1, 2, Cause.USER_ERROR, "=cmd|' /C calc'!A0\n2", retry=False)
-    store.prune_trial(lease, 2, 1, seconds=65.0, worker="@host")
+    fail(store, lease, 1, 1, Cause.NODE_LOST, "gone", retry=True)
+    fail(store, lease, 1, 2, Cause.USER_ERROR, "=cmd|' /C calc'!A0\n2", retry=False)
+    prune(store, lease, 2, 1, seconds=65.0, worker="@host")
     store.cancel_running(lease)
     store.start_trial(lease, trial(5))
     store.release(lease, StudyState.STOPPED)
@@ -182,7 +182,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 def test_rows_are_alike_in_every_database(store: Store) -> None:
     fill(store)
 
-    rows = store.trial_rows("digits")
+    rows = store.trials("digits")
 
     assert [row.number for row in rows] == list(range(6))
     assert rows[0].values == {

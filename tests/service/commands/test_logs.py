@@ -16,7 +16,7 @@ from service.views.status import is_driven, is_interrupted
 from service.views.watching import follow_log, watch
 from storage.records import LogLine, Request
 from storage.store import Store, open_store
-from tests.support.store_samples import complete, finished, running, trial
+from tests.support.store_samples import complete, fail, finished, prune, running, trial
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "model.py", line 3\nMemoryError: 12 GB\n'
 
@@ -37,14 +37,14 @@ def eventful(store: Store) -> None:
         store.start_trial(lease, trial(number))
     values = {"error": 0.086, "nbytes": 2_100_000.0}
     complete(store, lease, 0, values, front=FrontChange((0,), (), 0.25))
-    store.fail_trial(lease, 1, 1, Cause.OUT_OF_MEMORY, "12 GB\nasked for", TRACEBACK, retry=True)
-    store.fail_trial(lease, 1, 2, Cause.USER_ERROR, "bad batch", "Traceback 2", retry=False)
+    fail(store, lease, 1, 1, Cause.OUT_OF_MEMORY, "12 GB\nasked for", TRACEBACK, retry=True)
+    fail(store, lease, 1, 2, Cause.USER_ERROR, "bad batch", "Traceback 2", retry=False)
     store.request("digits", Request.CANCEL)
     store.cancel_running(lease)
     store.release(lease, StudyState.CANCELLED, "cancelled on request")
     lease = store.acquire("digits", "next", 60)
     store.fence(lease)
-    store.prune_trial(lease, 2, 2, seconds=65.0, worker="worker-2")
+    prune(store, lease, 2, 2, seconds=65.0, worker="worker-2")
     store.add_note(lease, "the space is widened")
     store.save_test_values(lease, {0: {"error": 0.09}})
     store.release(lease, StudyState.COMPLETE)
@@ -272,7 +272,7 @@ def test_no_password_reaches_the_log_or_any_other_output(path: Path, leak: str) 
     with open_store(file_url(path)) as store:
         lease = running(store)
         store.start_trial(lease, trial(0))
-        store.fail_trial(lease, 0, 1, Cause.USER_ERROR, leak, f"E\n{leak}\nF", retry=False)
+        fail(store, lease, 0, 1, Cause.USER_ERROR, leak, f"E\n{leak}\nF", retry=False)
         store.add_note(lease, leak)
         store.release(lease, StudyState.FAILED, leak)
 
@@ -325,7 +325,7 @@ def test_a_message_cannot_steer_the_terminal(path: Path) -> None:
         lease = running(store)
         store.start_trial(lease, trial(0))
         message = "\x1b[2Jgone\r\nnext\x07 ü"
-        store.fail_trial(lease, 0, 1, Cause.USER_ERROR, message, message, retry=False)
+        fail(store, lease, 0, 1, Cause.USER_ERROR, message, message, retry=False)
 
     lines = run(path, "logs", "digits", "--trial", "0").stdout.splitlines()
     status = run(path, "status", "digits").stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from bitfront.attempt import Evaluated, IntermediateValue
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
@@ -20,6 +21,7 @@ from service.commands.demo import demo_job, show
 from service.commands.deployment import file_url
 from storage.records import Request
 from storage.store import open_store
+from tests.support.store_samples import attempt, complete, fail, prune
 
 SCOPE = "visual.transformer.resblocks.0"
 LAYERS = tuple(
@@ -77,24 +79,24 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.save_profile(lease, LAYERS, BLOCKS, [], fixed_nbytes=100)
         store.set_reference(lease, {"error": 1.0, "nbytes": 8000.0})
         for number, (configuration, origin, error, nbytes, on_front) in enumerate(TRIALS):
-            store.start_trial(lease, Trial(number, configuration, origin, {}))
-            store.complete_trial(
+            store.start_trial(lease, Trial(lease.name, number, configuration, origin, {}))
+            evaluation = Evaluation(
+                {"error": error, "nbytes": nbytes}, {"bits_per_weight": nbytes / 500}
+            )
+            change = FrontChange((number,) if on_front else (), (), 100.0 + number)
+            store.finish_attempt(
                 lease,
-                number,
-                1,
-                Evaluation({"error": error, "nbytes": nbytes}, {"bits_per_weight": nbytes / 500}),
-                constraints={},
-                front=FrontChange((number,) if on_front else (), (), 100.0 + number),
-                evaluation_key=f"key-{number}",
-                seconds=1.5,
+                attempt(number, key=f"key-{number}"),
+                Evaluated(evaluation, seconds=1.5),
+                front=change,
             )
         store.save_test_values(lease, {5: {"error": 0.09, "nbytes": 1900.0}})
-        store.start_trial(lease, Trial(6, uniform(8), Origin.SAMPLER, {}))
-        store.fail_trial(lease, 6, 1, Cause.OUT_OF_MEMORY, "12 GB asked for", retry=False)
+        store.start_trial(lease, Trial(lease.name, 6, uniform(8), Origin.SAMPLER, {}))
+        fail(store, lease, 6, 1, Cause.OUT_OF_MEMORY, "12 GB asked for", retry=False)
         hopeless = Configuration(MIXED, Recovery(context_length=8))
-        store.start_trial(lease, Trial(7, hopeless, Origin.SAMPLER, {}))
-        store.report(lease, 7, 1, 0, 0.01)
-        store.prune_trial(lease, 7, 1, seconds=60.0)
+        store.start_trial(lease, Trial(lease.name, 7, hopeless, Origin.SAMPLER, {}))
+        store.report(lease, attempt(7), IntermediateValue(0, 0.01))
+        prune(store, lease, 7, 1, seconds=60.0)
         store.release(lease, StudyState.COMPLETE, "8 trials")
         store.create_study(spec.model_copy(update={"study": "empty"}), {})
     return path
@@ -381,16 +383,14 @@ def test_a_study_without_a_feasible_trial_is_drawn_with_its_most_accurate_one(
         lease = store.acquire("tight", "host:1", 60.0)
         store.save_profile(lease, LAYERS, BLOCKS, [], fixed_nbytes=100)
         for number, (bits, error) in enumerate(((2, 0.6), (4, 0.1), (3, 0.3))):
-            store.start_trial(lease, Trial(number, uniform(bits), Origin.BASELINE, {}))
-            store.complete_trial(
+            store.start_trial(lease, Trial("tight", number, uniform(bits), Origin.BASELINE))
+            complete(
+                store,
                 lease,
                 number,
-                1,
-                Evaluation({"error": error, "nbytes": 500.0 * bits}, {}),
+                {"error": error, "nbytes": 500.0 * bits},
                 constraints={"max_nbytes": 0.5},
                 front=FrontChange((), (), 0.0),
-                evaluation_key=f"key-{number}",
-                seconds=1.5,
             )
 
     result = run(path, "plot", "tight", "--out", str(tmp_path / "pictures"))

@@ -136,7 +136,7 @@ def test_a_studys_trial_is_tuned(tmp_path: Path) -> None:
         evaluator = Evaluator.from_spec(spec)
         plan = Plan.uniform([layer.name for layer in evaluator.model.layers], Precision(3))
         nbytes = sum(evaluator.nbytes(Configuration(plan)).values())
-        store.start_trial(lease, Trial(0, Configuration(plan), Origin.BASELINE, {}))
+        store.start_trial(lease, Trial(lease.name, 0, Configuration(plan), Origin.BASELINE, {}))
         assert complete(store, lease, 0, {"error": 0.1, "nbytes": nbytes})
     options = ("--study", "digits", "--max-nbytes", nbytes + 1200, "--db", tmp_path / "bitfront.db")
 
@@ -158,7 +158,7 @@ def test_settings_that_are_not_given_are_those_of_the_trial(tmp_path: Path) -> N
         store.create_study(spec, {})
         lease = store.acquire("digits", "driver", 60)
         configuration = Configuration(Plan.of({"visual.proj": Precision(2, 8)}), recovery)
-        store.start_trial(lease, Trial(0, configuration, Origin.SAMPLER, {}))
+        store.start_trial(lease, Trial(lease.name, 0, configuration, Origin.SAMPLER, {}))
         assert complete(store, lease, 0, {"error": 0.1, "nbytes": 5000})
 
     result = run(

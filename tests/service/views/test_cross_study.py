@@ -69,10 +69,11 @@ def brute_front(store: Store, names: Sequence[str], objectives: Sequence[str]) -
 def joint(store: Store, model: str) -> tuple[tuple[str, ...], set[Point]]:
     fronts = store.model_fronts(model)
     found = cross_study_front(fronts)
-    assert [result.error for result in found] == sorted(result.error for result in found)
+    errors = [trial.values["error"] for trial in found]
+    assert errors == sorted(errors)
     return fronts.objectives, {
-        (result.study, result.number, tuple(result.values[o] for o in fronts.objectives))
-        for result in found
+        (trial.study, trial.number, tuple(trial.values[o] for o in fronts.objectives))
+        for trial in found
     }
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from bitfront.attempt import Attempt, AttemptResult, Evaluated, Failed, IntermediateValue, Pruned
 from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec, RecoverySpace
-from bitfront.trial import Evaluation, Origin, TrialState
-from objectives.evaluation.evaluator import Stage
+from bitfront.trial import Evaluation, Origin, Proposal, Trial, TrialState
 from search.pruner import MIN_SEEN, Pruner
 from search.space import SearchSpace
 from storage.records import Lease
@@ -20,8 +20,6 @@ from workers.process import model_cache as resident
 from workers.process import preemption as ending
 from workers.process import trial_worker as trials
 from workers.process.trial_worker import TrialTask, TrialWorker
-from workers.scheduling.attempt import Assignment, Seed
-from workers.scheduling.outcome import Outcome
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import TrialScheduler
 from workers.scheduling.worker_config import WorkerConfig
@@ -57,9 +55,9 @@ class Driver:
         self.store = store
         self.spool = Spool(folder / "spool")
         self.lease: Lease = store.acquire("early", f"driver after {before}", 60, dead_owner=before)
-        bare = [Seed(Configuration(plan(bits)), Origin.BASELINE) for bits in (2, 3, 4, 8)]
+        bare = [Proposal(Configuration(plan(bits)), Origin.BASELINE) for bits in (2, 3, 4, 8)]
         recovered = [
-            Seed(Configuration(plan(bits), replace(RECOVERY, blend=blend / 10)), Origin.PROGRAM)
+            Proposal(Configuration(plan(bits), replace(RECOVERY, blend=blend / 10)), Origin.PROGRAM)
             for blend in range(1, 4)
             for bits in (2, 3, 4, 8)
         ]
@@ -78,19 +76,21 @@ class Driver:
             on_progress=lambda _: None,
         )
 
-    def take(self) -> Assignment:
-        assignment = self.scheduler.next()
-        assert assignment is not None
-        return assignment
+    def take(self) -> Attempt:
+        attempt = self.scheduler.next()
+        assert attempt is not None
+        return attempt
 
-    def finish(self, assignment: Assignment, error: float, stages: tuple[float, ...] = ()) -> None:
+    def finish(self, attempt: Attempt, error: float, stages: tuple[float, ...] = ()) -> None:
         for step, shown in zip(RECOVERY.stages, stages, strict=False):
-            self.scheduler.report(assignment, step, shown)
-        self.scheduler.finish(assignment, Outcome(evaluation(assignment, error), None, 0.1, "w"))
+            self.scheduler.report(attempt, IntermediateValue(step, shown))
+        self.scheduler.finish(
+            attempt, Evaluated(evaluation(attempt, error), seconds=0.1, worker="w")
+        )
 
 
-def evaluation(assignment: Assignment, error: float) -> Evaluation:
-    bits = sum(p.weight_bits for _, p in assignment.configuration.plan)
+def evaluation(attempt: Attempt, error: float) -> Evaluation:
+    bits = sum(p.weight_bits for _, p in attempt.configuration.plan)
     return Evaluation({"error": error, "nbytes": float(bits)}, {})
 
 
@@ -108,16 +108,16 @@ def driver(store: Store, tmp_path: Path) -> Driver:
 
 
 def test_stages_are_stored_while_the_trial_runs(driver: Driver) -> None:
-    assignment = driver.take()
+    attempt = driver.take()
 
-    driver.scheduler.report(assignment, 0, 0.5)
-    driver.scheduler.report(assignment, 2, 0.25)
+    driver.scheduler.report(attempt, IntermediateValue(0, 0.5))
+    driver.scheduler.report(attempt, IntermediateValue(2, 0.25))
 
     assert driver.store.intermediates("early") == {0: {0: 0.5, 2: 0.25}}
     assert driver.store.trials("early")[0].state is TrialState.RUNNING
 
 
-def test_the_hurdle_is_the_front_and_what_training_has_taken_away(driver: Driver) -> None:
+def test_the_pruner_has_the_front_and_what_training_has_taken_away(driver: Driver) -> None:
     measured(driver, MIN_SEEN - 1)
     before = driver.scheduler.pruner()
     driver.finish(driver.take(), 0.36, (0.4, 0.38, 0.37, 0.36))
@@ -126,7 +126,7 @@ def test_the_hurdle_is_the_front_and_what_training_has_taken_away(driver: Driver
 
     assert before.gains == ()
     assert pruner.gains == pytest.approx((0.1, 0.1, 0.1, 0.1))
-    front = {(row.error, row.nbytes) for row in driver.store.front("early")}
+    front = {(row.values["error"], row.values["nbytes"]) for row in driver.store.front("early")}
     assert set(pruner.front) == front
 
 
@@ -139,7 +139,7 @@ def test_a_job_may_switch_early_stops_off(store: Store, tmp_path: Path) -> None:
     assert driver.scheduler.pruner() == Pruner()
 
 
-def test_a_restarted_driver_has_the_same_hurdle(
+def test_a_restarted_driver_has_the_same_pruner(
     driver: Driver, store: Store, tmp_path: Path
 ) -> None:
     measured(driver, MIN_SEEN + 1)
@@ -154,29 +154,29 @@ def test_a_pruned_trial_is_recorded_and_never_proposed_again(
     driver: Driver, store: Store, tmp_path: Path
 ) -> None:
     measured(driver, MIN_SEEN)
-    assignment = driver.take()
-    driver.spool.checkpoint(assignment.number).parent.mkdir(parents=True, exist_ok=True)
-    driver.spool.checkpoint(assignment.number).write_text("where it was")
+    attempt = driver.take()
+    driver.spool.checkpoint(attempt.trial.number).parent.mkdir(parents=True, exist_ok=True)
+    driver.spool.checkpoint(attempt.trial.number).write_text("where it was")
 
-    driver.scheduler.report(assignment, 0, 0.9)
-    driver.scheduler.finish(assignment, Outcome(None, None, 0.1, "w"))
+    driver.scheduler.report(attempt, IntermediateValue(0, 0.9))
+    driver.scheduler.finish(attempt, Pruned(seconds=0.1, worker="w"))
 
-    trial = store.trials("early")[assignment.number]
+    trial = store.trials("early")[attempt.trial.number]
     assert (trial.state, trial.values) == (TrialState.PRUNED, {})
-    assert not driver.spool.checkpoint(assignment.number).exists()
+    assert not driver.spool.checkpoint(attempt.trial.number).exists()
     again = Driver(store, tmp_path)
     rest = []
     while (later := again.scheduler.next()) is not None:
         rest.append(later.configuration.digest)
         again.finish(later, 0.5)
-    assert assignment.configuration.digest not in rest
+    assert attempt.configuration.digest not in rest
     assert len(store.trials("early")) == 40
 
 
 def test_pruned_trials_are_no_failures(driver: Driver) -> None:
     measured(driver, 0)
     for _ in range(8):
-        driver.scheduler.finish(driver.take(), Outcome(None, None, 0.1, "w"))
+        driver.scheduler.finish(driver.take(), Pruned(seconds=0.1, worker="w"))
 
     assert driver.scheduler.next() is not None
 
@@ -184,21 +184,21 @@ def test_pruned_trials_are_no_failures(driver: Driver) -> None:
 def test_an_early_stop_in_the_spool_is_taken_in_after_a_crash(
     driver: Driver, store: Store, tmp_path: Path
 ) -> None:
-    assignment = driver.take()
-    driver.spool.write(assignment.number, assignment.attempt, Outcome(None, None, 2.0, "w"))
+    attempt = driver.take()
+    driver.spool.write(attempt.trial.number, attempt.number, Pruned(seconds=2.0, worker="w"))
 
     again = Driver(store, tmp_path)
 
     assert store.trials("early")[0].state is TrialState.PRUNED
-    assert again.take().number == 1
+    assert again.take().trial.number == 1
     assert again.spool.read(0, 1) is None
 
 
 def test_a_lost_worker_that_had_stopped_early_is_not_asked_again(driver: Driver) -> None:
-    assignment = driver.take()
-    driver.spool.write(assignment.number, assignment.attempt, Outcome(None, None, 2.0, "w"))
+    attempt = driver.take()
+    driver.spool.write(attempt.trial.number, attempt.number, Pruned(seconds=2.0, worker="w"))
 
-    driver.scheduler.lose(assignment)
+    driver.scheduler.lose(attempt)
 
     assert driver.store.trials("early")[0].state is TrialState.PRUNED
 
@@ -217,53 +217,55 @@ class StagedEvaluator:
 
     def train_recovery(
         self, configuration: Configuration, checkpoint: Path, is_ending: Callable[[], bool]
-    ) -> Iterator[Stage]:
+    ) -> Iterator[IntermediateValue]:
         assert not is_ending()
         assert configuration.recovery is not None
         assert checkpoint.name == "000007.safetensors"
         for step, error in zip(configuration.recovery.stages, self.errors, strict=True):
             self.shown += 1
-            yield Stage(step, error)
+            yield IntermediateValue(step, error)
 
     def evaluate(self, configuration: Configuration) -> Evaluation:
         self.evaluated += 1
         return Evaluation({"error": 0.1, **self.costs(configuration)}, {})
 
 
-def results(
+def run_worker(
     evaluator: StagedEvaluator,
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     recovery: Recovery | None,
     pruner: Pruner,
-) -> tuple[list[tuple[int, float]], Outcome]:
-    """The stages that a worker shows, and its outcome."""
+) -> tuple[list[tuple[int, float]], AttemptResult]:
+    """The stages that a worker shows, and its result."""
     monkeypatch.setattr(resident, "evaluator", lambda _: evaluator)
     monkeypatch.setattr(ending, "is_draining", lambda: False)
     monkeypatch.setattr("workers.process.preemption.signal.signal", lambda *_: None)
     monkeypatch.setattr(trials, "set_up", lambda: None)
-    assignment = Assignment(7, 1, Configuration(plan(3), recovery))
+    proposal = Proposal(Configuration(plan(3), recovery), Origin.SAMPLER)
+    attempt = Attempt(Trial.of("early", 7, proposal), "a key")
     worker = TrialWorker()
     config = WorkerConfig(SPEC)
-    report = worker.begin(TrialTask("early", 1, config, str(folder), assignment, pruner))
+    reply = worker.begin(TrialTask("early", 1, config, str(folder), attempt, pruner))
     stages = []
-    while report.outcome is None:
-        stages.append((report.step, report.error))
-        report = worker.resume()
-    assert not report.leaves
-    return stages, report.outcome
+    while isinstance(reply.content, IntermediateValue):
+        stages.append((reply.content.step, reply.content.value))
+        reply = worker.resume()
+    assert not reply.is_leaving
+    return stages, reply.content
 
 
-def test_a_worker_shows_every_stage_and_then_its_outcome(
+def test_a_worker_shows_every_stage_and_then_its_result(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     evaluator = StagedEvaluator((0.4, 0.3, 0.2, 0.1))
 
-    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
+    stages, result = run_worker(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
 
     assert stages == [(0, 0.4), (2, 0.3), (4, 0.2), (6, 0.1)]
-    assert outcome.evaluation == Evaluation({"error": 0.1, "nbytes": 15.0}, {})
-    assert Spool(tmp_path).read(7, 1) == outcome
+    assert isinstance(result, Evaluated)
+    assert result.evaluation == Evaluation({"error": 0.1, "nbytes": 15.0}, {})
+    assert Spool(tmp_path).read(7, 1) == result
 
 
 def test_a_worker_stops_where_the_front_is_out_of_reach(
@@ -272,12 +274,12 @@ def test_a_worker_stops_where_the_front_is_out_of_reach(
     evaluator = StagedEvaluator((0.4, 0.3, 0.2, 0.1))
     pruner = Pruner(((0.25, 15.0),), (0.4, 0.1, 0.1, 0.1))
 
-    stages, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, pruner)
+    stages, result = run_worker(evaluator, monkeypatch, tmp_path, RECOVERY, pruner)
 
     assert [step for step, _ in stages] == [0, 2]
-    assert outcome.is_pruned
+    assert isinstance(result, Pruned)
     assert (evaluator.shown, evaluator.evaluated) == (2, 0)
-    assert Spool(tmp_path).read(7, 1) == outcome
+    assert Spool(tmp_path).read(7, 1) == result
 
 
 def test_a_trial_without_recovery_has_no_stages(
@@ -286,10 +288,10 @@ def test_a_trial_without_recovery_has_no_stages(
     evaluator = StagedEvaluator(())
     hopeless = Pruner(((0.0, 0.0),), (0.0, 0.0, 0.0, 0.0))
 
-    stages, outcome = results(evaluator, monkeypatch, tmp_path, None, hopeless)
+    stages, result = run_worker(evaluator, monkeypatch, tmp_path, None, hopeless)
 
     assert not stages
-    assert outcome.evaluation is not None
+    assert isinstance(result, Evaluated)
 
 
 def test_an_error_while_training_is_the_attempts_failure(
@@ -297,7 +299,7 @@ def test_an_error_while_training_is_the_attempts_failure(
 ) -> None:
     evaluator = StagedEvaluator((0.4, 0.3))  # two stages are missing
 
-    _, outcome = results(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
+    _, result = run_worker(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
 
-    assert outcome.failure is not None
-    assert "ValueError" in outcome.failure.message
+    assert isinstance(result, Failed)
+    assert "ValueError" in result.message

@@ -7,19 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitfront.attempt import Attempt, Evaluated, Failed
 from bitfront.errors import TooManyFailures, UnusableSpool
 from bitfront.files import write_whole
 from bitfront.layers import Block, Tower
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec
-from bitfront.trial import Cause, Evaluation, Origin, Trial, TrialState
+from bitfront.trial import Cause, Evaluation, Origin, Proposal, Trial, TrialState
 from search.front import hypervolume, pareto_front
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
-from workers.scheduling.attempt import Assignment, Seed
-from workers.scheduling.outcome import Failure, Outcome
 from workers.scheduling.retries import MAX_LOST
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import Progress, TrialScheduler
@@ -28,7 +27,7 @@ BLOCKS = [Block(f"b{i}", Tower.VISION, (f"l{i}",)) for i in range(5)]
 BITS = (2, 3, 4, 8)
 OPTIONS = {block.name: [Option((Precision(bits, 8),)) for bits in BITS] for block in BLOCKS}
 FULL_PLAN = Configuration(Plan.uniform([block.layers[0] for block in BLOCKS], FULL))
-SEEDS = [Seed(FULL_PLAN, Origin.BASELINE)]
+SEEDS = [Proposal(FULL_PLAN, Origin.BASELINE)]
 REFERENCE = (1.0, 80.0)
 
 
@@ -45,14 +44,16 @@ def make_spec(**stop: object) -> JobSpec:
     )
 
 
-def measure(configuration: Configuration) -> Outcome:
+def measure(configuration: Configuration) -> Evaluated:
     bits = [precision.weight_bits for _, precision in configuration.plan]
     error = sum(2.0**-b * (i + 1) for i, b in enumerate(bits)) / 15
-    return Outcome(Evaluation({"error": error, "nbytes": float(sum(bits))}), None, 0.1, "test:1")
+    return Evaluated(
+        Evaluation({"error": error, "nbytes": float(sum(bits))}), seconds=0.1, worker="test:1"
+    )
 
 
-def broken(cause: Cause) -> Outcome:
-    return Outcome(None, Failure(cause, f"a {cause} for the test"), 0.1, "test:1")
+def broken(cause: Cause) -> Failed:
+    return Failed(cause, f"a {cause} for the test", seconds=0.1, worker="test:1")
 
 
 @dataclass
@@ -103,16 +104,16 @@ def bench(store: Store, tmp_path: Path) -> Bench:
     return Bench(store, tmp_path, spec)
 
 
-def take(scheduler: TrialScheduler) -> Assignment:
-    assignment = scheduler.next()
-    assert assignment is not None
-    return assignment
+def take(scheduler: TrialScheduler) -> Attempt:
+    attempt = scheduler.next()
+    assert attempt is not None
+    return attempt
 
 
 def run_out(scheduler: TrialScheduler) -> int:
     done = 0
-    while (assignment := scheduler.next()) is not None:
-        scheduler.finish(assignment, measure(assignment.configuration))
+    while (attempt := scheduler.next()) is not None:
+        scheduler.finish(attempt, measure(attempt.configuration))
         done += 1
     return done
 
@@ -157,11 +158,11 @@ def test_a_configuration_that_breaks_a_constraint_is_not_on_the_front(bench: Ben
 
 
 def test_a_trial_is_stored_before_it_is_handed_out(bench: Bench) -> None:
-    assignment = take(bench.drive())
+    attempt = take(bench.drive())
 
     (trial,) = bench.trials
     assert trial.state is TrialState.RUNNING
-    assert trial.configuration == assignment.configuration == FULL_PLAN
+    assert trial.configuration == attempt.configuration == FULL_PLAN
     assert trial.origin is Origin.BASELINE
 
 
@@ -174,12 +175,12 @@ def test_what_ran_when_the_driver_died_runs_again_as_the_same_trial(bench: Bench
     second = bench.drive()
     again = [take(second) for _ in range(3)]
 
-    assert [(a.number, a.configuration) for a in again] == [
-        (a.number, a.configuration) for a in lost
+    assert [(a.trial.number, a.configuration) for a in again] == [
+        (a.trial.number, a.configuration) for a in lost
     ]
-    assert [a.attempt for a in again] == [2, 2, 2]
-    for assignment in again:
-        second.finish(assignment, measure(assignment.configuration))
+    assert [a.number for a in again] == [2, 2, 2]
+    for attempt in again:
+        second.finish(attempt, measure(attempt.configuration))
     run_out(second)
     assert [trial.number for trial in bench.trials] == list(range(30))
     assert {trial.state for trial in bench.trials} == {TrialState.COMPLETE}
@@ -187,27 +188,27 @@ def test_what_ran_when_the_driver_died_runs_again_as_the_same_trial(bench: Bench
 
 def test_a_result_that_only_reached_the_spool_is_not_measured_again(bench: Bench) -> None:
     first = bench.drive()
-    assignment = take(first)
-    bench.spool.write(assignment.number, assignment.attempt, measure(assignment.configuration))
+    attempt = take(first)
+    bench.spool.write(attempt.trial.number, attempt.number, measure(attempt.configuration))
 
     second = bench.drive()
 
     (trial,) = bench.trials
     assert trial.state is TrialState.COMPLETE
-    assert trial.attempt == 1
-    assert take(second).number == 1
+    assert trial.attempts == 1
+    assert take(second).trial.number == 1
 
 
 def test_a_spooled_result_of_another_configuration_is_not_taken(bench: Bench) -> None:
-    assignment = take(bench.drive())
-    measured = measure(assignment.configuration)
-    bench.spool.write(assignment.number, assignment.attempt, replace(measured, digest="another"))
+    attempt = take(bench.drive())
+    measured = measure(attempt.configuration)
+    bench.spool.write(attempt.trial.number, attempt.number, replace(measured, digest="another"))
 
     scheduler = bench.drive()
 
     assert bench.trials[0].state is TrialState.RUNNING
     again = take(scheduler)
-    bench.spool.write(again.number, again.attempt, replace(measured, digest="another"))
+    bench.spool.write(again.trial.number, again.number, replace(measured, digest="another"))
     scheduler.lose(again)
     assert bench.trials[0].state is TrialState.RUNNING
 
@@ -217,14 +218,14 @@ def test_a_result_of_a_fenced_attempt_is_refused(bench: Bench) -> None:
     stale = take(first)
     second = bench.drive()
     again = take(second)
-    wrong = Outcome(Evaluation({"error": 0.0, "nbytes": 1.0}), None, 0.1, "late")
+    wrong = Evaluated(Evaluation({"error": 0.0, "nbytes": 1.0}), seconds=0.1, worker="late")
 
     second.finish(stale, wrong)
     second.finish(again, measure(again.configuration))
 
     (trial,) = bench.trials
-    assert trial.values == measure(again.configuration).evaluation.values  # type: ignore[union-attr] # measure always evaluates
-    assert trial.attempt == 2
+    assert trial.values == measure(again.configuration).evaluation.values
+    assert trial.attempts == 2
 
 
 def test_a_refused_result_keeps_no_later_one_off_the_front(bench: Bench) -> None:
@@ -232,7 +233,7 @@ def test_a_refused_result_keeps_no_later_one_off_the_front(bench: Bench) -> None
     scheduler = bench.drive()
     first = take(scheduler)
     scheduler.lose(first)
-    best = Outcome(Evaluation({"error": 0.0, "nbytes": 1.0}), None, 0.1, "late")
+    best = Evaluated(Evaluation({"error": 0.0, "nbytes": 1.0}), seconds=0.1, worker="late")
 
     scheduler.finish(first, best)
     run_out(scheduler)
@@ -245,14 +246,14 @@ def test_a_user_error_is_tried_again_up_to_the_limit(bench: Bench) -> None:
     attempts = []
 
     for _ in range(bench.spec.search.max_attempts):
-        assignment = take(scheduler)
-        attempts.append((assignment.number, assignment.attempt))
-        scheduler.finish(assignment, broken(Cause.USER_ERROR))
+        attempt = take(scheduler)
+        attempts.append((attempt.trial.number, attempt.number))
+        scheduler.finish(attempt, broken(Cause.USER_ERROR))
 
     assert attempts == [(0, 1), (0, 2), (0, 3)]
     (trial,) = bench.trials
     assert trial.state is TrialState.FAILED
-    assert take(scheduler).number == 1
+    assert take(scheduler).trial.number == 1
 
 
 def test_an_invalid_metric_is_not_tried_again(bench: Bench) -> None:
@@ -260,7 +261,7 @@ def test_an_invalid_metric_is_not_tried_again(bench: Bench) -> None:
 
     scheduler.finish(take(scheduler), broken(Cause.INVALID_METRIC))
 
-    assert take(scheduler).number == 1
+    assert take(scheduler).trial.number == 1
     assert bench.trials[0].state is TrialState.FAILED
 
 
@@ -268,12 +269,12 @@ def test_lost_workers_do_not_count_as_user_errors_but_have_a_cap(bench: Bench) -
     scheduler = bench.drive()
 
     for expected in range(1, MAX_LOST + 1):
-        assignment = take(scheduler)
-        assert (assignment.number, assignment.attempt) == (0, expected)
-        scheduler.lose(assignment)
+        attempt = take(scheduler)
+        assert (attempt.trial.number, attempt.number) == (0, expected)
+        scheduler.lose(attempt)
 
     assert bench.trials[0].state is TrialState.FAILED
-    assert take(scheduler).number == 1
+    assert take(scheduler).trial.number == 1
 
 
 def test_the_cap_on_lost_workers_outlives_drivers(bench: Bench) -> None:
@@ -311,13 +312,13 @@ def test_each_time_that_memory_ran_out_halves_the_batch_even_after_a_restart(ben
     assert take_again(scheduler, Cause.OUT_OF_MEMORY).halvings == 1
     again = take(scheduler)
 
-    assert (again.number, again.halvings) == (0, 2)
+    assert (again.trial.number, again.halvings) == (0, 2)
 
 
-def take_again(scheduler: TrialScheduler, ended_by: Cause) -> Assignment:
-    assignment = take(scheduler)
-    scheduler.finish(assignment, broken(ended_by))
-    return assignment
+def take_again(scheduler: TrialScheduler, ended_by: Cause) -> Attempt:
+    attempt = take(scheduler)
+    scheduler.finish(attempt, broken(ended_by))
+    return attempt
 
 
 def test_what_was_only_cancelled_is_left_for_the_next_driver(bench: Bench) -> None:
@@ -325,8 +326,8 @@ def test_what_was_only_cancelled_is_left_for_the_next_driver(bench: Bench) -> No
     scheduler.finish(take(scheduler), broken(Cause.CANCELLED))
 
     (trial,) = bench.trials
-    assert (trial.state, trial.attempt, scheduler.running) == (TrialState.RUNNING, 1, 0)
-    assert take(bench.drive()).number == 0
+    assert (trial.state, trial.attempts, scheduler.running) == (TrialState.RUNNING, 1, 0)
+    assert take(bench.drive()).trial.number == 0
 
 
 def test_a_resumed_study_is_not_stopped_for_what_failed_before(bench: Bench) -> None:
@@ -343,10 +344,10 @@ def test_a_resumed_study_is_not_stopped_for_what_failed_before(bench: Bench) -> 
 
 def test_a_lost_worker_that_had_spooled_its_result_loses_nothing(bench: Bench) -> None:
     scheduler = bench.drive()
-    assignment = take(scheduler)
-    bench.spool.write(0, 1, measure(assignment.configuration))
+    attempt = take(scheduler)
+    bench.spool.write(0, 1, measure(attempt.configuration))
 
-    scheduler.lose(assignment)
+    scheduler.lose(attempt)
 
     assert bench.trials[0].state is TrialState.COMPLETE
 
@@ -356,23 +357,23 @@ def test_a_new_driver_sweeps_away_what_its_predecessor_had_recorded(bench: Bench
     done = take(scheduler)
     scheduler.finish(done, measure(done.configuration))
     open_one = take(scheduler)
-    bench.spool.write(done.number, done.attempt, measure(done.configuration))
-    write_whole(bench.spool.checkpoint(done.number), b"")
-    write_whole(bench.spool.checkpoint(open_one.number), b"")
+    bench.spool.write(done.trial.number, done.number, measure(done.configuration))
+    write_whole(bench.spool.checkpoint(done.trial.number), b"")
+    write_whole(bench.spool.checkpoint(open_one.trial.number), b"")
 
     bench.drive()
 
-    assert list(bench.spool.folder.iterdir()) == [bench.spool.checkpoint(open_one.number)]
+    assert list(bench.spool.folder.iterdir()) == [bench.spool.checkpoint(open_one.trial.number)]
 
 
 def test_a_lost_attempt_runs_again_where_the_spool_is_away(bench: Bench) -> None:
     scheduler = bench.drive()
-    assignment = take(scheduler)
+    attempt = take(scheduler)
     bench.spool.folder.touch()
 
-    scheduler.lose(assignment)
+    scheduler.lose(attempt)
 
-    assert take(scheduler).attempt == 2
+    assert take(scheduler).number == 2
     with pytest.raises(UnusableSpool, match="Not a directory"):
         bench.drive()
 
@@ -414,13 +415,13 @@ def test_a_known_evaluation_is_not_handed_out(bench: Bench) -> None:
 
 def test_draining_finishes_what_runs_and_starts_nothing(bench: Bench) -> None:
     scheduler = bench.drive()
-    assignment = take(scheduler)
+    attempt = take(scheduler)
 
     bench.drains = True
 
     assert scheduler.next() is None
     assert not scheduler.is_finished
-    scheduler.finish(assignment, measure(assignment.configuration))
+    scheduler.finish(attempt, measure(attempt.configuration))
     assert scheduler.is_finished
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bitfront.trial import Cause
 from tests.support.store_samples import job
-from workers.scheduling.outcome import Failure
+from workers.scheduling.failures import failed_by
 from workers.scheduling.worker_config import WorkerConfig
 
 
@@ -38,6 +38,6 @@ class OutOfMemoryError(RuntimeError):
 
 
 def test_memory_of_host_and_device_are_one_cause() -> None:
-    assert Failure.of(MemoryError()).cause is Cause.OUT_OF_MEMORY
-    assert Failure.of(OutOfMemoryError("CUDA out of memory")).cause is Cause.OUT_OF_MEMORY
-    assert Failure.of(RuntimeError("shape")).cause is Cause.USER_ERROR
+    assert failed_by(MemoryError()).cause is Cause.OUT_OF_MEMORY
+    assert failed_by(OutOfMemoryError("CUDA out of memory")).cause is Cause.OUT_OF_MEMORY
+    assert failed_by(RuntimeError("shape")).cause is Cause.USER_ERROR

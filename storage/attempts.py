@@ -1,10 +1,10 @@
-"""Outcomes: how an attempt ended, written together with all that follows from it."""
+"""Attempts: how each ended, written together with all that follows from it."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, insert, select, update
 
+from bitfront.attempt import Attempt, Evaluated, Failed, IntermediateValue, Pruned
 from bitfront.errors import InvalidMetric
 from bitfront.objective import FIGURES
 from bitfront.trial import Cause, Evaluation, FrontChange, TrialState, is_feasible
@@ -12,12 +12,18 @@ from storage import tables
 from storage.access import find_id, guard
 from storage.events import add_event, insert_new, storable
 from storage.finite import finite
-from storage.records import AttemptRecord, EventKind, Lease, Outcome
-from storage.tables import Attempt, Front, Intermediate, Now, Study, Trial
+from storage.records import AttemptRecord, EventKind, Lease
+from storage.tables import Front, Intermediate, Now, Study, Trial
 
 
 def complete(
-    connection: Connection, again: bool, lease: Lease, number: int, attempt: int, outcome: Outcome
+    connection: Connection,
+    again: bool,
+    lease: Lease,
+    attempt: Attempt,
+    result: Evaluated,
+    constraints: Mapping[str, float],
+    front: FrontChange | None,
 ) -> bool:
     """Completes a running attempt; False if it is no longer the one that runs.
 
@@ -26,31 +32,33 @@ def complete(
         InvalidMetric: An objective of the study is missing, or a number is not finite.
     """
     guard(connection, lease)
-    columns = _value_columns(connection, lease, outcome)
+    columns = _value_columns(connection, lease, result, constraints)
     trial_id = connection.scalar(
-        _running(lease, number, attempt)
+        _running(lease, attempt)
         .values(columns)
         .values(state=TrialState.COMPLETE, finished_at=Now())
         .returning(Trial.id)
     )
     if trial_id is None:
         # The epoch is ours, so after a broken commit it can only be our own earlier try.
-        return again and _is(TrialState.COMPLETE, connection, lease, number, attempt)
-    _close(connection, trial_id, attempt, outcome.seconds, outcome.worker)
-    _cache(connection, lease, outcome)
-    content: dict[str, object] = {"values": finite(outcome.evaluation.values)}
-    if outcome.front is not None:
-        _change_front(connection, lease, outcome.front)
-        content["hypervolume"] = outcome.front.hypervolume
-    add_event(connection, lease.study_id, EventKind.COMPLETED, content, trial=number)
+        return again and _is(TrialState.COMPLETE, connection, lease, attempt)
+    _close(connection, trial_id, attempt, result)
+    _cache(connection, lease, attempt, result)
+    content: dict[str, object] = {"values": finite(result.evaluation.values)}
+    if front is not None:
+        _change_front(connection, lease, front)
+        content["hypervolume"] = front.hypervolume
+    add_event(connection, lease.study_id, EventKind.COMPLETED, content, trial=attempt.trial.number)
     return True
 
 
-def _value_columns(connection: Connection, lease: Lease, outcome: Outcome) -> dict[str, object]:
-    values = finite(outcome.evaluation.values)
-    metrics = finite(outcome.evaluation.metrics)
-    constraints = finite(outcome.constraints)
-    finite({"seconds": outcome.seconds})
+def _value_columns(
+    connection: Connection, lease: Lease, result: Evaluated, constraints: Mapping[str, float]
+) -> dict[str, object]:
+    values = finite(result.evaluation.values)
+    metrics = finite(result.evaluation.metrics)
+    excesses = finite(constraints)
+    finite({"seconds": result.seconds})
     objectives = connection.execute(
         select(Study.objectives).where(Study.id == lease.study_id)
     ).scalar_one()
@@ -61,25 +69,25 @@ def _value_columns(connection: Connection, lease: Lease, outcome: Outcome) -> di
     return {
         **{figure.name: measured.get(figure.name) for figure in FIGURES},
         "metrics": metrics,
-        "constraints": constraints,
-        "feasible": is_feasible(constraints),
-        "seconds": outcome.seconds,
-        "worker": outcome.worker,
-        "cached": outcome.cached,
+        "constraints": excesses,
+        "feasible": is_feasible(excesses),
+        "seconds": result.seconds,
+        "worker": result.worker or None,
+        "cached": result.is_cached,
     }
 
 
-def _is(state: TrialState, connection: Connection, lease: Lease, number: int, attempt: int) -> bool:
-    query = select(Trial.id).where(_attempt_in(state, lease, number, attempt))
+def _is(state: TrialState, connection: Connection, lease: Lease, attempt: Attempt) -> bool:
+    query = select(Trial.id).where(_attempt_in(state, lease, attempt))
     return connection.scalar(query) is not None
 
 
-def _cache(connection: Connection, lease: Lease, outcome: Outcome) -> None:
+def _cache(connection: Connection, lease: Lease, attempt: Attempt, result: Evaluated) -> None:
     row = {
-        "key": outcome.evaluation_key,
-        "objectives": finite(outcome.evaluation.values),
-        "metrics": finite(outcome.evaluation.metrics),
-        "seconds": outcome.seconds,
+        "key": attempt.evaluation_key,
+        "objectives": finite(result.evaluation.values),
+        "metrics": finite(result.evaluation.metrics),
+        "seconds": result.seconds,
         "study_id": lease.study_id,
     }
     insert_new(connection, tables.Evaluation, [row])
@@ -102,47 +110,40 @@ def _change_front(connection: Connection, lease: Lease, change: FrontChange) -> 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """How an attempt failed, and whether the next one starts."""
-
-    cause: Cause
-    message: str
-    traceback: str | None
-    retry: bool
-    seconds: float | None = None
-    worker: str | None = None
-
-
 def fail(
-    connection: Connection, again: bool, lease: Lease, number: int, attempt: int, failed: Failed
+    connection: Connection,
+    again: bool,
+    lease: Lease,
+    attempt: Attempt,
+    failed: Failed,
+    retry: bool,
 ) -> bool:
     """Ends a running attempt without a result; False if it is no longer the one that runs."""
     guard(connection, lease)
-    ended: dict[str, object] = {"attempt": attempt + 1}
-    if not failed.retry:
+    ended: dict[str, object] = {"attempt": attempt.number + 1}
+    if not retry:
         ended = {"state": TrialState.FAILED, "cause": failed.cause, "finished_at": Now()}
-    trial_id = connection.scalar(_running(lease, number, attempt).values(ended).returning(Trial.id))
+    trial_id = connection.scalar(_running(lease, attempt).values(ended).returning(Trial.id))
     if trial_id is None:
-        return again and _has_cause(connection, lease, number, attempt)
+        return again and _has_cause(connection, lease, attempt)
     message = storable(failed.message)
-    traceback = None if failed.traceback is None else storable(failed.traceback)
+    traceback = storable(failed.traceback) if failed.traceback else None
     connection.execute(
-        update(Attempt)
-        .where(Attempt.trial_id == trial_id, Attempt.number == attempt)
+        _attempt_row(trial_id, attempt)
         .values(finished_at=Now(), cause=failed.cause, message=message, traceback=traceback)
-        .values(seconds=failed.seconds, worker=failed.worker)
+        .values(seconds=failed.seconds or None, worker=failed.worker or None)
     )
-    if failed.retry:
-        connection.execute(insert(Attempt).values(trial_id=trial_id, number=attempt + 1))
-    kind = EventKind.ATTEMPT_FAILED if failed.retry else EventKind.FAILED
-    content = {"attempt": attempt, "cause": failed.cause, "message": message}
-    add_event(connection, lease.study_id, kind, content, trial=number)
+    if retry:
+        row = insert(tables.Attempt).values(trial_id=trial_id, number=attempt.number + 1)
+        connection.execute(row)
+    kind = EventKind.ATTEMPT_FAILED if retry else EventKind.FAILED
+    content = {"attempt": attempt.number, "cause": failed.cause, "message": message}
+    add_event(connection, lease.study_id, kind, content, trial=attempt.trial.number)
     return True
 
 
 def report(
-    connection: Connection, lease: Lease, number: int, attempt: int, step: int, error: float
+    connection: Connection, lease: Lease, attempt: Attempt, shown: IntermediateValue
 ) -> bool:
     """Records what a running attempt showed; False if it is no longer the one that runs.
 
@@ -151,27 +152,22 @@ def report(
         InvalidMetric: The error is not finite.
     """
     guard(connection, lease)
-    finite({"error": error})
+    finite({"error": shown.value})
     trial_id = connection.scalar(
-        select(Trial.id).where(_attempt_in(TrialState.RUNNING, lease, number, attempt))
+        select(Trial.id).where(_attempt_in(TrialState.RUNNING, lease, attempt))
     )
     if trial_id is None:
         return False
-    # An attempt that goes on from a checkpoint may come by the same step again.
-    own = (Intermediate.trial_id == trial_id, Intermediate.step == step)
+    # An attempt that resumes from a checkpoint may come by the same step again.
+    own = (Intermediate.trial_id == trial_id, Intermediate.step == shown.step)
     connection.execute(delete(Intermediate).where(*own))
-    connection.execute(insert(Intermediate).values(trial_id=trial_id, step=step, error=error))
+    row = {"trial_id": trial_id, "step": shown.step, "error": shown.value}
+    connection.execute(insert(Intermediate).values(row))
     return True
 
 
 def prune(
-    connection: Connection,
-    again: bool,
-    lease: Lease,
-    number: int,
-    attempt: int,
-    seconds: float,
-    worker: str | None,
+    connection: Connection, again: bool, lease: Lease, attempt: Attempt, result: Pruned
 ) -> bool:
     """Ends a running attempt that stopped early; False if it is no longer the one that runs.
 
@@ -180,16 +176,18 @@ def prune(
         InvalidMetric: The seconds are not finite.
     """
     guard(connection, lease)
-    finite({"seconds": seconds})
+    finite({"seconds": result.seconds})
     trial_id = connection.scalar(
-        _running(lease, number, attempt)
-        .values(state=TrialState.PRUNED, finished_at=Now(), seconds=seconds, worker=worker)
+        _running(lease, attempt)
+        .values(state=TrialState.PRUNED, finished_at=Now())
+        .values(seconds=result.seconds, worker=result.worker or None)
         .returning(Trial.id)
     )
     if trial_id is None:
-        return again and _is(TrialState.PRUNED, connection, lease, number, attempt)
-    _close(connection, trial_id, attempt, seconds, worker)
-    add_event(connection, lease.study_id, EventKind.STOPPED_EARLY, trial=number)
+        return again and _is(TrialState.PRUNED, connection, lease, attempt)
+    _close(connection, trial_id, attempt, result)
+    trial = attempt.trial.number
+    add_event(connection, lease.study_id, EventKind.STOPPED_EARLY, trial=trial)
     return True
 
 
@@ -207,37 +205,44 @@ def intermediates(connection: Connection, name: str) -> dict[int, dict[int, floa
     return found
 
 
-def _running(lease: Lease, number: int, attempt: int) -> Update:
-    return update(Trial).where(_attempt_in(TrialState.RUNNING, lease, number, attempt))
+def _running(lease: Lease, attempt: Attempt) -> Update:
+    return update(Trial).where(_attempt_in(TrialState.RUNNING, lease, attempt))
 
 
-def _attempt_in(state: TrialState, lease: Lease, number: int, attempt: int) -> ColumnElement[bool]:
-    """Whether a row is the lease's trial of that number, in that state and at that attempt."""
+def _attempt_in(state: TrialState, lease: Lease, attempt: Attempt) -> ColumnElement[bool]:
+    """Whether a row is the attempt's trial of the lease, in that state and at that attempt."""
     return and_(
         Trial.study_id == lease.study_id,
-        Trial.number == number,
-        Trial.attempt == attempt,
+        Trial.number == attempt.trial.number,
+        Trial.attempt == attempt.number,
         Trial.state == state,
     )
 
 
-def _close(
-    connection: Connection, trial_id: int, attempt: int, seconds: float, worker: str | None
-) -> None:
-    """Notes when an attempt ended that yielded something, and who made it."""
-    connection.execute(
-        update(Attempt)
-        .where(Attempt.trial_id == trial_id, Attempt.number == attempt)
-        .values(finished_at=Now(), seconds=seconds, worker=worker)
+def _attempt_row(trial_id: int, attempt: Attempt) -> Update:
+    return update(tables.Attempt).where(
+        tables.Attempt.trial_id == trial_id, tables.Attempt.number == attempt.number
     )
 
 
-def _has_cause(connection: Connection, lease: Lease, number: int, attempt: int) -> bool:
+def _close(
+    connection: Connection, trial_id: int, attempt: Attempt, result: Evaluated | Pruned
+) -> None:
+    """Notes when an attempt ended that yielded something, and who made it."""
+    connection.execute(
+        _attempt_row(trial_id, attempt).values(
+            finished_at=Now(), seconds=result.seconds, worker=result.worker or None
+        )
+    )
+
+
+def _has_cause(connection: Connection, lease: Lease, attempt: Attempt) -> bool:
+    table = tables.Attempt
     query = (
-        select(Attempt.id)
-        .join(Trial, Trial.id == Attempt.trial_id)
-        .where(Trial.study_id == lease.study_id, Trial.number == number)
-        .where(Attempt.number == attempt, Attempt.cause.is_not(None))
+        select(table.id)
+        .join(Trial, Trial.id == table.trial_id)
+        .where(Trial.study_id == lease.study_id, Trial.number == attempt.trial.number)
+        .where(table.number == attempt.number, table.cause.is_not(None))
     )
     return connection.scalar(query) is not None
 
@@ -254,9 +259,10 @@ def attempts(
     connection: Connection, name: str, numbers: Collection[int] | None
 ) -> list[AttemptRecord]:
     """Every attempt at the study's trials, or at some of them, by trial and attempt."""
+    table = tables.Attempt
     query = (
-        select(*Attempt.__table__.c, Trial.number.label("trial"))
-        .join(Trial, Trial.id == Attempt.trial_id)
+        select(*table.__table__.c, Trial.number.label("trial"))
+        .join(Trial, Trial.id == table.trial_id)
         .where(Trial.study_id == find_id(connection, name))
     )
     if numbers is not None:
@@ -273,5 +279,5 @@ def attempts(
             message=row.message,
             traceback=row.traceback,
         )
-        for row in connection.execute(query.order_by(Trial.number, Attempt.number))
+        for row in connection.execute(query.order_by(Trial.number, table.number))
     ]
