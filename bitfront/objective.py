@@ -20,6 +20,7 @@ class Objective(StrEnum):
     NBYTES = "nbytes"
     BIT_OPERATIONS = "bit_operations"
     LATENCY_S = "latency_s"
+    ACTIVATION_NBYTES = "activation_nbytes"
 
 
 class Quantity(Enum):
@@ -148,6 +149,17 @@ FIGURES: Final = (
         per_split=True,
         per_device=True,
         is_additive=True,
+        on_demand=True,
+    ),
+    Figure(
+        name="activation_nbytes",
+        label="activations",
+        limit="max_activation_nbytes",
+        limit_help="Peak memory of a batch's activations, such as 200MB.",
+        quantity=Quantity.NBYTES,
+        metavar="SIZE",
+        write=size_text,
+        unit="of activations",
         on_demand=True,
     ),
 )

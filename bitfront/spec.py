@@ -272,6 +272,7 @@ class ConstraintSpec(Section):
     max_bits: float | None = Field(None, gt=0, le=16)
     max_bit_operations: float | None = Field(None, gt=0)
     max_latency_s: float | None = Field(None, gt=0)
+    max_activation_nbytes: Nbytes | None = None
 
     @property
     def limits(self) -> dict[str, float]:

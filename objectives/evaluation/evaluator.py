@@ -17,6 +17,7 @@ from bitfront.quant.inputs import LearnedBounds, bounds_to_json
 from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation
 from bitfront.vlm import PlanSwitch, load_model
+from objectives.cost.activations import ActivationMemory
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
 from objectives.cost.latency import LatencyTable
 from objectives.data.task import SplitName
@@ -162,7 +163,7 @@ class Evaluator:
         return RecoveryCheckpoint(path, identity, self.spec.search.checkpoint_s, is_ending)
 
     def costs(self, configuration: Configuration) -> dict[str, float]:
-        """The job's objectives that need no sample, by name: all but `error` and `latency_s`."""
+        """Those of the job's objectives that follow from the configuration alone, by name."""
         known = {
             Objective.NBYTES: float(sum(self.nbytes(configuration).values())),
             Objective.BIT_OPERATIONS: bit_operations(self.model, configuration),
@@ -203,12 +204,20 @@ class Evaluator:
         }
         if self.spec.needs(Objective.LATENCY_S):
             figures[Objective.LATENCY_S.value] = self._latency_s(configuration)
+        if self.spec.needs(Objective.ACTIVATION_NBYTES):
+            held = self._activations.peak_nbytes(configuration.plan)
+            figures[Objective.ACTIVATION_NBYTES.value] = float(held)
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise InvalidMetric(name, str(value))
         values = {objective.value: figures[objective.value] for objective in self.spec.objectives}
         figures |= {f"nbytes.{part}": float(count) for part, count in nbytes.items()}
         return Evaluation(values, figures | self._stopwatch.figures())
+
+    @cached_property
+    def _activations(self) -> ActivationMemory:
+        streams = self.task.streams(SplitName.SELECTION)
+        return ActivationMemory(self.model, streams, self.switch)
 
     def _latency_s(self, configuration: Configuration) -> float:
         with self._stopwatch.timed("latency"):

@@ -444,6 +444,32 @@ def test_a_latency_is_measured_where_the_job_asks_for_it(
     assert 0 < evaluation.values["latency_s"] < 10
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"objectives": ["error", "activation_nbytes"]},
+        {"constraints": {"max_activation_nbytes": "1MB"}},
+    ],
+)
+def test_the_memory_of_activations_is_measured_where_the_job_asks_for_it(
+    spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges, asked: dict[str, object]
+) -> None:
+    job = JobSpec.model_validate({**spec.model_dump(mode="json"), **asked})
+    evaluator = fresh(job, model, task, ranges)
+    narrow, wide = (
+        Configuration(Plan.uniform([layer.name for layer in model.layers], Precision(4, bits)))
+        for bits in (4, 8)
+    )
+
+    small, large = (evaluator.evaluate(configuration) for configuration in (narrow, wide))
+    tested = evaluator.evaluate(wide, SplitName.TEST)
+
+    name = "activation_nbytes"
+    assert 0 < small.metrics[name] < large.metrics[name]
+    assert tested.metrics[name] == large.metrics[name]
+    assert (name in small.values) == ("objectives" in asked)
+
+
 def test_features_that_are_not_finite_are_refused(
     spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges
 ) -> None:
