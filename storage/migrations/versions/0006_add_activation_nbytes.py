@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from storage.migrations.specifications import add_limit, remove_limit
+
 revision = "0006"
 down_revision = "0005"
 branch_labels = None
@@ -18,8 +20,10 @@ def upgrade() -> None:
             f"{column} BETWEEN -{GREATEST} AND {GREATEST}", name=op.f(f"ck_trial_{column}_finite")
         )
         op.add_column("trial", sa.Column(column, sa.Double(), finite, nullable=True))
+    add_limit("max_activation_nbytes")
 
 
 def downgrade() -> None:
+    remove_limit("max_activation_nbytes")
     for column in reversed(COLUMNS):
         op.drop_column("trial", column)
