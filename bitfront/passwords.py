@@ -14,18 +14,22 @@ _KEYED: Final = re.compile(
     rf"({_KEY})(\s*)(?:'(?:\\.|[^'\\])*(?:'\S*|\Z)|\"(?:\\.|[^\"\\])*(?:\"\S*|\Z)|(?:\\.|\S)+)",
     re.IGNORECASE | re.DOTALL,
 )
+_LINE_END: Final = re.compile(rf"({_SECRET}:[ \t]+)\S+[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _HIDDEN: Final = "***"
 
 
 def masked(text: str) -> str:
     """The text with the password of every URL and every `password=...` shown as `***`.
 
+    `password: ...` is one as well if a single word follows up to the end of the line.
+
     A URL's password ends at the last `@` before a space; a URL with both kinds loses
     everything after its user's name. A quoted `password='...'` ends with its quote, any
     other one at a space. In a URL a space must be `%20`: with a bare one it is no URL, and
     its password is not found.
     """
-    return _KEYED.sub(rf"\1\2{_HIDDEN}", _WORD.sub(_without_password, text))
+    text = _KEYED.sub(rf"\1\2{_HIDDEN}", _WORD.sub(_without_password, text))
+    return _LINE_END.sub(rf"\1{_HIDDEN}", text)
 
 
 def _without_password(found: re.Match[str]) -> str:

@@ -1,18 +1,15 @@
 """The log of a study, the way a row is added only once, and how text becomes storable."""
 
-import re
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, Insert, and_, case, func, insert, null, select
 
+from bitfront.passwords import masked
 from storage import tables
 from storage.records import Event, EventKind, Json, LogLine
 from storage.tables import Attempt, Base, Trial
 
 _LONGEST_TEXT = 20_000
-_SECRET = re.compile(
-    r"""(://[^\s:/@]*:)[^\s/]+(?=@)|(password['"]?\s*[=:]\s*['"]?)[^\s&'",]+""", re.IGNORECASE
-)
 
 _SUCCESSES = (EventKind.COMPLETED, EventKind.STOPPED_EARLY)
 _ENDS = (*_SUCCESSES, EventKind.ATTEMPT_FAILED, EventKind.FAILED)
@@ -119,5 +116,5 @@ def storable(text: str) -> str:
     It has no NUL, no lone surrogate and no password, and is cut to its end if it is too long.
     """
     clean = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
-    clean = _SECRET.sub(r"\1\2***", clean)
+    clean = masked(clean)
     return clean if len(clean) <= _LONGEST_TEXT else f"...{clean[-_LONGEST_TEXT:]}"

@@ -80,6 +80,7 @@ def test_text_without_credentials_stays_as_it_is(text: str) -> None:
         ('{"password": "p w", "user": "me"}', '{"password": *** "user": "me"}'),
         ("PGPASSWORD=pw psql", "PGPASSWORD=*** psql"),
         ("aws_secret_access_key = pw", "aws_secret_access_key = ***"),
+        ("host: h\npassword: pw\nuser: me", "host: h\npassword: ***\nuser: me"),
     ],
 )
 def test_the_rest_of_the_text_can_still_be_read(text: str, shown: str) -> None:

@@ -266,6 +266,10 @@ def test_watching_goes_on_through_a_pause(store: Store) -> None:
         "{'user': 'ann', 'password': 'geheim'}",
         "postgresql://db.example/x?user=ann&password=geheim&sslmode=require",
         "PGPASSWORD=geheim psql",
+        "postgresql://ann:ge/heim@db.example/x",
+        "host=db passwd=geheim",
+        "aws_secret_access_key=geheim",
+        "db:\n  password: geheim",
     ],
 )
 def test_no_password_reaches_the_log_or_any_other_output(path: Path, leak: str) -> None:
