@@ -153,7 +153,6 @@ def put_cells(
             "model": key.model,
             "data": key.data,
             "quantizer": key.quantizer,
-            "option_digest": key.option,
             "seconds": seconds,
             "study_id": lease.study_id,
             **_cell_columns(cell),

@@ -23,7 +23,7 @@ from bitfront.trial import Trial as TrialRecord
 from storage import studies, trials
 from storage.access import find_id
 from storage.comparable_studies import comparable_studies, is_alike
-from storage.records import FailureCount, HypervolumePoint, Limits, ModelFronts, Status
+from storage.records import FailureCount, Limits, ModelFronts, Status
 from storage.tables import Attempt, Cell, Front, Hypervolume, Study, Trial
 
 _ELIGIBLE = and_(Trial.state == TrialState.COMPLETE, Trial.feasible)
@@ -97,15 +97,6 @@ def _first(
     query = trials.query().where(Trial.id == ranked.limit(1).scalar_subquery())
     found = trials.records(connection, query)
     return found[0] if found else None
-
-
-def hypervolumes(connection: Connection, name: str) -> list[HypervolumePoint]:
-    """The hypervolume after each trial that was counted, in order."""
-    study_id = find_id(connection, name)
-    columns = (Hypervolume.completed, Hypervolume.hypervolume, Hypervolume.at)
-    query = select(*columns).where(Hypervolume.study_id == study_id)
-    rows = connection.execute(query.order_by(Hypervolume.completed))
-    return [HypervolumePoint(row.completed, row.hypervolume, row.at) for row in rows]
 
 
 def status(connection: Connection, name: str) -> Status:

@@ -49,7 +49,6 @@ class EventKind(StrEnum):
     RESTARTED = "restarted"
     CANCELLED = "cancelled"
     TESTED = "tested"
-    NOTE = "note"
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,15 +251,6 @@ class LogLine:
     worker: str | None
     seconds: float | None
     traceback: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class HypervolumePoint:
-    """The hypervolume after `completed` trials."""
-
-    completed: int
-    hypervolume: float
-    at: datetime
 
 
 @dataclass(frozen=True, slots=True)

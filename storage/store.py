@@ -22,8 +22,6 @@ from storage.records import (
     AttemptRecord,
     Difference,
     Event,
-    HypervolumePoint,
-    Json,
     Lease,
     Limits,
     LogLine,
@@ -144,10 +142,6 @@ class Store:
     def set_correlation(self, lease: Lease, correlation: float | None) -> None:
         """Records the rank correlation of proxy and measured error; NaN counts as unknown."""
         self._database.write(studies.set_correlation, lease, correlation)
-
-    def add_note(self, lease: Lease, message: str, content: Json | None = None) -> None:
-        """Adds a line to the study's log."""
-        self._database.write(studies.add_note, lease, message, content)
 
     def events(self, name: str, after_id: int = 0, *, limit: int = 1000) -> list[Event]:
         """The study's log after the event `after_id`, oldest first."""
@@ -340,10 +334,6 @@ class Store:
         """Every attempt at the study's trials, or at those numbered, in order."""
         return self._database.read(attempts.attempts, name, numbers)
 
-    def find_by_digest(self, name: str, configuration_digest: str) -> int | None:
-        """The number of the study's trial of a configuration, in whatever state."""
-        return self._database.read(trials.find_by_digest, name, configuration_digest)
-
     def evaluation(self, key: str) -> Evaluation | None:
         """The evaluation under a key, whichever study it was made for."""
         return self._database.read(attempts.find_evaluation, key)
@@ -370,10 +360,6 @@ class Store:
                 on different selection data, or latencies that are limited on different devices.
         """
         return self._database.read(queries.model_fronts, model, limits)
-
-    def hypervolumes(self, name: str) -> list[HypervolumePoint]:
-        """The hypervolume after each trial that changed or confirmed the front."""
-        return self._database.read(queries.hypervolumes, name)
 
     def best(
         self, name: str | None, limits: Limits = _NO_LIMITS, *, model: str | None = None

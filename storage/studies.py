@@ -18,7 +18,6 @@ from storage.records import (
     Difference,
     Event,
     EventKind,
-    Json,
     Lease,
     LogLine,
     Request,
@@ -156,13 +155,6 @@ def set_provenance(
         add_event(connection, lease.study_id, EventKind.CHANGED, content)
     _add_provenance(connection, lease.study_id, new)
     return differences
-
-
-def add_note(connection: Connection, lease: Lease, message: str, content: Json | None) -> None:
-    """Adds a line to the study's log."""
-    guard(connection, lease)
-    note = {**(content or {}), "message": storable(message)}
-    add_event(connection, lease.study_id, EventKind.NOTE, note)
 
 
 def events(connection: Connection, name: str, after_id: int, limit: int) -> list[Event]:

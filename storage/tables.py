@@ -211,7 +211,6 @@ class Cell(Base):
     model: Mapped[str]
     data: Mapped[str]
     quantizer: Mapped[str]
-    option_digest: Mapped[str]
     block: Mapped[str]
     precisions: Mapped[str]  # such as w4a8+w3a8
     nbytes: Mapped[int] = mapped_column(BigInteger)

@@ -120,16 +120,6 @@ def _known(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def find_by_digest(connection: Connection, name: str, configuration_digest: str) -> int | None:
-    """The number of the study's trial of that configuration, in whatever state."""
-    return connection.scalar(
-        select(Trial.number).where(
-            Trial.study_id == find_id(connection, name),
-            Trial.configuration_digest == configuration_digest,
-        )
-    )
-
-
 def fence(connection: Connection, lease: Lease) -> list[TrialRecord]:
     """Gives every running or cancelled trial a new attempt; results of the old one are refused."""
     guard(connection, lease)

@@ -26,7 +26,6 @@ VOCABULARY = (
     *("how", "many", "are", "there", "is", "what", "a", "an", "at", "in", "the"),
     *("above", "below", "left", "right", "of", "top", "bottom", "row", "column"),
 )
-ANSWER_WORDS = frozenset({*WORDS, NOTHING, "yes", "no"})
 
 _CODES = {word: code for code, word in enumerate(VOCABULARY)}
 PAD, START, IMAGE, ANSWER, END = range(5)

@@ -1,9 +1,8 @@
 """Classification: captions for all classes, and four disjoint splits of images."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -76,10 +75,6 @@ class ClassificationTask(Task):
     def class_count(self) -> int:
         """The number of classes."""
         return len(self.classes)
-
-    def with_model(self, model: DualEncoder) -> Self:
-        """The same samples through another copy of the model."""
-        return replace(self, model=model)
 
     def split(self, name: SplitName) -> Split:
         """The split of that name."""

@@ -1,9 +1,8 @@
 """Questions about images with their answers, in four disjoint splits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -193,10 +192,6 @@ class QuestionTask(Task):
     def class_count(self) -> int:
         """Zero: an answer is free text."""
         return 0
-
-    def with_model(self, model: GenerativeModel) -> Self:
-        """The same questions through another copy of the model."""
-        return replace(self, model=model)
 
     def split(self, name: SplitName) -> QuestionSplit:
         """The split of that name."""

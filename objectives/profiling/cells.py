@@ -1,12 +1,9 @@
 """Cells: what an option of one block costs, and what it does to the model."""
 
-from collections.abc import Sequence
-
 from bitfront.errors import InvalidMetric
 from bitfront.identity.keys import quantizer_identity
-from bitfront.layers import Block, Layer
+from bitfront.layers import Block
 from bitfront.plan import Option, Plan
-from bitfront.precision import Precision
 from bitfront.profile import Cell
 from bitfront.quant.inputs import bounds_to_json
 from bitfront.spec import JobSpec
@@ -65,8 +62,3 @@ class CellMeter:
             sum(layer_bit_operations(layer, p) for layer, p in members),
             error,
         )
-
-    def layer_cells(self, layer: Layer, precisions: Sequence[Precision]) -> list[Cell]:
-        """The cells of a single layer: its block has the layer's name and nothing else."""
-        block = Block(layer.name, layer.tower, (layer.name,))
-        return [self.measure(block, Option((precision,))) for precision in precisions]

@@ -155,5 +155,4 @@ _TEXTS: Final[dict[EventKind, Callable[[Mapping[str, object]], str]]] = {
     EventKind.FAILED: lambda content: _failure_text("fails for good", content),
     EventKind.RESTARTED: _restarted,
     EventKind.TESTED: _tested,
-    EventKind.NOTE: lambda content: str(content.get("message")),
 }

@@ -77,7 +77,7 @@ PROFILE = (
         "put_stage_artefact",
         "save_options",
     ),
-    *("add_note", "set_state", "set_reference", "heartbeat"),
+    *("set_state", "set_reference", "heartbeat"),
 )
 TRIALS = ("fence", "start", "report", "complete", "fail", "prune")
 END = ("set_correlation", "save_test_values", "release")
@@ -165,7 +165,6 @@ def _profile(store: Store, lease: Lease) -> None:
     store.put_stage_artefact(lease, "k", StageArtefactKind.CLIPS, {"clips": [1.0]}, 0.1)
     options = [OptionRecord(cell, survives=True, certificate={}) for _, cell in records]
     store.save_options(lease, options)
-    store.add_note(lease, "profiled")
     store.set_state(lease, StudyState.RUNNING)
     store.set_reference(lease, REFERENCE)
     store.heartbeat(lease)

@@ -318,7 +318,6 @@ class Life(RuleBasedStateMachine):
             "heartbeat": partial(self.store.heartbeat, lease),
             "release": partial(self.store.release, lease, StudyState.COMPLETE),
             "state": partial(self.store.set_state, lease, StudyState.FAILED, "stale"),
-            "note": partial(self.store.add_note, lease, "stale"),
             "fence": partial(self.store.fence, lease),
             "cancel": partial(self.store.cancel_running, lease),
             "start": partial(self.store.start_trial, lease, fresh),

@@ -94,7 +94,6 @@ def fill(store: Store) -> None:
     fail(store, lease, 4, 1, Cause.OUT_OF_MEMORY, "12 GB", "a trace", retry=False)
     store.start_trial(lease, Trial(lease.name, 5, configuration(6), Origin.PROGRAM, {"x": 1.5}))
     store.save_test_values(lease, {0: {"error": 0.5, "nbytes": 1000.0}})
-    store.add_note(lease, "a note")
     store.release(lease, StudyState.STOPPED, "enough")
     store.create_study(job("empty"), {})
 
@@ -187,11 +186,9 @@ READS: dict[str, Callable[[Store, str], object]] = {
     "options": lambda store, name: store.options(name),
     "trials": lambda store, name: [trial.is_feasible for trial in store.trials(name)],
     "attempts": lambda store, name: store.attempts(name),
-    "digest": lambda store, name: store.find_by_digest(name, configuration(2).digest),
     "evaluation": lambda store, _: store.evaluation("key 0"),
     "intermediates": lambda store, name: store.intermediates(name),
     "front": lambda store, name: [row.configuration for row in store.front(name)],
-    "hypervolumes": lambda store, name: store.hypervolumes(name),
     "best": lambda store, name: store.best(name, Limits(max_nbytes=1500)),
     "best of model": lambda store, _: store.best(None, model="digit-clip"),
     "nearest": lambda store, name: store.nearest(name, Limits(max_nbytes=1)),

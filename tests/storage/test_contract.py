@@ -218,7 +218,6 @@ WRITES: dict[str, Callable[[Store, Lease], object]] = {
     "set_correlation": lambda store, lease: store.set_correlation(lease, 0.1),
     "set_provenance": lambda store, lease: store.set_provenance(lease, {"model": "x"}),
     "replace_spec": lambda store, lease: store.replace_spec(lease, job(stop={"trials": 1})),
-    "add_note": lambda store, lease: store.add_note(lease, "late"),
     "save_profile": lambda store, lease: store.save_profile(lease, (), (), (), fixed_nbytes=1),
     "put_cells": lambda store, lease: store.put_cells(lease, []),
     "put_stage_artefact": lambda store, lease: store.put_stage_artefact(
@@ -305,17 +304,17 @@ def test_a_heartbeat_renews_the_lease(store: Store) -> None:
 
 def test_the_log_is_read_from_where_one_left_off(store: Store) -> None:
     lease = running(store)
-    store.add_note(lease, "first \x00 note", {"step": 1})
+    store.set_state(lease, StudyState.RUNNING, "first \x00 message")
     seen = store.events("digits")
 
-    store.add_note(lease, "second \ud800 note")
+    store.set_state(lease, StudyState.RUNNING, "second \ud800 message")
 
     assert [event.kind for event in seen] == [
         EventKind.CREATED,
         EventKind.ACQUIRED,
-        EventKind.NOTE,
+        EventKind.STATE,
     ]
-    assert seen[-1].content == {"message": "first \\x00 note", "step": 1}
+    assert seen[-1].content == {"state": "running", "message": "first \\x00 message"}
     (new,) = store.events("digits", seen[-1].id)
-    assert new.content == {"message": "second \\ud800 note"}
+    assert new.content == {"state": "running", "message": "second \\ud800 message"}
     assert store.events("digits", limit=2) == seen[:2]

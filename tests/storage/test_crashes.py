@@ -14,7 +14,16 @@ from bitfront.trial import Cause, FrontChange, StudyState, TrialState
 from storage.records import EventKind, Lease
 from storage.store import Store, open_store
 from tests.support.databases import Databases
-from tests.support.store_samples import complete, fail, job, prune, running, show, trial
+from tests.support.store_samples import (
+    complete,
+    fail,
+    hypervolumes,
+    job,
+    prune,
+    running,
+    show,
+    trial,
+)
 
 VALUES = {"error": 0.25, "nbytes": 1000.0}
 
@@ -53,7 +62,7 @@ def test_no_acknowledged_trial_is_lost_when_its_writer_is_killed(
         assert set(heard) <= set(finished)
         assert all(stored[n].values["error"] == 1 / (n + 2) for n in finished)
         assert [point.number for point in store.front("digits")] == [max(finished)]
-        assert [p.completed for p in store.hypervolumes("digits")] == [n + 1 for n in finished]
+        assert [completed for completed, _ in hypervolumes(store)] == [n + 1 for n in finished]
         lease = store.acquire("digits", "next", 60, dead_owner="driver of digits")
         assert len(store.fence(lease)) == len(stored) - len(finished) <= 1
 

@@ -13,7 +13,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import ProgrammingError
 
 from bitfront.errors import DatabaseError
-from storage.schema import VERSION_TABLE
+from bitfront.trial import StudyState
+from storage.schema import REVISIONS, VERSION_TABLE
 from storage.store import open_store
 from tests.support.databases import Databases
 from tests.support.store_samples import job
@@ -61,7 +62,7 @@ def folder(path: Path) -> None:
 MALFORMED: list[tuple[Callable[[Path], None], str]] = [
     (foreign, "belongs to another program (it has a table trials): give bitfront"),
     (of_another_alembic_program, "belongs to another program (it has a table alembic_version)"),
-    (newer, "was written by a newer bitfront (schema 9999, this one knows up to 0004)"),
+    (newer, f"was written by a newer bitfront (schema 9999, this one knows up to {REVISIONS[-1]})"),
     (text, "is no SQLite database: choose another file"),
     (truncated, "is damaged: restore it from a backup"),
     (overwritten, "is damaged: restore it from a backup"),
@@ -185,11 +186,11 @@ def test_a_full_disk_is_told_and_harms_nothing(tmp_path: Path) -> None:
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
         with pytest.raises(DatabaseError, match="the disk is full: free some space"):
-            store.add_note(lease, "x" * 19_000)
+            store.set_state(lease, StudyState.RUNNING, "x" * 19_000)
 
         with store._database.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA max_page_count = 100000")
-        store.add_note(lease, "x" * 19_000)
+        store.set_state(lease, StudyState.RUNNING, "x" * 19_000)
         assert len(store.events("digits")) == 3
 
 
@@ -205,10 +206,10 @@ def test_space_that_is_freed_in_time_is_waited_for(tmp_path: Path) -> None:
             connection.execute(f"PRAGMA max_page_count = {room}")
 
         event.listen(store._database.engine, "checkout", limit)
-        store.add_note(lease, "x" * 19_000)
+        store.set_state(lease, StudyState.RUNNING, "x" * 19_000)
 
         assert next(limits, None) is None
-        assert [found.kind for found in store.events("digits")][-1] == "note"
+        assert [found.kind for found in store.events("digits")][-1] == "state"
 
 
 QUERY = """

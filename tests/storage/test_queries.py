@@ -17,6 +17,7 @@ from tests.support.store_samples import (
     configuration,
     fail,
     finished,
+    hypervolumes,
     job,
     prune,
     running,
@@ -171,7 +172,7 @@ def test_an_empty_study_has_no_best_and_an_empty_front(store: Store) -> None:
     assert store.best("digits") is None
     assert store.nearest("digits", Limits(max_error=0.5)) is None
     assert store.front("digits") == []
-    assert store.hypervolumes("digits") == []
+    assert hypervolumes(store) == []
     assert store.status("digits").best_error is None
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from sqlalchemy import text
+
 from bitfront.attempt import Attempt, Evaluated, Failed, IntermediateValue, Pruned
 from bitfront.identity.identities import Identities
 from bitfront.plan import Configuration, Plan
@@ -104,3 +106,13 @@ def finished(store: Store, lease: Lease, number: int, error: float, nbytes: floa
     """Runs a trial to its end."""
     store.start_trial(lease, trial(number))
     assert complete(store, lease, number, {"error": error, "nbytes": nbytes})
+
+
+def hypervolumes(store: Store, study: str = "digits") -> list[tuple[int, float]]:
+    """The hypervolume after each trial that was counted, as (trials, hypervolume)."""
+    query = text(
+        "SELECT completed, hypervolume FROM hypervolume JOIN study ON study.id = study_id "
+        "WHERE study.name = :study ORDER BY completed"
+    )
+    with store._database.engine.connect() as connection:
+        return [(row[0], row[1]) for row in connection.execute(query, {"study": study})]

@@ -1,4 +1,4 @@
-"""Call findings stage artefacts, and the partition's grain its granularity."""
+"""Call findings stage artefacts, and grain granularity; drop what no query reads of a cell."""
 
 import hashlib
 import json
@@ -22,9 +22,12 @@ STUDY = sa.table(
 def upgrade() -> None:
     move_rows("finding", "stage_artefact")
     rename_in_partition("grain", "granularity")
+    op.drop_column("cell", "option_digest")
 
 
 def downgrade() -> None:
+    column = sa.Column("option_digest", sa.Text(), nullable=False, server_default="")
+    op.add_column("cell", column)
     rename_in_partition("granularity", "grain")
     move_rows("stage_artefact", "finding")
 

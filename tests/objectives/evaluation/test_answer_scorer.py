@@ -86,7 +86,7 @@ def judged(
     features = FeatureStore("", None, cache_nbytes)
     watch = Stopwatch(model.device)
     context = ScoringContext(job(), switch, watch, features, cache_nbytes)
-    scorer = AnswerScorer(task.with_model(model), context)
+    scorer = AnswerScorer(replace(task, model=model), context)
     return [scorer.figures(Configuration(plan), split) for plan in plans]
 
 
@@ -345,7 +345,7 @@ def test_a_latency_is_refused(
 
 def test_figures_that_are_not_finite_are_refused(task: QuestionTask, ranges: Ranges) -> None:
     model = fresh()
-    evaluator = Evaluator(job(), AnsweringFamily(task.with_model(model)), ranges)
+    evaluator = Evaluator(job(), AnsweringFamily(replace(task, model=model)), ranges)
     norm = model.module.get_parameter("model.language_model.norm.weight")
     norm.data.fill_(float("nan"))
 
@@ -357,7 +357,7 @@ def test_an_evaluation_has_the_judges_figures_and_the_costs(
     model: GenerativeModel, task: QuestionTask, ranges: Ranges
 ) -> None:
     plan = uniform(model, 4)
-    evaluator = Evaluator(job(), AnsweringFamily(task.with_model(fresh())), ranges)
+    evaluator = Evaluator(job(), AnsweringFamily(replace(task, model=fresh())), ranges)
 
     evaluation = evaluator.evaluate(Configuration(plan))
 

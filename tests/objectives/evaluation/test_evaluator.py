@@ -65,7 +65,7 @@ def fresh(
     cache_nbytes: int = 1 << 30,
 ) -> Evaluator:
     """An evaluator with a model of its own, for a model has one switch."""
-    family = ClassificationFamily(task.with_model(copy.deepcopy(model)))
+    family = ClassificationFamily(replace(task, model=copy.deepcopy(model)))
     return Evaluator(spec, family, ranges, cache_nbytes=cache_nbytes)
 
 
@@ -354,7 +354,7 @@ def test_features_that_memory_has_no_room_for_come_from_files(
     first, second = (
         Evaluator(
             spec,
-            ClassificationFamily(task.with_model(copy.deepcopy(model))),
+            ClassificationFamily(replace(task, model=copy.deepcopy(model))),
             ranges,
             features=tmp_path,
         )

@@ -44,8 +44,8 @@ def switch(model: DualEncoder) -> PlanSwitch:
 
 def inputs(task: Task, model: DualEncoder, tower: Tower) -> Stream:
     if tower is Tower.TEXT:
-        return task.with_model(model).caption_stream()
-    return task.with_model(model).images(SplitName.SELECTION)
+        return replace(task, model=model).caption_stream()
+    return replace(task, model=model).images(SplitName.SELECTION)
 
 
 def plans(model: DualEncoder, count: int, seed: int) -> list[Plan]:
@@ -174,7 +174,7 @@ def test_a_tower_that_cannot_be_taken_up_again_runs_whole(task: Task) -> None:
     clip.visual = Leaky(clip.visual)
     model = open_clip_encoder(clip, preprocess=preprocess_picture, tokenize=tokenize)
     switch = PlanSwitch(model, DYNAMIC, {})
-    given = task.with_model(model).images(SplitName.SELECTION)
+    given = replace(task, model=model).images(SplitName.SELECTION)
     plain, keeping = StreamRunner(model, switch, 0), StreamRunner(model, switch)
 
     for plan in plans(model, 4, seed=1):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,7 +89,7 @@ def test_a_layer_whose_input_is_not_finite_is_named(task: Task) -> None:
     model.put_weight(name, torch.full_like(model.weight(name), torch.inf))
 
     with pytest.raises(InvalidModel, match=r"resblocks\.0\.mlp\.c_proj"):
-        calibrate(task.with_model(model), (1.0,))
+        calibrate(replace(task, model=model), (1.0,))
 
 
 def test_watching_shows_each_image_and_caption_once(model: DualEncoder, task: Task) -> None:

@@ -246,18 +246,6 @@ def test_a_cell_costs_what_its_layers_cost(
     assert cell.bit_operations == sum(layer_bit_operations(layer, p) for layer, p in members)
 
 
-def test_a_layers_cells_are_those_of_a_block_of_its_own(
-    meters: dict[ErrorMeasure, CellMeter], model: DualEncoder
-) -> None:
-    meter, layer = meters[ErrorMeasure.OUTPUT_KL], model.layers[0]
-    block = Block(layer.name, layer.tower, (layer.name,))
-    precisions = [Precision(2, 8), Precision(4, 8)]
-
-    cells = meter.layer_cells(layer, precisions)
-
-    assert cells == [meter.measure(block, Option((precision,))) for precision in precisions]
-
-
 def test_the_identity_follows_quantizer_and_measure(
     model: DualEncoder, task: Task, ranges: Ranges
 ) -> None:
@@ -283,7 +271,7 @@ def test_an_option_of_another_block_is_refused(meters: dict[ErrorMeasure, CellMe
 def test_an_error_that_is_not_finite_is_refused(task: Task, ranges: Ranges) -> None:
     model = untrained_encoder()
     switch = PlanSwitch(model, scene_spec().quantizer, ranges)
-    meter = CellMeter(task.with_model(model), switch, scene_spec())
+    meter = CellMeter(replace(task, model=model), switch, scene_spec())
     model.modules(BLOCKS[3].layers[0])[0].get_parameter("bias").data.fill_(float("nan"))
 
     with pytest.raises(InvalidMetric, match="output_kl of text came out as nan"):

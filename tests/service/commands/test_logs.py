@@ -45,7 +45,7 @@ def eventful(store: Store) -> None:
     lease = store.acquire("digits", "next", 60)
     store.fence(lease)
     prune(store, lease, 2, 2, seconds=65.0, worker="worker-2")
-    store.add_note(lease, "the space is widened")
+    store.set_state(lease, StudyState.RUNNING, "the space is widened")
     store.save_test_values(lease, {0: {"error": 0.09}})
     store.release(lease, StudyState.COMPLETE)
 
@@ -76,7 +76,7 @@ def test_every_event_is_a_line_in_plain_words(path: Path) -> None:
         "trial 2, attempt 2: starts again, for it was cancelled",
         "trial 2, attempt 2, worker-2, 1 min 05 s: stops early, for it cannot reach the front "
         "any more",
-        "the space is widened",
+        "the study is running: the space is widened",
         "measured on the test split: trials 0",
         "next leaves the study complete",
     ]
@@ -277,7 +277,6 @@ def test_no_password_reaches_the_log_or_any_other_output(path: Path, leak: str) 
         lease = running(store)
         store.start_trial(lease, trial(0))
         fail(store, lease, 0, 1, Cause.USER_ERROR, leak, f"E\n{leak}\nF", retry=False)
-        store.add_note(lease, leak)
         store.release(lease, StudyState.FAILED, leak)
 
     commands = (

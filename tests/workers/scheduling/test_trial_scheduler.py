@@ -19,6 +19,7 @@ from search.front import hypervolume, pareto_front
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
+from tests.support.store_samples import hypervolumes
 from workers.scheduling.retries import MAX_LOST
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import Progress, TrialScheduler
@@ -140,7 +141,7 @@ def assert_front_is_brute_force(bench: Bench) -> None:
     values = np.array([[t.values["error"], t.values["nbytes"]] for t in feasible])
     expected = {feasible[index].number for index in pareto_front(values)}
     assert {row.number for row in bench.store.front("scheduler")} == expected
-    volumes = [point.hypervolume for point in bench.store.hypervolumes("scheduler")]
+    volumes = [volume for _, volume in hypervolumes(bench.store, "scheduler")]
     assert volumes == sorted(volumes)
     assert volumes[-1] == pytest.approx(hypervolume(values, REFERENCE))
 
