@@ -45,13 +45,14 @@ def measure(
 ) -> tuple[float, float, float, float]:
     """Seconds to solve, seconds to prune, log10 of the space before and after."""
     cells = instance(blocks, seed, hard=hard)
-    budgets = budget_axis(cells, BUDGETS)
+    budgets = budget_axis(Program.of(cells), BUDGETS)
     started_s = time.perf_counter()
-    Program(cells).proxy_front(budgets)
+    program = Program.of(cells)
+    program.proxy_front(budgets)
     solved_s = time.perf_counter()
-    space = prune(cells, budgets, epsilon)
+    space = prune(program, budgets, epsilon)
     pruned_s = time.perf_counter()
-    if not verify(space, cells):
+    if not verify(space, program):
         raise click.ClickException(f"a certificate is wrong: blocks {blocks}, seed {seed}")
     return solved_s - started_s, pruned_s - solved_s, space.log10_before, space.log10_after
 

@@ -39,19 +39,25 @@ class InvalidMetric(BitfrontError):
 
 
 class InfeasibleBudget(BitfrontError):
-    """No plan fits the budget: even the smallest one is larger."""
+    """No plan holds a limit: even the least that any plan needs is more."""
 
-    def __init__(self, budget: float, floor: float, unit: str = "bytes") -> None:
-        super().__init__(budget, floor, unit)
-        self.budget = budget
-        self.floor = floor
-        self.unit = unit
+    def __init__(self, limit: str, value: float, least: float, given: tuple[str, ...] = ()) -> None:
+        super().__init__(limit, value, least, given)
+        self.limit = limit
+        self.value = value
+        self.least = least
+        self.given = given
 
     def __str__(self) -> str:
+        together = f" together with {' and '.join(self.given)}" if self.given else ""
         return (
-            f"the budget is {self.budget:,.0f} {self.unit}, "
-            f"but the smallest plan needs {self.floor:,.0f}"
+            f"no plan holds {self.limit} {_number(self.value)}{together}: "
+            f"the least possible is {_number(self.least)}"
         )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.6g}"
 
 
 class UnavailableDevice(BitfrontError):

@@ -24,6 +24,15 @@ class LayerEntropy:
     dependency: float | None
 
 
+class Resource(StrEnum):
+    """What the options of a plan use up: the amounts of its cells add up to the plan's."""
+
+    NBYTES = "nbytes"
+    WEIGHT_BITS = "weight_bits"
+    BIT_OPERATIONS = "bit_operations"
+    LATENCY_S = "latency_s"
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """The measured cost and error of one option of a block.
@@ -35,6 +44,9 @@ class Cell:
         bit_operations: Multiply-accumulates times weight bits times activation bits, a sample.
         error: Effect on the model's output with all other blocks in full precision (nats for
             an output KL); never negative.
+        weight_bits: The block's weights, each times its width; None where it was not counted.
+        latency_s: Seconds of a sample in the kernels of the block's layers; None where it was
+            not measured, or where a precision has no kernel on the job's device.
     """
 
     block: str
@@ -42,6 +54,13 @@ class Cell:
     nbytes: int
     bit_operations: float
     error: float
+    weight_bits: int | None = None
+    latency_s: float | None = None
+
+    def amount(self, resource: Resource) -> float | None:
+        """How much of a resource the option takes; None where it is not known."""
+        amount: float | None = getattr(self, resource.value)
+        return amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +71,15 @@ class Profile:
         layers: In order of execution, tower by tower.
         blocks: The partition, in order of execution.
         cells: Every measured cell, block by block.
-        fixed_nbytes: Bytes that no option changes (norms, biases, positions, kept layers).
+        fixed_nbytes: Bytes that no option changes (norms, biases, positions).
+        fixed_latency_s: Seconds of a sample that no option changes; 0 where no latency is measured.
     """
 
     layers: tuple[Layer, ...]
     blocks: tuple[Block, ...]
     cells: tuple[Cell, ...]
     fixed_nbytes: int
+    fixed_latency_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ The relaxation leaves a feasible choice (the base) and a multiplier. Measured by
 multiplier, every other cell has a reduced cost of at least zero, and a choice can only beat the
 best known one if its reduced costs sum to at most the gap between that one and the relaxed
 optimum. Few cells remain within the gap; their combinations are built block by block as labels
-(bytes and error relative to the base), dropping what is dominated or outside of the gap.
+(cost and error relative to the base), dropping what is dominated or outside of the gap.
 
 Errors are compared as 64-bit integers, scaled by a power of two so that the base's error has 60
 bits: sums are exact whatever their order, and equal errors are equal.
@@ -38,9 +38,9 @@ class _History(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Labels:
-    """Partial choices: bytes, error and reduced cost relative to the base, and their history."""
+    """Partial choices: cost, error and reduced cost relative to the base, and their history."""
 
-    nbytes: Integers
+    cost: Integers
     error: Integers
     reduced: Floats
     parent: Integers
@@ -48,7 +48,7 @@ class _Labels:
 
     def take(self, kept: Integers) -> "_Labels":
         return _Labels(
-            self.nbytes[kept],
+            self.cost[kept],
             self.error[kept],
             self.reduced[kept],
             self.parent[kept],
@@ -64,7 +64,7 @@ class _Core:
     """The problem relative to the base: one entry a cell, and what may still be spent."""
 
     base: Integers
-    nbytes: Integers
+    cost: Integers
     error: Integers
     reduced: Floats
     slack: int
@@ -79,23 +79,23 @@ def _core(items: KnapsackItems, relaxation: Relaxation, budget: int) -> _Core:
     steps = relaxation.steps_within(budget)
     base = relaxation.choice(steps)
     multiplier = float(relaxation.slope[steps])
-    slack = budget - items.total_nbytes(base)
-    nbytes = items.nbytes - items.nbytes[base][items.block]
+    slack = budget - items.total_cost(base)
+    cost = items.cost - items.cost[base][items.block]
     worst = items.total_error(base)
     exponent = _ERROR_BITS - frexp(worst)[1]
     scaled = np.rint(np.ldexp(np.minimum(items.error, 2 * worst), exponent)).astype(np.int64)
-    reduced = items.error - items.error[base][items.block] + multiplier * nbytes
+    reduced = items.error - items.error[base][items.block] + multiplier * cost
     lowest = items.least(reduced)  # zero but for round-off
     reduced -= lowest[items.block]
     gap = multiplier * slack - float(lowest.sum())
     reduced[items.error > worst] = np.inf
     reduced[base] = 0.0
     within = reduced <= gap
-    magnitude = np.where(within, items.error + multiplier * np.abs(nbytes), 0.0)
+    magnitude = np.where(within, items.error + multiplier * np.abs(cost), 0.0)
     round_off = _ROUND_OFF * (float(-items.least(-magnitude).sum()) + gap)
     return _Core(
         base=base,
-        nbytes=nbytes,
+        cost=cost,
         error=scaled - scaled[base][items.block],
         reduced=reduced,
         slack=slack,
@@ -120,7 +120,7 @@ class _Search:
         self.core = core
         self.best = core.base
         self.best_error = 0
-        self.best_nbytes = 0
+        self.best_cost = 0
 
     @property
     def reach(self) -> float:
@@ -141,9 +141,9 @@ class _Search:
         """Searches with at most `limit` labels a block; returns whether none was cut off."""
         core = self.core
         blocks = self._candidates()
-        # The bytes that the blocks to come can give back, and those that they can still use.
-        relief = _later([min(0, int(core.nbytes[block].min())) for block in blocks])
-        use = _later([max(0, int(core.nbytes[block].max())) for block in blocks])
+        # The cost that the blocks to come can give back, and that which they can still use.
+        relief = _later([min(0, int(core.cost[block].min())) for block in blocks])
+        use = _later([max(0, int(core.cost[block].max())) for block in blocks])
         zero = np.zeros(1, dtype=np.int64)
         labels = _Labels(zero, zero, np.zeros(1), zero, zero)
         history: list[_History] = []
@@ -152,11 +152,11 @@ class _Search:
         for i, cells in enumerate(blocks):
             labels = self._extended(labels, cells, core.slack - int(relief[i + 1]))
             self._update(labels, history)
-            # A byte that stays unused in the end costs the multiplier.
-            unused = np.maximum(core.slack - int(use[i + 1]) - labels.nbytes, 0)
+            # A unit that stays unused in the end costs the multiplier.
+            unused = np.maximum(core.slack - int(use[i + 1]) - labels.cost, 0)
             within = labels.reduced + core.multiplier * unused <= self.reach
             labels = labels.take(np.flatnonzero(within))
-            if len(labels.nbytes) > limit:
+            if len(labels.cost) > limit:
                 complete = False
                 nearest = np.argpartition(labels.reduced, limit)[:limit]
                 labels = labels.take(np.sort(nearest))
@@ -168,9 +168,9 @@ class _Search:
         core = self.core
         base = core.base[self.items.block[cells[0]]]
         choices = np.concatenate([[base], cells])
-        count = len(labels.nbytes)
+        count = len(labels.cost)
         extended = _Labels(
-            nbytes=np.add.outer(core.nbytes[choices], labels.nbytes).ravel(),
+            cost=np.add.outer(core.cost[choices], labels.cost).ravel(),
             error=np.add.outer(core.error[choices], labels.error).ravel(),
             reduced=np.add.outer(core.reduced[choices], labels.reduced).ravel(),
             parent=np.tile(np.arange(count), len(choices)),
@@ -178,24 +178,24 @@ class _Search:
         )
         kept = np.flatnonzero(
             (extended.reduced <= self.reach)
-            & (extended.nbytes <= room)
+            & (extended.cost <= room)
             & (extended.error <= core.worst)
         )
-        kept = kept[np.lexsort((extended.error[kept], extended.nbytes[kept]))]
+        kept = kept[np.lexsort((extended.error[kept], extended.cost[kept]))]
         error = extended.error[kept]
         before = np.minimum.accumulate(np.concatenate([[np.iinfo(np.int64).max], error[:-1]]))
         return extended.take(kept[error < before])
 
     def _update(self, labels: _Labels, history: list[_History]) -> None:
         """Takes over the best label that fits, completed by the base."""
-        last = int(np.searchsorted(labels.nbytes, self.core.slack, side="right")) - 1
+        last = int(np.searchsorted(labels.cost, self.core.slack, side="right")) - 1
         if last < 0:
             return
-        # Undominated labels in order of size: the largest that fits has the least error.
-        found = (int(labels.error[last]), int(labels.nbytes[last]))
-        if found >= (self.best_error, self.best_nbytes):
+        # Undominated labels in order of cost: the dearest that fits has the least error.
+        found = (int(labels.error[last]), int(labels.cost[last]))
+        if found >= (self.best_error, self.best_cost):
             return
-        self.best_error, self.best_nbytes = found
+        self.best_error, self.best_cost = found
         self.best = self.core.base.copy()
         stage = labels.history()
         for earlier in (*history[::-1], None):
@@ -211,13 +211,13 @@ def solve_knapsack(
 ) -> tuple[Integers, bool]:
     """The choice of least error within a budget that is at least the floor.
 
-    Among choices of equal error it takes the one of fewest bytes.
+    Among choices of equal error it takes the one of least cost.
 
     Returns:
         The choice, and whether it is proven optimal: not so where even the largest number of
         labels was not enough.
     """
-    if budget >= relaxation.ceiling_nbytes:
+    if budget >= relaxation.ceiling:
         return relaxation.choice(len(relaxation.slope)), True
     search = _Search(items, _core(items, relaxation, budget))
     limits = LABEL_LIMITS if len(items) <= _FEW_BLOCKS else LABEL_LIMITS[:-1]

@@ -9,10 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitfront.errors import InvalidMetric, SpecError
-from bitfront.profile import Cell
+from bitfront.profile import Cell, Resource
+from search.resources import whole_amount
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+# Sums and differences of whole units must fit 64-bit integers.
+_MOST_UNITS = 2**61
 
 
 def by_block(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
@@ -23,28 +27,49 @@ def by_block(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     return blocks
 
 
+def whole_amounts(cells: Sequence[Cell], resource: Resource) -> Integers:
+    """What each cell takes of a resource, in whole units.
+
+    Raises:
+        InvalidMetric: An amount is negative or not finite, or they are too large to be summed.
+        SpecError: A cell's amount was not measured.
+    """
+    for cell in cells:
+        amount = cell.amount(resource)
+        if amount is not None and not 0 <= amount < float("inf"):
+            raise InvalidMetric(f"{resource} of {cell.option} in {cell.block}", str(amount))
+    amounts = [whole_amount(cell, resource) for cell in cells]
+    if sum(amounts) > _MOST_UNITS:
+        raise InvalidMetric(f"{resource} of all options", f"{sum(amounts):,}")
+    return np.array(amounts, dtype=np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class KnapsackItems:
     """Cells numbered through, block by block.
 
-    `first[k]` to `first[k + 1]` are the cells of block `k`; `block`, `nbytes` and `error` have
-    one entry a cell. A choice is one cell number a block.
+    `first[k]` to `first[k + 1]` are the cells of block `k`; `block`, `cost` and `error` have
+    one entry a cell. A choice is one cell number a block. The cost is what the cell takes of
+    one resource, in whole units.
     """
 
     names: tuple[str, ...]
     cells: tuple[Cell, ...]
     first: Integers
     block: Integers
-    nbytes: Integers
+    cost: Integers
     error: Floats
 
     @classmethod
-    def of(cls, cells: Mapping[str, Sequence[Cell]]) -> "KnapsackItems":
-        """The items of some blocks.
+    def of(
+        cls, cells: Mapping[str, Sequence[Cell]], resource: Resource = Resource.NBYTES
+    ) -> "KnapsackItems":
+        """The items of some blocks, with what they take of a resource as their cost.
 
         Raises:
-            SpecError: There is no block, or a block without cells.
-            InvalidMetric: An error is negative or not finite.
+            SpecError: There is no block, or a block without cells, or a cell whose cost was
+                not measured.
+            InvalidMetric: An error or a cost is negative or not finite.
         """
         if not cells:
             raise SpecError("there are no blocks to choose precisions for: profile the model first")
@@ -61,7 +86,7 @@ class KnapsackItems:
             cells=flat,
             first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             block=np.repeat(np.arange(len(counts), dtype=np.int64), counts),
-            nbytes=np.array([cell.nbytes for cell in flat], dtype=np.int64),
+            cost=whole_amounts(flat, resource),
             error=np.array([cell.error for cell in flat], dtype=np.float64),
         )
 
@@ -69,27 +94,33 @@ class KnapsackItems:
         return len(self.names)
 
     @cached_property
-    def smallest(self) -> Integers:
-        """The choice of fewest bytes; among equally small cells the one of least error."""
-        order = np.lexsort((self.error, self.nbytes, self.block))
+    def cheapest(self) -> Integers:
+        """The choice of least cost; among equally cheap cells the one of least error."""
+        order = np.lexsort((self.error, self.cost, self.block))
         return order[self.first[:-1]]
 
     def least(self, values: Floats) -> Floats:
         """The least of one value a cell, block by block (values in the last dimension)."""
         return np.minimum.reduceat(values, self.first[:-1], axis=-1)
 
-    def total_nbytes(self, choice: Integers) -> int:
-        """The bytes of a choice."""
-        return int(self.nbytes[choice].sum())
+    def total_cost(self, choice: Integers) -> int:
+        """The cost of a choice."""
+        return int(self.cost[choice].sum())
 
     def total_error(self, choice: Integers) -> float:
         """The summed error of a choice, rounded once."""
         return fsum(self.error[choice].tolist())
 
+    def without_rivals(self, cell: int) -> Integers:
+        """The numbers of all cells but those of one cell's block, and the cell."""
+        is_rival = self.block == self.block[cell]
+        is_rival[cell] = False
+        return np.flatnonzero(~is_rival)
+
     def forcing(self, cell: int) -> "KnapsackItems":
         """The same items with one cell as the only one of its block."""
         block = int(self.block[cell])
-        kept = np.flatnonzero((self.block != block) | (np.arange(len(self.block)) == cell))
+        kept = self.without_rivals(cell)
         removed = len(self.block) - len(kept)
         first = self.first.copy()
         first[block + 1 :] -= removed
@@ -98,6 +129,6 @@ class KnapsackItems:
             cells=tuple(self.cells[i] for i in kept),
             first=first,
             block=self.block[kept],
-            nbytes=self.nbytes[kept],
+            cost=self.cost[kept],
             error=self.error[kept],
         )

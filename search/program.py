@@ -1,23 +1,20 @@
-"""The integer program: one cell a block, least summed error within a budget, proven optimal."""
+"""The integer program: one cell a block, least summed error within all limits, proven optimal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import cached_property
 from math import fsum
 
 import numpy as np
-import pulp
 
 from bitfront.errors import InfeasibleBudget
-from bitfront.profile import Cell
+from bitfront.profile import Cell, Resource
+from search.branch_and_bound import Row, minimise, objective_tolerance
 from search.knapsack import solve_knapsack
-from search.knapsack_items import Floats, Integers, KnapsackItems
+from search.knapsack_items import Integers, KnapsackItems
 from search.relaxation import Relaxation
-
-_TOLERANCE = 1e-10  # the least that HiGHS takes
-_TIME_LIMIT_S = 30.0
-_QUESTIONS = 20
-_FOUND = (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
+from search.resources import Limit, amount_of
+from search.side_constraints import SideConstraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,146 +24,220 @@ class Solution:
     Attributes:
         choice: Block name to its cell.
         error: Summed error of the cells.
-        nbytes: Their bytes.
-        bit_operations: Their bit operations.
-        proven: Whether no better one exists, up to round-off (of the solver, where bit
-            operations are limited); false only on profiles whose errors are all but linear in
-            size, and where the solver's time ran out.
+        cost: What they take of the budget's resource, in whole units.
+        proven: Whether no better one exists, up to round-off (of the solver, where several
+            limits bind); false only on profiles whose errors are all but linear in cost, and
+            where the solver's time ran out.
+        least_error: Where proven, no choice within the limits has a smaller error.
     """
 
     choice: Mapping[str, Cell]
     error: float
-    nbytes: int
-    bit_operations: float
-    proven: bool = True
+    cost: int
+    proven: bool
+    least_error: float
 
     @classmethod
-    def of(cls, items: KnapsackItems, choice: Integers, *, proven: bool = True) -> "Solution":
+    def of(
+        cls, items: KnapsackItems, choice: Integers, *, proven: bool = True, tolerance: float = 0.0
+    ) -> "Solution":
         """The solution of a choice of cell numbers, one a block."""
         cells = [items.cells[number] for number in choice]
+        error = items.total_error(choice)
         return cls(
             choice=dict(zip(items.names, cells, strict=True)),
-            error=items.total_error(choice),
-            nbytes=items.total_nbytes(choice),
-            bit_operations=fsum(cell.bit_operations for cell in cells),
+            error=error,
+            cost=items.total_cost(choice),
             proven=proven,
+            least_error=max(0.0, error - tolerance),
         )
 
+    def amount(self, resource: Resource) -> float:
+        """What the cells take of a resource, in its own unit; what was not measured counts 0."""
+        return fsum(cell.amount(resource) or 0.0 for cell in self.choice.values())
 
+
+@dataclass(frozen=True, eq=False)
 class Program:
-    """The multiple-choice knapsack over a profile's cells."""
+    """The multiple-choice knapsack over a profile's cells.
 
-    def __init__(self, cells: Mapping[str, Sequence[Cell]]) -> None:
-        """Takes the cells of each block.
+    A budget of one resource varies from question to question; the limits hold for all. With the
+    budget alone the labels of `search.knapsack` solve it. Where their optimum breaks a further
+    limit, HiGHS solves the multi-dimensional knapsack.
+
+    Attributes:
+        items: The cells, with the budget's resource as their cost.
+        resource: What the budget is about.
+        limits: The limits.
+        sides: The limits on other resources than the budget's.
+    """
+
+    items: KnapsackItems
+    resource: Resource
+    limits: tuple[Limit, ...]
+    sides: tuple[SideConstraint, ...]
+
+    @classmethod
+    def of(
+        cls,
+        cells: Mapping[str, Sequence[Cell]],
+        resource: Resource = Resource.NBYTES,
+        limits: Sequence[Limit] = (),
+    ) -> "Program":
+        """The program over the cells of each block.
 
         Raises:
-            SpecError: There is no block, or a block without cells.
-            InvalidMetric: An error is negative or not finite.
+            SpecError: There is no block, or a block without cells, or a limited amount was not
+                measured.
+            InvalidMetric: An error or an amount is negative or not finite.
         """
-        self.items = KnapsackItems.of(cells)
-        self.relaxation = Relaxation(self.items)
+        items = KnapsackItems.of(cells, resource)
+        sides = [SideConstraint.of(n, items.cells) for n in limits if n.resource is not resource]
+        return cls(items, resource, tuple(limits), tuple(sides))
 
-    def solve(self, budget_nbytes: int, *, max_bit_operations: float | None = None) -> Solution:
-        """The optimum within a budget; among equal errors, the one of fewest bytes.
+    @cached_property
+    def relaxation(self) -> Relaxation:
+        """The relaxation under the budget alone."""
+        return Relaxation(self.items)
+
+    @cached_property
+    def _cap(self) -> Limit | None:
+        """The job's own limit on the budget's resource."""
+        own = [limit for limit in self.limits if limit.resource is self.resource]
+        return min(own, key=lambda limit: limit.most, default=None)
+
+    def forcing(self, cell: int) -> "Program":
+        """The same program with one cell as the only one of its block."""
+        kept = self.items.without_rivals(cell)
+        sides = tuple(side.only(kept) for side in self.sides)
+        return Program(self.items.forcing(cell), self.resource, self.limits, sides)
+
+    @cached_property
+    def floor(self) -> int:
+        """The least of the budget's resource that a plan within the limits takes.
 
         Raises:
-            InfeasibleBudget: Even the smallest plan is larger, or every plan within the bytes
-                has more bit operations.
+            InfeasibleBudget: No plan holds the limits.
         """
-        if budget_nbytes < self.relaxation.floor_nbytes:
-            raise InfeasibleBudget(budget_nbytes, self.relaxation.floor_nbytes)
-        choice, proven = solve_knapsack(self.items, self.relaxation, budget_nbytes)
-        solution = Solution.of(self.items, choice, proven=proven)
-        if max_bit_operations is None or solution.bit_operations <= max_bit_operations:
-            return solution
-        least, frugal = self._fewest_bit_operations(budget_nbytes)
-        if least > max_bit_operations:
-            raise InfeasibleBudget(max_bit_operations, least, "bit operations")
-        found = _solve_with_highs(self.items, budget_nbytes, max_bit_operations)
-        if found is None:
-            return Solution.of(self.items, frugal, proven=False)
-        return Solution.of(self.items, found[0], proven=found[1])
+        self._check_alone()
+        if self.holds_sides(self.items.cheapest):
+            return self.relaxation.floor
+        rows = self._side_rows()
+        answer = minimise(self.items, self.items.cost.astype(np.float64), rows)
+        if answer.choice is None:
+            return self.items.total_cost(self._diagnose(None))
+        return self.items.total_cost(answer.choice)
 
-    def _fewest_bit_operations(self, budget_nbytes: int) -> tuple[float, Integers]:
-        """The least bit operations within a budget, and a choice that has them."""
-        items = replace(self.items, error=_operations(self.items))
-        choice, _ = solve_knapsack(items, Relaxation(items), budget_nbytes)
-        return items.total_error(choice), choice
+    @cached_property
+    def ceiling(self) -> int:
+        """What the plan of least error within the limits takes: more buys nothing.
 
-    def proxy_front(
-        self, budgets: Sequence[int], *, max_bit_operations: float | None = None
-    ) -> list[Solution]:
-        """The optima at several budgets, without repeats, smallest first."""
+        Raises:
+            InfeasibleBudget: No plan holds the limits.
+        """
+        if not self.sides and self._cap is None:
+            return self.relaxation.ceiling
+        dearest = np.maximum.reduceat(self.items.cost, self.items.first[:-1])
+        return self.solve(int(dearest.sum())).cost
+
+    def solve(self, budget: int) -> Solution:
+        """The optimum within a budget, in whole units; among equal errors, one of least cost.
+
+        Raises:
+            InfeasibleBudget: No plan is within the budget and the limits. It names the first
+                limit that cannot be held, alone or together with those before it.
+        """
+        found, _ = self.attempt(budget)
+        if found is not None:
+            return found
+        self._check_alone()
+        return Solution.of(self.items, self._diagnose(self._within(budget)), proven=False)
+
+    def attempt(self, budget: int) -> tuple[Solution | None, bool]:
+        """The optimum within a budget and the limits, and whether that is proven.
+
+        None that is proven says that there is no plan at all.
+        """
+        most = self._within(budget).most
+        if most < self.relaxation.floor:
+            return None, True
+        choice, proven = solve_knapsack(self.items, self.relaxation, most)
+        if self.holds_sides(choice):
+            return Solution.of(self.items, choice, proven=proven), proven
+        rows = [Row(self.items.cost, most), *self._side_rows()]
+        answer = minimise(self.items, self.items.error, rows)
+        if answer.choice is None:
+            return None, answer.proven
+        tolerance = objective_tolerance(self.items.error)
+        solution = Solution.of(self.items, answer.choice, proven=answer.proven, tolerance=tolerance)
+        return solution, answer.proven
+
+    def proxy_front(self, budgets: Sequence[int]) -> list[Solution]:
+        """The optima at several budgets, without repeats, cheapest first."""
         solutions: list[Solution] = []
         for budget in sorted(budgets):
-            solution = self.solve(budget, max_bit_operations=max_bit_operations)
+            solution = self.solve(budget)
             if not solutions or solution.choice != solutions[-1].choice:
                 solutions.append(solution)
         return solutions
 
+    def holds_sides(self, choice: Integers) -> bool:
+        """Whether a choice is within all limits on other resources than the budget's."""
+        return all(side.holds(choice) for side in self.sides)
 
-def _operations(items: KnapsackItems) -> Floats:
-    """The bit operations of every cell."""
-    return np.array([cell.bit_operations for cell in items.cells], dtype=np.float64)
+    def _side_rows(self) -> list[Row]:
+        return [Row(side.cost, side.most) for side in self.sides]
 
+    def _within(self, budget: int) -> Limit:
+        """The budget as a limit, or the job's own limit where that is lower."""
+        if self._cap is not None and self._cap.most <= budget:
+            return self._cap
+        return Limit(str(self.resource), self.resource, amount_of(budget, self.resource))
 
-def _solve_with_highs(
-    items: KnapsackItems, budget_nbytes: int, max_bit_operations: float
-) -> tuple[Integers, bool] | None:
-    """The optimum by HiGHS within limits that some choice holds, and whether it is proven.
+    def _check_alone(self) -> None:
+        """Raises InfeasibleBudget for the first limit that no plan holds, whatever the others."""
+        if self._cap is not None and self._cap.most < self.relaxation.floor:
+            raise _broken(self._cap, self.relaxation.floor)
+        for side in self.sides:
+            least = side.least(self.items)
+            if least > side.most:
+                raise _broken(side.limit, least)
 
-    The solver holds a limit but for a tolerance: a choice that uses it is forbidden by name,
-    and the solver asked again. None where it finds no choice.
-    """
-    operations = _operations(items)
-    problem, chosen = _posed(items, operations, budget_nbytes, max_bit_operations)
-    for _ in range(_QUESTIONS):
-        problem.solve(
-            pulp.HiGHS(
-                msg=False,
-                gapRel=0,
-                gapAbs=0,
-                threads=1,
-                timeLimit=_TIME_LIMIT_S,
-                mip_feasibility_tolerance=_TOLERANCE,
-                primal_feasibility_tolerance=_TOLERANCE,
-                dual_feasibility_tolerance=_TOLERANCE,
-            )
-        )
-        values = [variable.value() for variable in chosen]
-        if problem.sol_status not in _FOUND or None in values:
-            return None
-        ranges = pairwise(items.first.tolist())
-        choice = np.array([a + int(np.argmax(values[a:b])) for a, b in ranges])
-        is_small = items.total_nbytes(choice) <= budget_nbytes
-        if is_small and fsum(operations[choice].tolist()) <= max_bit_operations:
-            return choice, problem.sol_status == pulp.LpSolutionOptimal
-        problem += pulp.lpSum(chosen[number] for number in choice) <= len(items) - 1
-    return None
+    def _diagnose(self, within: Limit | None) -> Integers:
+        """Adds limit after limit; the least of the first that cannot be held is in the error.
 
+        Where all can be held, after all, the choice that holds them.
+        """
+        rows: list[Row] = []
+        given: list[str] = []
+        choice = self.items.cheapest
+        if within is not None:
+            if within.most < self.relaxation.floor:
+                raise _broken(within, self.relaxation.floor)
+            rows.append(Row(self.items.cost, within.most))
+            given.append(str(within))
+        for side in self.sides:
+            choice = self._least(side, rows, choice)
+            if not side.holds(choice):
+                raise _broken(side.limit, side.total(choice), given)
+            rows.append(Row(side.cost, side.most))
+            given.append(str(side.limit))
+        return choice
 
-def _posed(
-    items: KnapsackItems, operations: Floats, budget_nbytes: int, max_bit_operations: float
-) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
-    """The program as PuLP has it, with one binary variable a cell."""
-    problem = pulp.LpProblem("plan", pulp.LpMinimize)
-    chosen = [
-        problem.add_variable(f"x{number}", cat=pulp.LpBinary) for number in range(len(items.cells))
-    ]
-    # The solver's tolerances are absolute: the largest error becomes about a million.
-    worst = float(items.error.max())
-    problem.setObjective(_weighted(items.error / worst * 1e6 if worst > 0 else items.error, chosen))
-    for start, end in pairwise(items.first.tolist()):
-        problem += pulp.lpSum(chosen[start:end]) == 1
-    for costs, limit in ((items.nbytes, budget_nbytes), (operations, max_bit_operations)):
-        floor = items.least(costs.astype(np.float64))
-        extra = costs - floor[items.block]
-        room = limit - float(floor.sum())
-        if np.isfinite(room):
-            unit = room if room > 0 else 1.0
-            problem += _weighted(extra / unit, chosen) <= room / unit
-    return problem, chosen
+    def _least(self, side: SideConstraint, rows: Sequence[Row], known: Integers) -> Integers:
+        """The choice within some rows that takes least of a further resource.
+
+        Where the solver's time runs out, the one that is known.
+        """
+        amounts = side.cost.astype(np.float64)
+        if len(rows) > 1:
+            found = minimise(self.items, amounts, rows).choice
+            return known if found is None else found
+        items = replace(self.items, error=amounts)
+        relaxation = Relaxation(items)
+        most = rows[0].most if rows else relaxation.ceiling
+        return solve_knapsack(items, relaxation, most)[0]
 
 
-def _weighted(weights: Floats, variables: Sequence[pulp.LpVariable]) -> pulp.LpAffineExpression:
-    return pulp.LpAffineExpression(list(zip(variables, weights.tolist(), strict=True)))
+def _broken(limit: Limit, least: int, given: Sequence[str] = ()) -> InfeasibleBudget:
+    return InfeasibleBudget(limit.name, limit.value, limit.total(least), tuple(given))

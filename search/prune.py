@@ -1,28 +1,33 @@
 """Pruning: which options no good plan uses, each with the bounds that prove it.
 
 An option stays if some plan with it has, at some budget between the smallest and the largest one
-asked for, at most `(1 + ε)` times the optimum. Budgets are whole bytes and there are too many to
-look at each, so the proofs are for ranges: with more bytes the least error of a plan with the
-option only falls, and so does the optimum. Where the first at the end of a range exceeds
-`(1 + ε)` times the second at its start, no budget of the range needs the option.
+asked for and within all limits, at most `(1 + ε)` times the optimum there. Budgets are whole
+units of a resource and there are too many to look at each, so the proofs are for ranges: with a
+larger budget the least error of a plan with the option only falls, and so does the optimum. Where
+the first at the end of a range exceeds `(1 + ε)` times the second at its start, no budget of the
+range needs the option.
+
+The limits on other resources are the same at every budget. A bound may leave them out (without
+them the least error with the option is only lower), but a plan that is compared with holds them.
 """
 
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitfront.plan import Option
-from bitfront.profile import Cell
-from search.knapsack import solve_knapsack
-from search.knapsack_items import Integers, KnapsackItems
+from bitfront.profile import Resource
+from search.branch_and_bound import Row, relaxed_prices
+from search.knapsack_items import Floats, Integers
 from search.lagrangian import Lagrangian
 from search.program import Program
-from search.relaxation import Relaxation
 
 # Whatever is this close to the threshold stays.
 _ROUND_OFF = 1e-9
@@ -30,12 +35,16 @@ _ROUND_OFF = 1e-9
 _HALVINGS = 11
 # An option that this many integer programs do not decide stays.
 _PROGRAMS = 20
+# Where several limits bind, penalties are taken at this many budgets of those listed, and the
+# integer program, which HiGHS then solves, is asked about this many options at most.
+_PENALTIES = 6
+_FORCED_BY_HIGHS = 100
 
 
 class Proof(StrEnum):
     """What shows that an option is not needed in a range of budgets."""
 
-    SIZE = "size"
+    FLOOR = "floor"
     LAGRANGIAN = "lagrangian"
     PROGRAM = "program"
 
@@ -45,21 +54,28 @@ class Bound:
     """From one budget to another: every plan with the option has at least this error.
 
     Attributes:
-        from_nbytes: The smallest budget of the range.
-        to_nbytes: The largest one; the bound is taken there.
-        proof: How the bound was found. With `size`, no plan with the option fits.
+        from_budget: The smallest budget of the range, in whole units of the resource.
+        to_budget: The largest one; the bound is taken there.
+        proof: How the bound was found. With `floor`, no plan with the option fits: the least
+            that it takes of some resource is too much.
         multiplier: The λ of a Lagrangian bound; 0 otherwise.
-        error: The bound; None with `size`.
-        threshold: `(1 + ε)` times the error of a plan that fits `from_nbytes`: the bound is
-            larger.
+        error: The bound; None where no plan with the option fits, which `floor` and `program`
+            can show.
+        threshold: `(1 + ε)` times the error of a plan that fits `from_budget` and holds all
+            limits: the bound is larger.
+        penalties: The μ of each limit in a Lagrangian bound, by name; those left out are 0.
+        exceeds: With `floor`, the name of the limit that is too low for the option, or of the
+            resource where the budget is.
     """
 
-    from_nbytes: int
-    to_nbytes: int
+    from_budget: int
+    to_budget: int
     proof: Proof
     multiplier: float
     error: float | None
     threshold: float
+    penalties: Mapping[str, float] = field(default_factory=dict)
+    exceeds: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +96,10 @@ class PrunedSpace:
         removed: Every removed option with its certificate.
         log10_before: Plans before, as a logarithm.
         log10_after: Plans afterwards.
-        from_nbytes: The smallest budget that the certificates cover.
-        to_nbytes: The largest one.
+        resource: What the budgets are about.
+        limits: The limits that hold at every budget, as the job writes them.
+        from_budget: The smallest budget that the certificates cover, in whole units.
+        to_budget: The largest one.
         epsilon: The share of the optimal error that they allow.
     """
 
@@ -89,106 +107,137 @@ class PrunedSpace:
     removed: tuple[Removal, ...]
     log10_before: float
     log10_after: float
-    from_nbytes: int
-    to_nbytes: int
+    resource: Resource
+    limits: tuple[str, ...]
+    from_budget: int
+    to_budget: int
     epsilon: float
 
 
 def budget_axis(
-    cells: Mapping[str, Sequence[Cell]],
-    count: int,
-    from_nbytes: int | None = None,
-    to_nbytes: int | None = None,
+    program: Program, count: int, from_budget: int | None = None, to_budget: int | None = None
 ) -> list[int]:
-    """Budgets from the smallest plan to the one of least error, evenly spaced in bytes.
+    """Budgets from the cheapest plan within the limits to the one of least error, evenly spaced.
 
     Args:
-        cells: The cells of each block.
+        program: What is solved at the budgets.
         count: How many, at least 2; fewer where they coincide.
-        from_nbytes: Start higher than the smallest plan.
-        to_nbytes: End lower than the largest useful plan.
+        from_budget: Start higher than the cheapest plan.
+        to_budget: End lower than the dearest useful plan.
 
     Raises:
-        InfeasibleBudget: `to_nbytes` is below the smallest plan.
+        InfeasibleBudget: No plan holds the limits, or `to_budget` is below the cheapest plan.
     """
-    program = Program(cells)
-    floor, ceiling = program.relaxation.floor_nbytes, program.relaxation.ceiling_nbytes
-    if to_nbytes is not None:
-        program.solve(to_nbytes)
-        ceiling = min(ceiling, to_nbytes)
-    low = min(max(floor, from_nbytes or floor), ceiling)
+    floor, ceiling = program.floor, program.ceiling
+    if to_budget is not None:
+        program.solve(to_budget)
+        ceiling = min(ceiling, to_budget)
+    low = min(max(floor, from_budget or floor), ceiling)
     steps = np.linspace(low, ceiling, count)
-    return sorted({int(step) for step in steps})
+    return sorted({min(max(int(step), low), ceiling) for step in steps})
 
 
-def prune(
-    cells: Mapping[str, Sequence[Cell]], budgets: Sequence[int], epsilon: float
-) -> PrunedSpace:
+def prune(program: Program, budgets: Sequence[int], epsilon: float) -> PrunedSpace:
     """Removes every option that no plan within ε of the optimum uses, whatever the budget.
 
     Args:
-        cells: The cells of each block.
-        budgets: Each at least the size of the smallest plan. The certificates cover every
-            budget from the smallest to the largest of them, listed or not; where there is
-            something to prove, those listed are solved exactly first.
+        program: The cells, and the limits that hold at every budget.
+        budgets: Each at least what the cheapest plan within the limits takes. The certificates
+            cover every budget from the smallest to the largest of them, listed or not; where
+            there is something to prove, those listed are solved exactly first.
         epsilon: A share of the optimal error: 0.5 keeps what half more error still needs.
             What lies within it up to round-off stays, and so does what cannot be decided.
 
     Raises:
-        InfeasibleBudget: A budget is smaller than the smallest plan.
+        InfeasibleBudget: A budget is smaller than the cheapest plan.
     """
-    program = Program(cells)
     items = program.items
     low, high = min(budgets), max(budgets)
     known = _KnownPlans(program, epsilon)
     known.solve(low)
-    lagrangian = Lagrangian(items, program.relaxation, low, high)
-    doubtful = np.flatnonzero(~lagrangian.needed(epsilon))
+    plain = Lagrangian(items, program.relaxation, low, high, program.sides)
+    lagrangians = [plain, *_with_penalties(program, budgets)]
+    doubtful = np.flatnonzero(~_needed(lagrangians, epsilon))
     for budget in budgets if len(doubtful) else ():
         known.solve(budget)
-    ranges = _Ranges(items, known, lagrangian)
-    ranges.scorer(doubtful, low, high, _HALVINGS)
-    bounds = {
-        number: found
-        for number in doubtful.tolist()
-        if (found := _settled(items, known, number, ranges.open[number])) is not None
-    }
-    removed = {
-        number: tuple(sorted((*ranges.bounds[number], *found), key=lambda b: b.from_nbytes))
-        for number, found in bounds.items()
-    }
-    return _collect(items, removed, low, high, epsilon)
+    ranges = _Ranges(program, known, lagrangians)
+    ranges.judge(doubtful, low, high, _HALVINGS)
+    removed: dict[int, tuple[Bound, ...]] = {}
+    forced = 0
+    for number in doubtful.tolist():
+        left = ranges.open[number]
+        if left and program.sides:
+            forced += 1
+            if forced > _FORCED_BY_HIGHS:
+                continue
+        found = _settled(program, known, number, left)
+        if found is not None:
+            bounds = (*ranges.bounds[number], *found)
+            removed[number] = tuple(sorted(bounds, key=lambda bound: bound.from_budget))
+    return _collect(program, removed, low, high, epsilon)
+
+
+def _needed(lagrangians: Sequence[Lagrangian], epsilon: float) -> NDArray[np.bool_]:
+    """The cells that some plan near the optimum is known to use."""
+    return np.any([lagrangian.needed(epsilon) for lagrangian in lagrangians], axis=0)
+
+
+def _with_penalties(program: Program, budgets: Sequence[int]) -> list[Lagrangian]:
+    """Bounds with the limits' prices at some budgets, where a limit has one."""
+    if not program.sides:
+        return []
+    items, low, high = program.items, min(budgets), max(budgets)
+    picked = np.linspace(0, len(budgets) - 1, _PENALTIES).astype(int)
+    found: dict[tuple[float, ...], Lagrangian] = {}
+    for budget in sorted({sorted(budgets)[place] for place in picked.tolist()}):
+        rows = [Row(items.cost, budget), *(Row(side.cost, side.most) for side in program.sides)]
+        prices = relaxed_prices(items, items.error, rows)
+        if prices is None or not any(prices[1:]) or tuple(prices[1:]) in found:
+            continue
+        penalties = tuple(prices[1:])
+        found[penalties] = Lagrangian(
+            items, program.relaxation, low, high, program.sides, penalties
+        )
+    return list(found.values())
 
 
 class _KnownPlans:
-    """Plans found so far, as the least known error by size: upper bounds of the optimum."""
+    """Plans within the limits found so far, as the least known error by cost: upper bounds."""
 
     def __init__(self, program: Program, epsilon: float) -> None:
         self._program = program
         self._share = 1 + epsilon
-        self._sizes: list[int] = program.relaxation.nbytes.tolist()
-        self._errors: list[float] = program.relaxation.error.tolist()
+        relaxation = program.relaxation
+        self._costs: list[int] = []
+        self._errors: list[float] = []
+        for step, cost in enumerate(relaxation.cost.tolist()):
+            if not program.sides or program.holds_sides(relaxation.choice(step)):
+                self._costs.append(cost)
+                self._errors.append(float(relaxation.error[step]))
         self.solve = cache(self._solve)
 
     def threshold(self, budget: int) -> float:
         """`(1 + ε)` times the least known error within a budget."""
-        return self._share * self._errors[bisect_right(self._sizes, budget) - 1]
+        return self._share * self._errors[bisect_right(self._costs, budget) - 1]
 
     def first_beaten(self, error: float) -> int | None:
-        """The smallest size from which on a plan with this error is above the threshold."""
+        """The smallest cost from which on a plan with this error is above the threshold."""
         place = bisect_right(self._errors, -error / self._share, key=lambda known: -known)
-        while place < len(self._sizes) and not _exceeds(error, self._share * self._errors[place]):
+        while place < len(self._costs) and not _exceeds(error, self._share * self._errors[place]):
             place += 1
-        return self._sizes[place] if place < len(self._sizes) else None
+        return self._costs[place] if place < len(self._costs) else None
 
     def _solve(self, budget: int) -> float:
         """`(1 + ε)` times the optimum within a budget."""
         solution = self._program.solve(budget)
-        place = bisect_left(self._sizes, solution.nbytes)
-        is_new = self._sizes[place : place + 1] != [solution.nbytes]
-        if is_new and solution.error < self._errors[place - 1]:  # the floor is known: place > 0
-            self._sizes.insert(place, solution.nbytes)
-            self._errors.insert(place, solution.error)
+        place = bisect_left(self._costs, solution.cost)
+        if place == 0 or solution.error < self._errors[place - 1]:
+            end = place
+            while end < len(self._costs) and self._errors[end] >= solution.error:
+                end += 1
+            if self._costs[place : place + 1] != [solution.cost] or end > place:
+                self._costs[place:end] = [solution.cost]
+                self._errors[place:end] = [solution.error]
         return self._share * solution.error
 
 
@@ -198,30 +247,57 @@ def _exceeds(error: float, threshold: float) -> bool:
 
 
 class _Ranges:
-    """What sizes and Lagrangian bounds decide, range by range.
+    """What floors and Lagrangian bounds decide, range by range.
 
     Attributes:
         bounds: Cell number to the bounds found.
         open: Cell number to the ranges that they leave, smallest first.
     """
 
-    def __init__(self, items: KnapsackItems, known: _KnownPlans, lagrangian: Lagrangian) -> None:
+    def __init__(
+        self, program: Program, known: _KnownPlans, lagrangians: Sequence[Lagrangian]
+    ) -> None:
+        items = program.items
+        self._program = program
         self._known = known
-        self._lagrangian = lagrangian
-        floor = items.nbytes[items.smallest]
-        self._smallest = int(floor.sum()) - floor[items.block] + items.nbytes
+        self._lagrangians = lagrangians
+        floor = items.cost[items.cheapest]
+        self._cheapest = int(floor.sum()) - floor[items.block] + items.cost
+        self._beyond = self._beyond_limits()
+        self._is_beyond = np.zeros(len(items.cells), dtype=bool)
+        self._is_beyond[list(self._beyond)] = True
         self.bounds: dict[int, list[Bound]] = {n: [] for n in range(len(items.cells))}
         self.open: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(items.cells))}
 
-    def scorer(self, cells: Integers, low: int, high: int, halvings: int) -> None:
+    def _beyond_limits(self) -> dict[int, str]:
+        """The cells that no plan within the limits has, and the limit of each."""
+        items = self._program.items
+        found: dict[int, str] = {}
+        for side in self._program.sides:
+            least = np.minimum.reduceat(side.cost, items.first[:-1])
+            total = int(least.sum()) - least[items.block] + side.cost
+            for number in np.flatnonzero(total > side.most).tolist():
+                found.setdefault(number, side.limit.name)
+        return found
+
+    def judge(self, cells: Integers, low: int, high: int, halvings: int) -> None:
         """Judges some cells for the budgets from `low` to `high`, halving where undecided."""
         threshold = self._known.threshold(low)
-        error, multiplier = self._lagrangian.lower(cells, high)
-        oversized = self._smallest[cells] > high
+        error, multiplier, which = self._lower(cells, high)
+        oversized = (self._cheapest[cells] > high) | self._is_beyond[cells]
         decided = oversized | (error > threshold * (1 + _ROUND_OFF))
         for place in np.flatnonzero(decided).tolist():
+            number = int(cells[place])
             bound = (
-                Bound(low, high, Proof.SIZE, 0.0, None, threshold)
+                Bound(
+                    low,
+                    high,
+                    Proof.FLOOR,
+                    0.0,
+                    None,
+                    threshold,
+                    exceeds=self._beyond.get(number, str(self._program.resource)),
+                )
                 if oversized[place]
                 else Bound(
                     low,
@@ -230,43 +306,62 @@ class _Ranges:
                     float(multiplier[place]),
                     float(error[place]),
                     threshold,
+                    self._penalties(int(which[place])),
                 )
             )
-            self.bounds[int(cells[place])].append(bound)
+            self.bounds[number].append(bound)
         rest = cells[~decided]
         if len(rest) and halvings and low < high:
             middle = (low + high) // 2
-            self.scorer(rest, low, middle, halvings - 1)
-            self.scorer(rest, middle + 1, high, halvings - 1)
+            self.judge(rest, low, middle, halvings - 1)
+            self.judge(rest, middle + 1, high, halvings - 1)
         else:
             for number in rest.tolist():
                 self.open[number].append((low, high))
 
+    def _lower(self, cells: Integers, budget: int) -> tuple[Floats, Floats, Integers]:
+        """The largest lower bound of each cell, its multiplier, and whose it is."""
+        pairs = [lagrangian.lower(cells, budget) for lagrangian in self._lagrangians]
+        errors = np.stack([error for error, _ in pairs])
+        which = errors.argmax(axis=0)
+        columns = np.arange(len(cells))
+        multipliers = np.stack([multiplier for _, multiplier in pairs])
+        return errors[which, columns], multipliers[which, columns], which
+
+    def _penalties(self, which: int) -> dict[str, float]:
+        prices = self._lagrangians[which].penalties
+        sides = self._program.sides
+        return {side.limit.name: price for side, price in zip(sides, prices, strict=True) if price}
+
 
 def _settled(
-    items: KnapsackItems, known: _KnownPlans, number: int, ranges: Sequence[tuple[int, int]]
+    program: Program, known: _KnownPlans, number: int, ranges: Sequence[tuple[int, int]]
 ) -> list[Bound] | None:
     """The integer program's bounds for the ranges left open; None where the cell is needed.
 
     From the end of a range downwards: the best plan with the cell either is within ε of the
-    optimum at its own size, or bounds every budget from there on.
+    optimum at its own cost, or bounds every budget from there on.
     """
     if not ranges:
         return []
-    forced = items.forcing(number)
-    relaxation = Relaxation(forced)
+    forced = program.forcing(number)
     bounds: list[Bound] = []
     for low, high in _joined(ranges):
         budget = high
         while budget >= low:
-            if budget < relaxation.floor_nbytes:
-                bounds.append(Bound(low, budget, Proof.SIZE, 0.0, None, known.threshold(low)))
+            if budget < forced.relaxation.floor:
+                exceeds = str(program.resource)
+                floor = known.threshold(low)
+                bounds.append(Bound(low, budget, Proof.FLOOR, 0.0, None, floor, exceeds=exceeds))
                 break
-            choice, proven = solve_knapsack(forced, relaxation, budget)
+            solution, proven = forced.attempt(budget)
             if not proven or len(bounds) >= _PROGRAMS:
                 return None
-            error = forced.total_error(choice)
-            start = max(forced.total_nbytes(choice), low)
+            if solution is None:
+                bounds.append(Bound(low, budget, Proof.PROGRAM, 0.0, None, known.threshold(low)))
+                break
+            error = solution.least_error
+            start = max(solution.cost, low)
             if not _exceeds(error, known.solve(start)):
                 return None
             beaten = known.first_beaten(error)
@@ -289,12 +384,13 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _collect(
-    items: KnapsackItems,
+    program: Program,
     removed: Mapping[int, tuple[Bound, ...]],
     low: int,
     high: int,
     epsilon: float,
 ) -> PrunedSpace:
+    items = program.items
     survivors: dict[str, list[Option]] = {name: [] for name in items.names}
     for number, cell in enumerate(items.cells):
         if number not in removed:
@@ -307,43 +403,64 @@ def _collect(
         ),
         log10_before=sum(math.log10(count) for count in np.diff(items.first).tolist()),
         log10_after=sum(math.log10(len(options)) for options in survivors.values()),
-        from_nbytes=low,
-        to_nbytes=high,
+        resource=program.resource,
+        limits=tuple(map(str, program.limits)),
+        from_budget=low,
+        to_budget=high,
         epsilon=epsilon,
     )
 
 
-def verify(space: PrunedSpace, cells: Mapping[str, Sequence[Cell]]) -> bool:
-    """Whether the certificates hold for these cells.
+def verify(space: PrunedSpace, program: Program) -> bool:
+    """Whether the certificates hold for a program's cells and limits.
 
     The bounds of an option must follow each other over all budgets, and each must exceed its
-    threshold. Sizes and Lagrangian bounds are recomputed in plain arithmetic, thresholds and
+    threshold. Floors and Lagrangian bounds are recomputed in plain arithmetic, thresholds and
     the other bounds by the integer program.
     """
-    optimum = cache(lambda budget: Program(cells).solve(budget).error)
+    if (space.resource, space.limits) != (program.resource, tuple(map(str, program.limits))):
+        return False
+    places = {(c.block, c.option): number for number, c in enumerate(program.items.cells)}
+    optimum = cache(lambda budget: program.solve(budget).least_error)
     for removal in space.removed:
-        ends = [space.from_nbytes - 1, *(bound.to_nbytes for bound in removal.bounds)]
-        starts = [*(bound.from_nbytes for bound in removal.bounds), space.to_nbytes + 1]
+        number = places[removal.block, removal.option]
+        ends = [space.from_budget - 1, *(bound.to_budget for bound in removal.bounds)]
+        starts = [*(bound.from_budget for bound in removal.bounds), space.to_budget + 1]
         if starts != [end + 1 for end in ends]:
             return False
         for bound in removal.bounds:
-            least = (1 + space.epsilon) * optimum(bound.from_nbytes)
-            if bound.threshold < least * (1 - _ROUND_OFF) or not _holds(removal, bound, cells):
+            least = (1 + space.epsilon) * optimum(bound.from_budget)
+            if bound.threshold < least * (1 - _ROUND_OFF) or not _holds(number, bound, program):
                 return False
     return True
 
 
-def _holds(removal: Removal, bound: Bound, cells: Mapping[str, Sequence[Cell]]) -> bool:
+def _holds(number: int, bound: Bound, program: Program) -> bool:
     """Whether no plan with the option is below the threshold at the end of the range."""
-    (own,) = (cell for cell in cells[removal.block] if cell.option == removal.option)
-    others = [choices for name, choices in cells.items() if name != removal.block]
-    if bound.proof is Proof.SIZE:
-        least = own.nbytes + sum(min(cell.nbytes for cell in choices) for choices in others)
-        return least > bound.to_nbytes
+    if bound.proof is Proof.FLOOR:
+        amounts = {str(program.resource): (program.items.cost, bound.to_budget)}
+        amounts |= {side.limit.name: (side.cost, side.most) for side in program.sides}
+        cost, most = amounts[str(bound.exceeds)]
+        return math.fsum(_least_terms(program, number, cost.tolist())) > most
     if bound.proof is Proof.PROGRAM:
-        forced = {**cells, removal.block: [own]}
-        return Program(forced).solve(bound.to_nbytes).error > bound.threshold
-    price = bound.multiplier
-    terms = [min(cell.error + price * cell.nbytes for cell in choices) for choices in others]
-    total = math.fsum([own.error, price * (own.nbytes - bound.to_nbytes), *terms])
-    return total > bound.threshold
+        solution, proven = program.forcing(number).attempt(bound.to_budget)
+        if solution is None:
+            return proven and bound.error is None
+        return proven and solution.least_error > bound.threshold
+    terms = program.items.error + bound.multiplier * program.items.cost
+    spent = bound.multiplier * bound.to_budget
+    for side in program.sides:
+        price = bound.penalties.get(side.limit.name, 0.0)
+        terms = terms + price * side.cost
+        spent += price * side.most
+    return math.fsum([*_least_terms(program, number, terms.tolist()), -spent]) > bound.threshold
+
+
+def _least_terms(program: Program, number: int, terms: Sequence[float]) -> list[float]:
+    """The least term of every block, and of one cell's block that cell's own."""
+    items = program.items
+    own = int(items.block[number])
+    return [
+        terms[number] if block == own else min(terms[start:end])
+        for block, (start, end) in enumerate(pairwise(items.first.tolist()))
+    ]

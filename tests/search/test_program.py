@@ -1,6 +1,6 @@
 """The integer program against brute force, and against HiGHS where that takes over."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
 from math import fsum
 
@@ -12,16 +12,27 @@ from hypothesis import strategies as st
 from bitfront.errors import InfeasibleBudget, InvalidMetric, SpecError
 from bitfront.plan import Option
 from bitfront.precision import Precision
-from bitfront.profile import Cell
+from bitfront.profile import Cell, Resource
+from search.branch_and_bound import Row, minimise
 from search.knapsack_items import KnapsackItems
-from search.program import Program, _solve_with_highs
+from search.program import Program
+from search.resources import Limit, whole_amount
 
 Cells = Mapping[str, list[Cell]]
 PRECISIONS = [Precision(w, a) for w in (2, 3, 4, 5, 6, 8) for a in (4, 6, 8)]
 
 
-def make_cell(block: str, index: int, nbytes: int, error: float, operations: float = 0) -> Cell:
-    return Cell(block, Option((PRECISIONS[index],)), nbytes, operations, error)
+def make_cell(
+    block: str,
+    index: int,
+    nbytes: int,
+    error: float,
+    operations: float = 0,
+    weight_bits: int | None = None,
+    latency_s: float | None = None,
+) -> Cell:
+    option = Option((PRECISIONS[index],))
+    return Cell(block, option, nbytes, operations, error, weight_bits, latency_s)
 
 
 @st.composite
@@ -35,7 +46,15 @@ def instances(draw: st.DrawFn) -> Cells:
         name = f"b{number}"
         count = draw(st.integers(1, 5))
         cells[name] = [
-            make_cell(name, i, draw(sizes), float(draw(errors)), float(draw(st.integers(0, 6))))
+            make_cell(
+                name,
+                i,
+                draw(sizes),
+                float(draw(errors)),
+                float(draw(st.integers(0, 6))),
+                draw(st.integers(0, 6)),
+                draw(st.integers(0, 6)) / 1000,
+            )
             for i in range(count)
         ]
     return cells
@@ -59,34 +78,143 @@ def test_the_solution_is_the_brute_force_optimum(cells: Cells, share: float) -> 
     sizes = [nbytes for nbytes, _, _ in plans]
     budget = int(min(sizes) + share * (max(sizes) - min(sizes)))
 
-    solution = Program(cells).solve(budget)
+    solution = Program.of(cells).solve(budget)
 
     best = min((error, nbytes) for nbytes, error, _ in plans if nbytes <= budget)
     assert solution.error == pytest.approx(best[0], rel=1e-12, abs=1e-15)
-    assert solution.nbytes <= budget
-    assert solution.nbytes == sum(cell.nbytes for cell in solution.choice.values())
+    assert solution.cost <= budget
+    assert solution.cost == sum(cell.nbytes for cell in solution.choice.values())
     assert set(solution.choice) == set(cells)
 
 
-@given(instances(), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
-def test_two_limits_at_once_are_both_held_at_the_optimum(
-    cells: Cells, share: float, other: float
+def limit(resource: Resource, units: float, fixed: float = 0.0) -> Limit:
+    """A limit of the whole model that leaves so many whole units for the options."""
+    amount = units / 1e12 if resource is Resource.LATENCY_S else units
+    return Limit(f"max_{resource}", resource, amount + fixed, fixed)
+
+
+def units(plan: Iterable[Cell], resource: Resource) -> int:
+    return sum(whole_amount(cell, resource) for cell in plan)
+
+
+def refusal(program: Program, budget: int) -> InfeasibleBudget | None:
+    try:
+        program.solve(budget)
+    except InfeasibleBudget as error:
+        return error
+    return None
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Cells, Resource, int, list[Limit]]:
+    """A budget of any resource and limits on any of them, from too low to without effect."""
+    cells = draw(instances())
+    plans = list(product(*cells.values()))
+    resources = draw(st.permutations(list(Resource)))
+
+    def level(resource: Resource) -> int:
+        share = draw(st.floats(-0.05, 1))
+        amounts = sorted(units(plan, resource) for plan in plans)
+        return amounts[0] - 1 if share < 0 else amounts[int(share * (len(amounts) - 1))]
+
+    limited = resources[: draw(st.integers(0, len(resources)))]
+    budgeted = draw(st.sampled_from(list(Resource)))
+    fixed = draw(st.sampled_from([0.0, 5.0]))
+    limits = [limit(resource, level(resource), fixed) for resource in limited]
+    return cells, budgeted, level(budgeted), limits
+
+
+@given(problems())
+@settings(max_examples=150, deadline=None)
+def test_any_mix_of_limits_is_held_at_the_optimum(
+    problem: tuple[Cells, Resource, int, list[Limit]],
 ) -> None:
-    plans = all_plans(cells)
-    budget = int(np.quantile([nbytes for nbytes, _, _ in plans], share))
-    limit = float(np.quantile([ops for _, _, ops in plans], other)) + 0.5
-    fitting = [e for nbytes, e, ops in plans if nbytes <= budget and ops <= limit]
+    cells, resource, budget, limits = problem
+    fitting = [
+        fsum(cell.error for cell in plan)
+        for plan in product(*cells.values())
+        if units(plan, resource) <= budget
+        and all(units(plan, held.resource) <= held.most for held in limits)
+    ]
+    program = Program.of(cells, resource, limits)
 
     if not fitting:
         with pytest.raises(InfeasibleBudget):
-            Program(cells).solve(budget, max_bit_operations=limit)
+            program.solve(budget)
         return
-    solution = Program(cells).solve(budget, max_bit_operations=limit)
+    solution = program.solve(budget)
 
+    assert solution.proven
     assert solution.error == pytest.approx(min(fitting), rel=1e-9, abs=1e-9)
-    assert solution.nbytes <= budget
-    assert solution.bit_operations <= limit
+    assert solution.least_error <= min(fitting) * (1 + 1e-12)
+    assert solution.cost == units(solution.choice.values(), resource) <= budget
+    for held in limits:
+        assert units(solution.choice.values(), held.resource) <= held.most
+
+
+@given(problems())
+@settings(max_examples=150, deadline=None)
+def test_what_cannot_be_held_is_named_with_the_least_possible_value(
+    problem: tuple[Cells, Resource, int, list[Limit]],
+) -> None:
+    cells, resource, budget, limits = problem
+    program = Program.of(cells, resource, limits)
+    error = refusal(program, budget)
+    if error is None:
+        return
+    named = {held.name: held for held in limits}
+    named[str(resource)] = limit(resource, budget)
+    held = [named[text.split()[0]] for text in error.given]
+    broken = named[error.limit]
+    amounts = [
+        units(plan, broken.resource)
+        for plan in product(*cells.values())
+        if all(units(plan, other.resource) <= other.most for other in held)
+    ]
+
+    assert min(amounts) > broken.most
+    assert error.least == pytest.approx(broken.total(min(amounts)), rel=1e-12)
+
+
+@given(problems())
+@settings(max_examples=100, deadline=None)
+def test_the_floor_is_the_cheapest_plan_within_the_limits_and_the_ceiling_the_best(
+    problem: tuple[Cells, Resource, int, list[Limit]],
+) -> None:
+    cells, resource, _, limits = problem
+    fitting = [
+        (units(plan, resource), fsum(cell.error for cell in plan))
+        for plan in product(*cells.values())
+        if all(units(plan, held.resource) <= held.most for held in limits)
+    ]
+    program = Program.of(cells, resource, limits)
+
+    if not fitting:
+        with pytest.raises(InfeasibleBudget):
+            _ = program.floor
+        return
+
+    assert program.floor == min(cost for cost, _ in fitting)
+    best = min(error for _, error in fitting)
+    assert program.solve(program.ceiling).error == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+
+def test_a_fixed_part_leaves_less_for_the_options() -> None:
+    cells = {"b": [make_cell("b", 0, 4, 1.0), make_cell("b", 1, 8, 0.5)]}
+    roomy = Limit("max_nbytes", Resource.NBYTES, 108, fixed=100)
+    tight = Limit("max_nbytes", Resource.NBYTES, 107, fixed=100)
+
+    assert Program.of(cells, limits=[roomy]).solve(1000).cost == 8
+    assert Program.of(cells, limits=[tight]).solve(1000).cost == 4
+    with pytest.raises(InfeasibleBudget, match=r"^no plan holds max_nbytes 103: .* is 104$"):
+        Program.of(cells, limits=[Limit("max_nbytes", Resource.NBYTES, 103, fixed=100)]).solve(9)
+
+
+def test_a_latency_that_was_not_measured_is_refused() -> None:
+    cells = {"b": [make_cell("b", 0, 4, 1.0)]}
+
+    with pytest.raises(SpecError, match="latency_s of w2a4 in b is not measured"):
+        Program.of(cells, Resource.LATENCY_S)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -100,25 +228,24 @@ def test_our_search_and_highs_agree_on_instances_beyond_brute_force(seed: int) -
             make_cell(f"b{number}", i, size * bits, sensitivity * 4.0**-bits)
             for i, bits in enumerate((2, 3, 4, 5, 6, 8))
         ]
-    program = Program(cells)
-    floor, ceiling = program.relaxation.floor_nbytes, program.relaxation.ceiling_nbytes
+    program = Program.of(cells)
+    floor, ceiling = program.relaxation.floor, program.relaxation.ceiling
 
     for share in (0.1, 0.37, 0.7):
         budget = int(floor + share * (ceiling - floor))
-        found = _solve_with_highs(program.items, budget, np.inf)
-        assert found is not None
-        theirs, proven = found
-        assert proven
+        theirs = minimise(program.items, program.items.error, [Row(program.items.cost, budget)])
+        assert theirs.choice is not None
+        assert theirs.proven
         assert program.solve(budget).error == pytest.approx(
-            program.items.total_error(theirs), rel=1e-9
+            program.items.total_error(theirs.choice), rel=1e-9
         )
 
 
 @given(instances())
 @settings(deadline=None)
 def test_more_bytes_never_make_it_worse(cells: Cells) -> None:
-    program = Program(cells)
-    low, high = program.relaxation.floor_nbytes, program.relaxation.ceiling_nbytes
+    program = Program.of(cells)
+    low, high = program.relaxation.floor, program.relaxation.ceiling
     budgets = sorted({int(b) for b in np.linspace(low, high, 6)})
 
     errors = [program.solve(budget).error for budget in budgets]
@@ -129,24 +256,27 @@ def test_more_bytes_never_make_it_worse(cells: Cells) -> None:
 def test_ties_are_broken_towards_fewer_bytes() -> None:
     cells = {"b": [make_cell("b", 0, 9, 1.0), make_cell("b", 1, 5, 1.0), make_cell("b", 2, 7, 1.0)]}
 
-    assert Program(cells).solve(100).nbytes == 5
+    assert Program.of(cells).solve(100).cost == 5
 
 
 def test_a_budget_below_the_smallest_plan_names_the_floor() -> None:
     cells = {"b": [make_cell("b", 0, 9, 1.0)], "c": [make_cell("c", 0, 4, 1.0)]}
 
-    with pytest.raises(InfeasibleBudget, match=r"budget is 12 bytes, .* smallest plan needs 13"):
-        Program(cells).solve(12)
+    with pytest.raises(
+        InfeasibleBudget, match=r"^no plan holds nbytes 12: the least possible is 13$"
+    ):
+        Program.of(cells).solve(12)
 
 
-@pytest.mark.parametrize(("limit", "floor"), [(5.0, "10"), (0.0, "10")])
-def test_limits_that_only_fail_together_name_the_floor_within_the_bytes(
-    limit: float, floor: str
-) -> None:
+@pytest.mark.parametrize(("operations", "given"), [(5, " together with nbytes 5"), (0, "")])
+def test_limits_that_only_fail_together_name_each_other(operations: int, given: str) -> None:
     cells = {"b": [make_cell("b", 0, 1, 1.0, 10.0), make_cell("b", 1, 10, 1.0, 1.0)]}
 
-    with pytest.raises(InfeasibleBudget, match=f"smallest plan needs {floor}$"):
-        Program(cells).solve(5, max_bit_operations=limit)
+    least = 10 if given else 1
+    held = [limit(Resource.BIT_OPERATIONS, operations)]
+    text = f"^no plan holds max_bit_operations {operations}{given}: the least possible is {least}$"
+    with pytest.raises(InfeasibleBudget, match=text):
+        Program.of(cells, limits=held).solve(5)
 
 
 def test_what_cannot_be_proven_within_reason_says_so() -> None:
@@ -158,14 +288,14 @@ def test_what_cannot_be_proven_within_reason_says_so() -> None:
             make_cell(f"b{number}", i, weights * bits // 8 + 3 * i, float(weights * (8 - bits)))
             for i, bits in enumerate((2, 3, 4, 5, 6, 8))
         ]
-    program = Program(cells)
-    floor, ceiling = program.relaxation.floor_nbytes, program.relaxation.ceiling_nbytes
+    program = Program.of(cells)
+    floor, ceiling = program.relaxation.floor, program.relaxation.ceiling
     budget = (floor + ceiling) // 2
 
     solution = program.solve(budget)
 
     assert not solution.proven
-    assert solution.nbytes <= budget
+    assert solution.cost <= budget
     relaxed = float(program.relaxation.optimum(np.array([float(budget)]))[0])
     assert relaxed <= solution.error <= relaxed * (1 + 1e-5)
 
@@ -176,9 +306,9 @@ def test_bit_operations_may_reach_their_limit_exactly() -> None:
         for name in ("b", "c", "d")
     }
 
-    solution = Program(cells).solve(10, max_bit_operations=13e11 + 1)
+    solution = Program.of(cells, limits=[limit(Resource.BIT_OPERATIONS, 13e11 + 1)]).solve(10)
 
-    assert solution.bit_operations == 13e11 + 1
+    assert solution.amount(Resource.BIT_OPERATIONS) == 13e11 + 1
     assert solution.error == 2.1
 
 
@@ -195,15 +325,15 @@ def test_the_optimum_is_exact_beside_errors_many_magnitudes_larger() -> None:
 
     for budget in np.quantile([nbytes for nbytes, _ in plans], (0.1, 0.5, 0.9)).astype(int):
         best = min(error for nbytes, error in plans if nbytes <= budget)
-        assert Program(cells).solve(int(budget)).error == best
+        assert Program.of(cells).solve(int(budget)).error == best
 
 
 def test_the_proxy_front_does_not_repeat_itself() -> None:
     cells = {"b": [make_cell("b", 0, 10, 2.0), make_cell("b", 1, 20, 1.0)]}
 
-    front = Program(cells).proxy_front([10, 12, 19, 20, 30])
+    front = Program.of(cells).proxy_front([10, 12, 19, 20, 30])
 
-    assert [solution.nbytes for solution in front] == [10, 20]
+    assert [solution.cost for solution in front] == [10, 20]
 
 
 @pytest.mark.parametrize("error", [float("nan"), float("inf"), -1.0])
@@ -215,4 +345,4 @@ def test_an_impossible_error_is_refused(error: float) -> None:
 @pytest.mark.parametrize("cells", [{}, {"b": []}])
 def test_nothing_to_choose_from_is_refused(cells: Cells) -> None:
     with pytest.raises(SpecError, match="profile the model first"):
-        Program(cells)
+        Program.of(cells)
