@@ -34,6 +34,7 @@ from benchmarks.sleeper import made_up, sleeping_worker
 from benchmarks.told import OBJECTIVES, complete
 from bitfront.attempt import Attempt, AttemptResult, Evaluated
 from bitfront.layers import Block, Tower
+from bitfront.objective import Budget
 from bitfront.plan import Configuration, Option
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec, RecoverySpace, Sampler
@@ -194,7 +195,7 @@ def make_scheduler(
             1.0,
             made_up(space.configuration({v.name: 12 for v in space.variables[:-1]}))["nbytes"],
         ),
-        budget_nbytes=1e9,
+        budget=Budget("nbytes", 1e9),
         is_draining=lambda: False,
         review=lambda _: None,
         on_progress=lambda _: None,

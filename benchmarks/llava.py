@@ -317,12 +317,12 @@ def _solve(
     fixed_nbytes: int,
     repeats: int,
 ) -> None:
-    program = Program(cells)
+    program = Program.of(cells)
     for ratio in RATIOS:
         budget = int(full_nbytes / ratio) - fixed_nbytes
         solution = program.solve(budget)
-        solved_s = timed(lambda budget=budget: Program(cells).solve(budget), repeats)  # type: ignore[misc]  # mypy cannot infer a lambda's default
-        total = fixed_nbytes + solution.nbytes
+        solved_s = timed(lambda budget=budget: Program.of(cells).solve(budget), repeats)  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        total = fixed_nbytes + solution.cost
         if total > full_nbytes / ratio:
             raise click.ClickException(f"{total:,} bytes are more than FP16/{ratio}")
         proven = "proven optimal" if solution.proven else "not proven"
@@ -331,8 +331,8 @@ def _solve(
             f"{total:,} bytes ({full_nbytes / total:.4f}x), error {solution.error:.6g}, {proven}",
         )
         table.row(f"{granularity}: solve at FP16/{ratio}", f"{solved_s:.3f} s")
-    budgets = budget_axis(cells, BUDGETS)
-    front_s = timed(lambda: Program(cells).proxy_front(budgets), repeats)
+    budgets = budget_axis(program, BUDGETS)
+    front_s = timed(lambda: Program.of(cells).proxy_front(budgets), repeats)
     proven_count = sum(solution.proven for solution in program.proxy_front(budgets))
     table.row(
         f"{granularity}: solve at {BUDGETS} budgets",

@@ -5,10 +5,10 @@ minimise. Columns of the database, limits of a job and of a query, options of th
 and columns of tables, logs and exports all follow from the rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Final
+from typing import Final, Self
 
 from bitfront.units import latency_text, percent_text, size_text
 
@@ -170,3 +170,41 @@ OBJECTIVES: Final = tuple(figure for figure in FIGURES if figure.is_objective)
 
 BY_NAME: Final[Mapping[str, Figure]] = {figure.name: figure for figure in FIGURES}
 BY_LIMIT: Final[Mapping[str, Figure]] = {figure.limit: figure for figure in FIGURES}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Where the best error of a study is reported.
+
+    Attributes:
+        figure: What is limited.
+        most: The limit.
+    """
+
+    figure: str
+    most: float
+
+    @classmethod
+    def of(
+        cls, objectives: Sequence[str], limits: Mapping[str, float], full: Mapping[str, float]
+    ) -> Self | None:
+        """The job's limit on its second objective, or a quarter of what full precision takes.
+
+        Args:
+            objectives: The job's, the error first.
+            limits: The job's limits, by the name of the figure.
+            full: What the full-precision model takes; empty as long as it is not known.
+        """
+        figure = objectives[1]
+        if figure in limits:
+            return cls(figure, limits[figure])
+        return cls(figure, full[figure] / 4) if figure in full else None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The budget as the limits of a query, such as `max_nbytes`."""
+        return {BY_NAME[self.figure].limit: self.most}
+
+    def holds(self, values: Mapping[str, float]) -> bool:
+        """Whether a trial's values are within the budget."""
+        return values[self.figure] <= self.most

@@ -1,7 +1,7 @@
 """Options: the joint precisions of a block's layers, and which of them are worth measuring."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
 
@@ -9,10 +9,15 @@ from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer, LayerKind
 from bitfront.plan import Option
 from bitfront.precision import Precision
-from bitfront.profile import Cell
+from bitfront.profile import Cell, Resource
 from bitfront.spec import SpaceSpec
 
 _MOST_OPTIONS = 100_000
+
+
+def kept_width(layer: Layer, space: SpaceSpec) -> int | None:
+    """The fixed width of a layer that `keep` names; None where its width is searched."""
+    return next((bits for name, bits in space.keep.items() if fnmatchcase(layer.name, name)), None)
 
 
 def layer_precisions(layer: Layer, space: SpaceSpec) -> list[Precision]:
@@ -22,7 +27,7 @@ def layer_precisions(layer: Layer, space: SpaceSpec) -> list[Precision]:
     group of the whole row or more is one scale a row. Clips are not chosen here: every
     precision has the widest.
     """
-    kept = next((bits for name, bits in space.keep.items() if fnmatchcase(layer.name, name)), None)
+    kept = kept_width(layer, space)
     found: dict[Precision, None] = {}
     takes_input = layer.kind is not LayerKind.EMBEDDING
     widest = max(space.clips)
@@ -102,23 +107,33 @@ def _is_even(option: Option) -> bool:
     return len({precision.weight_bits for precision in option.precisions}) == 1
 
 
-def undominated(cells: Sequence[Cell], *, bit_operations: bool = False) -> list[Cell]:
-    """The cells that no other one beats in size and error, smallest first.
+def undominated(
+    cells: Sequence[Cell], resources: Collection[Resource] = (Resource.NBYTES,)
+) -> list[Cell]:
+    """The cells that no other one beats in error and resources, smallest first.
 
     Args:
-        cells: Of one block.
-        bit_operations: Whether fewer bit operations can save a cell as well.
+        cells: Of one block; the resources of each are known.
+        resources: Where less of one can save a cell.
     """
+    amounts = {cell: _amounts(cell, resources) for cell in cells}
     kept: list[Cell] = []
-    for cell in sorted(cells, key=lambda c: (c.nbytes, c.error, c.bit_operations, c.option)):
-        if not any(_is_no_worse(other, cell, bit_operations=bit_operations) for other in kept):
+    for cell in sorted(
+        cells, key=lambda c: (amounts[c], c.error, c.nbytes, c.bit_operations, c.option)
+    ):
+        if not any(
+            other.error <= cell.error and _no_worse(amounts[other], amounts[cell]) for other in kept
+        ):
             kept.append(cell)
-    return kept
+    return sorted(kept, key=lambda cell: (cell.nbytes, cell.error, cell.option))
 
 
-def _is_no_worse(cell: Cell, other: Cell, *, bit_operations: bool) -> bool:
-    return (
-        cell.nbytes <= other.nbytes
-        and cell.error <= other.error
-        and (not bit_operations or cell.bit_operations <= other.bit_operations)
-    )
+def _amounts(cell: Cell, resources: Collection[Resource]) -> tuple[float, ...]:
+    amounts = [cell.amount(resource) for resource in resources]
+    if None in amounts:
+        raise SpecError(f"a resource of {cell.option} in {cell.block} is not measured")
+    return tuple(amount for amount in amounts if amount is not None)
+
+
+def _no_worse(amounts: tuple[float, ...], others: tuple[float, ...]) -> bool:
+    return all(own <= other for own, other in zip(amounts, others, strict=True))

@@ -120,13 +120,17 @@ class Program:
             InfeasibleBudget: No plan holds the limits.
         """
         self._check_alone()
+        least = self._least_cost()
+        if self._cap is not None and least > self._cap.most:
+            raise _broken(self._cap, least, [str(side.limit) for side in self.sides])
+        return least
+
+    def _least_cost(self) -> int:
+        """The least cost of a choice within the limits on other resources."""
         if self.holds_sides(self.items.cheapest):
             return self.relaxation.floor
-        rows = self._side_rows()
-        answer = minimise(self.items, self.items.cost.astype(np.float64), rows)
-        if answer.choice is None:
-            return self.items.total_cost(self._diagnose(None))
-        return self.items.total_cost(answer.choice)
+        found = minimise(self.items, self.items.cost.astype(np.float64), self._side_rows()).choice
+        return self.items.total_cost(self._diagnose(None) if found is None else found)
 
     @cached_property
     def ceiling(self) -> int:
@@ -233,10 +237,10 @@ class Program:
         if len(rows) > 1:
             found = minimise(self.items, amounts, rows).choice
             return known if found is None else found
-        items = replace(self.items, error=amounts)
-        relaxation = Relaxation(items)
-        most = rows[0].most if rows else relaxation.ceiling
-        return solve_knapsack(items, relaxation, most)[0]
+        if not rows:
+            return replace(self.items, cost=side.cost).cheapest
+        items = replace(self.items, error=amounts, cost=rows[0].cost)
+        return solve_knapsack(items, Relaxation(items), rows[0].most)[0]
 
 
 def _broken(limit: Limit, least: int, given: Sequence[str] = ()) -> InfeasibleBudget:

@@ -179,7 +179,10 @@ def prune(program: Program, budgets: Sequence[int], epsilon: float) -> PrunedSpa
 
 def _needed(lagrangians: Sequence[Lagrangian], epsilon: float) -> NDArray[np.bool_]:
     """The cells that some plan near the optimum is known to use."""
-    return np.any([lagrangian.needed(epsilon) for lagrangian in lagrangians], axis=0)
+    found = lagrangians[0].needed(epsilon)
+    for lagrangian in lagrangians[1:]:
+        found |= lagrangian.needed(epsilon)
+    return found
 
 
 def _with_penalties(program: Program, budgets: Sequence[int]) -> list[Lagrangian]:

@@ -1,24 +1,26 @@
 """Resources in whole units, and the job's upper limits on them as the program holds them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bitfront.errors import SpecError
-from bitfront.layers import Layer
+from bitfront.objective import BY_NAME, Objective
 from bitfront.profile import Cell, Profile, Resource
-from bitfront.spec import ConstraintSpec, Objective
+from bitfront.spec import ConstraintSpec, JobSpec
 
 # Amounts are summed as 64-bit integers: bytes, bits and operations as they are, latencies in
 # picoseconds.
 _PICOSECONDS = 1e12
 _FULL_BITS = 16
 
-_OF_OBJECTIVE = {
-    Objective.NBYTES: Resource.NBYTES,
-    Objective.BIT_OPERATIONS: Resource.BIT_OPERATIONS,
-    Objective.LATENCY_S: Resource.LATENCY_S,
+_OF_FIGURE = {
+    "nbytes": Resource.NBYTES,
+    "bits_per_weight": Resource.WEIGHT_BITS,
+    "bit_operations": Resource.BIT_OPERATIONS,
+    "latency_s": Resource.LATENCY_S,
 }
+"""The resource behind every figure that is additive."""
 
 
 def whole_amount(cell: Cell, resource: Resource) -> int:
@@ -78,37 +80,39 @@ class Limit:
 def job_limits(constraints: ConstraintSpec, profile: Profile) -> list[Limit]:
     """The job's limits on what options add up to, each with the part that no option changes."""
     fixed_weights = profile.fixed_nbytes // 2
+    fixed = {
+        Resource.NBYTES: float(profile.fixed_nbytes),
+        Resource.WEIGHT_BITS: float(_FULL_BITS * fixed_weights),
+        Resource.LATENCY_S: profile.fixed_latency_s,
+    }
     weights = fixed_weights + sum(layer.weights for layer in profile.layers)
-    limits = [
-        (constraints.max_nbytes, Resource.NBYTES, "max_nbytes", profile.fixed_nbytes, 1),
-        (
-            constraints.max_bits,
-            Resource.WEIGHT_BITS,
-            "max_bits",
-            _FULL_BITS * fixed_weights,
-            weights,
-        ),
-        (constraints.max_bit_operations, Resource.BIT_OPERATIONS, "max_bit_operations", 0, 1),
-        (
-            constraints.max_latency_s,
-            Resource.LATENCY_S,
-            "max_latency_s",
-            profile.fixed_latency_s,
-            1,
-        ),
-    ]
+    per = {Resource.WEIGHT_BITS: float(weights)}
     return [
-        Limit(name, resource, value, fixed, per)
-        for value, resource, name, fixed, per in limits
-        if value is not None
+        Limit(
+            BY_NAME[name].limit, resource, value, fixed.get(resource, 0.0), per.get(resource, 1.0)
+        )
+        for name, value in constraints.limits.items()
+        if (resource := _OF_FIGURE.get(name)) is not None
     ]
 
 
-def objective_resources(objectives: Sequence[Objective]) -> list[Resource]:
-    """The resources among some objectives, in their order."""
-    return [_OF_OBJECTIVE[objective] for objective in objectives if objective in _OF_OBJECTIVE]
+def axis_resource(objectives: Sequence[Objective]) -> Resource:
+    """What the program's budgets are about: the first objective that options add up to.
+
+    Bytes, where no objective is a sum over options.
+    """
+    return next((_OF_FIGURE[name] for name in objectives if name in _OF_FIGURE), Resource.NBYTES)
 
 
-def weight_bits(layers: Sequence[Layer], widths: Sequence[int]) -> int:
-    """The weights of some layers, each times its width."""
-    return sum(layer.weights * bits for layer, bits in zip(layers, widths, strict=True))
+def counted_resources(spec: JobSpec) -> tuple[Resource, ...]:
+    """Every resource that the job minimises or limits, the axis first."""
+    named = [*spec.objectives, *spec.constraints.limits]
+    counted = [_OF_FIGURE[name] for name in named if name in _OF_FIGURE]
+    return tuple(dict.fromkeys([axis_resource(spec.objectives), *counted]))
+
+
+def measured_cells(cells: Iterable[Cell], resources: Sequence[Resource]) -> list[Cell]:
+    """The cells whose resources are all known: a precision without a kernel has no latency."""
+    return [
+        cell for cell in cells if all(cell.amount(resource) is not None for resource in resources)
+    ]

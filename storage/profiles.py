@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from bitfront.errors import InvalidMetric
 from bitfront.identity.identities import CellKey
@@ -129,7 +130,10 @@ def load(connection: Connection, name: str) -> ProfileRecord | None:
 def cells(connection: Connection, keys: Sequence[CellKey]) -> dict[str, Cell]:
     """The cells that any study has measured under these keys, by the key's digest."""
     table = tables.Cell
-    columns = (table.block, table.precisions, table.nbytes, table.bit_operations, table.error)
+    columns = (
+        *(table.block, table.precisions, table.nbytes, table.bit_operations),
+        *(table.error, table.latency_s),
+    )
     digests = [key.digest for key in keys]
     found: dict[str, Cell] = {}
     for start in range(0, len(digests), _MOST_KEYS):
@@ -137,8 +141,7 @@ def cells(connection: Connection, keys: Sequence[CellKey]) -> dict[str, Cell]:
         for row in connection.execute(
             select(table.digest, *columns).where(table.digest.in_(chunk))
         ):
-            option = Option.parse(row.precisions)
-            found[row.digest] = Cell(row.block, option, row.nbytes, row.bit_operations, row.error)
+            found[row.digest] = _cell(row)
     return found
 
 
@@ -229,13 +232,7 @@ def options(connection: Connection, name: str) -> list[OptionRecord]:
     )
     return [
         OptionRecord(
-            Cell(
-                row.block,
-                Option.parse(row.precisions),
-                row.nbytes,
-                row.bit_operations,
-                row.error,
-            ),
+            _cell(row),
             row.survives,
             row.certificate,
         )
@@ -248,13 +245,26 @@ def _block_ids(connection: Connection, study_id: int) -> dict[str, int]:
     return {row.name: row.id for row in connection.execute(query)}
 
 
+def _cell(row: Row[*tuple[Any, ...]]) -> Cell:
+    return Cell(
+        row.block,
+        Option.parse(row.precisions),
+        row.nbytes,
+        row.bit_operations,
+        row.error,
+        latency_s=row.latency_s,
+    )
+
+
 def _cell_columns(cell: Cell) -> dict[str, object]:
-    for name, value in (("error", cell.error), ("bit_operations", cell.bit_operations)):
-        if not math.isfinite(value):
+    for name in ("error", "bit_operations", "latency_s"):
+        value = getattr(cell, name)
+        if value is not None and not math.isfinite(value):
             raise InvalidMetric(f"{name} of {cell.block} {cell.option}", str(value))
     return {
         "precisions": str(cell.option),
         "nbytes": cell.nbytes,
         "bit_operations": cell.bit_operations,
+        "latency_s": cell.latency_s,
         "error": cell.error,
     }

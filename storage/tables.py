@@ -204,6 +204,7 @@ class Cell(Base):
         CheckConstraint("nbytes >= 0", name="nbytes_positive"),
         _finite("error", "0"),
         _finite("bit_operations", "0"),
+        _finite("latency_s", "0"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -215,6 +216,7 @@ class Cell(Base):
     precisions: Mapped[str]  # such as w4a8+w3a8
     nbytes: Mapped[int] = mapped_column(BigInteger)
     bit_operations: Mapped[float]
+    latency_s: Mapped[float | None]
     error: Mapped[float]
     seconds: Mapped[float]
     study_id: Mapped[int | None] = mapped_column(
@@ -231,6 +233,7 @@ class Option(Base):
         UniqueConstraint("block_id", "precisions"),
         _finite("error", "0"),
         _finite("bit_operations", "0"),
+        _finite("latency_s", "0"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -238,6 +241,7 @@ class Option(Base):
     precisions: Mapped[str]
     nbytes: Mapped[int] = mapped_column(BigInteger)
     bit_operations: Mapped[float]
+    latency_s: Mapped[float | None]
     error: Mapped[float]
     survives: Mapped[bool]
     certificate: Mapped[dict[str, object]]

@@ -27,13 +27,20 @@ _BATCHED_MEASURES = frozenset({ErrorMeasure.FISHER, ErrorMeasure.ENTROPY})
 RangeTable = Mapping[str, Mapping[float, tuple[float, float]]]
 
 
-def quantizer_identity(spec: JobSpec, device_type: str, bounds: Mapping[str, object]) -> str:
-    """The hash of what a cell's error depends on beside model, samples and option.
+def quantizer_identity(
+    spec: JobSpec,
+    device_type: str,
+    bounds: Mapping[str, object],
+    timed_on: Sequence[object] = (),
+) -> str:
+    """The hash of what a cell depends on beside model, samples and option.
 
     Args:
         spec: The job.
         device_type: Such as `cpu` or `cuda`.
         bounds: The learned bounds, as JSON content; empty without.
+        timed_on: The device and the batch size of the cells' latencies; empty for a job that
+            needs none.
     """
     quantizer = spec.quantizer.model_dump(mode="json")
     content = [CELL_VERSION, quantizer, spec.profile.measure, spec.data.seed]
@@ -41,6 +48,8 @@ def quantizer_identity(spec: JobSpec, device_type: str, bounds: Mapping[str, obj
         content.append(device_type)
     if bounds:
         content.append(dict(bounds))
+    if timed_on:
+        content.append({"latency": list(timed_on)})
     return digest(content)
 
 

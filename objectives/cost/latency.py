@@ -7,8 +7,8 @@ captions are encoded once for a task, so the text tower costs an image nothing.
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
@@ -72,8 +72,8 @@ class LatencyTable:
 class Timing:
     """How a time is measured: the median of `repeats` runs after `warmup` runs."""
 
-    repeats: int
-    warmup: int
+    repeats: int = 10
+    warmup: int = 3
 
     def median(self, run: Callable[[], object], device: torch.device) -> float:
         """The median seconds of a run, until the device has finished it."""
@@ -87,78 +87,86 @@ class Timing:
         return statistics.median(times[self.warmup :])
 
 
-def measure_latency(
-    model: DualEncoder,
-    configuration: Configuration,
-    switch: PlanSwitch,
-    *,
-    batch_size: int,
-    repeats: int = 10,
-    warmup: int = 3,
-    quantizer: QuantizerSpec | None = None,
-    table: LatencyTable | None = None,
-) -> float:
-    """The seconds that a configuration takes for an image, in batches of `batch_size`.
+@dataclass(frozen=True, slots=True)
+class LatencyMeter:
+    """Times a dual encoder's images on its device, in batches of one size.
 
     The full-precision vision tower is timed from end to end, and every distinct layer shape
     with the kernel that the model runs and with the kernel of its precision. The latency is
     the tower's time with each layer's own time replaced by its kernel's: exact for a plan in
-    full precision, and never below the sum of the kernels' times. A convolution counts as
-    the product with its unfolded patches; an embedding multiplies nothing. Where several
-    kernels compute in a layer's precision, the fastest counts.
+    full precision, and never below the sum of the kernels' times. So it is a sum: a fixed part,
+    which no plan changes, and the kernels of each layer.
 
-    Afterwards the model has the configuration's plan.
+    A convolution counts as the product with its unfolded patches; an embedding multiplies
+    nothing. Where several kernels compute in a layer's precision, the fastest counts.
 
-    Args:
+    Attributes:
         model: The model.
-        configuration: What is timed; its adapter is, its prompt costs an image nothing.
         switch: The model's switch.
         batch_size: Images at a time.
-        repeats: Timed runs, of which the median counts.
-        warmup: Runs before them.
+        timing: How often each is run.
         quantizer: How inputs get their codes: it decides which int8 kernel runs.
         table: Times that are known already; new ones are added.
-
-    Raises:
-        UnavailableDevice: A layer's precision has no kernel on the model's device.
     """
-    bench = _Bench(
-        model.device,
-        batch_size,
-        Timing(repeats, warmup),
-        quantizer or QuantizerSpec(),
-        LatencyTable() if table is None else table,
-    )
-    precisions = dict(configuration.plan)
-    changes = [
-        (layer, precisions.get(layer.name, FULL))
-        for layer in model.layers
-        if layer.tower is Tower.VISION and layer.kind is not LayerKind.EMBEDDING
-    ]
-    replaced = [bench.layer_seconds(layer, FULL, (FLOAT32,)) for layer, _ in changes]
-    kernels = [bench.layer_seconds(layer, precision) for layer, precision in changes]
-    tower = bench.tower_seconds(model, switch)
-    switch.to(configuration.plan)
-    latency = max(tower - sum(replaced) + sum(kernels), sum(kernels))
-    return (latency + bench.adapter_seconds(model, configuration)) / batch_size
 
-
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """Times layers and towers on one device with one batch size."""
-
-    device: torch.device
+    model: DualEncoder
+    switch: PlanSwitch
     batch_size: int
-    timing: Timing
-    quantizer: QuantizerSpec
-    table: LatencyTable
+    timing: Timing = Timing()
+    quantizer: QuantizerSpec = field(default_factory=QuantizerSpec)
+    table: LatencyTable = field(default_factory=LatencyTable)
 
-    def layer_seconds(
+    def seconds(self, configuration: Configuration) -> float:
+        """The seconds that a configuration takes for an image.
+
+        Its adapter is timed; its prompt costs an image nothing. Afterwards the model has the
+        configuration's plan.
+
+        Raises:
+            UnavailableDevice: A layer's precision has no kernel on the model's device.
+        """
+        precisions = dict(configuration.plan)
+        changes = [(layer, precisions.get(layer.name, FULL)) for layer in self.model.layers]
+        kernels = self.kernel_seconds(changes)
+        fixed = self.fixed_seconds()
+        self.switch.to(configuration.plan)
+        return fixed + kernels + self._adapter_seconds(configuration) / self.batch_size
+
+    def kernel_seconds(self, changes: Iterable[tuple[Layer, Precision]]) -> float:
+        """The seconds that the kernels of some layers take for an image.
+
+        Raises:
+            UnavailableDevice: A layer's precision has no kernel on the model's device.
+        """
+        batches = [
+            self._layer_seconds(layer, precision)
+            for layer, precision in changes
+            if _is_timed(layer)
+        ]
+        return sum(batches) / self.batch_size
+
+    def fixed_seconds(self) -> float:
+        """The seconds of an image that no plan changes: those outside of all layers' kernels.
+
+        Where the layers alone were timed slower than the whole tower, there are none.
+        """
+        layers = [layer for layer in self.model.layers if _is_timed(layer)]
+        replaced = sum(self._layer_seconds(layer, FULL, (FLOAT32,)) for layer in layers)
+        return max(0.0, self._tower_seconds() - replaced) / self.batch_size
+
+    @property
+    def identity(self) -> list[object]:
+        """What a time depends on beside the model, the quantizer and the layer's precision."""
+        return [describe_device(self.model.device), self.batch_size]
+
+    def _layer_seconds(
         self, layer: Layer, precision: Precision, kernels: Sequence[Kernel] = ()
     ) -> float:
         """The fastest kernel's time for a batch of a layer; by default of all there are."""
-        device = describe_device(self.device)
-        kernels = kernels or find_kernels(precision, layer.columns, self.device, self.quantizer)
+        device = describe_device(self.model.device)
+        kernels = kernels or find_kernels(
+            precision, layer.columns, self.model.device, self.quantizer
+        )
         if not kernels:
             raise UnavailableDevice(
                 f"no kernel on {device} multiplies layer {layer.name} at {precision}: search "
@@ -176,45 +184,52 @@ class _Bench:
             for kernel in kernels
         )
 
-    def tower_seconds(self, model: DualEncoder, switch: PlanSwitch) -> float:
+    def _tower_seconds(self) -> float:
         """The time of a batch through the vision tower in full precision."""
+        model, device = self.model, self.model.device
         name = f"{_WHOLE_MODEL} {model.identity}"
-        key = LatencyKey(describe_device(self.device), name, 0, 0, self.batch_size)
+        key = LatencyKey(describe_device(device), name, 0, 0, self.batch_size)
 
         def measure() -> float:
-            switch.clear()
-            pixels = torch.zeros(self.batch_size, *model.image_shape, device=self.device)
+            self.switch.clear()
+            pixels = torch.zeros(self.batch_size, *model.image_shape, device=device)
             with torch.inference_mode():
-                return self.timing.median(lambda: model.encode_images(pixels), self.device)
+                return self.timing.median(lambda: model.encode_images(pixels), device)
 
         return self.table.seconds(key, measure)
 
-    def adapter_seconds(self, model: DualEncoder, configuration: Configuration) -> float:
+    def _adapter_seconds(self, configuration: Configuration) -> float:
         """The time of a batch through the adapter's two products; 0 without an adapter."""
         recovery = configuration.recovery
         if recovery is None or not recovery.reduction:
             return 0.0
-        shape = AdapterShape.of(recovery, model.feature_width, self.quantizer)
+        shape = AdapterShape.of(recovery, self.model.feature_width, self.quantizer)
         return sum(
-            self.layer_seconds(_adapter_layer(linear, shape), shape.precision) for linear in LINEARS
+            self._layer_seconds(_adapter_layer(linear, shape), shape.precision)
+            for linear in LINEARS
         )
 
     def _time_kernel(self, kernel: Kernel, layer: str, shape: tuple[int, int, int]) -> float:
         rows, columns, positions = shape
         generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(rows, columns, generator=generator).to(self.device)
-        inputs = torch.randn(positions, columns, generator=generator).to(self.device)
+        weight = torch.randn(rows, columns, generator=generator).to(self.model.device)
+        inputs = torch.randn(positions, columns, generator=generator).to(self.model.device)
         range_ = InputRange(-4.0, 4.0) if self.quantizer.activations == "static" else None
         try:
             with torch.inference_mode():
                 product = kernel.prepare(weight, range_)
-                return self.timing.median(lambda: product(inputs), self.device)
+                return self.timing.median(lambda: product(inputs), self.model.device)
         except (RuntimeError, NotImplementedError) as error:
             raise UnavailableDevice(
                 f"the kernel {kernel.name} refuses layer {layer} with {rows} rows, {columns} "
-                f"columns and {positions} positions on {describe_device(self.device)}: "
+                f"columns and {positions} positions on {describe_device(self.model.device)}: "
                 f"{str(error).partition(chr(10))[0]}"
             ) from error
+
+
+def _is_timed(layer: Layer) -> bool:
+    """Whether an image's time depends on the layer."""
+    return layer.tower is Tower.VISION and layer.kind is not LayerKind.EMBEDDING
 
 
 def describe_device(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from bitfront.trial import Evaluation
 from bitfront.vlm import PlanSwitch, load_model
 from objectives.cost.activations import ActivationMemory
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
-from objectives.cost.latency import LatencyTable
+from objectives.cost.latency import LatencyMeter
 from objectives.data.task import SplitName
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.registry import load_family
@@ -54,6 +54,7 @@ class Evaluator:
         ranges: The static input ranges.
         switch: The model's switch.
         scorer: What measures how well a configuration does.
+        latency_meter: What times a configuration; None for a job that needs no latency.
     """
 
     def __init__(
@@ -74,13 +75,18 @@ class Evaluator:
         self.ranges = ranges
         self.switch = PlanSwitch(self.model, spec.quantizer, ranges, bounds=bounds)
         self._stopwatch = Stopwatch(self.model.device)
-        self._latencies = LatencyTable()
+        self.latency_meter = self._build_latency_meter()
         # Hashing the samples takes a while: only what is written to files needs it.
         identity = self.identity if features is not None else ""
         store = FeatureStore(identity, features, MEMORY_NBYTES if cache_nbytes else 0)
         self.scorer = family.scorer(
             ScoringContext(spec, self.switch, self._stopwatch, store, cache_nbytes)
         )
+
+    def _build_latency_meter(self) -> LatencyMeter | None:
+        if not self.spec.needs(Objective.LATENCY_S):
+            return None
+        return self.family.latency_meter(self.switch, self.spec.quantizer)
 
     @cached_property
     def identity(self) -> str:
@@ -202,8 +208,10 @@ class Evaluator:
             "bits_per_weight": bits_per_weight(self.model, configuration),
             Objective.BIT_OPERATIONS.value: bit_operations(self.model, configuration),
         }
-        if self.spec.needs(Objective.LATENCY_S):
-            figures[Objective.LATENCY_S.value] = self._latency_s(configuration)
+        if self.latency_meter is not None:
+            with self._stopwatch.timed("latency"):
+                seconds = self.latency_meter.seconds(configuration)
+            figures[Objective.LATENCY_S.value] = seconds
         if self.spec.needs(Objective.ACTIVATION_NBYTES):
             held = self._activations.peak_nbytes(configuration.plan)
             figures[Objective.ACTIVATION_NBYTES.value] = float(held)
@@ -218,8 +226,3 @@ class Evaluator:
     def _activations(self) -> ActivationMemory:
         streams = self.task.streams(SplitName.SELECTION)
         return ActivationMemory(self.model, streams, self.switch)
-
-    def _latency_s(self, configuration: Configuration) -> float:
-        with self._stopwatch.timed("latency"):
-            quantizer = self.spec.quantizer
-            return self.family.latency_s(configuration, self.switch, quantizer, self._latencies)

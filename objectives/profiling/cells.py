@@ -1,14 +1,18 @@
 """Cells: what an option of one block costs, and what it does to the model."""
 
-from bitfront.errors import InvalidMetric
+from collections.abc import Sequence
+
+from bitfront.errors import InvalidMetric, UnavailableDevice
 from bitfront.identity.keys import quantizer_identity
-from bitfront.layers import Block
+from bitfront.layers import Block, Layer
 from bitfront.plan import Option, Plan
+from bitfront.precision import Precision
 from bitfront.profile import Cell
 from bitfront.quant.inputs import bounds_to_json
 from bitfront.spec import JobSpec
 from bitfront.vlm import PlanSwitch
 from objectives.cost.costs import layer_bit_operations, layer_nbytes
+from objectives.cost.latency import LatencyMeter
 from objectives.data.task import Task
 from objectives.profiling.full_precision import FULL_PLAN, FullPrecisionReference
 from objectives.profiling.measures import build_measure
@@ -21,12 +25,20 @@ class CellMeter:
         task: Its calibration split is what errors are measured on.
         switch: The model's switch; it is back at full precision after each measurement.
         spec: The job, for its quantizer and error measure.
+        latency_meter: What times the layers, where the job needs their latency.
     """
 
-    def __init__(self, task: Task, switch: PlanSwitch, spec: JobSpec) -> None:
+    def __init__(
+        self,
+        task: Task,
+        switch: PlanSwitch,
+        spec: JobSpec,
+        latency_meter: LatencyMeter | None = None,
+    ) -> None:
         self._model = task.model
         self._switch = switch
         self._spec = spec
+        self._latency_meter = latency_meter
         self._layers = {layer.name: layer for layer in task.model.layers}
         reference = FullPrecisionReference(task, switch, spec.data.seed)
         self._measure = build_measure(spec.profile.measure, reference, spec.quantizer)
@@ -35,7 +47,8 @@ class CellMeter:
     def identity(self) -> str:
         """The hash of what a cell's error depends on beside model, samples and option."""
         bounds = bounds_to_json(self._switch.bounds)
-        return quantizer_identity(self._spec, self._model.device.type, bounds)
+        timed_on = () if self._latency_meter is None else self._latency_meter.identity
+        return quantizer_identity(self._spec, self._model.device.type, bounds, timed_on)
 
     def measure(self, block: Block, option: Option) -> Cell:
         """The cost and the error of an option.
@@ -61,4 +74,15 @@ class CellMeter:
             sum(layer_nbytes(layer, p, self._spec.quantizer) for layer, p in members),
             sum(layer_bit_operations(layer, p) for layer, p in members),
             error,
+            sum(layer.weights * precision.weight_bits for layer, precision in members),
+            self._latency_s(members),
         )
+
+    def _latency_s(self, members: Sequence[tuple[Layer, Precision]]) -> float | None:
+        """The seconds of the layers' kernels; None where one has none, or nobody asked."""
+        if self._latency_meter is None:
+            return None
+        try:
+            return self._latency_meter.kernel_seconds(members)
+        except UnavailableDevice:
+            return None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bitfront.errors import ChangedJob, Interrupted
 from bitfront.identity.keys import bounds_key, evaluation_key
+from bitfront.objective import Budget
 from bitfront.plan import Configuration
 from bitfront.profile import StageArtefactKind
 from bitfront.spec import JobSpec
@@ -146,12 +147,16 @@ class Run:
             f"{len(profile.layers)} layers in {len(profile.blocks)} blocks; "
             f"the space shrinks from 10^{before:.1f} to 10^{after:.1f} plans"
         )
+        for note in proxy_search.notes:
+            self._reporter.note(note)
         return proxy_search
 
     def _run_trials(self, model_info: ModelInfo, proxy_search: ProxySearch) -> None:
         full = model_info.full.values
         reference = {o.value: full[o.value] for o in self._spec.objectives}
         reference["error"] = 1.0
+        budget = Budget.of([*reference], self._spec.constraints.limits, full)
+        assert budget is not None
         self._store.set_reference(self.lease, reference)
         self._reporter.stage("trials", total=self._spec.stop.trials)
 
@@ -172,7 +177,7 @@ class Run:
             self._spool,
             key,
             reference=list(reference.values()),
-            budget_nbytes=self._budget_nbytes(model_info),
+            budget=budget,
             is_draining=self._stop_signals.is_draining,
             review=review,
             on_progress=self._show,
@@ -217,10 +222,6 @@ class Run:
             f"the space is widened to 10^{space.log10_size:.1f} plans"
         )
         return space
-
-    def _budget_nbytes(self, model_info: ModelInfo) -> float:
-        """Where the best error is reported: the job's limit, or a quarter of full precision."""
-        return self._spec.constraints.max_nbytes or model_info.full.values["nbytes"] / 4
 
     def _show(self, progress: Progress) -> None:
         self._metrics.progress(

@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitfront.identity.identities import CellKey, Identities
 from bitfront.identity.keys import cell_key
 from bitfront.layers import Block, Layer
-from bitfront.objective import Objective
 from bitfront.plan import Option
 from bitfront.profile import Cell, Profile
 from bitfront.spec import JobSpec
 from search.options import block_options, screen, undominated
 from search.partition import partition
+from search.resources import counted_resources, measured_cells
 from service.study.clip_search import Clipping, has_clips
 from service.views.progress import Reporter
 from storage.records import Lease
@@ -36,6 +36,7 @@ class _Measuring:
     lease: Lease
     pool: ProfilingPool
     identities: Identities
+    layers: Mapping[str, Layer]
     reporter: Reporter
     metrics: Metrics
 
@@ -54,13 +55,20 @@ class _Measuring:
             if cell is None:
                 missing.setdefault(block, []).append(option)
             else:
-                found[block.name][option] = _renamed(cell, block)
+                found[block.name][option] = self._completed(cell, block)
         self.reporter.stage(name, total=len(pairs))
         reused = len(pairs) - sum(map(len, missing.values()))
         self.reporter.advance(reused)
         self.metrics.cells_reused(reused)
         self._measure(missing, found)
         return found
+
+    def _completed(self, cell: Cell, block: Block) -> Cell:
+        """A stored cell under this partition's name of the same layers."""
+        layers = [self.layers[name] for name in block.layers]
+        members = zip(layers, cell.option.precisions, strict=True)
+        weight_bits = sum(layer.weights * precision.weight_bits for layer, precision in members)
+        return replace(cell, block=block.name, weight_bits=weight_bits)
 
     def _measure(
         self, missing: Mapping[Block, list[Option]], found: dict[str, dict[Option, Cell]]
@@ -84,11 +92,6 @@ class _Measuring:
         self.pool.cells(work, keep)
 
 
-def _renamed(cell: Cell, block: Block) -> Cell:
-    """The cell under this partition's name of the same layers."""
-    return Cell(block.name, cell.option, cell.nbytes, cell.bit_operations, cell.error)
-
-
 def measure_profile(
     spec: JobSpec,
     store: Store,
@@ -109,7 +112,7 @@ def measure_profile(
     )
     layers = {layer.name: layer for layer in model_info.layers}
     ids = model_info.identities
-    measuring = _Measuring(spec, store, lease, pool, ids, reporter, metrics)
+    measuring = _Measuring(spec, store, lease, pool, ids, layers, reporter, metrics)
     options = {block.name: block_options(block, model_info.layers, spec.space) for block in blocks}
     if spec.profile.slack:
         singles = _measure_singles(measuring, blocks, layers, options)
@@ -126,13 +129,19 @@ def measure_profile(
         for name, clipped in measuring.cells("cells with clips", work).items():
             found[name] |= clipped
     cells = tuple(found[block.name][option] for block in blocks for option in found[block.name])
-    return Profile(model_info.layers, blocks, cells, model_info.fixed_nbytes)
+    return Profile(
+        model_info.layers,
+        blocks,
+        cells,
+        model_info.fixed_nbytes,
+        model_info.fixed_latency_s,
+    )
 
 
 def _worthy(spec: JobSpec, cells: Mapping[Option, Cell]) -> list[Cell]:
     """The cells that no other one of their block dominates, in every cost that counts."""
-    counts_operations = bool(set(spec.objectives) - {Objective.ERROR, Objective.NBYTES})
-    return undominated(list(cells.values()), bit_operations=counts_operations)
+    resources = counted_resources(spec)
+    return undominated(measured_cells(list(cells.values()), resources), resources)
 
 
 def _measure_singles(

@@ -2,20 +2,31 @@
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 
+import numpy as np
+
+from bitfront.errors import UnavailableDevice
 from bitfront.layers import Block
-from bitfront.objective import Objective
 from bitfront.plan import Configuration, Option, Plan
-from bitfront.profile import Profile
+from bitfront.profile import Cell, Profile, Resource
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
 from search.correlation import rank_correlation
-from search.knapsack_items import by_block
-from search.options import undominated
+from search.knapsack_items import KnapsackItems, by_block
+from search.options import kept_width, undominated
 from search.program import Program, Solution
 from search.prune import PrunedSpace, budget_axis, prune
+from search.relaxation import Relaxation
+from search.resources import (
+    Limit,
+    axis_resource,
+    counted_resources,
+    job_limits,
+    measured_cells,
+    whole_amount,
+)
 from search.seeds import full_precision, uniform_plans, with_recoveries
 from search.space import SearchSpace
 from storage.records import OptionRecord
@@ -36,49 +47,112 @@ class ProxySearch:
     """
 
     def __init__(self, spec: JobSpec, profile: Profile) -> None:
+        """Solves and prunes at once.
+
+        Raises:
+            InfeasibleBudget: No plan holds the job's limits.
+            UnavailableDevice: No option of some block has a kernel, where latency counts.
+        """
         self._spec = spec
         self._profile = profile
-        self._counts_operations = not {Objective.ERROR, Objective.NBYTES}.issuperset(
-            spec.objectives
-        )
-        self._cells = {
-            name: undominated(cells, bit_operations=self._counts_operations)
-            for name, cells in by_block(profile.cells).items()
-        }
+        self._resources = counted_resources(spec)
+        self._axis_resource = axis_resource(spec.objectives)
+        self._cells = self._worthy()
         self._errors = {(cell.block, cell.option): cell.error for cell in profile.cells}
+        limits = job_limits(spec.constraints, profile)
+        self._program = Program.of(self._cells, self._axis_resource, limits)
         self._budgets = self._axis()
-        self.solutions = Program(self._cells).proxy_front(self._budgets)
+        self.solutions = self._program.proxy_front(self._budgets)
         self.pruned = self._prune(spec.search.epsilon)
         self.space = self._space(self.pruned)
 
+    def _worthy(self) -> dict[str, list[Cell]]:
+        """The cells that no other one of their block beats in all that the job counts."""
+        found = {}
+        for name, cells in by_block(self._profile.cells).items():
+            measured = measured_cells(cells, self._resources)
+            if not measured:
+                raise UnavailableDevice(
+                    f"no option of block {name} has kernels on this device: search precisions "
+                    "that have one, or limit or minimise bit_operations in place of latency_s"
+                )
+            found[name] = undominated(measured, self._resources)
+        return found
+
     def _axis(self) -> list[int]:
-        """The budgets in bytes of the searched layers, as the job gives them in bits a weight."""
-        search, fixed = self._spec.search, self._profile.fixed_nbytes
-        weights = sum(layer.weights for layer in self._profile.layers)
-        low = None if search.from_bits is None else int(search.from_bits * weights / 8)
-        high = None if search.to_bits is None else int(search.to_bits * weights / 8)
-        limit = self._spec.constraints.max_nbytes
-        if limit is not None:
-            high = limit - fixed if high is None else min(high, limit - fixed)
-        axis = budget_axis(self._cells, search.budgets, low, high)
-        baselines = [size for size in self._uniform_nbytes() if axis[0] <= size <= axis[-1]]
+        """The budgets in whole units of the axis; the job bounds them in bits of a weight."""
+        search = self._spec.search
+        low = None if search.from_bits is None else self._least_at(search.from_bits)
+        high = None if search.to_bits is None else self._best_at(search.to_bits)
+        axis = budget_axis(self._program, search.budgets, low, high)
+        baselines = [cost for cost in self._uniform_costs() if axis[0] <= cost <= axis[-1]]
         return sorted({*axis, *baselines})
 
-    def _uniform_nbytes(self) -> list[int]:
-        """The sizes of the uniform plans that lie in the space: there the program competes."""
-        sizes = {(c.block, c.option): c.nbytes for c in self._profile.cells}
+    def _mean_bits(self, name: str, bits: float) -> Limit:
+        """A limit on the mean width of the searched weights: kept layers do not count."""
+        space = self._spec.space
+        widths = [(layer.weights, kept_width(layer, space)) for layer in self._profile.layers]
+        kept = sum(weights * width for weights, width in widths if width is not None)
+        searched = sum(weights for weights, width in widths if width is None)
+        return Limit(name, Resource.WEIGHT_BITS, bits, -float(kept), float(max(searched, 1)))
+
+    def _best_at(self, bits: float) -> int:
+        """What the best plan takes whose searched weights have at most so many bits."""
+        limit = self._mean_bits("search.to_bits", bits)
+        program = Program.of(self._cells, Resource.WEIGHT_BITS, [limit])
+        return self._cost(program.solve(limit.most).choice.values())
+
+    def _least_at(self, bits: float) -> int:
+        """A bound of what any plan takes whose searched weights have at least so many bits."""
+        limit = self._mean_bits("search.from_bits", bits)
+        widths = KnapsackItems.of(self._cells, Resource.WEIGHT_BITS)
+        widest = -widths.least(-widths.cost.astype(np.float64)).astype(np.int64)
+        items = replace(
+            widths,
+            cost=widest[widths.block] - widths.cost,  # the bits that a plan may lack
+            error=self._program.items.cost.astype(np.float64),
+        )
+        lacking = max(int(widest.sum()) - limit.most, 0)
+        relaxed = Relaxation(items).optimum(np.array([lacking], dtype=np.float64))
+        return int(relaxed[0])
+
+    def _cost(self, cells: Iterable[Cell]) -> int:
+        return sum(whole_amount(cell, self._axis_resource) for cell in cells)
+
+    def _uniform_costs(self) -> list[int]:
+        """What the uniform plans take that lie in the space: there the program competes."""
+        measured = measured_cells(self._profile.cells, self._resources)
+        known = {(cell.block, cell.option): cell for cell in measured}
         found = []
         for plan in uniform_plans(self._profile.layers, self._spec.space):
             places = [(block.name, _option(plan, block)) for block in self._profile.blocks]
-            if all(place in sizes for place in places):
-                found.append(sum(sizes[place] for place in places))
+            if all(place in known for place in places):
+                found.append(self._cost(known[place] for place in places))
         return found
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the space."""
+        if self._spec.search.prune and not self._is_prunable:
+            return [
+                "options are not pruned: with more than one objective beside the error, or one "
+                "that is no sum over layers, no bound shows that none needs them"
+            ]
+        return []
+
+    @property
+    def _is_prunable(self) -> bool:
+        """Whether the axis and the limits are all that plans are compared by.
+
+        Bounds are about one budget: a further objective needs options that they would drop.
+        """
+        _, *costs = self._spec.objectives
+        return len(costs) == 1 and costs[0].value == self._axis_resource.value
+
     def _prune(self, epsilon: float) -> PrunedSpace | None:
-        # The bounds are about bytes: with a further objective they would drop what it needs.
-        if not self._spec.search.prune or self._counts_operations:
+        if not self._spec.search.prune or not self._is_prunable:
             return None
-        return prune(self._cells, self._budgets, epsilon)
+        return prune(self._program, self._budgets, epsilon)
 
     def _space(self, pruned: PrunedSpace | None) -> SearchSpace:
         options: dict[str, list[Option]] = {}
@@ -170,12 +244,20 @@ class ProxySearch:
                 certificate: dict[str, object] = asdict(removal)
                 certificate.pop("block")
                 certificate["option"] = str(cell.option)
+                certificate |= self._conditions()
             elif place in kept:
                 certificate = {}
+            elif not measured_cells([cell], self._resources):
+                certificate = {"kind": "no_kernel"}
             else:
                 certificate = {"kind": "dominated"}
             records.append(OptionRecord(cell, place in kept, certificate))
         return records
+
+    def _conditions(self) -> dict[str, object]:
+        """What all certificates are about: the resource of the budgets, and the limits."""
+        assert self.pruned is not None
+        return {"resource": self.pruned.resource, "limits": list(self.pruned.limits)}
 
 
 def _option(plan: Plan, block: Block) -> Option:

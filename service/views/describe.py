@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from bitfront.layers import Layer
+from bitfront.objective import BY_LIMIT, Budget
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.trial import Origin
 
@@ -86,16 +87,12 @@ def origin_text(trial: "Trial", names: Mapping[int, str]) -> str:
     return trial.origin.replace("_", " ") if name is None else f"{trial.origin} {name}"
 
 
-def budget_nbytes(study: "StudyRecord") -> float | None:
-    """Where a study's best error is reported: the job's limit, or a quarter of full precision.
-
-    None before the study knows the size of the full model.
-    """
-    limit: float | None = json.loads(study.spec_json)["constraints"]["max_nbytes"]
-    if limit is not None:
-        return limit
-    full = (study.reference or {}).get("nbytes")
-    return None if full is None else full / 4
+def reported_budget(study: "StudyRecord") -> Budget | None:
+    """Where a study's best error is reported; None before the full model's figures are known."""
+    spec = json.loads(study.spec_json)
+    given = {limit: spec["constraints"].get(limit) for limit in BY_LIMIT}
+    limits = {BY_LIMIT[limit].name: most for limit, most in given.items() if most is not None}
+    return Budget.of(spec["objectives"], limits, study.reference or {})
 
 
 def layer_lines(plan: Plan, layers: Iterable[Layer]) -> list[str]:

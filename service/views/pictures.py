@@ -6,7 +6,7 @@ from pathlib import Path
 from bitfront.errors import SpecError
 from bitfront.trial import Trial, TrialState
 from bitfront.units import percent_text, size_text
-from service.views.describe import FULL_NAME, budget_nbytes, recovery_text, trial_names
+from service.views.describe import FULL_NAME, recovery_text, reported_budget, trial_names
 from service.views.plot.images import write_bits, write_front
 from service.views.plot.page import write_page
 from service.views.plot.records import BitsPicture, FrontPicture, LayerBits, Point
@@ -78,8 +78,8 @@ def _point(trial: Trial, names: Mapping[int, str], is_front: bool) -> Point | No
 
 
 def _default_trial(store: Store, study: str, picture: FrontPicture) -> int:
-    budget = budget_nbytes(store.study(study))
-    best = None if budget is None else store.best(study, Limits(max_nbytes=budget))
+    budget = reported_budget(store.study(study))
+    best = None if budget is None else store.best(study, Limits(**budget.limits))
     if best is not None:
         return best.number
     on_front = store.front(study)

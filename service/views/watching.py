@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from bitfront.trial import StudyState
-from service.views.describe import budget_nbytes
+from service.views.describe import reported_budget
 from service.views.progress import Reporter
 from service.views.status import ENDED, is_over
 from storage.records import Limits, LogLine, Status, StudyRecord
@@ -100,9 +100,9 @@ def _begin(reporter: Reporter, stage: StudyState, study: StudyRecord) -> None:
 
 
 def _show_trials(store: Store, status: Status, reporter: Reporter) -> None:
-    budget = budget_nbytes(status.study)
+    budget = reported_budget(status.study)
     name = status.study.name
-    best = None if budget is None else store.best(name, Limits(max_nbytes=budget))
+    best = None if budget is None else store.best(name, Limits(**budget.limits))
     reporter.trial(
         done=status.finished,
         total=status.study.planned_trials,

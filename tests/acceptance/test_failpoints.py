@@ -22,6 +22,7 @@ from bitfront.attempt import Attempt, AttemptResult, Evaluated, Failed, Intermed
 from bitfront.failpoints import witness
 from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer, LayerKind, Tower
+from bitfront.objective import Budget
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
 from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
@@ -135,7 +136,7 @@ def drive(url: str, folder: Path, *, cancel: bool = False) -> None:
             spool,
             lambda configuration: configuration.digest,
             reference=list(REFERENCE.values()),
-            budget_nbytes=20,
+            budget=Budget("nbytes", 20),
             is_draining=lambda: False,
             review=lambda _: None,
             on_progress=lambda _: None,

@@ -26,6 +26,7 @@ from sqlalchemy import create_engine, text
 from bitfront.attempt import Attempt, AttemptResult, Evaluated, Failed, IntermediateValue, Pruned
 from bitfront.errors import DuplicateStudy, InvalidMetric, LeaseHeld, LeaseLost, TooManyFailures
 from bitfront.layers import Block, Tower
+from bitfront.objective import Budget
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec
@@ -170,7 +171,7 @@ class Life(RuleBasedStateMachine):
             self.spool,
             lambda configuration: configuration.digest,
             reference=list(REFERENCE.values()),
-            budget_nbytes=20,
+            budget=Budget("nbytes", 20),
             is_draining=lambda: bool(stop_signals),
             review=lambda _: None,
             on_progress=lambda _: None,

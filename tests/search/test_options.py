@@ -8,7 +8,7 @@ from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Option
 from bitfront.precision import Precision
-from bitfront.profile import Cell
+from bitfront.profile import Cell, Resource
 from bitfront.spec import SpaceSpec
 from search.options import block_options, layer_precisions, screen, undominated
 
@@ -131,7 +131,9 @@ cells = st.lists(
 @given(found=cells)
 @settings(deadline=None)
 def test_what_is_dropped_is_beaten_by_what_is_kept(counted: bool, found: list[Cell]) -> None:
-    kept = undominated(found, bit_operations=counted)
+    resources = (Resource.NBYTES, Resource.BIT_OPERATIONS)[: 1 + counted]
+
+    kept = undominated(found, resources)
 
     def values(cell: Cell) -> tuple[float, ...]:
         costs = (float(cell.nbytes), cell.error)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -73,6 +74,20 @@ def test_a_cell_is_found_by_every_study_under_its_key(store: Store) -> None:
     store.delete_study("first")
     store.put_cells(second, [(key("a"), cell(0.9), 0.1)])
     assert store.cells([key("a")]) == {key("a").digest: cell(0.5)}
+
+
+def test_a_cell_keeps_its_latency_or_that_it_has_none(store: Store) -> None:
+    lease = running(store)
+    timed = replace(cell(), latency_s=1.25e-6)
+
+    store.save_profile(lease, LAYERS, BLOCKS, ENTROPIES, fixed_nbytes=1)
+    store.put_cells(lease, [(key("a"), timed, 0.1), (key("b"), cell(), 0.1)])
+    store.save_options(lease, [OptionRecord(timed, survives=True, certificate={})])
+
+    assert store.cells([key("a"), key("b")]) == {key("a").digest: timed, key("b").digest: cell()}
+    assert [record.cell for record in store.options("digits")] == [timed]
+    with pytest.raises(InvalidMetric):
+        store.put_cells(lease, [(key("c"), replace(cell(), latency_s=math.inf), 0.1)])
 
 
 def test_any_number_of_cells_is_looked_up_at_once(store: Store) -> None:

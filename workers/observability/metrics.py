@@ -27,7 +27,7 @@ _MEANINGS: Final = {
     "trials": "Trials of the study by state.",
     "front_size": "Trials on the front.",
     "hypervolume": "Hypervolume of the front.",
-    "best_error": "Lowest error among trials of at most the budget's bytes.",
+    "best_error": "Lowest error among trials within the budget.",
     "heartbeat_age_seconds": "Seconds since the driver last renewed its lease.",
     "evaluation_cache_hits": "Trials that were answered by an evaluation known before.",
     "cells_reused": "Cells that another run had measured.",

@@ -73,7 +73,7 @@ def feature_folder() -> Path:
 def cell_meter(config: WorkerConfig) -> CellMeter:
     """The process's cell meter for a worker configuration, on the same model as its evaluator."""
     loaded = evaluator(config)
-    return CellMeter(loaded.task, loaded.switch, loaded.spec)
+    return CellMeter(loaded.task, loaded.switch, loaded.spec, loaded.latency_meter)
 
 
 @lru_cache(maxsize=1)
@@ -87,7 +87,7 @@ def clip_search(config: WorkerConfig) -> ClipSearch:
 def inspect(config: WorkerConfig) -> ModelInfo:
     """Loads a job's model and data, and reports what the driver plans with."""
     loaded = evaluator(config)
-    model, task = loaded.model, loaded.task
+    model, task, times = loaded.model, loaded.task, loaded.latency_meter
     full = loaded.evaluate(full_precision(model.layers))
     splits = {name.value: task.split_identity(name) for name in SplitName}
     return ModelInfo(
@@ -100,6 +100,7 @@ def inspect(config: WorkerConfig) -> ModelInfo:
             model=model.identity, quantizer=cell_meter(config).identity, **splits
         ),
         provenance=_provenance(model),
+        fixed_latency_s=0.0 if times is None else times.fixed_seconds(),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 
 from bitfront.attempt import IntermediateValue
+from bitfront.objective import Budget
 from bitfront.trial import FrontChange, Trial
 from search.front import Front
 from search.pruner import Pruner, RecoveryGains
@@ -19,17 +20,17 @@ class FrontTracker:
     """
 
     def __init__(
-        self, objectives: Sequence[str], reference: Sequence[float], budget_nbytes: float
+        self, objectives: Sequence[str], reference: Sequence[float], budget: Budget
     ) -> None:
         """Starts with nothing known.
 
         Args:
             objectives: Their names, the error first.
             reference: The hypervolume's reference point, in the order of the objectives.
-            budget_nbytes: The size up to which the best error counts.
+            budget: Up to which the best error counts.
         """
         self._objectives = tuple(objectives)
-        self._budget_nbytes = budget_nbytes
+        self._budget = budget
         self._intermediates: dict[int, dict[int, float]] = {}
         self._gains = RecoveryGains()
         self.front = Front(reference)
@@ -73,9 +74,7 @@ class FrontTracker:
 
     def _note(self, trial: Trial) -> None:
         error = trial.values["error"]
-        # A stored trial has its bytes among its values even where they are not an objective.
-        is_limited = "nbytes" in self._objectives
-        fits = not is_limited or trial.values["nbytes"] <= self._budget_nbytes
+        fits = self._budget.holds(trial.values)
         if fits and trial.is_feasible:
             self.best_error = error if self.best_error is None else min(error, self.best_error)
         recovery = trial.configuration.recovery

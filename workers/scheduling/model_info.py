@@ -22,6 +22,7 @@ class ModelInfo:
         footprint: The memory that it took.
         identities: Of model, quantizer and splits: what results depend on.
         provenance: Versions, host and device.
+        fixed_latency_s: Seconds of a sample that no plan changes, where a latency is measured.
     """
 
     layers: tuple[Layer, ...]
@@ -31,6 +32,7 @@ class ModelInfo:
     footprint: Footprint
     identities: Identities
     provenance: Mapping[str, str]
+    fixed_latency_s: float = 0.0
 
     @property
     def device(self) -> str:

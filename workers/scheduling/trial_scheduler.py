@@ -16,6 +16,7 @@ from bitfront.attempt import (
 )
 from bitfront.errors import TooManyFailures, UnusableSpool
 from bitfront.failpoints import failpoint
+from bitfront.objective import Budget
 from bitfront.plan import Configuration
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Proposal, Trial, TrialState
@@ -42,7 +43,7 @@ class Progress:
     Attributes:
         counts: Trials by state; a state without any may be missing.
         total: Trials that the study may have.
-        best_error: Lowest error among trials of at most the budget's bytes; None if none.
+        best_error: Lowest error among trials within the budget; None if none.
         hypervolume: Of the front; see `search.front.hypervolume`.
         front: Trials on the front.
     """
@@ -77,7 +78,7 @@ class TrialScheduler:
         evaluation_key: Callable[[Configuration], str],
         *,
         reference: Sequence[float],
-        budget_nbytes: float,
+        budget: Budget,
         is_draining: Callable[[], bool],
         review: Callable[[Sequence[Trial]], SearchSpace | None],
         on_progress: Callable[[Progress], None],
@@ -94,7 +95,7 @@ class TrialScheduler:
             spool: Where the workers leave their results.
             evaluation_key: Names a configuration's evaluation in the shared cache.
             reference: The hypervolume's reference point, in the order of the objectives.
-            budget_nbytes: The size at which the best error is reported.
+            budget: Where the best error is reported.
             is_draining: Asked before each new trial: shall none be started any more?
             review: Called once, with all trials, when every seed has been handed out and
                 none is running; returns a wider space, or None to continue.
@@ -112,7 +113,7 @@ class TrialScheduler:
         self._on_progress = on_progress
         self._metrics = metrics or NullMetrics()
         self._objectives = [objective.value for objective in spec.objectives]
-        self._tracker = FrontTracker(self._objectives, reference, budget_nbytes)
+        self._tracker = FrontTracker(self._objectives, reference, budget)
         self._seeds = deque(seeds)
         self._waiting: deque[Attempt] = deque()
         self._running: dict[int, Attempt] = {}

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Self
 
-from bitfront.plan import Configuration
 from bitfront.spec import DataSpec, JobSpec, QuantizerSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
-from objectives.cost.latency import LatencyTable, measure_latency
+from objectives.cost.latency import LatencyMeter
 from objectives.data.classification import ClassificationTask, load_classification
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.families.family import Family
@@ -35,19 +34,6 @@ class ClassificationFamily(Family):
     def check(self, spec: JobSpec) -> None:
         """Refuses nothing: what a device cannot time shows when it is timed."""
 
-    def latency_s(
-        self,
-        configuration: Configuration,
-        switch: PlanSwitch,
-        quantizer: QuantizerSpec,
-        table: LatencyTable,
-    ) -> float:
-        """The seconds for an image: the captions are encoded once for a task."""
-        return measure_latency(
-            self.task.model,
-            configuration,
-            switch,
-            batch_size=self.task.batch_size,
-            quantizer=quantizer,
-            table=table,
-        )
+    def latency_meter(self, switch: PlanSwitch, quantizer: QuantizerSpec) -> LatencyMeter:
+        """What times an image: the captions are encoded once for a task."""
+        return LatencyMeter(self.task.model, switch, self.task.batch_size, quantizer=quantizer)

@@ -4,11 +4,10 @@ from abc import ABC, abstractmethod
 
 from bitfront.errors import SpecError
 from bitfront.files import SharedPath
-from bitfront.plan import Configuration
 from bitfront.quant.inputs import LearnedBounds
 from bitfront.spec import JobSpec, QuantizerSpec, VisionSpec
 from bitfront.vlm import PlanSwitch
-from objectives.cost.latency import LatencyTable
+from objectives.cost.latency import LatencyMeter
 from objectives.data.task import Task
 from objectives.evaluation.scorer import Scorer, ScoringContext
 from objectives.profiling.calibration import Ranges
@@ -39,20 +38,13 @@ class Family(ABC):
             SpecError: It does.
         """
 
-    def latency_s(
-        self,
-        configuration: Configuration,
-        switch: PlanSwitch,
-        quantizer: QuantizerSpec,
-        table: LatencyTable,
-    ) -> float:
-        """The seconds that a configuration takes for a sample, in batches of the job's size.
+    def latency_meter(self, switch: PlanSwitch, quantizer: QuantizerSpec) -> LatencyMeter:
+        """What times configurations and layers, in batches of the job's size.
 
         Raises:
             SpecError: The family's latency is not measured.
-            UnavailableDevice: A layer's precision has no kernel on the model's device.
         """
-        del configuration, switch, quantizer, table
+        del switch, quantizer
         raise SpecError(
             "latency_s is not measured for this kind of model: "
             "put bit_operations in its place among the objectives"

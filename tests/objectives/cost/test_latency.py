@@ -10,7 +10,13 @@ from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.loaders.reference import preprocess_picture
-from objectives.cost.latency import LatencyKey, LatencyTable, describe_device, measure_latency
+from objectives.cost.latency import (
+    LatencyKey,
+    LatencyMeter,
+    LatencyTable,
+    Timing,
+    describe_device,
+)
 
 DYNAMIC = QuantizerSpec(activations="dynamic")
 INT8 = Precision(8, 8)
@@ -36,16 +42,14 @@ def _measure(
     switch: PlanSwitch,
     table: LatencyTable | None = None,
 ) -> float:
-    return measure_latency(
-        model,
-        configuration,
-        switch,
-        batch_size=2,
-        repeats=2,
-        warmup=1,
-        quantizer=DYNAMIC,
-        table=table,
-    )
+    return _meter(model, switch, table).seconds(configuration)
+
+
+def _meter(
+    model: DualEncoder, switch: PlanSwitch, table: LatencyTable | None = None
+) -> LatencyMeter:
+    known = LatencyTable() if table is None else table
+    return LatencyMeter(model, switch, 2, Timing(2, 1), DYNAMIC, known)
 
 
 def _known_times(model: DualEncoder, tower: float, float32: float, int8: float) -> LatencyTable:
@@ -184,3 +188,17 @@ def test_times_are_filed_under_the_device_and_its_threads() -> None:
     name = describe_device(torch.device("cpu"))
 
     assert name.endswith(f"{torch.get_num_threads()} threads")
+
+
+def test_a_latency_is_its_fixed_part_and_the_kernels_of_each_layer(
+    model: DualEncoder, switch: PlanSwitch
+) -> None:
+    meter = _meter(model, switch)
+    names = [layer.name for layer in model.layers]
+    plan = Plan.of({name: INT8 if n % 2 else FULL for n, name in enumerate(names)})
+
+    whole = meter.seconds(Configuration(plan))
+
+    precisions = dict(plan)
+    parts = [meter.kernel_seconds([(layer, precisions[layer.name])]) for layer in model.layers]
+    assert whole == pytest.approx(meter.fixed_seconds() + sum(parts), rel=1e-12)

@@ -16,6 +16,7 @@ from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import ErrorMeasure, JobSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.cost.costs import layer_bit_operations, layer_nbytes
+from objectives.cost.latency import LatencyMeter, Timing
 from objectives.data.classification import ClassificationTask as Task
 from objectives.data.task import SplitName
 from objectives.profiling.calibration import Ranges, calibrate
@@ -276,3 +277,24 @@ def test_an_error_that_is_not_finite_is_refused(task: Task, ranges: Ranges) -> N
 
     with pytest.raises(InvalidMetric, match="output_kl of text came out as nan"):
         meter.measure(BLOCKS[3], uniform(BLOCKS[3], Precision(4)))
+
+
+def test_a_cell_is_timed_where_the_job_needs_its_latency(
+    model: DualEncoder, task: Task, ranges: Ranges
+) -> None:
+    spec = scene_spec(constraints={"max_latency_s": 1.0})
+    switch = PlanSwitch(model, spec.quantizer, ranges)
+    times = LatencyMeter(model, switch, 2, Timing(2, 1), spec.quantizer)
+    meter = CellMeter(model, task, switch, spec, times)
+    block = BLOCKS[1]
+    layers = [layer for layer in model.layers if layer.name in block.layers]
+
+    cells = {bits: meter.measure(block, uniform(block, Precision(bits, 8))) for bits in (4, 8)}
+
+    assert cells[8].latency_s == times.kernel_seconds(
+        [(layer, Precision(8, 8)) for layer in layers]
+    )
+    assert cells[4].latency_s is None  # no kernel multiplies w4a8
+    assert cells[4].weight_bits == 4 * sum(layer.weights for layer in layers)
+    assert meter.identity != CellMeter(model, task, switch, spec).identity
+    assert meter.measure(BLOCKS[2], uniform(BLOCKS[2], Precision(4))).latency_s == 0.0

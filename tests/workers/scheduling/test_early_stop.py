@@ -8,6 +8,7 @@ import pytest
 
 from bitfront.attempt import Attempt, AttemptResult, Evaluated, Failed, IntermediateValue, Pruned
 from bitfront.layers import Block, Tower
+from bitfront.objective import Budget
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec, RecoverySpace
@@ -70,7 +71,7 @@ class Driver:
             self.spool,
             lambda configuration: configuration.digest,
             reference=(1.0, 80.0),
-            budget_nbytes=40,
+            budget=Budget("nbytes", 40),
             is_draining=lambda: False,
             review=lambda _: None,
             on_progress=lambda _: None,

@@ -11,6 +11,7 @@ from bitfront.attempt import Attempt, Evaluated, Failed
 from bitfront.errors import TooManyFailures, UnusableSpool
 from bitfront.files import write_whole
 from bitfront.layers import Block, Tower
+from bitfront.objective import Budget
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
 from bitfront.spec import JobSpec
@@ -83,7 +84,7 @@ class Bench:
             self.spool,
             lambda configuration: configuration.digest,
             reference=REFERENCE,
-            budget_nbytes=20,
+            budget=Budget("nbytes", 20),
             is_draining=lambda: self.drains,
             review=review or (lambda _: None),
             on_progress=self.reports.append,
@@ -402,7 +403,7 @@ def test_a_known_evaluation_is_not_handed_out(bench: Bench) -> None:
         Spool(bench.folder / "other"),
         lambda configuration: configuration.digest,
         reference=REFERENCE,
-        budget_nbytes=20,
+        budget=Budget("nbytes", 20),
         is_draining=lambda: False,
         review=lambda _: None,
         on_progress=bench.reports.append,

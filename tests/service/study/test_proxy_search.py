@@ -1,0 +1,185 @@
+"""The program over a job's own resources and limits, from a profile made by hand."""
+
+from itertools import product
+
+import pytest
+
+from bitfront.errors import InfeasibleBudget, UnavailableDevice
+from bitfront.layers import Block, Layer, LayerKind, Tower
+from bitfront.plan import Option
+from bitfront.precision import Precision
+from bitfront.profile import Cell, Profile, Resource
+from bitfront.spec import JobSpec
+from bitfront.trial import Origin
+from service.study.proxy_search import ProxySearch
+
+WEIGHTS = 64 * 32
+FIXED_NBYTES = 1000
+SCALES = 64 * 2
+BITS = (2, 3, 4, 8)
+
+
+def make_layer(name: str, kind: LayerKind = LayerKind.LINEAR) -> Layer:
+    positions = 0 if kind is LayerKind.EMBEDDING else int(name[1:]) + 1
+    return Layer(name, Tower.VISION, kind, 64, 32, positions, name, "vision")
+
+
+LAYERS = (*(make_layer(f"l{n}") for n in range(4)), make_layer("e9", LayerKind.EMBEDDING))
+BLOCKS = tuple(Block(layer.name, layer.tower, (layer.name,)) for layer in LAYERS)
+
+
+def make_cell(layer: Layer, precision: Precision, *, latency: bool) -> Cell:
+    weight, inputs = precision.weight_bits, precision.activation_bits
+    importance = 1.0 + int(layer.name[1:])
+    return Cell(
+        block=layer.name,
+        option=Option((precision,)),
+        nbytes=WEIGHTS * weight // 8 + SCALES,
+        bit_operations=float(WEIGHTS * layer.positions * weight * inputs),
+        error=importance * (4.0**-weight + 4.0**-inputs),
+        weight_bits=WEIGHTS * weight,
+        latency_s=1e-6 * layer.positions * (weight + inputs) if latency else None,
+    )
+
+
+def make_profile(*, latency: bool = False, no_kernel: int | None = None) -> Profile:
+    cells = [
+        make_cell(layer, Precision(*widths), latency=latency and widths[0] != no_kernel)
+        for layer in LAYERS
+        for widths in product(
+            (8,) if layer.kind is LayerKind.EMBEDDING else BITS,
+            (16,) if layer.kind is LayerKind.EMBEDDING else (4, 8),
+        )
+    ]
+    return Profile(LAYERS, BLOCKS, tuple(cells), FIXED_NBYTES, 5e-6 if latency else 0.0)
+
+
+def make_spec(**sections: object) -> JobSpec:
+    space = {"weight_bits": list(BITS), "activation_bits": [4, 8], "keep": {"e9": 8}}
+    common = {"study": "s", "model": {"source": "reference"}, "data": {"source": "reference"}}
+    return JobSpec.model_validate({**common, "space": space, **sections})
+
+
+def objectives(*costs: str) -> list[str]:
+    return ["error", *costs]
+
+
+def searched_bits(search: ProxySearch, number: int) -> float:
+    """The mean width of the four searched layers in a solution."""
+    choice = search.solutions[number].choice
+    return sum(choice[f"l{n}"].option.precisions[0].weight_bits for n in range(4)) / 4
+
+
+def test_the_axis_is_bounded_in_bits_of_the_searched_weights_alone() -> None:
+    spec = make_spec(search={"from_bits": 2.5, "to_bits": 4, "budgets": 9})
+
+    search = ProxySearch(spec, make_profile())
+
+    kept = WEIGHTS + SCALES  # the embedding at 8 bits
+    assert search.pruned is not None
+    assert search.pruned.from_budget == 4 * (WEIGHTS * 2.5 / 8 + SCALES) + kept
+    assert search.pruned.to_budget == 4 * (WEIGHTS * 4 / 8 + SCALES) + kept
+    assert searched_bits(search, 0) == 2.5
+    assert searched_bits(search, -1) == 4
+
+
+def test_bits_that_no_plan_can_have_are_named() -> None:
+    spec = make_spec(search={"to_bits": 1.5})
+
+    with pytest.raises(InfeasibleBudget, match=r"no plan holds search.to_bits 1.5: .* is 2$"):
+        ProxySearch(spec, make_profile())
+
+
+@pytest.mark.parametrize(
+    ("objective", "resource"),
+    [("bit_operations", Resource.BIT_OPERATIONS), ("latency_s", Resource.LATENCY_S)],
+)
+def test_without_bytes_the_axis_runs_over_the_objective(objective: str, resource: Resource) -> None:
+    spec = make_spec(objectives=objectives(objective), search={"from_bits": 2.5, "to_bits": 8})
+
+    search = ProxySearch(spec, make_profile(latency=True))
+
+    amounts = [solution.amount(resource) for solution in search.solutions]
+    errors = [solution.error for solution in search.solutions]
+    assert len(amounts) > 3
+    assert amounts == sorted(amounts)
+    assert errors == sorted(errors, reverse=True)
+    assert search.pruned is not None
+    assert search.pruned.resource is resource
+    assert search.notes == []
+    assert search.widened().log10_size >= 0
+    assert {seed.origin for seed in search.seeds()} == {Origin.BASELINE, Origin.PROGRAM}
+
+
+@pytest.mark.parametrize(
+    "constraints",
+    [
+        {"max_bit_operations": 300_000.0},
+        {"max_bits": 5.5},
+        {"max_latency_s": 1.2e-4},
+        {"max_nbytes": 7000, "max_bit_operations": 300_000.0, "max_latency_s": 1.2e-4},
+    ],
+)
+def test_every_plan_of_the_program_holds_the_limits(constraints: dict[str, float]) -> None:
+    search = ProxySearch(make_spec(constraints=constraints), make_profile(latency=True))
+
+    weights = FIXED_NBYTES // 2 + WEIGHTS * len(LAYERS)
+    for solution in search.solutions:
+        bits = solution.amount(Resource.WEIGHT_BITS) + 16 * (FIXED_NBYTES // 2)
+        figures = {
+            "max_nbytes": solution.amount(Resource.NBYTES) + FIXED_NBYTES,
+            "max_bits": bits / weights,
+            "max_bit_operations": solution.amount(Resource.BIT_OPERATIONS),
+            "max_latency_s": solution.amount(Resource.LATENCY_S) + 5e-6,
+        }
+        for name, limit in constraints.items():
+            assert figures[name] <= limit * (1 + 1e-12)
+    unlimited = ProxySearch(make_spec(), make_profile(latency=True))
+    assert unlimited.solutions[-1].error < search.solutions[-1].error
+
+
+def test_a_limit_that_no_plan_holds_is_named_with_the_least_of_the_whole_model() -> None:
+    spec = make_spec(constraints={"max_nbytes": 2000})
+    least = FIXED_NBYTES + 4 * (WEIGHTS // 4 + SCALES) + WEIGHTS + SCALES
+
+    with pytest.raises(InfeasibleBudget, match=f"max_nbytes 2,000: .* is {least:,}$"):
+        ProxySearch(spec, make_profile())
+
+
+def test_with_three_objectives_nothing_is_pruned_and_a_note_says_so() -> None:
+    spec = make_spec(objectives=objectives("nbytes", "bit_operations"))
+
+    search = ProxySearch(spec, make_profile())
+
+    assert search.pruned is None
+    assert len(search.notes) == 1
+
+
+def test_an_option_without_a_kernel_is_left_out_where_latency_counts() -> None:
+    spec = make_spec(objectives=objectives("latency_s"))
+
+    search = ProxySearch(spec, make_profile(latency=True, no_kernel=3))
+
+    left_out = [
+        record for record in search.option_records() if record.certificate == {"kind": "no_kernel"}
+    ]
+    assert {r.cell.option.precisions[0].weight_bits for r in left_out} == {3}
+    assert not any(record.survives for record in left_out)
+    with pytest.raises(UnavailableDevice, match="block l0 has kernels"):
+        ProxySearch(spec, make_profile())
+
+
+def test_certificates_tell_their_resource_and_the_limits() -> None:
+    spec = make_spec(
+        objectives=objectives("bit_operations"),
+        constraints={"max_nbytes": 6000},
+        search={"epsilon": 0.0},
+    )
+
+    search = ProxySearch(spec, make_profile())
+
+    certificates = [r.certificate for r in search.option_records() if "bounds" in r.certificate]
+    assert certificates
+    for certificate in certificates:
+        assert certificate["resource"] == "bit_operations"
+        assert certificate["limits"] == ["max_nbytes 6,000"]
