@@ -35,10 +35,11 @@ _ROUND_OFF = 1e-9
 _HALVINGS = 11
 # An option that this many integer programs do not decide stays.
 _PROGRAMS = 20
-# Where several limits bind, penalties are taken at this many budgets of those listed, and the
-# integer program, which HiGHS then solves, is asked about this many options at most.
+# Where there are further limits, penalties are taken at this many budgets of those listed, and
+# this many integer programs are solved in all, which is HiGHS' work then. A count and no time:
+# the same cells always leave the same options.
 _PENALTIES = 6
-_FORCED_BY_HIGHS = 100
+_LIMITED_PROGRAMS = 150
 
 
 class Proof(StrEnum):
@@ -163,14 +164,9 @@ def prune(program: Program, budgets: Sequence[int], epsilon: float) -> PrunedSpa
     ranges = _Ranges(program, known, lagrangians)
     ranges.judge(doubtful, low, high, _HALVINGS)
     removed: dict[int, tuple[Bound, ...]] = {}
-    forced = 0
+    forced = _ForcedPrograms(program, known)
     for number in doubtful.tolist():
-        left = ranges.open[number]
-        if left and program.sides:
-            forced += 1
-            if forced > _FORCED_BY_HIGHS:
-                continue
-        found = _settled(program, known, number, left)
+        found = forced.settle(number, ranges.open[number])
         if found is not None:
             bounds = (*ranges.bounds[number], *found)
             removed[number] = tuple(sorted(bounds, key=lambda bound: bound.from_budget))
@@ -337,42 +333,52 @@ class _Ranges:
         return {side.limit.name: price for side, price in zip(sides, prices, strict=True) if price}
 
 
-def _settled(
-    program: Program, known: _KnownPlans, number: int, ranges: Sequence[tuple[int, int]]
-) -> list[Bound] | None:
-    """The integer program's bounds for the ranges left open; None where the cell is needed.
+class _ForcedPrograms:
+    """What the integer program with an option forced decides, as long as there is effort left."""
 
-    From the end of a range downwards: the best plan with the cell either is within ε of the
-    optimum at its own cost, or bounds every budget from there on.
-    """
-    if not ranges:
-        return []
-    forced = program.forcing(number)
-    bounds: list[Bound] = []
-    for low, high in _joined(ranges):
-        budget = high
-        while budget >= low:
-            if budget < forced.relaxation.floor:
-                exceeds = str(program.resource)
-                floor = known.threshold(low)
-                bounds.append(Bound(low, budget, Proof.FLOOR, 0.0, None, floor, exceeds=exceeds))
-                break
-            solution, proven = forced.attempt(budget)
-            if not proven or len(bounds) >= _PROGRAMS:
-                return None
-            if solution is None:
-                bounds.append(Bound(low, budget, Proof.PROGRAM, 0.0, None, known.threshold(low)))
-                break
-            error = solution.least_error
-            start = max(solution.cost, low)
-            if not _exceeds(error, known.solve(start)):
-                return None
-            beaten = known.first_beaten(error)
-            start = start if beaten is None else max(min(start, beaten), low)
-            threshold = known.threshold(start)
-            bounds.append(Bound(start, budget, Proof.PROGRAM, 0.0, error, threshold))
-            budget = start - 1
-    return bounds
+    def __init__(self, program: Program, known: _KnownPlans) -> None:
+        self._program = program
+        self._known = known
+        self._left = _LIMITED_PROGRAMS if program.sides else math.inf
+
+    def settle(self, number: int, ranges: Sequence[tuple[int, int]]) -> list[Bound] | None:
+        """Bounds for the ranges left open; None where the cell is needed, or may be.
+
+        From the end of a range downwards: the best plan with the cell either is within ε of
+        the optimum at its own cost, or bounds every budget from there on.
+        """
+        if not ranges:
+            return []
+        known, resource = self._known, str(self._program.resource)
+        forced = self._program.forcing(number)
+        bounds: list[Bound] = []
+        for low, high in _joined(ranges):
+            budget = high
+            while budget >= low:
+                least = known.threshold(low)
+                if budget < forced.relaxation.floor:
+                    proof = Proof.FLOOR
+                    bounds.append(Bound(low, budget, proof, 0.0, None, least, exceeds=resource))
+                    break
+                if len(bounds) >= _PROGRAMS or self._left <= 0:
+                    return None
+                self._left -= 1
+                solution, proven = forced.attempt(budget)
+                if not proven:
+                    return None
+                if solution is None:
+                    bounds.append(Bound(low, budget, Proof.PROGRAM, 0.0, None, least))
+                    break
+                error = solution.least_error
+                start = max(solution.cost, low)
+                if not _exceeds(error, known.solve(start)):
+                    return None
+                beaten = known.first_beaten(error)
+                start = start if beaten is None else max(min(start, beaten), low)
+                threshold = known.threshold(start)
+                bounds.append(Bound(start, budget, Proof.PROGRAM, 0.0, error, threshold))
+                budget = start - 1
+        return bounds
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
