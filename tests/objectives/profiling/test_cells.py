@@ -285,7 +285,7 @@ def test_a_cell_is_timed_where_the_job_needs_its_latency(
     spec = scene_spec(constraints={"max_latency_s": 1.0})
     switch = PlanSwitch(model, spec.quantizer, ranges)
     times = LatencyMeter(model, switch, 2, Timing(2, 1), spec.quantizer)
-    meter = CellMeter(model, task, switch, spec, times)
+    meter = CellMeter(task, switch, spec, times)
     block = BLOCKS[1]
     layers = [layer for layer in model.layers if layer.name in block.layers]
 
@@ -296,5 +296,5 @@ def test_a_cell_is_timed_where_the_job_needs_its_latency(
     )
     assert cells[4].latency_s is None  # no kernel multiplies w4a8
     assert cells[4].weight_bits == 4 * sum(layer.weights for layer in layers)
-    assert meter.identity != CellMeter(model, task, switch, spec).identity
+    assert meter.identity != CellMeter(task, switch, spec).identity
     assert meter.measure(BLOCKS[2], uniform(BLOCKS[2], Precision(4))).latency_s == 0.0
