@@ -22,6 +22,20 @@ def _weight_bits(bits: int) -> int:
     return bits
 
 
+def _refuse_other_colours(text: str) -> None:
+    from PIL import ImageColor  # takes a while to import, and few jobs name a colour
+
+    try:
+        is_opaque = len(ImageColor.getrgb(text)) == 3
+    except ValueError:
+        is_opaque = False
+    if not is_opaque:
+        raise ValueError(
+            f"data.background: {text!r} is not an opaque colour: write it as CSS does, such as "
+            "white or '#808080'"
+        )
+
+
 def _activation_bits(bits: int) -> int:
     if bits not in ACTIVATION_BITS:
         raise ValueError(f"activation bits must be among {', '.join(map(str, ACTIVATION_BITS))}")
@@ -91,6 +105,11 @@ class DataSpec(Section):
     finds in the model's text (its first group, where it has one); without a pattern it is the
     whole text, which must end within `answer_tokens` tokens. `horizontal_flip` says that a
     mirrored picture keeps its class: then augmented views may be mirrored.
+
+    `classes` says what the classes are called in captions: a mapping from the names that the
+    data have, a list in the order of the labels, `imagenet`, `cifar10` or `cifar100`, or a file
+    with one of these. `background` is the colour that shows through transparent images, and
+    `skip_unreadable` leaves out images that cannot be read instead of refusing the job.
     """
 
     source: DataSource
@@ -105,6 +124,9 @@ class DataSpec(Section):
     answer_tokens: int = Field(16, ge=1)
     samples: Samples = Samples()
     horizontal_flip: bool = False
+    classes: dict[str, str] | tuple[str, ...] | str | None = None
+    background: str = "white"
+    skip_unreadable: bool = False
     seed: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=1)
 
@@ -112,10 +134,14 @@ class DataSpec(Section):
     def _has_a_path(self) -> Self:
         if self.source is not DataSource.REFERENCE and not self.path:
             raise ValueError(f"data of source {self.source} needs a path")
+        if not self.templates:
+            raise ValueError("data.templates is empty: give one, such as 'a photo of a {}.'")
         if any("{}" not in template for template in self.templates):
             raise ValueError("data.templates: each one needs {} where the class name goes")
         if "{}" not in self.prompt:
             raise ValueError("data.prompt needs {} where the question goes")
+        if self.background != DataSpec.model_fields["background"].default:
+            _refuse_other_colours(self.background)
         if self.answer_pattern is not None:
             try:
                 re.compile(self.answer_pattern)

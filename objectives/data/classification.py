@@ -15,7 +15,10 @@ from bitfront.spec import DataSource, DataSpec
 from bitfront.vlm import DualEncoder
 from bitfront.vlm.models.captions import ClassNames
 from objectives.data.augmentation import Augmentation
-from objectives.data.sources import DatasetSource, FolderSource, Source, open_image
+from objectives.data.captions import fill
+from objectives.data.images import READING, decode_image
+from objectives.data.inspection import Inspector
+from objectives.data.sources import LabelledSource, open_labelled_source
 from objectives.data.splits import HELD_NBYTES, fingerprint, split_samples
 from objectives.data.task import SplitName, Task
 from objectives.execution.similarity import class_features, logits
@@ -121,7 +124,9 @@ class ClassificationTask(Task):
         return self.tokens.flatten(0, 1)
 
 
-def load_classification(spec: DataSpec, model: DualEncoder) -> ClassificationTask:
+def load_classification(
+    spec: DataSpec, model: DualEncoder, inspector: Inspector | None = None
+) -> ClassificationTask:
     """The classes and images of a job, prepared as the model wants them.
 
     Images of a folder or a dataset are decoded batch by batch when they are used, and kept as
@@ -143,14 +148,10 @@ def load_classification(spec: DataSpec, model: DualEncoder) -> ClassificationTas
     if spec.source is DataSource.REFERENCE:
         classes, templates, splits = _reference(spec, model)
     else:
-        kind = FolderSource if spec.source is DataSource.IMAGE_FOLDER else DatasetSource
-        source: Source = kind(spec)
-        classes, templates, splits = (
-            source.classes,
-            spec.templates,
-            _split_scenes(source, spec, model),
-        )
-    tokens = [model.tokenize([text.replace("{}", name) for name in classes]) for text in templates]
+        source = open_labelled_source(spec)
+        classes, templates = source.classes, spec.templates
+        splits = _source_splits(source, spec, model, inspector or Inspector())
+    tokens = [model.tokenize([fill(text, name) for name in classes]) for text in templates]
     augmentation = Augmentation(spec.seed, spec.horizontal_flip)
     return ClassificationTask(
         model, classes, templates, torch.stack(tokens), splits, spec.batch_size, augmentation
@@ -185,7 +186,9 @@ def _scene_split(name: SplitName, captions: str, images: Tensor, labels: Tensor)
     return Split(name, labels, captions, lambda start, stop: images[start:stop], contents)
 
 
-def _split_scenes(source: Source, spec: DataSpec, model: DualEncoder) -> dict[SplitName, Split]:
+def _source_splits(
+    source: LabelledSource, spec: DataSpec, model: DualEncoder, inspector: Inspector
+) -> dict[SplitName, Split]:
     """Four disjoint splits, in a random order that depends on the seed and on the names only."""
     for index, label in enumerate(source.labels):
         if not 0 <= label < len(source.classes):
@@ -193,18 +196,32 @@ def _split_scenes(source: Source, spec: DataSpec, model: DualEncoder) -> dict[Sp
                 f"{source.where(index)} has the label {label}, but there are "
                 f"{len(source.classes)} classes (0 to {len(source.classes) - 1})"
             )
-    captions = digest([source.classes, spec.templates])
+    captions = digest(_caption_recipe(source.classes, spec))
     return {
-        name: _source_split(name, captions, source, indices, model)
-        for name, indices in split_samples(source.names, source.title, spec).items()
+        name: _source_split(name, captions, source, indices, spec, model)
+        for name, indices in split_samples(source, spec, inspector).indices.items()
     }
 
 
+def _caption_recipe(classes: Sequence[str], spec: DataSpec) -> list[object]:
+    """What a sample is read and told apart by, beside its content."""
+    captions = [[fill(template, name) for name in classes] for template in spec.templates]
+    return [classes, captions, READING, spec.background]
+
+
 def _source_split(
-    name: SplitName, captions: str, source: Source, indices: Sequence[int], model: DualEncoder
+    name: SplitName,
+    captions: str,
+    source: LabelledSource,
+    indices: Sequence[int],
+    spec: DataSpec,
+    model: DualEncoder,
 ) -> Split:
     def read(start: int, stop: int) -> Tensor:
-        images = [open_image(source, index) for index in indices[start:stop]]
+        images = [
+            decode_image(source.content(index), source.where(index), spec.background)
+            for index in indices[start:stop]
+        ]
         return torch.stack([model.preprocess(image) for image in images])
 
     def contents() -> list[str]:

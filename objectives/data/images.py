@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageCms, ImageColor
+from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
 from bitfront.errors import InvalidSample
 
@@ -21,6 +21,9 @@ FORMATS: Final = (
 WHITE: Final = "white"
 MAX_PIXELS: Final = 1 << 27
 """The largest image, 134 megapixels: beyond it a small file may be made to fill the memory."""
+
+READING: Final = 1
+"""Goes up with every change of what an image is read as: results of another reading differ."""
 
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MIN_IS_WHITE = 258, 262, 0
@@ -76,10 +79,10 @@ def decode_image(content: bytes, where: str, background: str = WHITE) -> Image.I
             _refuse_huge(image.size, where)
             image.load()
             return _as_seen(image, where, background)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InvalidSample(
-            f"the image {where} is in no format that is read here "
-            f"({', '.join(sorted(FORMATS))}): convert it to PNG or JPEG, or remove it"
+            f"the image {where} cannot be read: it is in none of the formats "
+            f"{', '.join(sorted(FORMATS))}; convert it to PNG or JPEG, or remove it"
         ) from error
     except _DAMAGED as error:
         raise InvalidSample(
@@ -98,14 +101,6 @@ def read_image(path: Path, background: str = WHITE) -> Image.Image:
     except OSError as error:
         raise InvalidSample(f"the image {path} cannot be read: {error.strerror}") from error
     return decode_image(content, str(path), background)
-
-
-def is_colour(text: str) -> bool:
-    """Whether a text names an opaque colour as CSS does."""
-    try:
-        return len(ImageColor.getrgb(text)) == 3
-    except ValueError:
-        return False
 
 
 def _refuse_huge(size: tuple[int, int], where: str) -> None:

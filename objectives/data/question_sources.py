@@ -11,23 +11,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bitfront.errors import InvalidSample, MissingData, SpecError
 from bitfront.reference.questions import draw_questions
 from bitfront.reference.scenes import SplitTitle, picture
-from bitfront.spec import DataSpec
-from objectives.data.sources import decode_image, load_dataset, read_cell, undecoded_images
+from bitfront.spec import DataSource, DataSpec
+from objectives.data.images import decode_image
+from objectives.data.inspection import Sample
+from objectives.data.sources import encoded, load_dataset, read_cell, undecoded_images
+from objectives.data.splits import Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class QuestionSource(Protocol):
+class QuestionSource(Source, Protocol):
     """Questions with their answers, images read one by one when they are needed."""
-
-    @property
-    def title(self) -> str:
-        """What a message calls it."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """What tells one question from another, whatever is added or taken away beside it."""
 
     def question(self, index: int) -> str:
         """The question's text."""
@@ -44,9 +39,6 @@ class QuestionSource(Protocol):
 
     def content(self, index: int) -> bytes:
         """The encoded image; nothing for a question without one."""
-
-    def where(self, index: int) -> str:
-        """Where a person finds the question."""
 
 
 class _Line(BaseModel):
@@ -78,6 +70,7 @@ class JsonQuestions:
                 self._lines.append(self._parse(number, text))
                 self._numbers.append(number)
         self.names = [f"{line.image}/{line.question}" for line in self._lines]
+        self._background = spec.background
 
     def _read(self) -> str:
         try:
@@ -110,19 +103,31 @@ class JsonQuestions:
         """The image beside the file."""
         if self._lines[index].image is None:
             return None
-        return decode_image(self.content(index), self.where(index))
+        return decode_image(self.content(index), self.where(index), self._background)
 
-    def content(self, index: int) -> bytes:
-        """The image file as it is on disk."""
+    def group(self, index: int) -> str:
+        """The image that the question is about; the question itself where it has none."""
+        return self._lines[index].image or self.names[index]
+
+    def sample(self, index: int) -> Sample | None:
+        """The image file, which must lie beside the questions."""
         name = self._lines[index].image
         if name is None:
-            return b""
+            return None
         folder = self._path.parent.resolve()
         path = (folder / name).resolve()
         if not path.is_relative_to(folder):
             raise InvalidSample(f"{self.where(index)} has an image outside of {folder}: {name}")
+        return Sample(path)
+
+    def content(self, index: int) -> bytes:
+        """The image file as it is on disk."""
+        sample = self.sample(index)
+        if sample is None:
+            return b""
+        assert isinstance(sample.encoded, Path)
         try:
-            return path.read_bytes()
+            return sample.encoded.read_bytes()
         except OSError as error:
             raise InvalidSample(
                 f"the image of {self.where(index)} is missing: {error}; add it, or remove the line"
@@ -143,6 +148,7 @@ class DatasetQuestions:
         self._answers = _answers(dataset, spec.answer_column, self.title)
         self._cells = undecoded_images(dataset, spec.image_column, self.title)
         self.names = [str(index) for index in range(len(self._questions))]
+        self._background = spec.background
 
     def question(self, index: int) -> str:
         """The question column."""
@@ -155,7 +161,16 @@ class DatasetQuestions:
     def image(self, index: int) -> Image.Image | None:
         """The image column; a row without one is a question without an image."""
         content = self.content(index)
-        return decode_image(content, self.where(index)) if content else None
+        return decode_image(content, self.where(index), self._background) if content else None
+
+    def group(self, index: int) -> str:
+        """The row: each one stands alone."""
+        return self.names[index]
+
+    def sample(self, index: int) -> Sample | None:
+        """The encoded image of a row, if it has one."""
+        cell = self._cells(index)
+        return None if cell is None else Sample(encoded(cell), self.where(index))
 
     def content(self, index: int) -> bytes:
         """The encoded image: from the dataset, or from the file that it names."""
@@ -211,6 +226,14 @@ class ReferenceQuestions:
         """The picture, in grey values."""
         return self._drawn[2][index]
 
+    def group(self, index: int) -> str:
+        """The question: each one stands alone."""
+        return self.names[index]
+
+    def sample(self, index: int) -> Sample | None:  # noqa: ARG002 - drawn, never read
+        """None: the picture is drawn, and can always be."""
+        return None
+
     def content(self, index: int) -> bytes:
         """The picture's pixels."""
         return self.image(index).tobytes()
@@ -218,3 +241,14 @@ class ReferenceQuestions:
     def where(self, index: int) -> str:
         """The question's number."""
         return f"digit question {index} of {self._split}"
+
+
+def open_question_source(spec: DataSpec) -> QuestionSource:
+    """The questions of a job's own data, their images not read.
+
+    Raises:
+        MissingData: There is nothing at the path.
+        InvalidSample: A line of the file is not a question.
+        SpecError: A column is missing, or holds something else than texts.
+    """
+    return JsonQuestions(spec) if spec.source is DataSource.QUESTIONS else DatasetQuestions(spec)

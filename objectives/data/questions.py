@@ -15,11 +15,12 @@ from bitfront.spec import DataSource, DataSpec
 from bitfront.vlm import GenerativeModel, QuestionBatch
 from bitfront.vlm.models.generative import Prompt
 from objectives.data.answers import normalise
+from objectives.data.images import READING
+from objectives.data.inspection import Inspector
 from objectives.data.question_sources import (
-    DatasetQuestions,
-    JsonQuestions,
     QuestionSource,
     ReferenceQuestions,
+    open_question_source,
 )
 from objectives.data.splits import HELD_NBYTES, fingerprint, split_samples
 from objectives.data.task import SplitName, Task
@@ -128,7 +129,13 @@ class QuestionSplit:
             )
             for index in self._indices
         ]
-        form = [self._spec.prompt, self._spec.answer_pattern, self._spec.answer_tokens]
+        form: list[object] = [
+            self._spec.prompt,
+            self._spec.answer_pattern,
+            self._spec.answer_tokens,
+        ]
+        if self._spec.source is not DataSource.REFERENCE:  # whose pictures are drawn, not read
+            form += [READING, self._spec.background]
         return digest([self.name, form, contents])
 
     @cached_property
@@ -223,7 +230,9 @@ class QuestionTask(Task):
         return self.splits[name].identity
 
 
-def load_questions(spec: DataSpec, model: GenerativeModel) -> QuestionTask:
+def load_questions(
+    spec: DataSpec, model: GenerativeModel, inspector: Inspector | None = None
+) -> QuestionTask:
     """The questions of a job, as the model wants them.
 
     Raises:
@@ -249,15 +258,14 @@ def load_questions(spec: DataSpec, model: GenerativeModel) -> QuestionTask:
             "a folder of images has no questions, but the model is generative: "
             "set data.source to questions or datasets"
         )
-    kind = JsonQuestions if spec.source is DataSource.QUESTIONS else DatasetQuestions
-    source: QuestionSource = kind(spec)
+    source = open_question_source(spec)
     if model.image_token not in spec.prompt:
         raise SpecError(
             f"data.prompt has no {model.image_token}: put it where the image goes, as in "
             f"{DataSpec.model_fields['prompt'].default!r}"
         )
-    dealt = split_samples(source.names, source.title, spec)
+    found = split_samples(source, spec, inspector or Inspector()).indices
     splits = {
-        name: QuestionSplit(name, model, source, indices, spec) for name, indices in dealt.items()
+        name: QuestionSplit(name, model, source, indices, spec) for name, indices in found.items()
     }
     return QuestionTask(model, splits, spec.answer_pattern, spec.answer_tokens)

@@ -1,38 +1,34 @@
 """Where the samples of a person's own data come from: an image folder, or a saved dataset."""
 
 from collections.abc import Callable, Sequence
-from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 
-from PIL import Image
-
 from bitfront.errors import InvalidSample, MissingData, SpecError
-from bitfront.spec import DataSpec
+from bitfront.spec import DataSource, DataSpec
+from objectives.data.captions import class_names
+from objectives.data.image_folder import list_images, shown
+from objectives.data.inspection import Encoded, Sample
+from objectives.data.splits import Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class Source(Protocol):
-    """Labelled images, read one by one when they are needed."""
-
-    @property
-    def title(self) -> str:
-        """What a message calls it."""
+class LabelledSource(Source, Protocol):
+    """Images with a class each, read one by one when they are needed."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names, in the order of the labels."""
+        """What the classes are called in captions, in the order of the labels."""
 
     @property
     def labels(self) -> Sequence[int]:
         """The class index of every sample."""
 
     @property
-    def names(self) -> Sequence[str]:
-        """What tells one sample from another, whatever is added or taken away beside it."""
+    def summary(self) -> str:
+        """What was found and what was left out, in one line."""
 
     def content(self, index: int) -> bytes:
         """The encoded image of a sample.
@@ -41,72 +37,37 @@ class Source(Protocol):
             InvalidSample: It cannot be read.
         """
 
-    def where(self, index: int) -> str:
-        """Where a person finds the sample."""
-
-
-def open_image(source: Source, index: int) -> Image.Image:
-    """A sample's image in RGB.
-
-    Raises:
-        InvalidSample: The image cannot be read; the message says where it is.
-    """
-    return decode_image(source.content(index), source.where(index))
-
-
-def decode_image(content: bytes, where: str) -> Image.Image:
-    """An encoded image in RGB.
-
-    Raises:
-        InvalidSample: It cannot be read; the message says where it is.
-    """
-    try:
-        return Image.open(BytesIO(content)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidSample(
-            f"the image {where} cannot be read ({error}): replace or remove it"
-        ) from error
-
 
 class FolderSource:
-    """A folder with one sub-folder a class; names are sorted, and `_` in them reads as a space."""
+    """A folder with one sub-folder a class; see `objectives.data.image_folder`."""
 
     def __init__(self, spec: DataSpec) -> None:
-        self._root = _existing_folder(spec.path)
-        self.title = f"image folder {self._root}"
-        known = Image.registered_extensions()
-        folders = sorted(
-            path for path in self._root.iterdir() if path.is_dir() and path.name[0] != "."
-        )
-        if len(folders) < 2:
-            raise MissingData(
-                f"{self._root} has {len(folders)} sub-folders, but a task needs at least 2 "
-                "classes: put the images of each class into a sub-folder of its own"
-            )
-        members = [
-            sorted(path for path in folder.rglob("*") if path.suffix.lower() in known)
-            for folder in folders
-        ]
-        for folder, files in zip(folders, members, strict=True):
-            if not files:
-                raise MissingData(
-                    f"the class folder {folder} has no images: add some, or remove the folder"
-                )
-        self.classes = tuple(folder.name.replace("_", " ") for folder in folders)
-        self.labels = [label for label, files in enumerate(members) for _ in files]
-        self._files = list(chain.from_iterable(members))
-        self.names = [path.relative_to(self._root).as_posix() for path in self._files]
+        self._folder = list_images(_existing_folder(spec.path))
+        self.title = f"image folder {shown(self._folder.root)}"
+        self.summary = self._folder.summary
+        self.classes = class_names(self._folder.classes, spec.classes, self.title)
+        self.labels = self._folder.labels
+        root = self._folder.root
+        self.names = [path.relative_to(root).as_posix() for path in self._folder.files]
+
+    def group(self, index: int) -> str:
+        """The file's name: each one stands alone."""
+        return self.names[index]
+
+    def sample(self, index: int) -> Sample:
+        """The file."""
+        return Sample(self._folder.files[index])
 
     def content(self, index: int) -> bytes:
         """The file as it is on disk."""
         try:
-            return self._files[index].read_bytes()
+            return self._folder.files[index].read_bytes()
         except OSError as error:
-            raise InvalidSample(f"{self._files[index]} cannot be read: {error}") from error
+            raise InvalidSample(f"{self.where(index)} cannot be read: {error}") from error
 
     def where(self, index: int) -> str:
         """The file's path."""
-        return str(self._files[index])
+        return shown(self._folder.files[index])
 
 
 class DatasetSource:
@@ -115,9 +76,20 @@ class DatasetSource:
     def __init__(self, spec: DataSpec) -> None:
         dataset = load_dataset(spec, (spec.image_column, spec.label_column))
         self.title = f"dataset {spec.path}"
-        self.classes, self.labels = _read_labels(dataset, spec.label_column, self.title)
+        found, self.labels = _read_labels(dataset, spec.label_column, self.title)
+        self.classes = class_names(found, spec.classes, self.title)
+        self.summary = f"{len(self.labels)} rows in {len(self.classes)} classes"
         self.names = [str(index) for index in range(len(self.labels))]
         self._cells = undecoded_images(dataset, spec.image_column, self.title)
+
+    def group(self, index: int) -> str:
+        """The row: each one stands alone."""
+        return self.names[index]
+
+    def sample(self, index: int) -> Sample:
+        """The encoded image of a row."""
+        cell = self._cells(index)
+        return Sample(None if cell is None else encoded(cell), self.where(index))
 
     def content(self, index: int) -> bytes:
         """The encoded image: from the dataset, or from the file that it names."""
@@ -129,6 +101,17 @@ class DatasetSource:
     def where(self, index: int) -> str:
         """The row of the dataset."""
         return f"row {index} of {self.title}"
+
+
+def open_labelled_source(spec: DataSpec) -> LabelledSource:
+    """The images and classes of a job, listed but not read.
+
+    Raises:
+        MissingData: There is nothing at the path, or a class is empty.
+        InvalidSample: A row has no label.
+        SpecError: A column is missing, or classes cannot be told apart by their names.
+    """
+    return FolderSource(spec) if spec.source is DataSource.IMAGE_FOLDER else DatasetSource(spec)
 
 
 def _existing_folder(path: str | None) -> Path:
@@ -183,6 +166,12 @@ def _read_labels(dataset: "Dataset", column: str, title: str) -> tuple[tuple[str
     names = getattr(dataset.features[column], "names", None)
     if names is not None:
         return tuple(names), [-1 if value is None else value for value in values]
+    empty = next((place for place, value in enumerate(values) if value is None), None)
+    if empty is not None and any(isinstance(value, str) for value in values):
+        raise InvalidSample(
+            f"row {empty} of {title} has no label in the column {column!r}: give it one, or "
+            "remove the row"
+        )
     if not all(isinstance(value, str) for value in values):
         raise SpecError(
             f"the column {column!r} of {title} has neither class names nor texts, so there are "
@@ -198,6 +187,11 @@ class EncodedImage(TypedDict):
 
     bytes: bytes | None
     path: str | None
+
+
+def encoded(cell: EncodedImage) -> Encoded:
+    """The image's bytes, or the file that the dataset names."""
+    return Path(cell["path"] or "") if cell["bytes"] is None else cell["bytes"]
 
 
 def read_cell(cell: EncodedImage, where: str) -> bytes:

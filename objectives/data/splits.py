@@ -1,52 +1,187 @@
-"""Dealing a person's samples out to the four splits."""
+"""Splitting a person's samples: four disjoint splits, and no image in two of them."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bitfront.errors import MissingData
+from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSpec
+from objectives.data.inspection import Inspection, Inspector, Sample
 from objectives.data.task import SplitName
 
 # A split's pixels are kept in memory while they take at most so much.
 HELD_NBYTES = 512 << 20
 
+_SHOWN: Final = 5
 
-def split_samples(names: Sequence[str], title: str, spec: DataSpec) -> dict[SplitName, list[int]]:
-    """The samples of each split, disjoint, in a random order.
+
+class Source(Protocol):
+    """Samples that can be told apart, each with its encoded image."""
+
+    @property
+    def title(self) -> str:
+        """What a message calls it."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What tells one sample from another, whatever is added or taken away beside it."""
+
+    def group(self, index: int) -> str:
+        """What samples share that must not lie in two splits, such as their image's name."""
+
+    def sample(self, index: int) -> Sample | None:
+        """The encoded image of a sample; None for one that needs none."""
+
+    def where(self, index: int) -> str:
+        """Where a person finds the sample."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The samples of each split, in a fixed random order.
+
+    Attributes:
+        indices: Into the source; no image lies in two splits.
+        left_out: What was met on the way and not taken, with how often.
+    """
+
+    indices: Mapping[SplitName, list[int]]
+    left_out: Counter[str]
+
+
+def split_samples(source: Source, spec: DataSpec, inspector: Inspector) -> Splits:
+    """The samples of each split, disjoint, in a random order; each one's image can be read.
 
     The order depends on the seed and on the samples' names only, so a sample that is added or
-    taken away moves no other one.
+    taken away moves no other one. Samples of one group follow each other; a copy of an image
+    that lies in another split already is left out.
 
     Args:
-        names: What tells one sample from another.
-        title: What a message calls their source.
-        spec: How many samples each split takes, and the seed.
+        source: The samples.
+        spec: How many samples each split takes, the seed, and whether unreadable ones are
+            left out.
+        inspector: Opens each sample that is taken.
 
     Raises:
         MissingData: There are fewer samples than the splits ask for.
+        InvalidSample: Some cannot be read; the message names the first ones and their number.
     """
     wanted = {name: int(getattr(spec.samples, name.value)) for name in SplitName}
+    _refuse_too_few(source.title, len(source.names), wanted, Counter())
+    filling = _Filling(wanted)
+    order = _random_order(source, spec.seed)
+    start = 0
+    while start < len(order) and not filling.is_full:
+        window = order[start : start + filling.missing]
+        for index, inspection in zip(window, _inspected(source, window, inspector), strict=True):
+            if inspection is None or inspection.problem is None:
+                filling.take(index, None if inspection is None else inspection.digest)
+            elif spec.skip_unreadable:
+                filling.left_out["images that cannot be read"] += 1
+            else:
+                filling.problems.append(_told(source, index, inspection.problem))
+        start += len(window)
+    if filling.problems:
+        raise InvalidSample(_listed(filling.problems))
+    if not filling.is_full:
+        _refuse_too_few(source.title, filling.taken, wanted, filling.left_out)
+    return Splits(filling.indices, filling.left_out)
+
+
+class _Filling:
+    """Fills the splits one after the other."""
+
+    def __init__(self, wanted: Mapping[SplitName, int]) -> None:
+        self._wanted = wanted
+        self._owners: dict[str, SplitName] = {}
+        self.indices: dict[SplitName, list[int]] = {name: [] for name in wanted}
+        self.left_out: Counter[str] = Counter()
+        self.problems: list[str] = []
+
+    @property
+    def taken(self) -> int:
+        return sum(map(len, self.indices.values()))
+
+    @property
+    def missing(self) -> int:
+        return sum(self._wanted.values()) - self.taken
+
+    @property
+    def is_full(self) -> bool:
+        return self.missing == 0
+
+    @property
+    def _current(self) -> SplitName:
+        return next(n for n, own in self.indices.items() if len(own) < self._wanted[n])
+
+    def take(self, index: int, digest: str | None) -> None:
+        """Puts a readable sample into the split that is filled now, unless it is in another."""
+        current = self._current
+        if digest is not None and self._owners.setdefault(digest, current) is not current:
+            self.left_out["copies of images in another split"] += 1
+            return
+        self.indices[current].append(index)
+
+
+def _inspected(
+    source: Source, indices: Sequence[int], inspector: Inspector
+) -> list[Inspection | None]:
+    """What each sample's image is like; None for a sample that needs none."""
+    samples = [source.sample(index) for index in indices]
+    found = iter(inspector.inspect([sample for sample in samples if sample is not None]))
+    return [None if sample is None else next(found) for sample in samples]
+
+
+def _told(source: Source, index: int, problem: str) -> str:
+    """What is wrong with a sample's image, with the place of the sample where that is another."""
+    where = source.where(index)
+    return problem if where in problem else f"{where}: {problem}"
+
+
+def _random_order(source: Source, seed: int) -> list[int]:
+    names = source.names
+    groups = [source.group(index) for index in range(len(names))]
+    shared = {group for group, count in Counter(groups).items() if count > 1}
+
+    def place(text: str) -> bytes:
+        # A file's name may be any bytes; Python keeps them as lone surrogates.
+        return hashlib.sha256(f"{seed}/{text}".encode(errors="surrogateescape")).digest()
+
+    def key(index: int) -> tuple[bytes, bytes]:
+        own = place(names[index])
+        return (place(groups[index]) if groups[index] in shared else own, own)
+
+    return sorted(range(len(names)), key=key)
+
+
+def _refuse_too_few(
+    title: str, count: int, wanted: Mapping[SplitName, int], left_out: Counter[str]
+) -> None:
     total = sum(wanted.values())
-    if len(names) < total:
-        asked = ", ".join(f"{name} {count}" for name, count in wanted.items())
-        raise MissingData(
-            f"the {title} has {len(names)} samples, but the splits ask for "
-            f"{total} ({asked}): lower data.samples"
-        )
-    order = sorted(
-        range(len(names)),
-        key=lambda index: hashlib.sha256(f"{spec.seed}/{names[index]}".encode()).digest(),
+    if count >= total:
+        return
+    asked = ", ".join(f"{name} {number}" for name, number in wanted.items())
+    without = "".join(f", without {number} {what}" for what, number in sorted(left_out.items()))
+    raise MissingData(
+        f"the {title} has {count} samples{without}, but the splits ask for "
+        f"{total} ({asked}): lower data.samples"
     )
-    dealt, start = {}, 0
-    for name, count in wanted.items():
-        dealt[name] = order[start : start + count]
-        start += count
-    return dealt
+
+
+def _listed(problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return (
+        f"{len(problems)} samples cannot be used (data.skip_unreadable: true leaves them out): "
+        f"{'; '.join(problems[:_SHOWN])}{more}"
+    )
 
 
 def fingerprint(content: bytes, answer: str) -> str:

@@ -20,6 +20,7 @@ from bitfront.vlm import PlanSwitch, load_model
 from objectives.cost.activations import ActivationMemory
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
 from objectives.cost.latency import LatencyMeter
+from objectives.data.inspection import Inspector
 from objectives.data.task import SplitName
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.registry import load_family
@@ -106,14 +107,21 @@ class Evaluator:
         spec: JobSpec,
         bounds: LearnedBounds = MappingProxyType({}),
         features: Path | None = None,
+        inspector: Inspector | None = None,
     ) -> Self:
         """Loads a job's model and task, and calibrates the model for every clip of the job.
+
+        Args:
+            spec: The job.
+            bounds: What visual-encoder optimisation learned.
+            features: Folder for features that memory has no room for.
+            inspector: Opens each sample once; None remembers nothing.
 
         Raises:
             BitfrontError: The model or the data cannot be loaded.
         """
         model = load_model(spec.model)
-        family = load_family(spec.data, model)
+        family = load_family(spec.data, model, inspector)
         clips = sorted({1.0, *spec.space.clips})
         ranges = calibrate(family.task, clips)
         return cls(spec, family, ranges, bounds=bounds, features=features)

@@ -49,10 +49,12 @@ def classify(
     **limits: float | None,
 ) -> None:
     """Say what PICTURES show, with a configuration that a study found."""
-    from objectives.evaluation.inference import open_picture
+    from objectives.data.images import read_image
 
-    opened = [open_picture(path) for path in pictures]
+    for path in pictures:
+        read_image(path)  # one that cannot be read is told before the model is loaded
     evaluator, configuration = _pick(url, study, trial, tuned, limits)
+    opened = [read_image(path, evaluator.spec.data.background) for path in pictures]
     rows = evaluator.scorer.classify(configuration, opened, top)
     for path, row in zip(pictures, rows, strict=True):
         named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in row)
@@ -74,10 +76,11 @@ def ask(
     **limits: float | None,
 ) -> None:
     """Answer QUESTION about PICTURE, with a configuration that a study found."""
-    from objectives.evaluation.inference import open_picture
+    from objectives.data.images import read_image
 
-    opened = open_picture(picture)
+    read_image(picture)  # one that cannot be read is told before the model is loaded
     evaluator, configuration = _pick(url, study, trial, tuned, limits)
+    opened = read_image(picture, evaluator.spec.data.background)
     click.echo(evaluator.scorer.answer(configuration, question, opened))
 
 

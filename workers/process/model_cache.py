@@ -22,6 +22,7 @@ from bitfront.precision import Precision
 from bitfront.profile import LayerEntropy
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.vlm import LayeredModel
+from objectives.data.inspection import Inspector
 from objectives.data.task import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling.cells import CellMeter
@@ -48,7 +49,8 @@ def evaluator(config: WorkerConfig) -> Evaluator:
     check_allowed_roots(spec)
     with timed(spec.study, "load"):
         bounds = bounds_from_json(config.bounds)
-        return Evaluator.from_spec(spec, bounds, features=feature_folder())
+        inspector = Inspector(inspection_file(), workers=1)
+        return Evaluator.from_spec(spec, bounds, feature_folder(), inspector)
 
 
 def release() -> None:
@@ -66,7 +68,16 @@ def release() -> None:
 
 def feature_folder() -> Path:
     """Where features go that memory has no room for: BITFRONT_CACHE, or the person's cache."""
-    return Path(os.environ.get("BITFRONT_CACHE") or user_cache_path("bitfront")) / "features"
+    return _cache_folder() / "features"
+
+
+def inspection_file() -> Path:
+    """Where it is remembered which samples can be read."""
+    return _cache_folder() / "inspected.db"
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("BITFRONT_CACHE") or user_cache_path("bitfront"))
 
 
 @lru_cache(maxsize=1)

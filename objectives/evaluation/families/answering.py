@@ -9,6 +9,7 @@ from bitfront.objective import Objective
 from bitfront.quant.inputs import LearnedBounds
 from bitfront.spec import DataSpec, JobSpec, QuantizerSpec, VisionSpec
 from bitfront.vlm import GenerativeModel
+from objectives.data.inspection import Inspector
 from objectives.data.questions import QuestionTask, load_questions
 from objectives.evaluation.answer_scorer import AnswerScorer, refuse_class_settings
 from objectives.evaluation.families.family import Family
@@ -24,13 +25,13 @@ class AnsweringFamily(Family):
     task: QuestionTask
 
     @classmethod
-    def load(cls, spec: DataSpec, model: GenerativeModel) -> Self:
+    def load(cls, spec: DataSpec, model: GenerativeModel, inspector: Inspector) -> Self:
         """The family with the questions of a job.
 
         Raises:
             BitfrontError: As `load_questions` does.
         """
-        return cls(load_questions(spec, model))
+        return cls(load_questions(spec, model, inspector))
 
     def scorer(self, context: ScoringContext) -> AnswerScorer:
         """The scorer of greedy answers."""

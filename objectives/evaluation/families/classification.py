@@ -7,6 +7,7 @@ from bitfront.spec import DataSpec, JobSpec, QuantizerSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.cost.latency import LatencyMeter
 from objectives.data.classification import ClassificationTask, load_classification
+from objectives.data.inspection import Inspector
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.scorer import ScoringContext
@@ -19,13 +20,13 @@ class ClassificationFamily(Family):
     task: ClassificationTask
 
     @classmethod
-    def load(cls, spec: DataSpec, model: DualEncoder) -> Self:
+    def load(cls, spec: DataSpec, model: DualEncoder, inspector: Inspector) -> Self:
         """The family with the classes and images of a job.
 
         Raises:
             BitfrontError: As `load_classification` does.
         """
-        return cls(load_classification(spec, model))
+        return cls(load_classification(spec, model, inspector))
 
     def scorer(self, context: ScoringContext) -> ClassificationScorer:
         """The scorer of zero-shot classification."""

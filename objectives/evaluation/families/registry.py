@@ -7,6 +7,7 @@ from typing import Final, Generic, TypeVar
 from bitfront.errors import SpecError
 from bitfront.spec import DataSpec
 from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel
+from objectives.data.inspection import Inspector
 from objectives.evaluation.families.answering import AnsweringFamily
 from objectives.evaluation.families.classification import ClassificationFamily
 from objectives.evaluation.families.family import Family
@@ -24,11 +25,11 @@ class Registration(Generic[Model]):
     """
 
     model_type: type[Model]
-    load: Callable[[DataSpec, Model], Family]
+    load: Callable[[DataSpec, Model, Inspector], Family]
 
-    def load_for(self, spec: DataSpec, model: LayeredModel) -> Family | None:
+    def load_for(self, spec: DataSpec, model: LayeredModel, inspector: Inspector) -> Family | None:
         """The family of the model; None if the model is of another kind."""
-        return self.load(spec, model) if isinstance(model, self.model_type) else None
+        return self.load(spec, model, inspector) if isinstance(model, self.model_type) else None
 
 
 FAMILIES: Final[Sequence[Registration[DualEncoder] | Registration[GenerativeModel]]] = (
@@ -37,7 +38,7 @@ FAMILIES: Final[Sequence[Registration[DualEncoder] | Registration[GenerativeMode
 )
 
 
-def load_family(spec: DataSpec, model: LayeredModel) -> Family:
+def load_family(spec: DataSpec, model: LayeredModel, inspector: Inspector | None = None) -> Family:
     """The family of a model, with the samples of a job prepared as the model wants them.
 
     Raises:
@@ -46,7 +47,7 @@ def load_family(spec: DataSpec, model: LayeredModel) -> Family:
         SpecError: The data do not fit the model, or no family is for its kind.
     """
     for registration in FAMILIES:
-        family = registration.load_for(spec, model)
+        family = registration.load_for(spec, model, inspector or Inspector())
         if family is not None:
             return family
     raise SpecError(f"no model family is for a {type(model).__name__}: register one")

@@ -309,13 +309,19 @@ def without(number: int, key: str) -> list[Line]:
 BAD_LINES: dict[str, tuple[Sequence[Line | str], str]] = {
     "an image that is not there": (
         broken(3, image="images/none.png"),
-        r"the image of line 4 of .*questions\.jsonl is missing.*none\.png.*add it, or remove",
+        r"line 4 of .*questions\.jsonl: the image .*none\.png cannot be read: No such file",
     ),
-    "a folder for an image": (broken(3, image="images"), r"the image of line 4 .* is missing"),
-    "a path without a name": (broken(3, image=""), r"the image of line 4 .* is missing"),
+    "a folder for an image": (
+        broken(3, image="images"),
+        r"line 4 .*: the image .* cannot be read: Is a directory",
+    ),
+    "a path without a name": (
+        broken(3, image=""),
+        r"line 4 .*: the image .* cannot be read: Is a directory",
+    ),
     "an image that is none": (
         broken(3, image="questions.jsonl"),
-        r"the image line 4 of .* cannot be read .*: replace or remove it",
+        r"line 4 of .*: the image .* cannot be read: .* or remove it",
     ),
     "a path outside of the folder": (
         broken(2, image="../secret.png"),
@@ -369,7 +375,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, model: GenerativeModel) -> N
     image = tmp_path / "images/7.png"
     image.write_bytes(image.read_bytes()[:60])
 
-    with pytest.raises(InvalidSample, match=r"the image line 8 of .* cannot be read"):
+    with pytest.raises(InvalidSample, match=r"line 8 of .*: the image .*7\.png cannot be read"):
         use_all(load_questions(json_spec(path), model), model)
 
 
@@ -514,7 +520,7 @@ def test_questions_with_and_without_images_give_the_same_bits_with_and_without_c
     ranges = calibrate(task, (1.0,))
     evaluators = [
         Evaluator(spec, AnsweringFamily(task), ranges),
-        Evaluator(spec, AnsweringFamily.load(spec.data, plain), ranges, cache_nbytes=0),
+        Evaluator(spec, AnsweringFamily(load_questions(spec.data, plain)), ranges, cache_nbytes=0),
     ]
     selection = task.split(SplitName.SELECTION)
     kinds = {selection.read(n).pixels is None for n in range(len(selection.batches))}

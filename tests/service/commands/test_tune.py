@@ -20,9 +20,9 @@ from bitfront.precision import Precision
 from bitfront.reference.questions import draw_questions
 from bitfront.reference.scenes import draw_scenes, picture
 from bitfront.trial import Origin, Trial
+from objectives.data.images import read_image
 from objectives.data.task import SplitName
 from objectives.evaluation.evaluator import Evaluator
-from objectives.evaluation.inference import open_picture
 from objectives.evaluation.tuned import read_tuned
 from service.cli import main
 from storage.store import open_store
@@ -111,7 +111,7 @@ def test_pictures_are_classified_with_what_was_tuned(
 
     assert result.exit_code == 0, result.output
     evaluator, configuration = read_tuned(folder)
-    ((best,),) = evaluator.scorer.classify(configuration, [open_picture(photo)], 1)
+    ((best,),) = evaluator.scorer.classify(configuration, [read_image(photo)], 1)
     assert result.stdout == f"{photo}: {best[0]} {100 * best[1]:.1f} %\n"
 
 

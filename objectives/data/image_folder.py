@@ -1,0 +1,160 @@
+"""The one lister of image folders: a sub-folder a class, and a count of what was left out."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bitfront.errors import MissingData
+
+SUFFIXES: Final = frozenset(
+    {
+        *(".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jpe", ".jpeg", ".jpg"),
+        *(".j2k", ".jp2", ".jpx", ".pbm", ".pgm", ".png", ".apng", ".pnm", ".ppm"),
+        *(".qoi", ".tga", ".tif", ".tiff", ".webp", ".mpo"),
+    }
+)
+"""What the names of images end in, those that `objectives.data.images` decodes."""
+
+_UNREADABLE = frozenset(
+    {
+        *(".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw"),
+        *(".dng", ".orf", ".rw2", ".eps", ".exr", ".hdr", ".xcf"),
+    }
+)
+_FOREIGN = frozenset(
+    {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+)
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images of a folder with one sub-folder a class, sorted by name.
+
+    Attributes:
+        root: The folder.
+        classes: The names of the sub-folders, in the order of the labels.
+        files: Every image.
+        labels: The index of its class.
+        left_out: What was not taken, with how often.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: list[Path]
+    labels: list[int]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def summary(self) -> str:
+        """What was found and what was left out, in one line."""
+        found = f"{len(self.files)} images in {len(self.classes)} classes"
+        if not self.left_out:
+            return found
+        left = ", ".join(f"{count} {what}" for what, count in sorted(self.left_out.items()))
+        return f"{found}; left out: {left}"
+
+
+def list_images(root: Path) -> ImageFolder:
+    """Lists an image folder; links are followed, each folder at most once within a class.
+
+    Hidden names (`.ipynb_checkpoints`, `._cat.jpg`) and what systems leave behind
+    (`Thumbs.db`, `__MACOSX`) are left out, and so is what is not an image by its name, a broken
+    link, and what lies beside the class folders.
+
+    Raises:
+        MissingData: There are fewer than two class folders, one has no image, two have the same
+            name but for its spelling in Unicode, or a folder cannot be looked into.
+    """
+    left_out: Counter[str] = Counter()
+    folders: list[Path] = []
+    for entry in _entries(root):
+        if _is_foreign(entry.name):
+            left_out["hidden or system names"] += 1
+        elif entry.is_dir():
+            folders.append(entry)
+        else:
+            left_out["files beside the class folders"] += 1
+    if len(folders) < 2:
+        raise MissingData(
+            f"{shown(root)} has {len(folders)} class folder{'s' * (len(folders) != 1)}, but a "
+            "task needs at least 2 classes: put the images of each class into a sub-folder of "
+            "its own"
+        )
+    _refuse_twins(folders)
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        own = list(_images_below(folder, left_out, set()))
+        if not own:
+            raise MissingData(_no_image(folder, left_out))
+        files += own
+        labels += [label] * len(own)
+    return ImageFolder(root, tuple(folder.name for folder in folders), files, labels, left_out)
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can be printed and stored, whatever bytes its name is made of."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name alike on every file system."""
+    try:
+        found = list(folder.iterdir())
+    except OSError as error:
+        raise MissingData(f"the folder {shown(folder)} cannot be read: {error.strerror}") from error
+    return sorted(found, key=lambda path: (_normal(path.name), os.fsencode(path.name)))
+
+
+def _images_below(
+    folder: Path, left_out: Counter[str], seen: set[tuple[int, int]]
+) -> Iterator[Path]:
+    status = folder.stat()
+    place = (status.st_dev, status.st_ino)
+    if place in seen:
+        left_out["links to folders that were listed already"] += 1
+        return
+    seen.add(place)
+    for entry in _entries(folder):
+        suffix = entry.suffix.lower()
+        if _is_foreign(entry.name):
+            left_out["hidden or system names"] += 1
+        elif entry.is_dir():
+            yield from _images_below(entry, left_out, seen)
+        elif not entry.exists():
+            left_out["broken links"] += 1
+        elif suffix in _UNREADABLE:
+            left_out[f"{suffix} files (convert them to JPEG or PNG)"] += 1
+        elif suffix not in SUFFIXES or not entry.is_file():
+            left_out["files that are not images"] += 1
+        else:
+            yield entry
+
+
+def _is_foreign(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _FOREIGN
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _refuse_twins(folders: list[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for folder in folders:
+        twin = seen.setdefault(_normal(folder.name), folder)
+        if twin is not folder:
+            raise MissingData(
+                f"the class folders {shown(twin)} and {shown(folder)} have the same name, spelled "
+                "in two ways in Unicode: put their images into one"
+            )
+
+
+def _no_image(folder: Path, left_out: Counter[str]) -> str:
+    unreadable = sorted(what for what in left_out if what.startswith("."))
+    hint = f" (it may have {' and '.join(unreadable)})" if unreadable else ""
+    return f"the class folder {shown(folder)} has no images{hint}: add some, or remove the folder"

@@ -1,0 +1,177 @@
+"""Opens every sample once, in parallel, and remembers by path, size and time what it was like."""
+
+import hashlib
+import multiprocessing
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bitfront.errors import InvalidSample
+from objectives.data.image_folder import shown
+from objectives.data.images import decode_image
+
+# Goes up with whatever makes an image that was readable unreadable, or the other way round.
+_VERSION: Final = 1
+# Fewer unknown samples are opened in this process: others take a second to start.
+_FEW: Final = 256
+_CHUNK: Final = 16
+
+Encoded = Path | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What opening a sample's image showed.
+
+    Attributes:
+        digest: SHA-256 of the encoded image; empty where it cannot be read.
+        problem: Why it cannot be used, as one sentence; None where it can.
+    """
+
+    digest: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An encoded image and where a person finds it, or the file that holds it.
+
+    Without either the sample lacks the image that it should have.
+    """
+
+    encoded: Encoded | None
+    where: str = ""
+
+
+def inspect_sample(sample: Sample) -> Inspection:
+    """Reads and decodes one image."""
+    try:
+        content = _content(sample)
+        digest = hashlib.sha256(content).hexdigest()
+    except InvalidSample as error:
+        return Inspection("", str(error))
+    try:
+        decode_image(content, _where(sample))
+    except InvalidSample as error:
+        return Inspection(digest, str(error))
+    return Inspection(digest)
+
+
+def _content(sample: Sample) -> bytes:
+    if sample.encoded is None:
+        raise InvalidSample(f"{sample.where} has no image: remove it")
+    if isinstance(sample.encoded, bytes):
+        return sample.encoded
+    try:
+        return sample.encoded.read_bytes()
+    except OSError as error:
+        raise InvalidSample(
+            f"the image {_where(sample)} cannot be read: {error.strerror}; replace or remove it"
+        ) from error
+
+
+def _where(sample: Sample) -> str:
+    # A file is remembered by its own name, whoever names it.
+    return shown(sample.encoded) if isinstance(sample.encoded, Path) else sample.where
+
+
+class Inspector:
+    """Inspects samples, those that are remembered at the price of a look at their file.
+
+    Args:
+        memory: An SQLite file of its own that remembers; None remembers nothing.
+        workers: Processes that open images.
+        on_progress: Hears how many more samples have been looked at.
+    """
+
+    def __init__(
+        self,
+        memory: Path | None = None,
+        workers: int | None = None,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._memory = memory
+        self._workers = workers or os.cpu_count() or 1
+        self._on_progress = on_progress
+
+    def inspect(self, samples: Sequence[Sample]) -> list[Inspection]:
+        """What each sample is like, in their order."""
+        keys = [_key(sample) for sample in samples]
+        known = self._recall(key for key in keys if key is not None)
+        found: dict[int, Inspection] = {
+            place: known[key] for place, key in enumerate(keys) if key in known
+        }
+        self._on_progress(len(found))
+        missing = [place for place in range(len(samples)) if place not in found]
+        new: list[tuple[str, Inspection]] = []
+        for place, inspection in zip(
+            missing, self._open([samples[place] for place in missing]), strict=True
+        ):
+            found[place] = inspection
+            key = keys[place]
+            # What could not even be read may be readable the next time, with the file unchanged.
+            if key is not None and inspection.digest:
+                new.append((key, inspection))
+            self._on_progress(1)
+        self._remember(new)
+        return [found[place] for place in range(len(samples))]
+
+    def _open(self, samples: Sequence[Sample]) -> Iterable[Inspection]:
+        if len(samples) < _FEW or self._workers == 1:
+            yield from map(inspect_sample, samples)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self._workers, mp_context=context) as pool:
+            yield from pool.map(inspect_sample, samples, chunksize=_CHUNK)
+
+    def _recall(self, keys: Iterable[str]) -> dict[str, Inspection]:
+        if self._memory is None or not self._memory.exists():
+            return {}
+        found: dict[str, Inspection] = {}
+        try:
+            with closing(sqlite3.connect(self._memory, timeout=10)) as connection:
+                for key in keys:
+                    row = connection.execute(
+                        "SELECT digest, problem FROM inspection WHERE key = ?", (key,)
+                    ).fetchone()
+                    if row is not None:
+                        found[key] = Inspection(*row)
+        except sqlite3.Error:
+            # It only saves time: a damaged or busy one is done without.
+            return found
+        return found
+
+    def _remember(self, new: Sequence[tuple[str, Inspection]]) -> None:
+        if self._memory is None or not new:
+            return
+        try:
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._memory, timeout=10)) as connection, connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS inspection "
+                    "(key TEXT PRIMARY KEY, digest TEXT NOT NULL, problem TEXT)"
+                )
+                connection.executemany(
+                    "INSERT OR REPLACE INTO inspection VALUES (?, ?, ?)",
+                    [(key, found.digest, found.problem) for key, found in new],
+                )
+        except (OSError, sqlite3.Error):
+            return
+
+
+def _key(sample: Sample) -> str | None:
+    """Names a file as it is now; None for what is not in a file of its own."""
+    if not isinstance(sample.encoded, Path):
+        return None
+    try:
+        path = sample.encoded.resolve()
+        status = path.stat()
+    except (OSError, RuntimeError):
+        return None
+    text = f"{_VERSION}/{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(path)
+    return hashlib.sha256(text).hexdigest()

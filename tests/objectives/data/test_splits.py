@@ -1,0 +1,171 @@
+"""Samples are split so that no image lies in two splits, and each one can be read."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, reject
+from hypothesis import strategies as st
+from PIL import Image
+
+from bitfront.errors import InvalidSample, MissingData
+from bitfront.spec import DataSource, DataSpec, Samples
+from objectives.data.inspection import Inspection, Inspector, Sample, inspect_sample
+from objectives.data.splits import Splits, split_samples
+from objectives.data.task import SplitName
+
+
+def image(number: int) -> bytes:
+    stream = BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+class Images:
+    """Images by number: those of one number are the same."""
+
+    title = "test images"
+
+    def __init__(self, numbers: Sequence[int], groups: Sequence[str] | None = None) -> None:
+        self.numbers = numbers
+        self.names = [f"image {place}" for place in range(len(numbers))]
+        self._groups = groups or self.names
+
+    def group(self, index: int) -> str:
+        return self._groups[index]
+
+    def sample(self, index: int) -> Sample | None:
+        number = self.numbers[index]
+        return Sample(b"" if number < 0 else image(number), self.where(index))
+
+    def where(self, index: int) -> str:
+        return self.names[index]
+
+
+def data(each: int, **settings: object) -> DataSpec:
+    samples = Samples(calibration=each, tuning=each, selection=each, test=each)
+    return DataSpec.model_validate(
+        {"source": DataSource.IMAGE_FOLDER, "path": "x", "samples": samples, **settings}
+    )
+
+
+def split(source: Images, spec: DataSpec) -> Splits:
+    return split_samples(source, spec, Inspector())
+
+
+@given(numbers=st.lists(st.integers(0, 12), min_size=8, max_size=40), seed=st.integers(0, 2**31))
+def test_no_image_lies_in_two_splits(numbers: list[int], seed: int) -> None:
+    try:
+        found = split(Images(numbers), data(2, seed=seed))
+    except MissingData:
+        reject()  # too many of them are copies
+
+    contents = {name: {numbers[i] for i in own} for name, own in found.indices.items()}
+    places = [index for own in found.indices.values() for index in own]
+    assert all(len(own) == 2 for own in found.indices.values())
+    assert len(set(places)) == 8
+    names = list(SplitName)
+    assert not any(contents[a] & contents[b] for a in names for b in names if a is not b)
+
+
+def test_a_further_sample_moves_no_other_one() -> None:
+    fewer = split(Images(list(range(40))), data(5))
+    more = split(Images([*range(40), 99]), data(5))
+
+    moved = {40} & {index for own in more.indices.values() for index in own}
+    if not moved:
+        assert fewer.indices == more.indices
+    same = [set(fewer.indices[name]) & set(more.indices[name]) for name in SplitName]
+    assert sum(map(len, same)) >= 15
+
+
+def test_samples_of_one_group_stay_together() -> None:
+    # Six questions about each of eight images.
+    numbers = [place // 6 for place in range(48)]
+    found = split(Images(numbers, [f"photo {n}" for n in numbers]), data(6))
+
+    contents = [{numbers[index] for index in own} for own in found.indices.values()]
+    assert all(len(own) == 1 for own in contents)
+
+
+def test_what_cannot_be_read_is_named_all_at_once() -> None:
+    with pytest.raises(InvalidSample) as caught:
+        split(Images([-1, *range(10), -1]), data(3))
+
+    text = str(caught.value)
+    assert text.startswith("2 samples cannot be used (data.skip_unreadable: true leaves them out)")
+    assert "the image image 0 is empty (0 bytes)" in text
+    assert "the image image 11 is empty (0 bytes)" in text
+
+
+def test_what_cannot_be_read_is_left_out_where_that_is_asked_for() -> None:
+    found = split(Images([-1, *range(12), -1]), data(3, skip_unreadable=True))
+
+    assert found.left_out == {"images that cannot be read": 2}
+    assert not {0, 13} & {index for own in found.indices.values() for index in own}
+
+
+def test_too_few_samples_are_told_with_what_was_left_out() -> None:
+    with pytest.raises(MissingData) as caught:
+        split(Images([-1, *range(11)]), data(3, skip_unreadable=True))
+
+    assert str(caught.value) == (
+        "the test images has 11 samples, without 1 images that cannot be read, but the splits ask "
+        "for 12 (calibration 3, tuning 3, selection 3, test 3): lower data.samples"
+    )
+
+
+class Counting(Inspector):
+    """Counts what it opens."""
+
+    opened = 0
+
+    def _open(self, samples: Sequence[Sample]) -> list[Inspection]:
+        self.opened += len(samples)
+        return [inspect_sample(sample) for sample in samples]
+
+
+def test_a_file_is_opened_once_until_it_changes(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, file in enumerate(files):
+        file.write_bytes(image(number))
+    files[3].write_bytes(b"broken")
+    samples = [Sample(file) for file in files]
+    memory = tmp_path / "memory" / "inspected.db"
+    first = Counting(memory).inspect(samples)
+
+    again, changed = Counting(memory), Counting(memory)
+    assert again.inspect(samples) == first
+    files[1].write_bytes(image(9) + b" ")
+    second = changed.inspect(samples)
+
+    assert again.opened == 0
+    assert changed.opened == 1
+    assert first[3].problem is not None
+    assert str(files[3]) in first[3].problem
+    assert second[1].digest != first[1].digest
+
+
+def test_a_damaged_memory_is_done_without(tmp_path: Path) -> None:
+    file, memory = tmp_path / "1.png", tmp_path / "inspected.db"
+    file.write_bytes(image(1))
+    memory.write_bytes(b"this is no database, and it is long enough to be looked at" * 20)
+
+    assert Inspector(memory).inspect([Sample(file)]) == [inspect_sample(Sample(file))]
+
+
+def test_many_files_are_opened_in_parallel(tmp_path: Path) -> None:
+    samples = []
+    for number in range(300):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(image(number))
+        samples.append(Sample(file))
+    seen: list[int] = []
+
+    found = Inspector(workers=2, on_progress=seen.append).inspect(samples)
+
+    assert found == [inspect_sample(sample) for sample in samples]
+    assert sum(seen) == 300
