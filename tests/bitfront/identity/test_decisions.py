@@ -139,7 +139,7 @@ def test_only_fields_that_enter_a_key_are_tried() -> None:
         ({"selection": "another"}, {Key.EVALUATION}),
         ({"device": "cuda"}, {Key.CELL, Key.CLIPS, Key.EVALUATION, Key.FEATURES}),
     ],
-    ids=str,
+    ids=["model", "calibration", "tuning", "selection", "device"],
 )
 def test_keys_follow_the_identities_of_model_splits_and_device(
     part: dict[str, str], expected: set[Key]
