@@ -1,5 +1,6 @@
 """Let cells have a latency: the seconds of their layers' kernels, where a job asked for it."""
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0007"
@@ -12,14 +13,11 @@ TABLES = ("cell", "option")
 
 
 def upgrade() -> None:
-    # SQLite adds a check together with its column only.
-    kind = "DOUBLE" if op.get_bind().dialect.name == "sqlite" else "DOUBLE PRECISION"
     for table in TABLES:
-        op.execute(
-            f"ALTER TABLE {table} ADD COLUMN latency_s {kind} "
-            f"CONSTRAINT ck_{table}_latency_s_finite "
-            f"CHECK (latency_s BETWEEN 0 AND {GREATEST})"
+        finite = sa.CheckConstraint(
+            f"latency_s BETWEEN 0 AND {GREATEST}", name=op.f(f"ck_{table}_latency_s_finite")
         )
+        op.add_column(table, sa.Column("latency_s", sa.Double(), finite, nullable=True))
 
 
 def downgrade() -> None:
