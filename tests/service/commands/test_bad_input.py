@@ -172,7 +172,8 @@ ADDITIONS = {
         "  study: x",
         "line 6: data.study is no known key: the keys of data are source, path, image_column, "
         "label_column, question_column, answer_column, templates, prompt, answer_pattern, "
-        "answer_tokens, samples, horizontal_flip, seed, batch_size",
+        "answer_tokens, samples, horizontal_flip, classes, background, skip_unreadable, seed, "
+        "batch_size",
     ),
     "a second document": (
         "---\nstudy: second",
