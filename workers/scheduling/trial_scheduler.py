@@ -123,7 +123,6 @@ class TrialScheduler:
         self._last_failure = ""
         self._started_s = time.monotonic()
         self._is_exhausted = False
-        self.stop_reason = ""
         self._proposer = self._make_proposer(space)
         self._restore()
 
@@ -198,7 +197,7 @@ class TrialScheduler:
         """Whether nothing runs and nothing more will, unless the study is resumed later."""
         if self._running:
             return False
-        return self._is_draining() or (not self._waiting and self._is_over())
+        return self._is_draining() or (not self._waiting and self._is_over)
 
     @property
     def study(self) -> str:
@@ -221,22 +220,26 @@ class TrialScheduler:
         if self._is_draining():
             return self.running
         known = self.running + len(self._waiting)
-        return known if self._is_over() else known + self._spec.stop.trials - len(self._trials)
+        return known if self._is_over else known + self._spec.stop.trials - len(self._trials)
 
+    @property
+    def stop_reason(self) -> str:
+        """Why the job itself starts no new trial; empty while it would."""
+        stop = self._spec.stop
+        if self._is_exhausted:
+            return "the sampler finds no configuration that is new"
+        if len(self._trials) >= stop.trials:
+            return f"{stop.trials} trials are done"
+        if stop.patience and not self._seeds and self._tracker.since_growth >= stop.patience:
+            return f"the hypervolume did not grow over {stop.patience} trials"
+        if stop.time_s is not None and time.monotonic() - self._started_s >= stop.time_s:
+            return f"{stop.time_s:.0f} s have passed"
+        return ""
+
+    @property
     def _is_over(self) -> bool:
         """Whether no new trial is to be started."""
-        stop = self._spec.stop
-        if self._is_exhausted or self._is_draining():
-            return True
-        if len(self._trials) >= stop.trials:
-            self.stop_reason = f"{stop.trials} trials are done"
-        elif stop.time_s is not None and time.monotonic() - self._started_s >= stop.time_s:
-            self.stop_reason = f"{stop.time_s:.0f} s have passed"
-        elif stop.patience and not self._seeds and self._tracker.since_growth >= stop.patience:
-            self.stop_reason = f"the hypervolume did not grow over {stop.patience} trials"
-        else:
-            return False
-        return True
+        return self._is_draining() or self.stop_reason != ""
 
     def next(self) -> Attempt | None:
         """The next attempt to hand out; None if there is nothing to hand out now."""
@@ -244,7 +247,7 @@ class TrialScheduler:
             attempt = self._waiting.popleft()
             self._running[attempt.trial.number] = attempt
             return attempt
-        while not self._is_over():
+        while not self._is_over:
             proposal = self._propose()
             if proposal is None:
                 return None
@@ -268,7 +271,6 @@ class TrialScheduler:
         proposal = self._proposer.propose()
         if proposal is None and not self._running:
             self._is_exhausted = True
-            self.stop_reason = "the sampler finds no configuration that is new"
         return proposal
 
     def _look_back(self) -> None:

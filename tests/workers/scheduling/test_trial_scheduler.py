@@ -415,6 +415,18 @@ def test_a_known_evaluation_is_not_handed_out(bench: Bench) -> None:
     assert len(bench.store.trials("other")) == 30
 
 
+def test_why_a_study_ends_depends_on_no_question_asked_before(bench: Bench) -> None:
+    scheduler = bench.drive()
+    early = scheduler.stop_reason
+    run_out(scheduler)
+
+    again = bench.drive()
+
+    assert early == ""
+    assert again.stop_reason == "30 trials are done"
+    assert (again.left, again.is_finished) == (0, True)
+
+
 def test_draining_finishes_what_runs_and_starts_nothing(bench: Bench) -> None:
     scheduler = bench.drive()
     attempt = take(scheduler)
