@@ -1,4 +1,4 @@
-"""Trials as a sampler is told of them, where there is no study that has them."""
+"""Trials for a sampler's tests and benchmarks, where there is no stored study."""
 
 from collections.abc import Sequence
 

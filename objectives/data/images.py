@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, UnidentifiedImageError
 
 from bitfront.errors import InvalidSample
+from objectives.data.image_folder import shown
 
 FORMATS: Final = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000"),
     *("PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"),
 )
-"""The formats that are decoded, as Pillow names them; a document or a plot is no photograph."""
+"""The formats that are decoded, as Pillow names them; documents and vector graphics are not."""
 
 WHITE: Final = "white"
 MAX_PIXELS: Final = 1 << 27
@@ -96,11 +97,21 @@ def read_image(path: Path, background: str = WHITE) -> Image.Image:
     Raises:
         InvalidSample: There is none, or it cannot be read.
     """
+    return decode_image(read_content(path), shown(path), background)
+
+
+def read_content(path: Path) -> bytes:
+    """The encoded image that a file holds.
+
+    Raises:
+        InvalidSample: There is no such file, or it cannot be read.
+    """
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise InvalidSample(f"the image {path} cannot be read: {error.strerror}") from error
-    return decode_image(content, str(path), background)
+        raise InvalidSample(
+            f"the image {shown(path)} cannot be read: {error.strerror}; replace or remove it"
+        ) from error
 
 
 def _refuse_huge(size: tuple[int, int], where: str) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from bitfront.errors import InvalidSample
 from objectives.data.image_folder import shown
-from objectives.data.images import decode_image
+from objectives.data.images import decode_image, read_content
 
 # Goes up with whatever makes an image that was readable unreadable, or the other way round.
 _VERSION: Final = 1
@@ -47,37 +47,34 @@ class Sample:
     encoded: Encoded | None
     where: str = ""
 
+    @property
+    def place(self) -> str:
+        """What a message calls it: a file by its own name, whoever names it."""
+        return shown(self.encoded) if isinstance(self.encoded, Path) else self.where
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            InvalidSample: There is none, or its file cannot be read.
+        """
+        if self.encoded is None:
+            raise InvalidSample(f"{self.where} has no image: remove it")
+        return self.encoded if isinstance(self.encoded, bytes) else read_content(self.encoded)
+
 
 def inspect_sample(sample: Sample) -> Inspection:
     """Reads and decodes one image."""
     try:
-        content = _content(sample)
+        content = sample.read()
         digest = hashlib.sha256(content).hexdigest()
     except InvalidSample as error:
         return Inspection("", str(error))
     try:
-        decode_image(content, _where(sample))
+        decode_image(content, sample.place)
     except InvalidSample as error:
         return Inspection(digest, str(error))
     return Inspection(digest)
-
-
-def _content(sample: Sample) -> bytes:
-    if sample.encoded is None:
-        raise InvalidSample(f"{sample.where} has no image: remove it")
-    if isinstance(sample.encoded, bytes):
-        return sample.encoded
-    try:
-        return sample.encoded.read_bytes()
-    except OSError as error:
-        raise InvalidSample(
-            f"the image {_where(sample)} cannot be read: {error.strerror}; replace or remove it"
-        ) from error
-
-
-def _where(sample: Sample) -> str:
-    # A file is remembered by its own name, whoever names it.
-    return shown(sample.encoded) if isinstance(sample.encoded, Path) else sample.where
 
 
 class Inspector:

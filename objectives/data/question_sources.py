@@ -14,7 +14,7 @@ from bitfront.reference.scenes import SplitTitle, picture
 from bitfront.spec import DataSource, DataSpec
 from objectives.data.images import decode_image
 from objectives.data.inspection import Sample
-from objectives.data.sources import encoded, load_dataset, read_cell, undecoded_images
+from objectives.data.sources import encoded, load_dataset, undecoded_images
 from objectives.data.splits import Source
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class JsonQuestions:
                 self._numbers.append(number)
         self.names = [f"{line.image}/{line.question}" for line in self._lines]
         self._background = spec.background
+        self._folder = self._path.parent.resolve()
 
     def _read(self) -> str:
         try:
@@ -114,24 +115,17 @@ class JsonQuestions:
         name = self._lines[index].image
         if name is None:
             return None
-        folder = self._path.parent.resolve()
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder):
-            raise InvalidSample(f"{self.where(index)} has an image outside of {folder}: {name}")
+        path = (self._folder / name).resolve()
+        if not path.is_relative_to(self._folder):
+            raise InvalidSample(
+                f"{self.where(index)} has an image outside of {self._folder}: {name}"
+            )
         return Sample(path)
 
     def content(self, index: int) -> bytes:
         """The image file as it is on disk."""
         sample = self.sample(index)
-        if sample is None:
-            return b""
-        assert isinstance(sample.encoded, Path)
-        try:
-            return sample.encoded.read_bytes()
-        except OSError as error:
-            raise InvalidSample(
-                f"the image of {self.where(index)} is missing: {error}; add it, or remove the line"
-            ) from error
+        return b"" if sample is None else sample.read()
 
     def where(self, index: int) -> str:
         """The line in the file."""
@@ -174,8 +168,8 @@ class DatasetQuestions:
 
     def content(self, index: int) -> bytes:
         """The encoded image: from the dataset, or from the file that it names."""
-        cell = self._cells(index)
-        return b"" if cell is None else read_cell(cell, self.where(index))
+        sample = self.sample(index)
+        return b"" if sample is None else sample.read()
 
     def where(self, index: int) -> str:
         """The row of the dataset."""

@@ -60,10 +60,7 @@ class FolderSource:
 
     def content(self, index: int) -> bytes:
         """The file as it is on disk."""
-        try:
-            return self._folder.files[index].read_bytes()
-        except OSError as error:
-            raise InvalidSample(f"{self.where(index)} cannot be read: {error}") from error
+        return self.sample(index).read()
 
     def where(self, index: int) -> str:
         """The file's path."""
@@ -93,10 +90,7 @@ class DatasetSource:
 
     def content(self, index: int) -> bytes:
         """The encoded image: from the dataset, or from the file that it names."""
-        cell = self._cells(index)
-        if cell is None:
-            raise InvalidSample(f"{self.where(index)} has no image: remove it from the dataset")
-        return read_cell(cell, self.where(index))
+        return self.sample(index).read()
 
     def where(self, index: int) -> str:
         """The row of the dataset."""
@@ -192,20 +186,6 @@ class EncodedImage(TypedDict):
 def encoded(cell: EncodedImage) -> Encoded:
     """The image's bytes, or the file that the dataset names."""
     return Path(cell["path"] or "") if cell["bytes"] is None else cell["bytes"]
-
-
-def read_cell(cell: EncodedImage, where: str) -> bytes:
-    """The encoded image: from the dataset, or from the file that it names.
-
-    Raises:
-        InvalidSample: The file cannot be read; the message says whose it is.
-    """
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    try:
-        return Path(cell["path"] or "").read_bytes()
-    except OSError as error:
-        raise InvalidSample(f"the image of {where} cannot be read: {error}") from error
 
 
 def undecoded_images(

@@ -136,7 +136,7 @@ class ProxySearch:
         if self._spec.search.prune and not self._is_prunable:
             return [
                 "options are not pruned: with more than one objective beside the error, or one "
-                "that is no sum over layers, no bound shows that none needs them"
+                "that is not a sum over layers, no bound proves that an option is not needed"
             ]
         return []
 

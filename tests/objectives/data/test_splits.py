@@ -152,7 +152,7 @@ def test_a_file_is_opened_once_until_it_changes(tmp_path: Path) -> None:
 def test_a_damaged_memory_is_done_without(tmp_path: Path) -> None:
     file, memory = tmp_path / "1.png", tmp_path / "inspected.db"
     file.write_bytes(image(1))
-    memory.write_bytes(b"this is no database, and it is long enough to be looked at" * 20)
+    memory.write_bytes(b"not a database, but long enough to be read as one" * 20)
 
     assert Inspector(memory).inspect([Sample(file)]) == [inspect_sample(Sample(file))]
 
