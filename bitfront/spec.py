@@ -13,6 +13,8 @@ from bitfront.units import parse_nbytes, parse_share
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 AUTO: Final = "auto"
+CLASS_LISTS: Final = ("imagenet", "cifar10", "cifar100")
+"""Well-known data sets whose class names `data.classes` may name in place of a list."""
 REFERENCE_CLIP, REFERENCE_LLAVA = "digit-clip", "digit-llava"
 
 
@@ -129,6 +131,12 @@ class DataSpec(Section):
     skip_unreadable: bool = False
     seed: int = Field(0, ge=0)
     batch_size: int = Field(64, ge=1)
+
+    @property
+    def classes_file(self) -> str | None:
+        """The file that holds the names of the classes, if they are in one."""
+        named = self.classes
+        return named if isinstance(named, str) and named not in CLASS_LISTS else None
 
     @model_validator(mode="after")
     def _has_a_path(self) -> Self:

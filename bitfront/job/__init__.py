@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from bitfront.errors import SpecError
 from bitfront.job.document import Document, Place, cut, place_name, read_document
 from bitfront.job.error_messages import place_of, sentence
-from bitfront.spec import DataSource, JobSpec, ModelSource
+from bitfront.spec import CLASS_LISTS, DataSource, JobSpec, ModelSource
 
 CHECKPOINT_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
@@ -53,11 +53,13 @@ def load_job(
 
 
 def _refuse_relative_paths(spec: JobSpec, document: Document) -> None:
-    path = spec.data.path
-    if spec.data.source is not DataSource.REFERENCE and path and not Path(path).is_absolute():
+    path = None if spec.data.source is DataSource.REFERENCE else spec.data.path
+    for key, text in (("path", path), ("classes", spec.data.classes_file)):
+        if not text or Path(text).is_absolute():
+            continue
         raise SpecError(
-            f"{document.path}, line {document.line(('data', 'path'))}: data.path: "
-            f"{cut(repr(path))} starts at this machine's folder: write the absolute path that the "
+            f"{document.path}, line {document.line(('data', key))}: data.{key}: "
+            f"{cut(repr(text))} starts at this machine's folder: write the absolute path that the "
             "cluster's machines have"
         )
 
@@ -107,6 +109,15 @@ def _with_found_paths(spec: JobSpec, document: Document) -> JobSpec:
                 f"data.path: the {wanted} {found} {kind}"
             )
         data = data.model_copy(update={"path": str(found)})
+    if data.classes_file is not None:
+        found = _found(document, ("data", "classes"), data.classes_file)
+        if not found.is_file():
+            raise SpecError(
+                f"{document.path}, line {document.line(('data', 'classes'))}: data.classes: there "
+                f"is no file {found}: give one, a list, a mapping, or one of "
+                f"{', '.join(CLASS_LISTS)}"
+            )
+        data = data.model_copy(update={"classes": str(found)})
     updates: dict[str, str] = {}
     for key in _LOCAL_KEYS[model.source]:
         text = cast("str | None", getattr(model, key))

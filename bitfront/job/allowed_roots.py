@@ -39,6 +39,8 @@ def _paths(spec: JobSpec) -> Iterator[tuple[str, str]]:
     """Every text of the job that is a path of this machine, with the field it is in."""
     if spec.data.path and spec.data.source is not DataSource.REFERENCE:
         yield "data.path", spec.data.path
+    if spec.data.classes_file is not None:
+        yield "data.classes", spec.data.classes_file
     if spec.model.source is ModelSource.REFERENCE:
         return
     for field, text in (("model.name", spec.model.name), ("model.weights", spec.model.weights)):

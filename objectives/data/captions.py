@@ -12,9 +12,7 @@ import inflect
 import yaml
 
 from bitfront.errors import SpecError
-
-BUILT_IN: Final = ("imagenet", "cifar10", "cifar100")
-"""Names that `data.classes` may give in place of a list: those of well-known data sets."""
+from bitfront.spec import CLASS_LISTS
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _IDENTIFIER = re.compile(
@@ -141,7 +139,7 @@ def _read(place: str) -> Mapping[str, str] | Sequence[str]:
         reason = str(error).partition("\n")[0]
         raise SpecError(
             f"data.classes: {place} cannot be read ({reason}): give a JSON, YAML or text file, or "
-            f"one of {', '.join(BUILT_IN)}"
+            f"one of {', '.join(CLASS_LISTS)}"
         ) from error
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return content

@@ -57,3 +57,15 @@ def test_so_are_weights(root: Path) -> None:
 def test_so_are_models_in_folders(root: Path, name: str) -> None:
     with pytest.raises(SpecError, match=r"model.name: .* lies outside"):
         check_allowed_roots(spec(root / "images", name=name))
+
+
+def test_so_is_a_file_that_names_classes(root: Path) -> None:
+    job = spec(root / "images")
+
+    for classes, is_refused in (("/etc/passwd", True), ("imagenet", False), (("a", "b"), False)):
+        named = job.model_copy(update={"data": job.data.model_copy(update={"classes": classes})})
+        if not is_refused:
+            check_allowed_roots(named)
+            continue
+        with pytest.raises(SpecError, match=r"data.classes: /etc/passwd lies outside"):
+            check_allowed_roots(named)

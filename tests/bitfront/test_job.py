@@ -166,3 +166,28 @@ def test_the_jobs_we_ship_are_valid(name: str) -> None:
 def test_examples_miss_nothing_but_the_data(name: str) -> None:
     with pytest.raises(SpecError, match=r"data\.path: the (folder|file) .* does not exist"):
         load_job(ROOT / "examples" / f"{name}.yaml")
+
+
+def test_a_file_of_classes_lies_beside_the_job(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    (tmp_path / "images").mkdir()
+    text = (
+        "study: s\nmodel: {source: open_clip, name: ViT-B-32}\n"
+        "data:\n  source: image_folder\n  path: images\n  classes: names.json\n"
+    )
+    job.write_text(text)
+
+    with pytest.raises(
+        SpecError, match=r"job.yaml, line 6: data.classes: there is no file .*names"
+    ):
+        load_job(job)
+    (tmp_path / "names.json").write_text("{}")
+    assert load_job(job).data.classes == str(tmp_path / "names.json")
+    with pytest.raises(SpecError, match=r"line 6: data.classes: 'names.json' starts at this mach"):
+        load_job(job_with(job, "path: images", f"path: {tmp_path / 'images'}"), elsewhere=True)
+    assert load_job(job_with(job, "names.json", "cifar10")).data.classes == "cifar10"
+
+
+def job_with(job: Path, old: str, new: str) -> Path:
+    job.write_text(job.read_text().replace(old, new))
+    return job
