@@ -45,7 +45,7 @@ def group_count(columns: int, group: int) -> int:
 
 
 def quantize_weight(
-    weight: Float[Tensor, "rows *shape"],
+    weight: Float[Tensor, "*shape"],
     bits: int,
     *,
     group: int = 0,
@@ -101,8 +101,8 @@ def dequantize_weight(quantized: QuantizedWeight) -> Float32[Tensor, "rows colum
 
 
 def fake_quantize_weight(
-    weight: Float[Tensor, "rows *shape"], precision: Precision, quantizer: QuantizerSpec
-) -> Float[Tensor, "rows *shape"]:
+    weight: Float[Tensor, "*shape"], precision: Precision, quantizer: QuantizerSpec
+) -> Float[Tensor, "*shape"]:
     """The weight that a packed checkpoint gives back, in the shape and dtype of `weight`.
 
     At 16 bits it is what `round_weight` gives; below, it is quantized as `quantize_weight`
@@ -119,7 +119,7 @@ def fake_quantize_weight(
 
 
 def quantize_for(
-    weight: Float[Tensor, "rows *shape"], precision: Precision, quantizer: QuantizerSpec
+    weight: Float[Tensor, "*shape"], precision: Precision, quantizer: QuantizerSpec
 ) -> QuantizedWeight:
     """The codes of a weight as its layer's precision and the job's quantizer ask."""
     return quantize_weight(
@@ -131,7 +131,7 @@ def quantize_for(
     )
 
 
-def round_weight(weight: Float[Tensor, "rows *shape"]) -> Float16[Tensor, "rows columns"]:
+def round_weight(weight: Float[Tensor, "*shape"]) -> Float16[Tensor, "rows columns"]:
     """The weight in float16, nearest, saturating at float16's largest finite number.
 
     Raises:

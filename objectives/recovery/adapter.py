@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -110,7 +110,7 @@ class InputFormat:
     """A static input format as a checkpoint holds it: a float16 scale and a zero point."""
 
     scale: Float[Tensor, ""]
-    zero: Int[Tensor, ""]
+    zero: UInt8[Tensor, ""]
 
     @classmethod
     def observed(cls, inputs: Tensor, bits: int) -> "InputFormat":

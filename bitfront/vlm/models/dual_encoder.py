@@ -130,7 +130,7 @@ class DualEncoder(LayeredModel):
     def encode_prompts(
         self,
         names: ClassNames,
-        context: Float[Tensor, "m d"] | Float[Tensor, "classes m d"],
+        context: Float[Tensor, "*context"],
         position: ClassPosition = ClassPosition.END,
     ) -> Float[Tensor, "classes out"]:
         """Text features of classes under learnable vectors, not normalised.
@@ -140,8 +140,8 @@ class DualEncoder(LayeredModel):
 
         Args:
             names: What `class_names` gave.
-            context: Vectors that stand between the start token and what follows the names;
-                gradients reach them.
+            context: `(m, d)`, or `(classes, m, d)` where each class has its own: vectors that
+                stand between the start token and what follows the names; gradients reach them.
             position: Where among them the name stands.
 
         Raises:

@@ -187,8 +187,8 @@ class GenerativeModel(LayeredModel):
         self,
         batch: QuestionBatch,
         *,
-        features: Float[Tensor, "tiles tokens width"] | None = None,
-        context: Float[Tensor, "m text_width"] | None = None,
+        features: Float[Tensor, "*features"] | None = None,
+        context: Float[Tensor, "*context"] | None = None,
     ) -> Float[Tensor, "n answer vocabulary"]:
         """What the model expects at each token of the given answers (teacher forcing).
 
@@ -197,9 +197,9 @@ class GenerativeModel(LayeredModel):
 
         Args:
             batch: The questions with their answers.
-            features: Taken for what `image_features` gives: vision tower and projector do not
-                run, and the batch's pixels are not looked at.
-            context: Vectors that every row gets, as the class says.
+            features: `(tiles, tokens, width)`, taken for what `image_features` gives: vision
+                tower and projector do not run, and the batch's pixels are not looked at.
+            context: `(m, text_width)`, vectors that every row gets, as the class says.
 
         Raises:
             SpecError: The features or the context have another shape than the model's, or a
@@ -215,8 +215,8 @@ class GenerativeModel(LayeredModel):
         batch: QuestionBatch,
         limit: int,
         *,
-        features: Float[Tensor, "tiles tokens width"] | None = None,
-        context: Float[Tensor, "m text_width"] | None = None,
+        features: Float[Tensor, "*features"] | None = None,
+        context: Float[Tensor, "*context"] | None = None,
     ) -> list[list[int]]:
         """Greedy answers: at each step the token with the highest logit.
 
