@@ -3,6 +3,7 @@
 import difflib
 import pickle
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -130,14 +131,17 @@ def _causal_text(text: nn.Module) -> CausalText | None:
         sought = tokens if pool == "argmax" else (tokens == end).int()
         return sought.argmax(dim=-1)
 
-    def encode(embedded: Tensor, packing: Packing) -> Tensor:
-        dtype = text.transformer.get_cast_dtype()
-        x = embedded.to(dtype) + text.positional_embedding[packing.places].to(dtype)
-        x = text.transformer(x[None], attn_mask=packing.mask(dtype))[0]
-        features: Tensor = text.ln_final(x[packing.ends])
-        return features if text.text_projection is None else text.text_projection(features)
+    return CausalText(pooled, partial(_encode_packed, text))
 
-    return CausalText(pooled, encode)
+
+def _encode_packed(
+    text: open_clip.CLIP | TextTransformer, embedded: Tensor, packing: Packing
+) -> Tensor:
+    dtype = text.transformer.get_cast_dtype()
+    x = embedded.to(dtype) + text.positional_embedding[packing.places].to(dtype)
+    x = text.transformer(x[None], attn_mask=packing.mask(dtype))[0]
+    features: Tensor = text.ln_final(x[packing.ends])
+    return features if text.text_projection is None else text.text_projection(features)
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """transformers' CLIP, SigLIP and LLaVA, from a folder or the hub, weights in safetensors only."""
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -152,17 +153,9 @@ def transformers_encoder(
     embeddings = model.vision_model.embeddings
     channels = embeddings.patch_embedding.in_channels
 
-    def encode_images(pixels: Tensor) -> Tensor:
-        features: Tensor = model.get_image_features(pixel_values=pixels).pooler_output
-        return features
-
-    def encode_texts(tokens: Tensor) -> Tensor:
-        features: Tensor = model.get_text_features(input_ids=tokens).pooler_output
-        return features
-
     interface = DualEncoderInterface(
-        encode_images=encode_images,
-        encode_texts=encode_texts,
+        encode_images=partial(_encode_images, model),
+        encode_texts=partial(_encode_texts, model),
         preprocess=preprocess,
         tokenize=tokenize,
         token_embedding=model.text_model.embeddings.token_embedding,
@@ -172,6 +165,17 @@ def transformers_encoder(
         causal_text=_causal_text(model) if isinstance(model, CLIPModel) else None,
     )
     return DualEncoder(model, interface)
+
+
+# Bound with `partial`, not closures: a copy of the dual encoder then runs its own module.
+def _encode_images(model: CLIPModel | SiglipModel, pixels: Tensor) -> Tensor:
+    features: Tensor = model.get_image_features(pixel_values=pixels).pooler_output
+    return features
+
+
+def _encode_texts(model: CLIPModel | SiglipModel, tokens: Tensor) -> Tensor:
+    features: Tensor = model.get_text_features(input_ids=tokens).pooler_output
+    return features
 
 
 def _causal_text(model: CLIPModel) -> CausalText:
@@ -184,12 +188,14 @@ def _causal_text(model: CLIPModel) -> CausalText:
         sought = tokens if old else (tokens == text.eos_token_id).int()
         return sought.argmax(dim=-1)
 
-    def encode(embedded: Tensor, packing: Packing) -> Tensor:
-        # Not text.embeddings: it refuses more places than a row has.
-        x = embedded + text.embeddings.position_embedding(packing.places)
-        mask = packing.mask(x.dtype)[None, None]
-        x = text.encoder(inputs_embeds=x[None], attention_mask=mask).last_hidden_state[0]
-        features: Tensor = model.text_projection(text.final_layer_norm(x[packing.ends]))
-        return features
+    return CausalText(pooled, partial(_encode_packed, model))
 
-    return CausalText(pooled, encode)
+
+def _encode_packed(model: CLIPModel, embedded: Tensor, packing: Packing) -> Tensor:
+    text = model.text_model
+    # Not text.embeddings: it refuses more places than a row has.
+    x = embedded + text.embeddings.position_embedding(packing.places)
+    mask = packing.mask(x.dtype)[None, None]
+    x = text.encoder(inputs_embeds=x[None], attention_mask=mask).last_hidden_state[0]
+    features: Tensor = model.text_projection(text.final_layer_norm(x[packing.ends]))
+    return features

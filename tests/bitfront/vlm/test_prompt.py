@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -459,3 +460,24 @@ def test_embedded_words_are_in_full_precision_under_a_plan() -> None:
 
     assert torch.equal(encoder.embed_words("two above one"), words)
     assert words.any()
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *WHOLE])
+def test_a_copy_runs_on_its_own_weights(name: str) -> None:
+    encoder, expected = make(name), make(name)
+    context = draw_context(encoder, 2, specific=False)
+    copied = copy.deepcopy(encoder)
+    pixels = torch.ones(1, *encoder.image_shape, dtype=torch.float64)
+
+    def features(one: DualEncoder) -> list[Tensor]:
+        with torch.no_grad():
+            prompted = one.encode_prompts(one.class_names(NAMES, TAIL), context)
+            return [prompted, one.encode_texts(one.tokenize(NAMES)), one.encode_images(pixels)]
+
+    before = features(encoder)
+    for model in (copied, expected):
+        for layer in model.layers:
+            model.put_weight(layer.name, 0.5 * model.weight(layer.name))
+
+    assert all(map(torch.equal, features(copied), features(expected)))
+    assert all(map(torch.equal, features(encoder), before))
