@@ -417,16 +417,16 @@ def run_rounds(
     steps: int,
     on_round: Callable[[Round], None],
 ) -> list[str]:
-    """Goes through the rounds on one database; what is wrong behind the last one.
+    """Goes through the rounds on one database; what is wrong after the last one.
 
     Args:
         folder: Where everything is kept.
         name: `sqlite` or `postgresql`.
-        rounds: What each round strikes; the next is asked for behind the one before.
+        rounds: What each round strikes; the next is asked for after the one before.
         seed: Of the moments, and of the studies.
         trials: Trials of a study.
         steps: Optimiser steps of a training.
-        on_round: Called behind each round.
+        on_round: Called after each round.
     """
     with opened(name, folder) as database:
         chaos = Chaos(folder, database, seed, trials=trials, steps=steps)

@@ -392,7 +392,7 @@ class Cost:
     wall_ms: tuple[float, float]
 
     def __str__(self) -> str:
-        """Median, with the 95th percentile behind it."""
+        """Median, with the 95th percentile after it."""
         cpu, wall = self.cpu_ms, self.wall_ms
         return f"{cpu[0]:.1f} ({cpu[1]:.0f}) | {wall[0]:.1f} ({wall[1]:.0f})"
 

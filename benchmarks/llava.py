@@ -460,7 +460,7 @@ def _extrapolate(
     rest_s = max(seconds["last"] - layer_s, 0.0)
     table.row("one vision layer (vision - first; 0 if lost in noise)", f"{vision_s:.3f} s")
     table.row("one decoder layer (first - last)", f"{layer_s:.3f} s")
-    table.row("all else behind it (last - one decoder layer)", f"{rest_s:.3f} s")
+    table.row("all else after it (last - one decoder layer)", f"{rest_s:.3f} s")
     table.row(
         "cells of 7B",
         f"{measured:,} = {singles:,} of single layers + {search.joint:,} joint ones "

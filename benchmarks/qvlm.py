@@ -32,7 +32,7 @@ from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.registry import load_family
 from objectives.profiling.calibration import Ranges, calibrate, watch_calibration
-from objectives.profiling.clips import ClipSearch, prefix_behind, walk
+from objectives.profiling.clips import ClipSearch, prefix_after, walk
 from objectives.profiling.ded import Ded, list_pairs, measure_ded
 from objectives.profiling.entropy import entropy_nats, measure_entropies, soft_assignment
 from search.partition import partition
@@ -121,14 +121,14 @@ def estimators(subject: Subject, bits: int) -> dict[str, Estimate]:
         return -float(torch.special.xlogy(p, p).sum(dim=-1).mean()) / math.log(2**bits)
 
     steps = {before.layers[0]: before.layers for before, _ in list_pairs(subject.model.layers)}
-    behind: dict[str, Tensor] = {}
+    after: dict[str, Tensor] = {}
 
     def rounded_before(pair: Ded) -> Tensor:
         """The later step's input where the earlier one is rounded."""
-        if pair.before not in behind:
+        if pair.before not in after:
             plan = Plan.uniform(steps[pair.before], Precision(bits, bits))
-            behind[pair.before] = inputs_under(subject, plan, pair.after)[pair.after]
-        return behind[pair.before]
+            after[pair.before] = inputs_under(subject, plan, pair.after)[pair.after]
+        return after[pair.before]
 
     def arriving(pair: Ded) -> float:
         x = values[pair.after]
@@ -308,7 +308,7 @@ def cut(layers: Sequence[Layer], depth: int) -> list[Block]:
 def all_pairs(
     search: ClipSearch, layers: Sequence[Layer], precision: Precision
 ) -> dict[str, ClipChoice]:
-    """Every step jointly with the one behind it: the costliest search."""
+    """Every step jointly with the one after it: the costliest search."""
     chosen: dict[str, ClipChoice] = {}
     prefix = Plan(())
     pairs = list(list_pairs(layers))
@@ -317,7 +317,7 @@ def all_pairs(
         found = search.joint(pair, Option((precision,) * len(pair.layers)), prefix)
         kept = Option(found.option.precisions[: len(before.layers)])
         chosen[before.name] = replace(found, option=kept)
-        prefix = prefix_behind(prefix, before, kept)
+        prefix = prefix_after(prefix, before, kept)
     ends = [after for _, after in pairs if after.name not in chosen]
     for block in ends:
         found = search.joint(block, Option((precision,) * len(block.layers)), prefix)
@@ -417,7 +417,7 @@ def measure_searches(name: str, bits: int, seed: int) -> list[tuple[str, Row]]:
             started_s = time.perf_counter()
             bounds = subject.family.optimise_vision(subject.ranges, QUANTIZER, settings, seed)
             seconds = time.perf_counter() - started_s
-        entropies = behind_vision(subject, bounds, precision)
+        entropies = after_vision(subject, bounds, precision)
         linked = [entry.dependency for entry in entropies if entry.dependency is not None]
         threshold = statistics.fmean(linked) if threshold is None else threshold
         decoder = {x.name for x in layers if x.tower in (Tower.PROJECTOR, Tower.LANGUAGE)}
@@ -433,7 +433,7 @@ def measure_searches(name: str, bits: int, seed: int) -> list[tuple[str, Row]]:
     return found
 
 
-def behind_vision(
+def after_vision(
     subject: Subject, bounds: LearnedBounds, precision: Precision
 ) -> list[LayerEntropy]:
     """The entropies with the vision tower quantized."""

@@ -69,7 +69,7 @@ class DatabaseError(BitfrontError):
 
 
 class UnreachableCluster(BitfrontError):
-    """A Ray cluster does not answer; whatever runs on it may go on."""
+    """A Ray cluster does not answer; whatever runs on it may continue."""
 
     def __init__(self, address: str, reason: str) -> None:
         super().__init__(address, reason)

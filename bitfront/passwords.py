@@ -25,7 +25,7 @@ def masked(text: str) -> str:
 
     A URL's password ends at the last `@` before a space; a URL with both kinds loses
     everything after its user's name. A quoted `password='...'` ends with its quote, any
-    other one at a space. In a URL a space must be `%20`: with a bare one it is no URL, and
+    other one at a space. In a URL a space must be `%20`: with a bare one it is not a URL, and
     its password is not found.
     """
     text = _KEYED.sub(rf"\1\2{_HIDDEN}", _WORD.sub(_without_password, text))

@@ -41,7 +41,7 @@ class Option:
         """The option whose short form is `text`.
 
         Raises:
-            SpecError: `text` is no short form of an option.
+            SpecError: `text` is not a short form of an option.
         """
         return cls(tuple(Precision.parse(part) for part in text.split("+")))
 
@@ -133,9 +133,9 @@ class TeacherText(StrEnum):
 class Recovery:
     """P4Q settings: a learnable prompt, a low-bit adapter, and how they are trained.
 
-    A dual encoder has its prompt beside the class names and its adapter behind the image
+    A dual encoder has its prompt beside the class names and its adapter after the image
     feature; a generative model has its prompt at the start of what its decoder reads and its
-    adapter behind the projector, and knows no classes.
+    adapter after the projector, and knows no classes.
 
     Attributes:
         context_length: Learnable context vectors; 0 for no prompt.
@@ -252,13 +252,13 @@ class Configuration:
         """The configuration that `to_dict` wrote.
 
         Raises:
-            SpecError: The content is no configuration.
+            SpecError: The content is not a configuration.
         """
         try:
             plan = Plan.from_dict(cast("Mapping[str, str]", content["plan"]))
             recovery = _recovery(content["recovery"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise SpecError(f"this is no configuration: {error!s:.80}") from error
+            raise SpecError(f"this is not a configuration: {error!s:.80}") from error
         return cls(plan, recovery)
 
     @property

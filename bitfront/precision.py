@@ -55,12 +55,12 @@ class Precision:
         """The precision whose short form is `text`.
 
         Raises:
-            SpecError: `text` is no short form of a precision.
+            SpecError: `text` is not a short form of a precision.
         """
         match = _TEXT.fullmatch(text)
         if match is None:
             raise SpecError(
-                f"{text[:40]!r} is no precision: write it like w4a8, w4a16g32 or w3a8c0.99"
+                f"{text[:40]!r} is not a precision: write it like w4a8, w4a16g32 or w3a8c0.99"
             )
         weight, activation, group, clip = match.groups()
         return cls(int(weight), int(activation), int(group or 0), float(clip or 1.0))

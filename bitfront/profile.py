@@ -99,7 +99,7 @@ class ClipChoice:
 
 
 class StageArtefactKind(StrEnum):
-    """What a stage found out that is no cell.
+    """What a stage found out that is not a cell.
 
     `CLIPS`: the options of some blocks with their searched clips, and the runs that took.
     `BOUNDS`: the learned bounds of the vision tower's inputs, by layer and activation bits.

@@ -155,7 +155,7 @@ class DataSpec(Section):
                 re.compile(self.answer_pattern)
             except re.error as error:
                 raise ValueError(
-                    f"data.answer_pattern is no regular expression: {error}"
+                    f"data.answer_pattern is not a regular expression: {error}"
                 ) from error
         return self
 
@@ -201,7 +201,7 @@ class SpaceSpec(Section):
     """What the search may choose: the precisions of every layer, and the recovery.
 
     `keep` maps patterns of layer names (shell wildcards) to a fixed weight width: those
-    layers are no variable. `clips` are the percentiles that static input ranges may be cut at;
+    layers are not variable. `clips` are the percentiles that static input ranges may be cut at;
     several are no further options, but searched for each option (see `profile.clip_search`).
     """
 

@@ -31,7 +31,7 @@ class Pruner:
     gains: tuple[float, ...] = ()
 
     def allows(self, recovery: Recovery, step: int, error: float, costs: Sequence[float]) -> bool:
-        """Whether a trial may go on.
+        """Whether a trial may continue.
 
         Args:
             recovery: What is trained.

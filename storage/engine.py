@@ -26,7 +26,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _BUSY_S = 30
-_QUIET_S = 1.0  # a connection that breaks for a moment is no news
+_QUIET_S = 1.0  # a connection that breaks for a moment is not news
 _CONNECT = {
     "application_name": "bitfront",
     "connect_timeout": 10,
@@ -37,7 +37,7 @@ _CONNECT = {
     "tcp_user_timeout": 30_000,
 }
 _WAYS_OUT = {
-    "not a database": "is no SQLite database: choose another file",
+    "not a database": "is not a SQLite database: choose another file",
     "malformed": "is damaged: restore it from a backup",
     "readonly": "cannot be written: check the rights of the file and its folder",
     "unable to open": "cannot be opened: check that its folder exists and can be written",

@@ -14,7 +14,7 @@ def parse_url(text: str) -> URL:
     """The database's URL, with the driver that bitfront uses.
 
     Raises:
-        DatabaseError: It is no URL, or of a database that bitfront does not support. The
+        DatabaseError: It is not a URL, or of a database that bitfront does not support. The
             message shows no part of it that may be a password.
     """
     try:

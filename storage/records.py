@@ -279,7 +279,7 @@ class Limits:
     given: Mapping[str, float]
 
     def __init__(self, **limits: float | None) -> None:
-        """Takes the limits by their names, `max_nbytes` and its like; None is no limit.
+        """Takes the limits by their names, `max_nbytes` and its like; None means no limit.
 
         Raises:
             SpecError: A figure has no such limit, or a limit is not a positive number.

@@ -34,7 +34,7 @@ def load_job(
             looked at there.
 
     Raises:
-        SpecError: The file cannot be read, or it is no valid job. If there are several
+        SpecError: The file cannot be read, or it is not a valid job. If there are several
             mistakes, the first one is told with the number of further ones.
     """
     document = read_document(Path(path))
@@ -103,7 +103,7 @@ def _with_found_paths(spec: JobSpec, document: Document) -> JobSpec:
         is_file = data.source is DataSource.QUESTIONS
         if not (found.is_file() if is_file else found.is_dir()):
             wanted = "file" if is_file else "folder"
-            kind = f"is no {wanted}" if found.exists() else "does not exist"
+            kind = f"is not a {wanted}" if found.exists() else "does not exist"
             raise SpecError(
                 f"{document.path}, line {document.line(('data', 'path'))}: "
                 f"data.path: the {wanted} {found} {kind}"
@@ -146,7 +146,7 @@ def _found(document: Document, place: Place, text: str) -> Path:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SpecError(
             f"{document.path}, line {document.line(place)}: {place_name(place)}: "
-            f"{cut(repr(text))} is no path that can be read: {reason}"
+            f"{cut(repr(text))} is not a path that can be read: {reason}"
         ) from error
     return found
 

@@ -65,7 +65,7 @@ def read_document(path: Path) -> Document:
     """The content of a YAML file; nothing in the file can run code or grow without bound.
 
     Raises:
-        SpecError: The file cannot be read, is no text, is no YAML, holds no mapping, names a
+        SpecError: The file cannot be read, is not text, is not YAML, holds no mapping, names a
             key twice, or is too large, too deep, or too long once its aliases are followed.
     """
     text = _read_text(path)
@@ -86,7 +86,7 @@ def read_document(path: Path) -> Document:
         content = reader.mapping(root, ())
     except yaml.reader.ReaderError as error:
         raise SpecError(
-            f"{path} is no text file: it holds the character U+{error.character:04X}"
+            f"{path} is not a text file: it holds the character U+{error.character:04X}"
         ) from error
     except yaml.MarkedYAMLError as error:
         raise SpecError(_syntax_sentence(path, error)) from error
@@ -103,12 +103,12 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from error
     if raw is None:
-        raise SpecError(f"{path} is larger than {MAX_NBYTES:,} bytes: this is no job file")
+        raise SpecError(f"{path} is larger than {MAX_NBYTES:,} bytes: this is not a job file")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(
-            f"{path} is no text file: byte {error.start} is not UTF-8 (save it as UTF-8)"
+            f"{path} is not a text file: byte {error.start} is not UTF-8 (save it as UTF-8)"
         ) from error
     return text
 
@@ -207,7 +207,7 @@ def _line(node: Node) -> int:
 def _reason(node: ScalarNode, error: Exception) -> str:
     if isinstance(error, ValueError):
         return cut(one_line(str(error)))
-    return f"it is no {node.tag.rpartition(':')[2]}"
+    return f"it is not a valid {node.tag.rpartition(':')[2]}"
 
 
 def _kind(node: Node) -> str:
@@ -236,4 +236,4 @@ def _syntax_sentence(path: Path, error: yaml.MarkedYAMLError) -> str:
     if "could not determine a constructor" in problem:
         return _strange_tag(path, line, problem.split("'")[1])
     context = f"{error.context}, " if error.context else ""
-    return f"{path}, line {line}: this is no valid YAML: {one_line(context + problem)[:200]}"
+    return f"{path}, line {line}: this is not valid YAML: {one_line(context + problem)[:200]}"

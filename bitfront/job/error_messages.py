@@ -122,9 +122,9 @@ def _unknown_key(place: Place, schema: type[BaseModel]) -> str:
     known = list(section.model_fields) if section else []
     close = get_close_matches(str(place[-1]), known, n=1, cutoff=0.6)
     if close:
-        return f"{_name(place)} is no known key: did you mean {close[0]}?"
+        return f"{_name(place)} is not a known key: did you mean {close[0]}?"
     where = f"of {_name(place[:-1])}" if place[:-1] else "at the top"
-    return f"{_name(place)} is no known key: the keys {where} are {', '.join(known)}"
+    return f"{_name(place)} is not a known key: the keys {where} are {', '.join(known)}"
 
 
 def _suggested_values(schema: type[BaseModel], place: Place) -> str:

@@ -66,7 +66,7 @@ def bounds_from_json(content: Mapping[str, object]) -> LearnedBounds:
     """The bounds that `bounds_to_json` wrote.
 
     Raises:
-        InvalidModel: The content is no bounds.
+        InvalidModel: The content is not a set of bounds.
     """
     try:
         return {
@@ -74,7 +74,7 @@ def bounds_from_json(content: Mapping[str, object]) -> LearnedBounds:
             for layer, scales in content.items()
         }
     except (TypeError, ValueError) as error:
-        raise InvalidModel(f"these are no learned bounds: {error}") from error
+        raise InvalidModel(f"these are not learned bounds: {error}") from error
 
 
 class InputQuantizer:

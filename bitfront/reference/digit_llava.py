@@ -102,7 +102,7 @@ def encode_prompt(text: str) -> Tensor:
 
 
 def encode_answer(answer: str) -> Tensor:
-    """Codes `(length,)` int64 of an answer and the end behind it.
+    """Codes `(length,)` int64 of an answer and the end after it.
 
     Raises:
         InvalidSample: A word is not in `VOCABULARY`.

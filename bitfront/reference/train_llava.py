@@ -84,7 +84,7 @@ class Schedule:
 def encode_pairs(questions: Questions) -> tuple[Tensor, Tensor]:
     """Tokens `(n, length)` int64 of prompts with their answers, and what each one predicts.
 
-    The rows are filled up behind their ends, where a causal decoder cannot look.
+    The rows are filled up after their ends, where a causal decoder cannot look.
     """
     prompts = [encode_prompt(f"<image> {text}") for text in questions.questions]
     answers = [encode_answer(text) for text in questions.answers]
@@ -173,7 +173,7 @@ def measure_accuracy(
 ) -> dict[str, float]:
     """The share of answers that greedy decoding gets right, for each kind and for all.
 
-    Greedy decoding gives an answer exactly if each of its tokens has the highest logit behind
+    Greedy decoding gives an answer exactly if each of its tokens has the highest logit after
     the ones before it.
     """
     questions = draw_questions(split, count, seed)

@@ -19,7 +19,7 @@ _IDENTIFIER = re.compile(
     r"n\d{8}|[\d\s]+|(?=\w*\d)[0-9a-f]{8,}|(class|label|category|id)[\s_-]*\d+", re.IGNORECASE
 )
 _EIGHT = re.compile(r"8|1[18](?!\d)")  # eight, eleven and eighteen begin with a vowel
-# A hyphen behind a single letter belongs to the word: t-shirt, x-ray.
+# A hyphen after a single letter belongs to the word: t-shirt, x-ray.
 _JOINT = re.compile(r"_+|(?<![\W_]\w)(?<!^\w)-+|-+(?=-)")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=\{\})")
 _ARTICLES: Final = inflect.engine()

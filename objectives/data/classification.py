@@ -135,7 +135,7 @@ def load_classification(
     Raises:
         MissingData: There is nothing at the path, a class is empty, or the samples are fewer
             than the splits ask for.
-        InvalidSample: A label is no class. (An image that cannot be read raises it when its
+        InvalidSample: A label is not a class. (An image that cannot be read raises it when its
             batch is used.)
         SpecError: A column is missing, the source has questions instead of classes, or the
             reference scenes do not fit the model.

@@ -88,7 +88,7 @@ class JsonQuestions:
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"])) or "the line"
             raise InvalidSample(
-                f"line {number} of {self._path} is no question: {place}: {problem['msg']}; "
+                f"line {number} of {self._path} is not a question: {place}: {problem['msg']}; "
                 'write {"image": "cat.jpg", "question": "...", "answers": ["..."]}'
             ) from error
 

@@ -238,7 +238,7 @@ def load_questions(
     Raises:
         MissingData: There is nothing at the path, or the samples are fewer than the splits ask
             for.
-        InvalidSample: A line of the file is no question. (A sample whose image or answer is
+        InvalidSample: A line of the file is not a question. (A sample whose image or answer is
             missing raises it when its split is used.)
         SpecError: A column is missing, the source has classes instead of questions, or the
             prompt has no image token.

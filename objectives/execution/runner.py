@@ -2,7 +2,7 @@
 
 Plans of a search share beginnings: what leaves a transformer block depends on the samples and
 on the layers up to it only. So the activations between blocks are kept by the plan's part up
-to there, and a run starts behind the last block whose part it shares with an earlier one.
+to there, and a run starts after the last block whose part it shares with an earlier one.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ _PROBED_SAMPLES = 2
 
 @dataclass(frozen=True, slots=True)
 class _Joint:
-    """The place behind a transformer block.
+    """The place after a transformer block.
 
     Attributes:
         modules: The blocks of the same tower up to here; the last one gives what is kept.
@@ -59,7 +59,7 @@ class _Reached(Exception):
 
 
 class _Ending:
-    """Counts the calls of the observed layers in a batch, and ends its run behind the last."""
+    """Counts the calls of the observed layers in a batch, and ends its run after the last."""
 
     def __init__(self, expected: int) -> None:
         self._left = expected
@@ -137,14 +137,14 @@ class StreamRunner:
         return torch.cat(features)
 
     def observe(self, given: Stream, plan: Plan, layers: Sequence[str]) -> dict[str, list[Tensor]]:
-        """What some layers give under a plan, call by call; nothing behind them runs.
+        """What some layers give under a plan, call by call; nothing after them runs.
 
-        A run starts behind the last transformer block that holds none of the layers, and what
+        A run starts after the last transformer block that holds none of the layers, and what
         leaves that block is kept: until another plan differs before it, it runs once.
 
         Args:
             given: The samples.
-            plan: The precisions; those behind the layers do not matter.
+            plan: The precisions; those after the layers do not matter.
             layers: All of one stream. An embedding's output is observed only where its weight
                 multiplies nothing.
         """
@@ -203,7 +203,7 @@ class StreamRunner:
     def _admitted(
         self, keys: Sequence[tuple[str, int, Plan]], joints: Sequence[_Joint], start: int, n: int
     ) -> Iterator[int]:
-        """The depths behind `start` whose activations are kept, the shallow ones first."""
+        """The depths after `start` whose activations are kept, the shallow ones first."""
         pending = 0
         for depth in range(start + 1, len(joints)):
             nbytes = joints[depth].sample_nbytes * n
@@ -242,7 +242,7 @@ class StreamRunner:
         return joints
 
     def _candidates(self, towers: frozenset[Tower]) -> list[_Joint]:
-        """The places behind the towers' transformer blocks, their sizes not known yet."""
+        """The places after the towers' transformer blocks, their sizes not known yet."""
         modules = dict(self._model.module.named_modules())
         layers = [layer for layer in self._model.layers if layer.tower in towers]
         names = [layer.name for layer in layers if self._model.acts_from_the_start(layer.name)]

@@ -171,7 +171,7 @@ def walk(
     *,
     joint: bool = True,
 ) -> dict[str, ClipChoice]:
-    """Searches the blocks in order, each behind the ones before it with the clips they got.
+    """Searches the blocks in order, each after the ones before it with the clips they got.
 
     Args:
         search: Measures the errors.
@@ -187,10 +187,10 @@ def walk(
     for block in blocks:
         find = search.joint if joint else search.sequential
         chosen[block.name] = find(block, options[block.name], prefix)
-        prefix = prefix_behind(prefix, block, chosen[block.name].option)
+        prefix = prefix_after(prefix, block, chosen[block.name].option)
     return chosen
 
 
-def prefix_behind(prefix: Plan, block: Block, option: Option) -> Plan:
+def prefix_after(prefix: Plan, block: Block, option: Option) -> Plan:
     """The prefix with one more block."""
     return Plan.of({**dict(prefix), **dict(zip(block.layers, option.precisions, strict=True))})

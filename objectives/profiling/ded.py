@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 from bitfront.layers import Block, Layer, LayerKind
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
-from objectives.profiling.clips import ClipSearch, prefix_behind
+from objectives.profiling.clips import ClipSearch, prefix_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Ded:
 
 
 def list_pairs(layers: Sequence[Layer]) -> Iterator[tuple[Block, Block]]:
-    """Neighbouring steps that run through the model one behind the other.
+    """Neighbouring steps that run through the model one after the other.
 
     A step is the layers that share one input. Embeddings take none and are left out. A text
     tower never sees the vision tower; projector and decoder do.
@@ -50,7 +50,7 @@ def list_pairs(layers: Sequence[Layer]) -> Iterator[tuple[Block, Block]]:
 
 
 def measure_ded(search: ClipSearch, layers: Sequence[Layer], precision: Precision) -> list[Ded]:
-    """The DED of all neighbouring steps, each behind a prefix that was searched one by one.
+    """The DED of all neighbouring steps, each after a prefix that was searched one by one.
 
     Args:
         search: Its split is the probe set.
@@ -68,5 +68,5 @@ def measure_ded(search: ClipSearch, layers: Sequence[Layer], precision: Precisio
             Ded(before.layers[0], after.layers[0], sequential.error, joint.error, joint.evaluations)
         )
         chosen = Option(sequential.option.precisions[: len(before.layers)])
-        prefix = prefix_behind(prefix, before, chosen)
+        prefix = prefix_after(prefix, before, chosen)
     return found

@@ -99,7 +99,7 @@ def measure_entropies(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Neighbouring layers that share their input; no levels where it is no number."""
+    """Neighbouring layers that share their input; no levels where it is not a number."""
 
     layers: tuple[Layer, ...]
     levels: Tensor | None

@@ -34,7 +34,7 @@ class OutputDivergence:
     """`mean_x KL(p(. | x) || q(. | x))` over the calibration split's predictions, in nats.
 
     `p` and `q` are the softmax of the task's logits, in full precision and with the plan on:
-    over all classes for an image, over the vocabulary for each token of an answer, behind the
+    over all classes for an image, over the vocabulary for each token of an answer, after the
     right tokens before it. They are computed in float64.
     """
 

@@ -41,7 +41,7 @@ class VisionEpoch:
         epoch: Its number, from 1.
         loss: The whole loss.
         language_nats: The cross-entropy of the answers' tokens.
-        entropy: The mean entropy of the inputs behind the vision tower, in [0, 1]; each counts
+        entropy: The mean entropy of the inputs after the vision tower, in [0, 1]; each counts
             alike, so that epochs compare.
         tower_error: The relative error of what goes into the projector.
         output_error: The relative error of the logits at the answers' tokens.

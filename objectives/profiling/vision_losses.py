@@ -100,7 +100,7 @@ class VisionLoss:
 
     Args:
         model: The model.
-        ranges: Of every layer behind the vision tower; the widest clip counts.
+        ranges: Of every layer after the vision tower; the widest clip counts.
         spec: The weights of the parts, and the bits of the levels.
 
     Attributes:
@@ -110,14 +110,14 @@ class VisionLoss:
     def __init__(self, model: GenerativeModel, ranges: Ranges, spec: VisionSpec) -> None:
         self._model = model
         self._spec = spec
-        behind = [layer for layer in model.layers if layer.tower is not Tower.VISION]
-        steps = list_steps(behind, ranges, spec.activation_bits)
+        after = [layer for layer in model.layers if layer.tower is not Tower.VISION]
+        steps = list_steps(after, ranges, spec.activation_bits)
         self.steps: tuple[Step, ...] = tuple(step for step in steps if step.levels is not None)
         self._levels = [
             step.levels.to(model.device) for step in self.steps if step.levels is not None
         ]
         self._places = {step.lead.name: place for place, step in enumerate(self.steps)}
-        self._entry = next(layer.name for layer in behind if layer.tower is Tower.PROJECTOR)
+        self._entry = next(layer.name for layer in after if layer.tower is Tower.PROJECTOR)
 
     @torch.no_grad()
     def sample(self, batch: QuestionBatch) -> Sample:

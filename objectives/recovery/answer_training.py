@@ -1,4 +1,4 @@
-"""P4Q for a generative model: a soft prompt at the start, an adapter behind the projector.
+"""P4Q for a generative model: a soft prompt at the start, an adapter after the projector.
 
 The vision tower and the projector run once for a plan; a step runs the decoder only.
 """

@@ -1,4 +1,4 @@
-"""P4Q for a dual encoder: a prompt for the classes, an adapter behind the image features."""
+"""P4Q for a dual encoder: a prompt for the classes, an adapter after the image features."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

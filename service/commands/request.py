@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def pause(study: str, url: str) -> None:
     """Let STUDY finish the trials that run, and wait.
 
-    Its driver keeps its place; 'bitfront resume STUDY' goes on.
+    Its driver keeps its place; 'bitfront resume STUDY' continues it.
     """
     from storage.records import Request
 
-    _request(study, url, Request.PAUSE, "finishes what runs and waits; '{}' goes on")
+    _request(study, url, Request.PAUSE, "finishes what runs and waits; '{}' continues it")
 
 
 @click.command()
@@ -33,7 +33,7 @@ def stop(study: str, url: str) -> None:
     """Let STUDY finish the trials that run and start no more."""
     from storage.records import Request
 
-    _request(study, url, Request.STOP, "finishes what runs, then stops; '{}' goes on later")
+    _request(study, url, Request.STOP, "finishes what runs, then stops; '{}' continues it later")
 
 
 @click.command()
@@ -43,7 +43,7 @@ def cancel(study: str, url: str) -> None:
     """End STUDY now; complete trials are kept."""
     from storage.records import Request
 
-    _request(study, url, Request.CANCEL, "ends now; '{}' goes on later")
+    _request(study, url, Request.CANCEL, "ends now; '{}' continues it later")
 
 
 def _request(study: str, url: str, asked: "Request", consequence: str) -> None:

@@ -236,7 +236,7 @@ def _drive(
         )
     if state is not StudyState.COMPLETE:
         command = command_line(f"resume {spec.study}", url)
-        click.echo(f"study {spec.study} is {state}: '{command}' goes on", file=messages())
+        click.echo(f"study {spec.study} is {state}: '{command}' continues it", file=messages())
         sys.exit(0 if state is StudyState.STOPPED else 1)
     return state
 

@@ -99,7 +99,7 @@ class Clipping:
         self.pool.clips([(block, options) for block, options in missing if options], prefix, keep)
 
     def _prefix(self, blocks: Sequence[Block]) -> Plan:
-        """What every block has while those behind it are searched."""
+        """What every block has while those after it are searched."""
         layers = {layer.name: layer for layer in self.model_info.layers}
         # Towers that follow each other are one chain; a text tower is one of its own.
         chains = [

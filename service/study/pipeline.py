@@ -85,7 +85,7 @@ class Run:
 
     def _end_early(self) -> None:
         self._store.cancel_running(self.lease)
-        reason = f"{self._stop_signals.reason}; 'bitfront resume' goes on"
+        reason = f"{self._stop_signals.reason}; 'bitfront resume' continues it"
         if self._stop_signals.cancel.is_set():
             self.state, self.message = StudyState.CANCELLED, f"cancelled {reason}"
         else:
@@ -195,8 +195,8 @@ class Run:
 
     def _wait_out_pause(self) -> None:
         """Holds the study without a worker until it is to go on or to end."""
-        self._store.set_state(self.lease, StudyState.PAUSED, "'bitfront resume' goes on")
-        self._reporter.note("paused; 'bitfront resume' goes on")
+        self._store.set_state(self.lease, StudyState.PAUSED, "'bitfront resume' continues it")
+        self._reporter.note("paused; 'bitfront resume' continues it")
         while self._stop_signals.pause.is_set() and not self._stop_signals.is_over():
             time.sleep(_PAUSE_POLL_S)
         self._raise_if_over()

@@ -71,7 +71,7 @@ def _await_start(job: "ClusterJob", study: str) -> None:
 
 def _refused(job: "ClusterJob") -> FailedDriver:
     """The driver's own error, as if it had run here; without one, the last that was printed."""
-    # Ray writes the command into the same file, and may do so behind what the command prints.
+    # Ray writes the command into the same file, and may do so after what the command prints.
     lines = [
         line.strip()
         for line in job.log().splitlines()

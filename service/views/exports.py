@@ -30,11 +30,11 @@ def write(content: bytes, out: Path | None) -> None:
     """Writes a file, or to stdout where `out` is None.
 
     Raises:
-        SpecError: The file cannot be written, or is no text and would go to a terminal.
+        SpecError: The file cannot be written, or is not text and would go to a terminal.
     """
     if out is None:
         if b"\0" in content and sys.stdout.isatty():
-            raise SpecError("parquet is no text: name a file with --out FILE, or use a pipe")
+            raise SpecError("parquet is not text: name a file with --out FILE, or use a pipe")
         click.echo(content, nl=False)
         return
     try:

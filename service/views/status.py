@@ -107,11 +107,13 @@ def status_text(status: "Status") -> str:
 
 def _state_text(study: "StudyRecord") -> str:
     if is_interrupted(study):
-        return f"interrupted while {study.state}: 'bitfront resume {study.name}' goes on"
+        return f"interrupted while {study.state}: 'bitfront resume {study.name}' continues it"
     if study.owner is None or study.heartbeat_age_s is None:
         return str(study.state)
     asked = "" if study.request is None else f", asked to {study.request}"
-    way_on = f": 'bitfront resume {study.name}' goes on" if study.state is StudyState.PAUSED else ""
+    way_on = (
+        f": 'bitfront resume {study.name}' continues it" if study.state is StudyState.PAUSED else ""
+    )
     seen = f"driven by {study.owner} (seen {_ago(study.heartbeat_age_s)})"
     return f"{study.state}{asked}, {seen}{way_on}"
 

@@ -92,7 +92,7 @@ def tell_log(
 
 def _begin(reporter: Reporter, stage: StudyState, study: StudyRecord) -> None:
     if stage is StudyState.PAUSED:
-        reporter.note(f"study {study.name} is paused: 'bitfront resume {study.name}' goes on")
+        reporter.note(f"study {study.name} is paused: 'bitfront resume {study.name}' continues it")
     elif stage is StudyState.PROFILING:
         reporter.stage("cells", None)
     else:

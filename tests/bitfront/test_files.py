@@ -1,4 +1,4 @@
-"""Shared files: whole or not at all, on a disk and behind fsspec."""
+"""Shared files: whole or not at all, on a disk and through fsspec."""
 
 import logging
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def away() -> UPath:
 
 @pytest.fixture(params=["disk", "file", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | UPath:
-    """A folder of this machine, by its path and by its URL, and one that is no disk at all."""
+    """A folder of this machine, by its path and by its URL, and one that is not a disk at all."""
     texts = {
         "disk": str(tmp_path / "spool"),
         "file": f"file://{tmp_path}/spool",

@@ -287,17 +287,26 @@ def test_bytes_are_a_job_or_are_refused_in_one_line(job: Path, content: bytes) -
 
 SHORT = "study: first\nmodel: {source: reference}\ndata: {source: reference}\n"
 FOUND = {
-    "a key that clears the screen": ('"\\e[2J": 1', r"\\x1b\[2J is no known key"),
+    "a key that clears the screen": ('"\\e[2J": 1', r"\\x1b\[2J is not a known key"),
     "a key of two lines": ('space: {keep: {"a\\nb": 7}}', r"space.keep.a\\nb: 7 is not possible"),
-    "a key without end": ("? " + "k" * 5000 + "\n: 1", r"kkk\.\.\. is no known key"),
+    "a key without end": ("? " + "k" * 5000 + "\n: 1", r"kkk\.\.\. is not a known key"),
     "a number without end": ("stop: {trials: 0x" + "f" * 5000 + "}", "0xf.* is larger than any"),
     "minutes without end": (
         "stop: {time_s: 1" + ":59" * 200 + ".5}",
-        "cannot be read .it is no flo",
+        "cannot be read .it is not a valid flo",
     ),
-    "a number that is none": ('stop: {trials: !!int ""}', "'' cannot be read .it is no int"),
-    "a truth that is none": ("search: {prune: !!bool x}", "'x' cannot be read .it is no bool"),
-    "a date that is none": ("study2: !!timestamp x", "'x' cannot be read .it is no timestamp"),
+    "a number that is none": (
+        'stop: {trials: !!int ""}',
+        "'' cannot be read .it is not a valid int",
+    ),
+    "a truth that is none": (
+        "search: {prune: !!bool x}",
+        "'x' cannot be read .it is not a valid bool",
+    ),
+    "a date that is none": (
+        "study2: !!timestamp x",
+        "'x' cannot be read .it is not a valid timestamp",
+    ),
 }
 PATHS = ("~nobody-of-that-name/x", "a\0b", "a" * 5000, "/" + "a" * 5000)
 
@@ -318,7 +327,7 @@ def test_a_path_that_no_file_can_have_is_a_sentence(job: Path, path: str) -> Non
     job.write_text(yaml.safe_dump({**content, "data": {"source": "image_folder", "path": path}}))
 
     with pytest.raises(
-        SpecError, match=r"line 2: data.path: .* is no path that can be read"
+        SpecError, match=r"line 2: data.path: .* is not a path that can be read"
     ) as caught:
         load_job(job)
 

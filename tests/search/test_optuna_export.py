@@ -298,7 +298,7 @@ def test_a_target_of_another_program_is_refused_and_stays_as_it_is(
 
     assert [(result.exit_code, result.stdout) for result in results] == [(2, "")] * 3
     assert "belongs to another program (it has a table albums)" in results[0].stderr
-    assert "is no SQLite database: choose another file" in results[1].stderr
+    assert "is not a SQLite database: choose another file" in results[1].stderr
     assert "is a folder: name a file in it" in results[2].stderr
     assert (foreign.read_bytes(), text.read_bytes()) == before
 

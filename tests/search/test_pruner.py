@@ -1,4 +1,4 @@
-"""Early stopping: who may go on, and what the study has learnt of training."""
+"""Early stopping: who may continue, and what the study has learnt of training."""
 
 import pytest
 from hypothesis import given

@@ -63,7 +63,7 @@ MALFORMED: list[tuple[Callable[[Path], None], str]] = [
     (foreign, "belongs to another program (it has a table trials): give bitfront"),
     (of_another_alembic_program, "belongs to another program (it has a table alembic_version)"),
     (newer, f"was written by a newer bitfront (schema 9999, this one knows up to {REVISIONS[-1]})"),
-    (text, "is no SQLite database: choose another file"),
+    (text, "is not a SQLite database: choose another file"),
     (truncated, "is damaged: restore it from a backup"),
     (overwritten, "is damaged: restore it from a backup"),
     (folder, "is a folder: name a file in it"),

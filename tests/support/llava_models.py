@@ -251,7 +251,7 @@ def without_image(model: GenerativeModel, batch: QuestionBatch) -> QuestionBatch
 
 @torch.no_grad()
 def plain_logits(model: GenerativeModel, batch: QuestionBatch, tokens: Tensor) -> Tensor:
-    """The logits behind all of the tokens, without any state."""
+    """The logits after all of the tokens, without any state."""
     given = {"pixel_values": batch.pixels, "image_sizes": batch.sizes}
     images = {name: value for name, value in given.items() if value is not None}
     logits: Tensor = model.module(input_ids=tokens, **images, use_cache=False).logits[:, -1]

@@ -30,7 +30,7 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
-    # That a token guards a cluster of our own is no news to the person.
+    # That a token guards a cluster of our own is not news to the person.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     init = partial(
         ray.init, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False

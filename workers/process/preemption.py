@@ -19,7 +19,7 @@ from workers.scheduling.spool import Spool
 logger = logging.getLogger(__name__)
 
 ENDING_S = 20.0
-"""How long a worker that was told to end may go on with what it does, to save it."""
+"""How long a worker that was told to end may continue with what it does, to save it."""
 
 _LOOK_S = 0.5
 
@@ -72,7 +72,7 @@ class PreemptionHandler:
         return self._is_told or self._cause is Cause.NODE_LOST or is_draining()
 
     def cause(self) -> Cause | None:
-        """Why the attempt has to end now; None if it may go on."""
+        """Why the attempt has to end now; None if it may continue."""
         if self._is_told:
             return Cause.NODE_LOST
         if time.monotonic() - self._looked_s >= _LOOK_S:

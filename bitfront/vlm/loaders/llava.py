@@ -37,7 +37,7 @@ class TextProcessor:
 
     Attributes:
         prepare: A question's text and its picture to a prompt.
-        encode_answer: An answer's tokens with the end behind them.
+        encode_answer: An answer's tokens with the end after them.
         decode: Tokens to text, without the end.
     """
 
@@ -87,7 +87,7 @@ def llava_model(
 ) -> GenerativeModel:
     """The generative model of a LLaVA that is already built.
 
-    What its features never pass is dropped: the vision tower's last layers behind
+    What its features never pass is dropped: the vision tower's last layers after
     `vision_feature_layer`, and SigLIP's pooling head.
     """
     _drop_unused(model)
@@ -212,7 +212,7 @@ def _image_vectors(inner: Inner, features: Tensor, sizes: Tensor | None) -> Tens
 
 
 def _drop_unused(model: Llava) -> None:
-    """Drops the vision tower's parts behind the hidden states that are used.
+    """Drops the vision tower's parts after the hidden states that are used.
 
     Raises:
         InvalidModel: The vision tower is built in a way that is not known, or has fewer

@@ -28,7 +28,7 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
 
     Raises:
         MissingModel: The model, its weights, or the network to fetch them is missing.
-        InvalidModel: The weights are of another model, or the file is no safe checkpoint.
+        InvalidModel: The weights are of another model, or the file is not a safe checkpoint.
     """
     model = _create(spec)
     if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
@@ -156,7 +156,7 @@ def _check_weights(name: str, weights: str | None) -> bool:
 
     Raises:
         MissingModel: open_clip knows no such model or tag, and there is no such file.
-        InvalidModel: The file is no checkpoint that is safe to read.
+        InvalidModel: The file is not a checkpoint that is safe to read.
     """
     known = open_clip.list_models()
     if name not in known:

@@ -16,7 +16,7 @@ class CaptionLayout:
 
     Attributes:
         start: Start tokens in front of the caption: 1 for CLIP, 0 for SigLIP.
-        end: The token behind the caption: end of text, or padding where there is none.
+        end: The token after the caption: end of text, or padding where there is none.
     """
 
     start: int
@@ -43,7 +43,7 @@ class ClassNames:
 
     Attributes:
         tokens: `(classes, length)` int64: each name and what follows it, as captions.
-        name_lengths: `(classes,)` int64: how many tokens behind the start token are the name's.
+        name_lengths: `(classes,)` int64: how many tokens after the start token are the name's.
     """
 
     tokens: Int[Tensor, "classes length"]
@@ -60,8 +60,8 @@ class ClassNames:
         tokens = tokenize([name + tail for name in names])
         bare = tokenize(names)
         ends = layout.ends(bare)
-        behind = torch.arange(tokens.shape[1]) >= ends[:, None]
-        apart = ((tokens == bare) | behind).all(dim=1)
+        after = torch.arange(tokens.shape[1]) >= ends[:, None]
+        apart = ((tokens == bare) | after).all(dim=1)
         return cls(tokens, torch.where(apart, ends, layout.ends(tokens)) - layout.start)
 
     def __len__(self) -> int:

@@ -136,7 +136,7 @@ class DualEncoder(LayeredModel):
         """Text features of classes under learnable vectors, not normalised.
 
         Where the text tower is causal, what all classes share at their beginning runs once,
-        and nothing runs behind a class's end of text.
+        and nothing runs after a class's end of text.
 
         Args:
             names: What `class_names` gave.

@@ -83,7 +83,7 @@ class GenerativeInterface:
             the next call continues with one more position a row.
         prepare: A question's text and its picture to a prompt; the text holds `image_token`
             where there is a picture.
-        encode_answer: An answer's tokens with the end behind them.
+        encode_answer: An answer's tokens with the end after them.
         decode: Tokens to text, without the end.
         ends: The tokens that end an answer.
         image_code: The token at whose places the decoder reads an image.
@@ -112,7 +112,7 @@ class GenerativeModel(LayeredModel):
     """A vision tower, a projector and a decoder that writes an answer.
 
     The decoder reads a prompt's tokens, with the images' features in the places of the image
-    tokens. A context, if there is one, stands behind a row's first token: image and question keep
+    tokens. A context, if there is one, stands after a row's first token: image and question keep
     their distance, which decoders care about. To the decoder its vectors are tokens like others.
     """
 
@@ -160,7 +160,7 @@ class GenerativeModel(LayeredModel):
         return self._interface.prepare(text, image)
 
     def encode_answer(self, answer: str) -> Int[Tensor, " length"]:
-        """The answer's tokens with the end behind them."""
+        """The answer's tokens with the end after them."""
         return self._interface.encode_answer(answer)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -192,7 +192,7 @@ class GenerativeModel(LayeredModel):
     ) -> Float[Tensor, "n answer vocabulary"]:
         """What the model expects at each token of the given answers (teacher forcing).
 
-        Row `t` is the prediction of the answer's token `t`, behind the prompt and the
+        Row `t` is the prediction of the answer's token `t`, after the prompt and the
         answer's earlier tokens. Gradients flow where they are enabled.
 
         Args:

@@ -1,6 +1,6 @@
 """Rows of class names among learnable vectors, and a causal text tower that runs them packed.
 
-A causal text tower that is pooled at one token needs nothing behind that token, and has the same
+A causal text tower that is pooled at one token needs nothing after that token, and has the same
 hidden states wherever rows begin alike. So the rows of many classes run as one: the beginning
 that all share stands there once, then follow each row's own tokens, and a mask lets every token
 see its own row only. The tower's layers run as they are, on far fewer positions.
@@ -65,8 +65,8 @@ class PromptRows:
         }[position]
         place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         in_name = place >= layout.start
-        behind_name = place >= layout.start + names.name_lengths[:, None]
-        moved = place + before * in_name + (count - before) * behind_name
+        after_name = place >= layout.start + names.name_lengths[:, None]
+        moved = place + before * in_name + (count - before) * after_name
 
         rows, length = tokens.shape
         longer = tokens[:, :1].repeat(1, length + count).scatter(1, moved, tokens)

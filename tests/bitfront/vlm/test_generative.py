@@ -87,7 +87,7 @@ def test_decoding_ends_at_the_limit_or_at_the_end() -> None:
     assert len(lengths) > 3
 
 
-def test_text_behind_the_end_does_not_count() -> None:
+def test_text_after_the_end_does_not_count() -> None:
     model = built(Build())
     words = [WORDS.index(word) for word in ("a", "red", "bird")]
 
@@ -239,7 +239,7 @@ def test_logits_are_the_same_to_the_last_bit_whatever_is_kept(
     assert small.cache.nbytes <= 30_000
 
 
-def test_a_change_behind_the_vision_tower_does_not_run_it_again() -> None:
+def test_a_change_after_the_vision_tower_does_not_run_it_again() -> None:
     model = built(Build(is_tied=True))
     given = stream_of(model, [questions(model, 3)])
     switch = PlanSwitch(model, DYNAMIC, {})

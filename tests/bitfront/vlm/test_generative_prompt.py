@@ -50,7 +50,7 @@ def scattered(model: GenerativeModel, count: int = 3, *, width: int = 30) -> Que
 
 
 def with_words(batch: QuestionBatch, words: list[int]) -> QuestionBatch:
-    """The questions with words written where a context goes: behind the first token."""
+    """The questions with words written where a context goes: after the first token."""
     prompts = [[first, *words, *rest] for first, *rest in batch.prompts.tolist()]
     return replace(batch, prompts=torch.tensor(prompts))
 
@@ -200,11 +200,11 @@ def test_a_quantized_embedding_rounds_the_tokens_but_not_the_context(
     rounded = fake_quantize_weight(weight, Precision(2), DYNAMIC)
     assert not torch.allclose(rounded, weight, atol=1e-2)
     for row, prompt in zip(read, batch.prompts.tolist(), strict=True):
-        behind = 1 + len(context)
-        assert torch.equal(row[1:behind], context)
+        after = 1 + len(context)
+        assert torch.equal(row[1:after], context)
         is_word = torch.tensor(prompt[1:]) != IMAGE
         words = torch.tensor(prompt[1:])[is_word]
-        assert torch.equal(row[behind : behind + len(is_word)][is_word], rounded[words])
+        assert torch.equal(row[after : after + len(is_word)][is_word], rounded[words])
 
 
 def test_a_context_is_read_once_and_no_image_is_read_again() -> None:

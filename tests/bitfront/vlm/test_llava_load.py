@@ -96,7 +96,7 @@ def stored(folder: Path, build: Build, dtype: torch.dtype = torch.float32) -> Ll
 
 
 def stock_matrices(stock: Llava, build: Build) -> set[str]:
-    """The names of the matrices at work: not those behind the features, and no positions."""
+    """The names of the matrices at work: not those after the features, and no positions."""
     features = [build.features] if isinstance(build.features, int) else build.features
     vision = stock.config.vision_config
     assert isinstance(vision, CLIPVisionConfig | SiglipVisionConfig)

@@ -231,12 +231,12 @@ def test_a_second_switch_takes_the_first_one_s_plan_off(model: DualEncoder) -> N
 
     one.to(coarse)
     other.to(fine)
-    behind_both = outputs(model)
+    after_both = outputs(model)
     other.clear()
 
     assert torch.equal(outputs(model), full)
     assert other.to(fine) == 1
-    assert torch.equal(outputs(model), behind_both)
+    assert torch.equal(outputs(model), after_both)
     assert one.to(coarse) == len(NAMES)
     one.clear()
     assert torch.equal(outputs(model), full)

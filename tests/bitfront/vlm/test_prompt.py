@@ -122,9 +122,9 @@ def whole_rows(
     for number, name in enumerate(names):
         own = context[number] if context.ndim == 3 else context
         tokens = encoder.tokenize([name + tail])[0].tolist()
-        behind = start + len(name.split())
+        after = start + len(name.split())
         row: list[int | Tensor] = tokens[:start]
-        row += [*own[:first], *tokens[start:behind], *own[first:], *tokens[behind:]]
+        row += [*own[:first], *tokens[start:after], *own[first:], *tokens[after:]]
         del row[LENGTH:]
         rows.append([tokens[0] if isinstance(place, Tensor) else place for place in row])
         vectors.append({n: place for n, place in enumerate(row) if isinstance(place, Tensor)})
@@ -299,7 +299,7 @@ def test_an_empty_context_is_the_plain_caption(name: str) -> None:
     ("position", "specific", "shared"),
     [(END, False, 6), (MIDDLE, False, 3), (FRONT, False, 1), (END, True, 1), (MIDDLE, True, 1)],
 )
-def test_what_all_rows_share_runs_once_and_nothing_runs_behind_the_ends(
+def test_what_all_rows_share_runs_once_and_nothing_runs_after_the_ends(
     name: str, position: ClassPosition, specific: bool, shared: int
 ) -> None:
     encoder = make(name)

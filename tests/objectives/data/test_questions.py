@@ -332,9 +332,9 @@ BAD_LINES: dict[str, tuple[Sequence[Line | str], str]] = {
     "an answer of spaces": (broken(5, answers=["  ", "."]), r"line 6 of .* has no answer"),
     "no JSON": (
         [*lines_of(COUNT), "what is there?"],
-        r'line 15 of .* is no question: the line: Invalid JSON.*write \{"image": "cat\.jpg"',
+        r'line 15 of .* is not a question: the line: Invalid JSON.*write \{"image": "cat\.jpg"',
     ),
-    "a number": ([*lines_of(COUNT), "7"], r"line 15 of .* is no question"),
+    "a number": ([*lines_of(COUNT), "7"], r"line 15 of .* is not a question"),
     "no question": (without(1, "question"), r"line 2 of .*: question: Field required"),
     "no answers": (without(1, "answers"), r"line 2 of .*: answers: Field required"),
     "answers of another kind": (broken(1, answers=[1]), r"line 2 of .*: answers\.0: .*string"),
@@ -358,7 +358,7 @@ def test_a_line_that_cannot_be_used_is_named(
         use_all(load_questions(json_spec(path, samples=samples), model), model)
 
 
-def test_an_image_behind_a_link_out_of_the_folder_is_not_read(
+def test_an_image_after_a_link_out_of_the_folder_is_not_read(
     tmp_path: Path, model: GenerativeModel
 ) -> None:
     path = write(tmp_path / "data", lines_of(COUNT))
@@ -431,7 +431,7 @@ def test_questions_do_not_fit_a_model_that_tells_classes_apart(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer_pattern": "(A"}, "data.answer_pattern is no regular expression"),
+        ({"answer_pattern": "(A"}, "data.answer_pattern is not a regular expression"),
         ({"prompt": "<image>"}, "data.prompt needs {} where the question goes"),
         ({"path": None}, "needs a path"),
         ({"answer_tokens": 0}, "greater than or equal to 1"),

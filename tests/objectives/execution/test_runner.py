@@ -90,7 +90,7 @@ def test_features_are_the_same_to_the_last_bit_whatever_is_kept(
 
 
 @pytest.mark.parametrize("tower", [Tower.VISION, Tower.TEXT])
-def test_only_the_blocks_behind_the_change_run_again(
+def test_only_the_blocks_after_the_change_run_again(
     tower: Tower, model: DualEncoder, task: Task, switch: PlanSwitch
 ) -> None:
     runner, given = StreamRunner(model, switch), inputs(task, model, tower)

@@ -44,7 +44,7 @@ def block(*names: str, tower: Tower = Tower.LANGUAGE) -> Block:
 
 BLOCKS = {
     "one input": block(*(f"{DECODER}.self_attn.{name}_proj.weight" for name in "qkv")),
-    "one behind another": block(
+    "one after another": block(
         f"{VISION}.self_attn.out_proj.weight",
         f"{VISION}.mlp.fc1.weight",
         f"{VISION}.mlp.fc2.weight",
@@ -65,7 +65,7 @@ BLOCKS = {
 }
 RUNS = {
     "one input": 3,
-    "one behind another": 27,
+    "one after another": 27,
     "one, then two": 9,
     "two, then one": 27,
     "across towers": 3,
@@ -89,14 +89,14 @@ def prefix(model: GenerativeModel) -> Plan:
 def test_the_joint_search_finds_what_trying_everything_finds(
     shape: str, model: GenerativeModel, search: ClipSearch
 ) -> None:
-    searched, behind = BLOCKS[shape], prefix(model)
+    searched, after = BLOCKS[shape], prefix(model)
     options = everything(searched.layers)
 
-    found = search.joint(searched, options[0], behind)
+    found = search.joint(searched, options[0], after)
 
-    errors = [search.error(searched, option, behind) for option in options]
+    errors = [search.error(searched, option, after) for option in options]
     assert found.error == pytest.approx(min(errors), rel=1e-9)
-    assert search.error(searched, found.option, behind) == pytest.approx(found.error, rel=1e-9)
+    assert search.error(searched, found.option, after) == pytest.approx(found.error, rel=1e-9)
     assert found.evaluations == RUNS[shape]
 
 
@@ -118,7 +118,7 @@ def test_inputs_that_are_not_quantized_are_not_clipped(
 ) -> None:
     precisions = (Precision(3, 4), Precision(4, 16), Precision(16, 16))
 
-    found = search.joint(BLOCKS["one behind another"], Option(precisions), prefix(model))
+    found = search.joint(BLOCKS["one after another"], Option(precisions), prefix(model))
 
     assert [precision.clip for precision in found.option.precisions[1:]] == [1.0, 1.0]
     assert found.evaluations == len(CLIPS)
@@ -131,10 +131,10 @@ def test_the_inputs_of_a_block_come_from_the_prefix(
     option = everything(searched.layers)[0]
     coarse = Plan.uniform([layer.name for layer in model.layers], Precision(2, 4))
 
-    behind_full = search.error(searched, option, Plan(()))
-    behind_coarse = search.error(searched, option, coarse)
+    after_full = search.error(searched, option, Plan(()))
+    after_coarse = search.error(searched, option, coarse)
 
-    assert behind_coarse > behind_full
+    assert after_coarse > after_full
 
 
 def test_a_walk_takes_each_choice_along(model: GenerativeModel, search: ClipSearch) -> None:
@@ -151,8 +151,8 @@ def test_a_walk_takes_each_choice_along(model: GenerativeModel, search: ClipSear
     assert len({precision.clip for precision in before.values()}) > 1
 
 
-def test_nothing_behind_the_block_runs(model: GenerativeModel, search: ClipSearch) -> None:
-    searched = BLOCKS["one behind another"]
+def test_nothing_after_the_block_runs(model: GenerativeModel, search: ClipSearch) -> None:
+    searched = BLOCKS["one after another"]
     ran: list[str] = []
     with model.watch_inputs(lambda layer, _: ran.append(layer)):
         search.error(searched, everything(searched.layers)[-1], prefix(model))

@@ -67,5 +67,5 @@ def test_ded_is_the_gain_over_trying_one_layer_after_the_other(
     own = {c: search.error(alone, Option((Precision(4, 4, 0, c),)), Plan(())) for c in CLIPS}
     greedy = min(CLIPS, key=own.__getitem__)
     assert first.joint == pytest.approx(min(errors.values()), rel=1e-9)
-    best_behind = min(error for clips, error in errors.items() if clips[0] == greedy)
-    assert first.sequential == pytest.approx(best_behind, rel=1e-9)
+    best_after = min(error for clips, error in errors.items() if clips[0] == greedy)
+    assert first.sequential == pytest.approx(best_after, rel=1e-9)

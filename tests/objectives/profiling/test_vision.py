@@ -155,7 +155,7 @@ def test_steps_have_the_entropies_that_the_partition_measures(
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
-def test_steps_are_the_inputs_behind_the_vision_tower_each_once(
+def test_steps_are_the_inputs_after_the_vision_tower_each_once(
     model: GenerativeModel, loss: VisionLoss
 ) -> None:
     sources = [layer.source for layer in model.layers if layer.tower is not Tower.VISION]

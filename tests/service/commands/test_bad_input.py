@@ -29,16 +29,16 @@ ADDITIONS = {
     ),
     "a misspelt key": (
         "space:\n  weight_bit: [2]",
-        "line 7: space.weight_bit is no known key: did you mean weight_bits?",
+        "line 7: space.weight_bit is not a known key: did you mean weight_bits?",
     ),
     "an unknown key in a section": (
         "partition:\n  colour: red",
-        "line 7: partition.colour is no known key: "
+        "line 7: partition.colour is not a known key: "
         "the keys of partition are granularity, depth, threshold",
     ),
     "an unknown key at the top": (
         "zzz: 1",
-        f"line 6: zzz is no known key: the keys at the top are {TOP_KEYS}",
+        f"line 6: zzz is not a known key: the keys at the top are {TOP_KEYS}",
     ),
     "a bit width out of range": (
         "space:\n  weight_bits: [2, 7]",
@@ -161,7 +161,7 @@ ADDITIONS = {
     ),
     "an open bracket": (
         "objectives: [error,\n",
-        "line 7: this is no valid YAML: while parsing a flow node, "
+        "line 7: this is not valid YAML: while parsing a flow node, "
         "expected the node content, but found '<stream end>'",
     ),
     "a tab": (
@@ -170,7 +170,7 @@ ADDITIONS = {
     ),
     "a key indented by mistake": (
         "  study: x",
-        "line 6: data.study is no known key: the keys of data are source, path, image_column, "
+        "line 6: data.study is not a known key: the keys of data are source, path, image_column, "
         "label_column, question_column, answer_column, templates, prompt, answer_pattern, "
         "answer_tokens, samples, horizontal_flip, classes, background, skip_unreadable, seed, "
         "batch_size",
@@ -193,7 +193,7 @@ ADDITIONS = {
     ),
     "an alias of nothing": (
         "space: *nothing",
-        "line 6: this is no valid YAML: found undefined alias 'nothing'",
+        "line 6: this is not valid YAML: found undefined alias 'nothing'",
     ),
     "an alias inside itself": (
         "space: &space [*space]",
@@ -237,14 +237,14 @@ FILES = {
         b"[study]: first\n",
         ", line 1: a list cannot be a key (text in braces that is meant as text needs quotes)",
     ),
-    "bytes that are no text": (
+    "bytes that are not text": (
         b"\x89PNG\r\n",
-        " is no text file: byte 0 is not UTF-8 (save it as UTF-8)",
+        " is not a text file: byte 0 is not UTF-8 (save it as UTF-8)",
     ),
-    "an archive": (b"PK\x03\x04", " is no text file: it holds the character U+0003"),
+    "an archive": (b"PK\x03\x04", " is not a text file: it holds the character U+0003"),
     "two megabytes": (
         b"a" * 2_000_000,
-        " is larger than 1,000,000 bytes: this is no job file",
+        " is larger than 1,000,000 bytes: this is not a job file",
     ),
     "no study": (
         WHOLE.replace("study: first\n", "").encode(),
@@ -300,7 +300,7 @@ PATHS = {
     ),
     "a file for data": (
         WHOLE.replace("data:\n  source: reference", "data:\n  source: datasets\n  path: job.yaml"),
-        ", line 6: data.path: the folder FOLDER/job.yaml is no folder",
+        ", line 6: data.path: the folder FOLDER/job.yaml is not a folder",
     ),
     "a checkpoint": (
         WHOLE.replace("reference\ndata", "open_clip\n  name: ViT-B-32\n  weights: best.pt\ndata"),

@@ -225,11 +225,12 @@ def test_a_pause_is_asked_for_and_shown(path: Path) -> None:
     assert request is Request.PAUSE
     assert asked.exit_code == 0
     assert asked.stderr == (
-        f"study digits finishes what runs and waits; 'bitfront resume digits --db {path}' goes on\n"
+        f"study digits finishes what runs and waits; "
+        f"'bitfront resume digits --db {path}' continues it\n"
     )
     assert "state        profiling, asked to pause, driven by driver of digits (seen" in waiting
     assert "state        paused, asked to pause, driven by driver of digits" in paused
-    assert "): 'bitfront resume digits' goes on\n" in paused
+    assert "): 'bitfront resume digits' continues it\n" in paused
     assert listed.splitlines()[1].split()[:2] == ["digits", "paused"]
 
 

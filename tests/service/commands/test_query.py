@@ -153,7 +153,7 @@ def test_status_says_that_nobody_runs_an_unfinished_study(database: Path) -> Non
     text = run(database, "status", "empty").stdout
     content = json.loads(run(database, "status", "empty", "--format", "json").stdout)
 
-    assert "interrupted while profiling: 'bitfront resume empty' goes on" in text
+    assert "interrupted while profiling: 'bitfront resume empty' continues it" in text
     assert content["interrupted"] is True
 
 
@@ -423,7 +423,7 @@ def test_a_request_reaches_the_driver(tmp_path: Path, command: str, asked: Reque
         result = run(path, command, "busy")
 
         assert store.heartbeat(lease) is asked
-    assert f"'bitfront resume busy --db {path}' goes on later" in result.stderr
+    assert f"'bitfront resume busy --db {path}' continues it later" in result.stderr
 
 
 def test_watching_a_finished_study_shows_it_and_ends(database: Path) -> None:
