@@ -10,10 +10,12 @@ from bitfront.plan import Configuration
 
 
 class TrialState(StrEnum):
-    """Where a trial stands; a complete, failed or pruned one never changes again.
+    """Where a trial stands; a complete, failed or pruned one changes only to outdated.
 
     A pruned trial stopped, since it could not reach the front any more. A cancelled trial has
-    no result: when its study is resumed, it runs again.
+    no result: when its study is resumed, it runs again. An outdated trial ended before a change
+    of the model, the data or the job was accepted: it keeps its values, but cannot be compared
+    with later trials.
     """
 
     RUNNING = "running"
@@ -21,11 +23,12 @@ class TrialState(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     PRUNED = "pruned"
+    OUTDATED = "outdated"
 
     @property
     def is_finished(self) -> bool:
-        """Whether the trial will not change any more."""
-        return self is not TrialState.RUNNING
+        """Whether the trial ended, and counts among the trials of its study."""
+        return self not in (TrialState.RUNNING, TrialState.OUTDATED)
 
     @property
     def is_measured(self) -> bool:

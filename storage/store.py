@@ -118,18 +118,33 @@ class Store:
         self._database.write(studies.remove, name)
 
     def set_provenance(
-        self, lease: Lease, provenance: Mapping[str, str], *, accept: bool = False
+        self,
+        lease: Lease,
+        provenance: Mapping[str, str],
+        *,
+        results: Collection[str] = (),
+        accept: bool = False,
     ) -> list[Difference]:
         """Records what the study is made of; `model` is the hash that links it to its model.
+
+        Args:
+            lease: The right to write to the study.
+            provenance: What was found, by name.
+            results: The names of what results depend on. Where one of these differs, nothing
+                is recorded, or with `accept` all trials until now become outdated.
+            accept: Whether what differs replaces the record.
 
         Returns:
             What differs from the record. That keeps its old value, unless `accept` is set.
         """
-        return self._database.write(studies.set_provenance, lease, provenance, accept)
+        return self._database.write(studies.set_provenance, lease, provenance, results, accept)
 
-    def replace_spec(self, lease: Lease, spec: "JobSpec") -> None:
-        """Gives the study another specification."""
-        self._database.write(studies.replace_spec, lease, spec)
+    def replace_spec(self, lease: Lease, spec: "JobSpec", *, changes_results: bool = False) -> None:
+        """Gives the study another specification.
+
+        With `changes_results`, all trials until now become outdated.
+        """
+        self._database.write(studies.replace_spec, lease, spec, changes_results)
 
     def set_state(self, lease: Lease, state: StudyState, message: str | None = None) -> None:
         """Moves the study to a state."""

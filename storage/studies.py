@@ -1,7 +1,7 @@
 """Studies: created once, found by name, and what is recorded about them as a whole."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from storage.records import (
     StudySummary,
 )
 from storage.tables import Now, Study
+from storage.trials import outdate
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
@@ -126,14 +127,23 @@ def set_correlation(connection: Connection, lease: Lease, correlation: float | N
     _change(connection, lease, correlation=known)
 
 
-def replace_spec(connection: Connection, lease: Lease, spec: "JobSpec") -> None:
+def replace_spec(
+    connection: Connection, lease: Lease, spec: "JobSpec", changes_results: bool
+) -> None:
     """Gives the study another specification of the same name."""
     _change(connection, lease, **_spec_columns(spec))
-    add_event(connection, lease.study_id, EventKind.CHANGED, {"spec_digest": spec.digest})
+    content: dict[str, object] = {"spec_digest": spec.digest}
+    if changes_results:
+        content["outdated"] = outdate(connection, lease)
+    add_event(connection, lease.study_id, EventKind.CHANGED, content)
 
 
 def set_provenance(
-    connection: Connection, lease: Lease, found: Mapping[str, str], accept: bool
+    connection: Connection,
+    lease: Lease,
+    found: Mapping[str, str],
+    results: Collection[str],
+    accept: bool,
 ) -> list[Difference]:
     """Records what is not recorded yet; what differs is returned, and kept unless accepted."""
     guard(connection, lease)
@@ -146,12 +156,17 @@ def set_provenance(
         if name in recorded and recorded[name] != storable(value)
     ]
     new = {name: value for name, value in found.items() if name not in recorded}
+    changes_results = any(difference.name in results for difference in differences)
+    if changes_results and not accept:
+        return differences
     if accept and differences:
         changed = {difference.name: difference.found for difference in differences}
         same_study = table.study_id == lease.study_id
         connection.execute(delete(table).where(same_study, table.name.in_(changed)))
         new |= changed
-        content = {"differences": [str(difference) for difference in differences]}
+        content: dict[str, object] = {"differences": [str(d) for d in differences]}
+        if changes_results:
+            content["outdated"] = outdate(connection, lease)
         add_event(connection, lease.study_id, EventKind.CHANGED, content)
     _add_provenance(connection, lease.study_id, new)
     return differences

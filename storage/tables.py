@@ -275,7 +275,10 @@ class Trial(Base):
         _one_of("cause", Cause),
         CheckConstraint("number >= 0", name="number_counts"),
         CheckConstraint("attempt >= 1", name="attempt_counts"),
-        CheckConstraint("(state = 'complete') = (error IS NOT NULL)", name="complete_has_error"),
+        CheckConstraint(
+            "state = 'outdated' OR (state = 'complete') = (error IS NOT NULL)",
+            name="complete_has_error",
+        ),
         CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="finished_has_time"),
         *map(_finite, _FIGURE_COLUMNS),
     )
@@ -286,7 +289,7 @@ class Trial(Base):
     state: Mapped[str]
     attempt: Mapped[int]
     origin: Mapped[str]
-    configuration_digest: Mapped[str]
+    configuration_digest: Mapped[str]  # of an outdated trial with its number behind it
     feasible: Mapped[bool] = mapped_column(default=False)  # set once it is complete
     cached: Mapped[bool] = mapped_column(default=False)
     cause: Mapped[str | None]

@@ -2,7 +2,19 @@
 
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Text,
+    and_,
+    cast,
+    delete,
+    insert,
+    select,
+    update,
+)
 
 from bitfront.errors import DatabaseError
 from bitfront.objective import BY_NAME, FIGURES, OBJECTIVES
@@ -13,7 +25,7 @@ from storage.access import find_id, guard
 from storage.events import add_event
 from storage.finite import finite
 from storage.records import EventKind, Lease
-from storage.tables import Attempt, Now, Study, Trial
+from storage.tables import Attempt, Front, Hypervolume, Intermediate, Now, Study, Trial
 
 
 def start(connection: Connection, lease: Lease, trial: TrialRecord) -> None:
@@ -147,6 +159,28 @@ def fence(connection: Connection, lease: Lease) -> list[TrialRecord]:
             add_event(connection, lease.study_id, EventKind.RESTARTED, content, trial=number)
     ours = Trial.study_id == lease.study_id
     return _select(connection, ours & _in({TrialState.RUNNING}))
+
+
+def outdate(connection: Connection, lease: Lease) -> int:
+    """Marks every trial that has ended as outdated, and empties the front; how many there were.
+
+    What runs or was cancelled gets a new attempt, so that no earlier result of it is taken.
+    """
+    fence(connection, lease)
+    ours = Trial.study_id == lease.study_id
+    connection.execute(delete(Front).where(Front.study_id == lease.study_id))
+    connection.execute(delete(Hypervolume).where(Hypervolume.study_id == lease.study_id))
+    shown = Intermediate.trial_id.in_(select(Trial.id).where(ours))
+    connection.execute(delete(Intermediate).where(shown))
+    # The study may try the same configuration again.
+    digest = Trial.configuration_digest + "/" + cast(Trial.number, Text)
+    ended = _in({state for state in TrialState if state.is_finished})
+    outdated = connection.execute(
+        update(Trial)
+        .where(ours, ended)
+        .values(state=TrialState.OUTDATED, configuration_digest=digest)
+    )
+    return outdated.rowcount
 
 
 def cancel_running(connection: Connection, lease: Lease) -> int:

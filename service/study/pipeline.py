@@ -16,6 +16,7 @@ from service.study.bounds import stored_bounds
 from service.study.heartbeat import StopSignals
 from service.study.profiling import measure_profile
 from service.study.proxy_search import ProxySearch
+from service.study.spec_diff import result_differences
 from service.study.warm_start import warm_seeds
 from service.views.progress import Reporter
 from storage.records import Lease
@@ -105,12 +106,16 @@ class Run:
         for note in self._pool.notes:
             self._reporter.warn(note)
         identities = model_info.identities.to_provenance()
+        results = {**identities, **model_info.model_parts}
         differences = self._store.set_provenance(
-            self.lease, {**identities, **model_info.provenance}, accept=accept_changes
+            self.lease,
+            {**results, **model_info.provenance},
+            results=tuple(results),
+            accept=accept_changes,
         )
-        changed = [str(d) for d in differences if d.name in identities]
+        changed = result_differences(differences, results)
         if changed and not accept_changes:
-            raise ChangedJob(self.lease.name, tuple(changed))
+            raise ChangedJob(self.lease.name, changed)
         if self._spec.profile.vision is None:
             return model_info
         self._pool.use_bounds(self._bounds(model_info))

@@ -100,9 +100,11 @@ def _taken_over(content: Mapping[str, object]) -> str:
 
 def _changed(content: Mapping[str, object]) -> str:
     differences = content.get("differences")
+    count = content.get("outdated")
+    outdated = f"; {count} earlier trials are outdated" if count else ""
     if not isinstance(differences, list):
-        return "from here on the job is another one"
-    return f"changes are accepted: {'; '.join(map(str, differences))}"
+        return f"the job was changed{outdated}"
+    return f"changes are accepted: {'; '.join(map(str, differences))}{outdated}"
 
 
 def _completed(content: Mapping[str, object]) -> str:

@@ -1,16 +1,27 @@
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 
 import pytest
 
 from bitfront.errors import DuplicateStudy, InvalidMetric, LeaseHeld, LeaseLost, UnknownStudy
 from bitfront.profile import StageArtefactKind
-from bitfront.trial import StudyState, TrialState
+from bitfront.trial import Cause, FrontChange, StudyState, TrialState
 from storage.records import EventKind, Lease, Request
 from storage.store import Store, open_store
-from tests.support.store_samples import complete, finished, job, running, show, trial
+from tests.support.store_samples import (
+    complete,
+    configuration,
+    fail,
+    finished,
+    hypervolumes,
+    job,
+    running,
+    show,
+    trial,
+)
 
 
 def test_a_study_comes_back_as_it_was_made(store: Store) -> None:
@@ -125,6 +136,56 @@ def test_an_accepted_difference_replaces_the_record(store: Store) -> None:
     changed = store.events("digits")[-1]
     assert changed.kind is EventKind.CHANGED
     assert changed.content == {"differences": ["model was aaa, is bbb"]}
+
+
+def test_nothing_is_recorded_while_what_results_depend_on_differs(store: Store) -> None:
+    lease = running(store)
+    store.set_provenance(lease, {"model": "aaa"})
+
+    found = {"model": "bbb", "tokenizer": "t"}
+    store.set_provenance(lease, found, results=("model", "tokenizer"))
+
+    assert store.study("digits").provenance == {"model": "aaa"}
+
+
+def test_an_accepted_change_of_results_outdates_every_trial(store: Store) -> None:
+    lease = running(store)
+    store.set_provenance(lease, {"model": "aaa", "host": "h"})
+    finished(store, lease, 0, 0.5, 8)
+    store.start_trial(lease, trial(1))
+    complete(store, lease, 1, {"error": 0.2, "nbytes": 9}, front=FrontChange((1,), (), 0.5))
+    store.start_trial(lease, trial(2))
+    fail(store, lease, 2, 1, Cause.USER_ERROR, "no", retry=False)
+    store.start_trial(lease, trial(3))
+    show(store, lease, 3, 1, 5, 0.1)
+
+    store.set_provenance(lease, {"host": "i"}, results=("model",), accept=True)
+    assert [found.number for found in store.front("digits")] == [1]
+    store.set_provenance(lease, {"model": "bbb"}, results=("model",), accept=True)
+
+    states = [(found.state, found.attempts) for found in store.trials("digits")]
+    assert states == [*[(TrialState.OUTDATED, 1)] * 3, (TrialState.RUNNING, 2)]
+    assert store.trials("digits")[1].values == {"error": 0.2, "nbytes": 9}
+    assert store.front("digits") == []
+    assert hypervolumes(store) == []
+    assert store.intermediates("digits") == {}
+    assert store.best("digits") is None
+    assert not complete(store, lease, 3, {"error": 0.1, "nbytes": 1})
+    assert store.events("digits")[-1].content["outdated"] == 3
+
+
+def test_an_outdated_trials_configuration_is_tried_again(store: Store) -> None:
+    lease = running(store)
+    for number in range(2):
+        again = replace(trial(number), configuration=configuration(0))
+        store.start_trial(lease, again)
+        complete(store, lease, number, {"error": 0.5, "nbytes": 8})
+        store.replace_spec(lease, job(search={"seed": number + 1}), changes_results=True)
+
+    store.start_trial(lease, replace(trial(2), configuration=configuration(0)))
+
+    states = [found.state for found in store.trials("digits")]
+    assert states == [TrialState.OUTDATED, TrialState.OUTDATED, TrialState.RUNNING]
 
 
 def test_what_is_known_of_a_study_as_a_whole_is_kept(store: Store) -> None:

@@ -236,6 +236,23 @@ def test_a_pruned_trial_runs_again_in_the_schema_that_does_not_know_it(
         assert [kept.number for kept in store.fence(lease)] == [1, 3, 4]
 
 
+def test_an_outdated_trial_has_failed_in_the_schema_that_does_not_know_it(
+    databases: Databases,
+) -> None:
+    url, lease = of_revision(databases, REVISIONS[-1])
+    with open_store(url) as store:
+        store.replace_spec(lease, job(search={"seed": 1}), changes_results=True)
+        assert store.trials("digits")[0].state is TrialState.OUTDATED
+
+    downgrade(url, "0008")
+    upgrade(url)
+
+    with open_store(url) as store:
+        found = store.trials("digits")[0]
+        assert (found.state, found.cause) == (TrialState.FAILED, Cause.USER_ERROR)
+        assert "error" not in found.values
+
+
 def test_the_names_of_the_last_schema_come_back(databases: Databases) -> None:
     url, _ = of_revision(databases, "0004")
     before = rows(url)

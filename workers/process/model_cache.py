@@ -111,6 +111,7 @@ def inspect(config: WorkerConfig) -> ModelInfo:
             model=model.identity, quantizer=cell_meter(config).identity, **splits
         ),
         provenance=_provenance(model),
+        model_parts=model.parts,
         fixed_latency_s=0.0 if times is None else times.fixed_seconds(),
     )
 

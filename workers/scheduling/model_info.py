@@ -1,7 +1,7 @@
 """What a worker finds when it loads a job's model and data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bitfront.identity.identities import Identities
 from bitfront.layers import Layer
@@ -22,6 +22,7 @@ class ModelInfo:
         footprint: The memory that it took.
         identities: Of model, quantizer and splits: what results depend on.
         provenance: Versions, host and device.
+        model_parts: The hashes and settings that the model's identity is made of, by name.
         fixed_latency_s: Seconds of a sample that no plan changes, where a latency is measured.
     """
 
@@ -32,6 +33,7 @@ class ModelInfo:
     footprint: Footprint
     identities: Identities
     provenance: Mapping[str, str]
+    model_parts: Mapping[str, str] = field(default_factory=dict)
     fixed_latency_s: float = 0.0
 
     @property

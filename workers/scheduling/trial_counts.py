@@ -20,6 +20,11 @@ class TrialCounts:
         return len(self._states)
 
     @property
+    def planned(self) -> int:
+        """How many trials count against what the job asks for: all that are not outdated."""
+        return len(self) - self._counts[TrialState.OUTDATED]
+
+    @property
     def counts(self) -> Mapping[TrialState, int]:
         """Trials by state; a state without any may be missing."""
         return +self._counts

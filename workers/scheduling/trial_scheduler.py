@@ -146,8 +146,10 @@ class TrialScheduler:
         running = {trial.number: trial for trial in self._store.fence(self._lease)}
         trials = [running.get(trial.number, trial) for trial in trials]
         for trial in trials:
-            self._numbers[trial.configuration.digest] = trial.number
             self._trials.restore(trial.number, trial.state)
+            if trial.state is TrialState.OUTDATED:
+                continue
+            self._numbers[trial.configuration.digest] = trial.number
             if trial.number in running:
                 self._wait(trial)
         self._spool.sweep({trial.number for trial in trials if trial.number not in running})
@@ -162,7 +164,8 @@ class TrialScheduler:
         return Attempt(trial, self._evaluation_key(trial.configuration), halvings)
 
     def _teach(self, trials: Sequence[Trial]) -> None:
-        """Tells a new proposer everything that is known, in the order of the trials."""
+        """Tells a new proposer everything that can be compared, in the order of the trials."""
+        trials = [trial for trial in trials if trial.state is not TrialState.OUTDATED]
         self._proposer.restore([trial for trial in trials if trial.state.is_measured])
         for trial in trials:
             if trial.state is TrialState.RUNNING:
@@ -220,7 +223,7 @@ class TrialScheduler:
         if self._is_draining():
             return self.running
         known = self.running + len(self._waiting)
-        return known if self._is_over else known + self._spec.stop.trials - len(self._trials)
+        return known if self._is_over else known + self._spec.stop.trials - self._trials.planned
 
     @property
     def stop_reason(self) -> str:
@@ -228,7 +231,7 @@ class TrialScheduler:
         stop = self._spec.stop
         if self._is_exhausted:
             return "the sampler finds no configuration that is new"
-        if len(self._trials) >= stop.trials:
+        if self._trials.planned >= stop.trials:
             return f"{stop.trials} trials are done"
         if stop.patience and not self._seeds and self._tracker.since_growth >= stop.patience:
             return f"the hypervolume did not grow over {stop.patience} trials"

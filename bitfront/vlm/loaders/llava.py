@@ -18,7 +18,9 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from bitfront.errors import InvalidModel, InvalidSample, SpecError
 from bitfront.layers import Tower
+from bitfront.vlm.loaders.settings import processor_settings, tokenizer_digest
 from bitfront.vlm.models.generative import IMAGE_TOKEN, GenerativeInterface, GenerativeModel, Prompt
+from bitfront.vlm.models.settings import ModelSettings
 
 Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 Inner = LlavaModel | LlavaNextModel
@@ -39,19 +41,22 @@ class TextProcessor:
         prepare: A question's text and its picture to a prompt.
         encode_answer: An answer's tokens with the end after them.
         decode: Tokens to text, without the end.
+        settings: What these depend on; None where that is fixed.
     """
 
     prepare: Callable[[str, Image | None], Prompt]
     encode_answer: Callable[[str], Tensor]
     decode: Callable[[Sequence[int]], str]
+    settings: ModelSettings | None = None
 
 
-def load_text_processor(place: str, ends: frozenset[int]) -> TextProcessor:
+def load_text_processor(place: str, ends: frozenset[int], config: str = "") -> TextProcessor:
     """The words of a stored model, as its processor knows them.
 
     Args:
         place: Folder or hub name.
         ends: The tokens that end its answers; the tokenizer's own is taken where it is one.
+        config: The model's own settings, as `config_settings` gives them.
     """
     processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # theirs
         place, trust_remote_code=False
@@ -79,7 +84,19 @@ def load_text_processor(place: str, ends: frozenset[int]) -> TextProcessor:
         text: str = tokenizer.decode(tokens, skip_special_tokens=True)
         return text.strip()
 
-    return TextProcessor(prepare, encode_answer, decode)
+    further = {
+        "patch_size": processor.patch_size,
+        "num_additional_image_tokens": processor.num_additional_image_tokens,
+        "vision_feature_select_strategy": processor.vision_feature_select_strategy,
+        "image_token": str(processor.image_token),
+        "ends": sorted(ends),
+    }
+    settings = ModelSettings(
+        tokenizer_digest(tokenizer),
+        processor_settings(processor.image_processor, further),
+        config,
+    )
+    return TextProcessor(prepare, encode_answer, decode, settings)
 
 
 def llava_model(
@@ -159,6 +176,7 @@ def llava_model(
         image_code=config.image_token_id,
         tile_shape=(_tile_tokens(inner), inner.multi_modal_projector.linear_2.out_features),
         max_length=config.get_text_config().max_position_embeddings,
+        settings=processor_texts.settings,
     )
     return GenerativeModel(model, interface)
 

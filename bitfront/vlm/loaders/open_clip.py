@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
+from bitfront.vlm.loaders.settings import preprocess_settings, tokenizer_digest
 from bitfront.vlm.models.captions import Tokenize
 from bitfront.vlm.models.dual_encoder import DualEncoder, DualEncoderInterface
 from bitfront.vlm.models.prompted import CausalText, Packing
+from bitfront.vlm.models.settings import ModelSettings
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -40,7 +42,8 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
             f"the tokenizer of {spec.name} is neither on the hub nor in its cache: "
             f"{_first_line(error)}"
         ) from error
-    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    config = PreprocessCfg(**model.visual.preprocess_cfg)
+    transform = image_transform_v2(config, is_train=False)
 
     def preprocess(image: Image) -> Tensor:
         pixels: Tensor = transform(image)
@@ -50,7 +53,10 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
         tokens: Tensor = tokenizer(list(texts))
         return tokens
 
-    return open_clip_encoder(model.to(device), preprocess=preprocess, tokenize=tokenize)
+    settings = ModelSettings(tokenizer_digest(tokenizer), preprocess_settings(config))
+    return open_clip_encoder(
+        model.to(device), preprocess=preprocess, tokenize=tokenize, settings=settings
+    )
 
 
 def _create(spec: ModelSpec) -> nn.Module:
@@ -91,6 +97,7 @@ def open_clip_encoder(
     *,
     preprocess: Callable[[Image], Tensor],
     tokenize: Tokenize,
+    settings: ModelSettings | None = None,
 ) -> DualEncoder:
     """The dual encoder of an open_clip model that is already built."""
     size = model.visual.image_size
@@ -110,6 +117,7 @@ def open_clip_encoder(
         image_shape=(3, height, width),
         context_length=model.context_length,
         causal_text=_causal_text(text),
+        settings=settings,
     )
     return DualEncoder(model, interface)
 

@@ -21,10 +21,12 @@ from transformers import (
 from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
 from bitfront.vlm.loaders.llava import LLAVA_KINDS, Llava, llava_model, load_text_processor
+from bitfront.vlm.loaders.settings import config_settings, processor_settings, tokenizer_digest
 from bitfront.vlm.models.captions import Tokenize
 from bitfront.vlm.models.dual_encoder import DualEncoder, DualEncoderInterface
 from bitfront.vlm.models.generative import GenerativeModel
 from bitfront.vlm.models.prompted import CausalText, Packing
+from bitfront.vlm.models.settings import ModelSettings
 
 _KINDS = ("clip", "siglip")
 
@@ -90,7 +92,12 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | Ge
         tokens: Tensor = rows["input_ids"]
         return tokens
 
-    return transformers_encoder(model.to(device), preprocess=preprocess, tokenize=tokenize)
+    settings = ModelSettings(
+        tokenizer_digest(tokenizer), processor_settings(images), config_settings(model.config)
+    )
+    return transformers_encoder(
+        model.to(device), preprocess=preprocess, tokenize=tokenize, settings=settings
+    )
 
 
 def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) -> GenerativeModel:
@@ -131,7 +138,8 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
             "set eos_token_id in its generation_config.json"
         )
     ends = frozenset([end] if isinstance(end, int) else end)
-    return llava_model(model, load_text_processor(place, ends), ends)
+    processor_texts = load_text_processor(place, ends, config_settings(model.config))
+    return llava_model(model, processor_texts, ends)
 
 
 def _refuse_missing(name: str, keys: Collection[str]) -> None:
@@ -144,6 +152,7 @@ def transformers_encoder(
     *,
     preprocess: Callable[[Image], Tensor],
     tokenize: Tokenize,
+    settings: ModelSettings | None = None,
 ) -> DualEncoder:
     """The dual encoder of a transformers model that is already built.
 
@@ -163,6 +172,7 @@ def transformers_encoder(
         image_shape=(channels, embeddings.image_size, embeddings.image_size),
         context_length=model.text_model.embeddings.position_embedding.num_embeddings,
         causal_text=_causal_text(model) if isinstance(model, CLIPModel) else None,
+        settings=settings,
     )
     return DualEncoder(model, interface)
 

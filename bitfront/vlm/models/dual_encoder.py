@@ -14,6 +14,7 @@ from bitfront.plan import ClassPosition
 from bitfront.vlm.models.captions import CaptionLayout, ClassNames, Tokenize
 from bitfront.vlm.models.layered import LayeredModel
 from bitfront.vlm.models.prompted import CausalText, PromptRows, fill
+from bitfront.vlm.models.settings import ModelSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class DualEncoderInterface:
         image_shape: `(c, h, w)`.
         context_length: Tokens in a row.
         causal_text: How the text tower runs packed rows; None where whole rows matter.
+        settings: What `preprocess` and `tokenize` depend on; None where that is fixed.
     """
 
     encode_images: Callable[[Tensor], Tensor]
@@ -41,6 +43,7 @@ class DualEncoderInterface:
     image_shape: tuple[int, int, int]
     context_length: int
     causal_text: CausalText | None = None
+    settings: ModelSettings | None = None
 
 
 class DualEncoder(LayeredModel):
@@ -65,7 +68,7 @@ class DualEncoder(LayeredModel):
             interface.encode_texts(tokens)
 
         runs = {Tower.VISION: run_vision, Tower.TEXT: run_text}
-        super().__init__(model, interface.token_embedding, runs)
+        super().__init__(model, interface.token_embedding, runs, interface.settings)
 
     @property
     def feature_width(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bitfront.errors import SpecError
 from bitfront.layers import Tower
 from bitfront.vlm.models.layered import LayeredModel
+from bitfront.vlm.models.settings import ModelSettings
 
 IMAGE_TOKEN = "<image>"
 
@@ -90,6 +91,7 @@ class GenerativeInterface:
         tile_shape: Tokens and width of the features of one tile.
         max_length: Positions that the decoder was made for.
         image_token: What stands for the picture in a question's text.
+        settings: What `prepare` and `encode_answer` depend on; None where that is fixed.
     """
 
     runs: Mapping[Tower, Callable[[], object]]
@@ -106,6 +108,7 @@ class GenerativeInterface:
     tile_shape: tuple[int, int]
     max_length: int
     image_token: str = IMAGE_TOKEN
+    settings: ModelSettings | None = None
 
 
 class GenerativeModel(LayeredModel):
@@ -123,7 +126,7 @@ class GenerativeModel(LayeredModel):
             InvalidModel: A weight is not finite, or the model cannot be rewritten.
         """
         self._interface = interface
-        super().__init__(model, interface.token_embedding, interface.runs)
+        super().__init__(model, interface.token_embedding, interface.runs, interface.settings)
 
     @property
     def image_token(self) -> str:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from bitfront.errors import InvalidModel, SpecError
 from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.plan import digest
 from bitfront.vlm.layers.rewrite import call_every_weight
 from bitfront.vlm.layers.trace import Site, find_sites
+from bitfront.vlm.models.settings import ModelSettings
 from bitfront.vlm.models.weights_digest import model_identity
 
 
@@ -29,7 +31,10 @@ class LayeredModel(ABC):
         buffers: The floating-point tensors that a checkpoint holds beside the parameters
             (batch norm statistics) with their numbers of elements.
         device: Where the model is.
-        identity: Hash of the architecture and the weights, as they were before rewriting.
+        weights_identity: Hash of the architecture and the weights, as they were before rewriting.
+        settings: What makes token ids and pixels; None for a bundled model, whose are
+            part of the code.
+        identity: Hash of the weights' identity and the input settings.
         switch: The `PlanSwitch` whose plan is on the model; None before the first.
     """
 
@@ -40,6 +45,7 @@ class LayeredModel(ABC):
         model: nn.Module,
         token_embedding: nn.Embedding,
         runs: Mapping[Tower, Callable[[], object]],
+        settings: ModelSettings | None = None,
     ) -> None:
         """Takes the model over.
 
@@ -47,6 +53,7 @@ class LayeredModel(ABC):
             model: The model.
             token_embedding: The only embedding that counts as a layer.
             runs: For each tower, what runs it on one empty sample.
+            settings: What makes token ids and pixels.
 
         Raises:
             InvalidModel: A weight is not finite, or the model cannot be rewritten.
@@ -57,7 +64,13 @@ class LayeredModel(ABC):
         aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.module = model
         self.device = next(model.parameters()).device
-        self.identity = model_identity(model)
+        self.weights_identity = model_identity(model)
+        self.settings = settings
+        self.identity = (
+            self.weights_identity
+            if settings is None
+            else digest([self.weights_identity, settings.digest])
+        )
         self.buffers: Mapping[str, int] = {
             name: tensor.numel()
             for name, tensor in model.state_dict().items()
@@ -79,6 +92,12 @@ class LayeredModel(ABC):
         self._originals = {
             site.layer.name: site.modules[0].get_parameter("weight").detach() for site in sites
         }
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the identity is made of, by name: a changed part is named by it."""
+        settings = {} if self.settings is None else self.settings.to_provenance()
+        return {"weights": self.weights_identity, **settings}
 
     @property
     @abstractmethod

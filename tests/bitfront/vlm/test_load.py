@@ -2,7 +2,6 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -11,20 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    PreTrainedTokenizerFast,
-    SiglipConfig,
-    SiglipImageProcessor,
-    SiglipModel,
 )
 
 from bitfront.errors import InvalidModel, MissingModel, SpecError, UnavailableDevice
@@ -33,20 +21,10 @@ from bitfront.spec import ModelSource, ModelSpec
 from bitfront.vlm import DualEncoder, load_model
 from bitfront.vlm.loaders.load import choose_device
 from bitfront.vlm.loaders.reference import preprocess_picture
+from tests.support.clip_models import CONFIG, save_transformers, tiny_clip, weights_of
 
-CONFIG: dict[str, Any] = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 24, "patch_size": 8, "width": 24, "layers": 1, "head_width": 6},
-    "text_cfg": {"context_length": 16, "width": 24, "heads": 4, "layers": 1},
-}
 NAME = "bitfront-tiny"
 PICTURE = Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3))
-
-
-def tiny_clip(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    model: nn.Module = open_clip.CLIP(**CONFIG)
-    return model.eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,10 +42,6 @@ def _without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def spec(source: str, name: str, weights: object = None) -> ModelSpec:
     given = None if weights is None else str(weights)
     return ModelSpec(source=ModelSource(source), name=name, weights=given, device="cpu")
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
 
 
 @torch.no_grad()
@@ -120,50 +94,6 @@ def test_changed_weights_under_the_same_name_have_another_identity(tmp_path: Pat
         identities.append(load_model(spec("open_clip", NAME, path)).identity)
 
     assert identities[0] != identities[1]
-
-
-def tokenizer(length: int, *, start: bool) -> PreTrainedTokenizerFast:
-    words = ("<pad>", "<start>", "<unk>", "<end>", "one", "two", "a", "photo", "of", "dogs")
-    codes = {word: code for code, word in enumerate(words)}
-    model = Tokenizer(WordLevel(codes, unk_token="<unk>"))
-    model.pre_tokenizer = Whitespace()
-    model.post_processor = TemplateProcessing(
-        single="<start> $A <end>" if start else "$A <end>",
-        special_tokens=[("<start>", 1), ("<end>", 3)],
-    )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # theirs
-        tokenizer_object=model,
-        bos_token="<start>" if start else None,
-        eos_token="<end>",
-        pad_token="<pad>" if start else "<end>",
-        unk_token="<unk>",
-        model_max_length=length,
-    )
-
-
-TINY = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 1}
-TINY |= {"num_attention_heads": 4}
-TEXT = {**TINY, "vocab_size": 10, "max_position_embeddings": 12}
-TEXT |= {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
-VISION = {**TINY, "image_size": 24, "patch_size": 8}
-
-
-def save_transformers(kind: str, folder: Path) -> CLIPModel | SiglipModel:
-    torch.manual_seed(0)
-    model: CLIPModel | SiglipModel
-    images: CLIPImageProcessor | SiglipImageProcessor
-    if kind == "clip":
-        model = CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16))
-        images = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=24)
-    else:
-        text = {**TEXT, "projection_size": 24}
-        model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
-        images = SiglipImageProcessor(size={"height": 24, "width": 24})
-    model.train(mode=False)
-    model.save_pretrained(folder)
-    images.save_pretrained(folder)
-    tokenizer(12, start=kind == "clip").save_pretrained(folder)
-    return model
 
 
 @torch.no_grad()

@@ -484,3 +484,28 @@ def test_progress_tells_the_best_error_within_the_budget(bench: Bench) -> None:
     last = bench.reports[-1]
     assert last.best_error == (min(fitting) if fitting else None)
     assert (last.done, last.total) == (30, 30)
+
+
+def test_outdated_trials_do_not_count_and_stand_on_no_front(bench: Bench) -> None:
+    scheduler = bench.drive()
+    for _ in range(8):
+        attempt = take(scheduler)
+        scheduler.finish(attempt, measure(attempt.configuration))
+    late = take(scheduler)
+    old = Evaluation({"error": 0.0, "nbytes": 1.0})
+    bench.spool.write(8, 1, Evaluated(old, digest=late.configuration.digest))
+    assert bench.lease is not None
+    bench.store.replace_spec(bench.lease, bench.spec, changes_results=True)
+
+    again = bench.drive()
+    assert (again.left, bench.reports[-1].done) == (30, 0)
+    run_out(again)
+
+    states = [trial.state for trial in bench.trials]
+    assert states == [TrialState.OUTDATED] * 8 + [TrialState.COMPLETE] * 30
+    assert bench.trials[8].configuration == late.configuration
+    assert bench.trials[8].values["nbytes"] > 1
+    measured = bench.trials[8:]
+    assert FULL_PLAN in [trial.configuration for trial in measured]
+    assert {trial.number for trial in bench.store.front("scheduler")} <= set(range(8, 38))
+    assert bench.reports[-1].done == 30
