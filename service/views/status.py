@@ -38,6 +38,15 @@ def _finished(counts: Mapping[TrialState, int]) -> int:
     return sum(count for state, count in counts.items() if state.is_finished)
 
 
+def _counts(counts: Mapping[TrialState, int]) -> dict[str, int]:
+    """Every state with its trials; outdated ones only where there are some."""
+    return {
+        str(state): count
+        for state, count in counts.items()
+        if count or state is not TrialState.OUTDATED
+    }
+
+
 def _ago(age_s: float) -> str:
     return f"{duration_text(age_s)} ago"
 
@@ -51,7 +60,7 @@ def study_dict(study: "StudySummary") -> dict[str, object]:
         "model": study.model,
         "owner": study.owner,
         "planned_trials": study.planned_trials,
-        "trials": {str(state): count for state, count in study.counts.items()},
+        "trials": _counts(study.counts),
         "front": study.front_size,
         "best_error": study.best_error,
         "created_at": study.created_at.isoformat(),
@@ -129,7 +138,7 @@ def status_dict(status: "Status") -> dict[str, object]:
         "heartbeat_age_s": study.heartbeat_age_s,
         "request": None if study.request is None else str(study.request),
         "planned_trials": study.planned_trials,
-        "trials": {str(state): count for state, count in status.counts.items()},
+        "trials": _counts(status.counts),
         "front": status.front_size,
         "best_error": status.best_error,
         "hypervolume": status.hypervolume,
