@@ -150,6 +150,8 @@ class Recovery:
         shots: Tuning samples of each class, or of each answer; 0 for all.
         views: Augmented views of each tuning sample beside the sample itself.
         steps: Optimiser steps of training.
+        learning_rate_multiplier: What the optimiser's learning rates, one for the prompt and one
+            for the adapter, are multiplied with.
     """
 
     context_length: int = 8
@@ -163,6 +165,7 @@ class Recovery:
     shots: int = 0
     views: int = 0
     steps: int = 100
+    learning_rate_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
         self._read_names()
@@ -175,6 +178,8 @@ class Recovery:
             raise SpecError(f"blend must be in [0, 1], got {self.blend}")
         if self.steps < 1:
             raise SpecError("a recovery's steps must be positive")
+        if not self.learning_rate_multiplier:
+            raise SpecError("a recovery's learning_rate_multiplier must be positive")
 
     def _check_kinds(self) -> None:
         """What was stored as JSON may be anything."""
@@ -182,7 +187,7 @@ class Recovery:
             count = getattr(self, name)
             if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**31:
                 raise SpecError(f"a recovery's {name} must be a whole number, and not negative")
-        for name in ("blend", "distillation"):
+        for name in ("blend", "distillation", "learning_rate_multiplier"):
             share = getattr(self, name)
             if not isinstance(share, int | float) or not 0 <= share <= sys.float_info.max:
                 raise SpecError(f"a recovery's {name} must be a finite number, and not negative")
@@ -218,6 +223,17 @@ class Recovery:
             idle += ("teacher",)
         return replace(self, **{name: getattr(default, name) for name in idle})
 
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON content.
+
+        A learning rate that is not multiplied is left out, as it was before it could be: what
+        was stored then keeps its hash.
+        """
+        content = asdict(self)
+        if self.learning_rate_multiplier == 1:
+            del content["learning_rate_multiplier"]
+        return content
+
     @property
     def stages(self) -> tuple[int, ...]:
         """The optimiser steps after which a trial's error is looked at: each quarter's start."""
@@ -244,7 +260,7 @@ class Configuration:
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON content; `from_dict` reads it back."""
-        recovery = None if self.recovery is None else asdict(self.recovery)
+        recovery = None if self.recovery is None else self.recovery.to_dict()
         return {"plan": self.plan.to_dict(), "recovery": recovery}
 
     @classmethod

@@ -186,6 +186,7 @@ class RecoverySpace(Section):
     shots: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     views: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0,)
     steps: tuple[Annotated[int, Field(ge=1)], ...] = (60,)
+    learning_rate_multiplier: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
 
     @model_validator(mode="after")
     def _is_not_empty(self) -> Self:

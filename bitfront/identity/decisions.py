@@ -128,6 +128,7 @@ DECISIONS: Final = MappingProxyType(
         "space.recovery.shots": _CONTENT,
         "space.recovery.views": _CONTENT,
         "space.recovery.steps": _CONTENT,
+        "space.recovery.learning_rate_multiplier": _CONTENT,
         "partition.granularity": _CONTENT,
         "partition.depth": _CONTENT,
         "partition.threshold": _CONTENT,

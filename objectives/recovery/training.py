@@ -115,6 +115,7 @@ class Training(ABC):
             order = torch.randperm(self._samples, generator=self._generator)
             loss = self._backward(order[: self.samples_a_step].to(self._device))
         share = 0.5 * (1 + math.cos(math.pi * self.steps / self.recovery.steps))
+        share *= self.recovery.learning_rate_multiplier
         for group, settings in zip(self._groups, self._optimizer.param_groups, strict=True):
             settings["lr"] = group.rate * share
         self._optimizer.step()

@@ -44,6 +44,7 @@ _HELP: Final = {
     "shots": "Tuning samples of each class; 0 for all.",
     "views": "Augmented views of each sample beside itself.",
     "steps": "Optimiser steps.",
+    "learning_rate_multiplier": "What the learning rates are multiplied with.",
 }
 _TYPES: Final[dict[str, click.ParamType[object] | type]] = {
     "class_position": click.Choice([position.value for position in ClassPosition]),
@@ -53,6 +54,7 @@ _TYPES: Final[dict[str, click.ParamType[object] | type]] = {
     "distillation": click.FloatRange(0),
     "teacher": click.Choice([teacher.value for teacher in TeacherText]),
     "steps": click.IntRange(1),
+    "learning_rate_multiplier": click.FloatRange(0, min_open=True),
 }
 
 

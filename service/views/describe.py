@@ -41,6 +41,8 @@ def recovery_details(recovery: Recovery | None) -> str:
             f"blend {recovery.blend:g}"
         )
     parts.append(f"distillation {recovery.distillation:g}, {recovery.steps} steps")
+    if recovery.learning_rate_multiplier != 1:
+        parts.append(f"learning rates times {recovery.learning_rate_multiplier:g}")
     return ", ".join(parts)
 
 

@@ -406,6 +406,7 @@ recoveries = st.fixed_dictionaries(
     optional={
         **dict.fromkeys(("context_length", "reduction", "shots", "views", "steps"), json_values),
         **dict.fromkeys(("adapter_bits", "blend", "distillation", "teacher"), json_values),
+        "learning_rate_multiplier": json_values,
         **dict.fromkeys(("class_position", "class_specific", "other"), json_values),
     },
 )

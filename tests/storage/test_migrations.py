@@ -244,7 +244,7 @@ def test_an_outdated_trial_has_failed_in_the_schema_that_does_not_know_it(
         store.replace_spec(lease, job(search={"seed": 1}), changes_results=True)
         assert store.trials("digits")[0].state is TrialState.OUTDATED
 
-    downgrade(url, "0008")
+    downgrade(url, "0009")
     upgrade(url)
 
     with open_store(url) as store:
@@ -302,3 +302,28 @@ def test_a_new_sqlite_file_keeps_a_write_ahead_log(sqlite_databases: Databases) 
         settings = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
 
     assert settings == ["wal", 2, 1, 30_000]
+
+
+@pytest.mark.parametrize("recovery", [None, {"steps": [40]}])
+def test_a_study_from_before_recoveries_had_learning_rates_is_the_same_job(
+    databases: Databases, recovery: dict[str, object] | None
+) -> None:
+    url = databases.ready()
+    spec = job(space={"recovery": recovery})
+    with open_store(url) as store:
+        store.create_study(spec, {})
+    engine = create_engine(parse_url(url))
+    query = text("SELECT spec, spec_digest FROM study")
+
+    downgrade(url, "0009")
+    with engine.connect() as connection:
+        stored = connection.execute(query).one()
+    assert "learning_rate_multiplier" not in str(stored.spec)
+    assert (stored.spec_digest == spec.digest) == (recovery is None)
+    upgrade(url)
+
+    with engine.connect() as connection:
+        assert connection.execute(query).one().spec_digest == spec.digest
+    engine.dispose()
+    with open_store(url) as store:
+        assert store.study("digits").spec == spec

@@ -99,6 +99,24 @@ def _recovered(quantized: Quantized, recovery: Recovery) -> ClassRecovered:
     return _loaded(quantized, _stored(quantized, recovery), recovery)
 
 
+@pytest.mark.parametrize("recovery", [PROMPT, ADAPTER])
+def test_the_first_step_is_as_long_as_the_learning_rate_says(
+    quantized: Quantized, recovery: Recovery
+) -> None:
+    lengths = []
+    for multiplier in (1.0, 0.25):
+        scaled = replace(recovery, learning_rate_multiplier=multiplier)
+        training = _training(quantized, scaled, seed=3)
+        module = training.context or training.adapter
+        assert module is not None
+        first = [parameter.detach().clone() for parameter in module.parameters()]
+        training.step()
+        moved = zip(module.parameters(), first, strict=True)
+        lengths.append(max(float((p.detach() - q).abs().max()) for p, q in moved))
+
+    assert lengths[1] == pytest.approx(0.25 * lengths[0], rel=1e-3)
+
+
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
