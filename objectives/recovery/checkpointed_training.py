@@ -67,12 +67,13 @@ class RecoveryCheckpoint:
         """
         witness("training stepped", checkpoint=self._path.name, step=training.steps)
         if self._is_ending():
-            self._save(training)
+            self.save(training)
             raise Interrupted
         if time.monotonic() - self._saved_s >= self._every_s:
-            self._save(training)
+            self.save(training)
 
-    def _save(self, training: Training) -> None:
+    def save(self, training: Training) -> None:
+        """Saves the training as it is now, as far as that can be done."""
         content = {"step": training.steps}
         try:
             write_checkpoint(self._path, _FORM, self._identity, content, training.state_dict())

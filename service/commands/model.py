@@ -1,6 +1,7 @@
 """Commands that put a stored configuration to work: classify, ask."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -12,6 +13,8 @@ from service.commands.limits import limit_options, refusal
 if TYPE_CHECKING:
     from bitfront.plan import Configuration
     from objectives.evaluation.evaluator import Evaluator
+    from storage.records import StudyRecord
+    from storage.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -107,6 +110,81 @@ def _pick(
     return read_tuned(tuned)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredConfiguration:
+    """A configuration that a study found, and all that is needed to put it to work.
+
+    Attributes:
+        study: The study.
+        number: The trial.
+        configuration: What it evaluated.
+        bounds: Learned bounds of the vision tower's inputs, as JSON content; empty without.
+    """
+
+    study: "StudyRecord"
+    number: int
+    configuration: "Configuration"
+    bounds: dict[str, object]
+
+
+def find_configuration(
+    url: str, study: str, trial: int | None, limits: dict[str, float | None]
+) -> StoredConfiguration:
+    """The configuration that was picked from a study; no model is loaded for it.
+
+    Args:
+        url: The database.
+        study: The study.
+        trial: A trial; None for the best within the limits.
+        limits: Upper limits.
+
+    Raises:
+        BitfrontError: There is no such study or trial.
+        ClickException: No trial holds the limits.
+    """
+    from bitfront.errors import SpecError
+    from storage.records import Limits
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        record = store.study(study)
+        if trial is None:
+            asked = Limits(**limits)
+            best = store.best(study, asked)
+            if best is None:
+                nearest = store.nearest(study, asked)
+                raise click.ClickException(
+                    refusal(f"study {study!r}", asked, nearest, way_out=f"status {study}")
+                )
+            trial = best.number
+        found = {known.number: known for known in store.trials(study)}
+        if trial not in found:
+            raise SpecError(f"study {study!r} has no trial {trial}: see 'bitfront front {study}'")
+        bounds = _bounds(store, record)
+    return StoredConfiguration(record, trial, found[trial].configuration, bounds)
+
+
+def _bounds(store: "Store", study: "StudyRecord") -> dict[str, object]:
+    """What a study learned for its vision tower's inputs; empty where it learns nothing.
+
+    Raises:
+        SpecError: It has not learned it yet.
+    """
+    from bitfront.errors import SpecError
+    from bitfront.identity.identities import Identities
+    from service.study.bounds import stored_bounds
+
+    if study.spec.profile.vision is None:
+        return {}
+    bounds = stored_bounds(store, study.spec, Identities.from_provenance(study.provenance))
+    if bounds is None:
+        raise SpecError(
+            f"study {study.name!r} has not learned the bounds of its vision tower's inputs yet: "
+            f"'bitfront resume {study.name}' does"
+        )
+    return bounds
+
+
 def load_configuration(
     url: str,
     study: str,
@@ -127,40 +205,27 @@ def load_configuration(
         BitfrontError: There is no such study or trial, or its model cannot be loaded.
         ClickException: No trial holds the limits.
     """
-    from bitfront.errors import SpecError
-    from bitfront.identity.identities import Identities
+    found = find_configuration(url, study, trial, limits)
+    click.echo(f"trial {found.number} of study {study}", err=True)
+    return load_evaluator(found.study, found.bounds, features), found.configuration
+
+
+def load_evaluator(
+    study: "StudyRecord", bounds: dict[str, object], features: Path | None
+) -> "Evaluator":
+    """An evaluator on the model and the data that a study was made with.
+
+    Raises:
+        BitfrontError: They are no longer where they were, or are not the same any more.
+    """
     from bitfront.quant.inputs import bounds_from_json
     from objectives.evaluation.evaluator import Evaluator
-    from service.study.bounds import stored_bounds
-    from storage.records import Limits
-    from storage.store import open_store
+    from service.study.stored_model import check_same_model, naming_study
 
-    with open_store(url, create=False) as store:
-        record = store.study(study)
-        spec = record.spec
-        bounds: dict[str, object] | None = {}
-        if spec.profile.vision is not None:
-            bounds = stored_bounds(store, spec, Identities.from_provenance(record.provenance))
-        if bounds is None:
-            raise SpecError(
-                f"study {study!r} has not learned the bounds of its vision tower's inputs yet: "
-                "'bitfront resume' does"
-            )
-        if trial is None:
-            asked = Limits(**limits)
-            best = store.best(study, asked)
-            if best is None:
-                nearest = store.nearest(study, asked)
-                raise click.ClickException(
-                    refusal(f"study {study!r}", asked, nearest, way_out=f"status {study}")
-                )
-            trial = best.number
-        found = {known.number: known for known in store.trials(study)}
-    if trial not in found:
-        raise SpecError(f"study {study!r} has no trial {trial}: see 'bitfront front {study}'")
-    click.echo(f"trial {trial} of study {study}", err=True)
-    evaluator = Evaluator.from_spec(spec, bounds_from_json(bounds), features=features)
-    return evaluator, found[trial].configuration
+    with naming_study(study.name):
+        evaluator = Evaluator.from_spec(study.spec, bounds_from_json(bounds), features=features)
+    check_same_model(study, evaluator.model.identity, evaluator.model.weights_identity)
+    return evaluator
 
 
 COMMANDS: Final = (classify, ask)

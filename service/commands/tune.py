@@ -108,6 +108,11 @@ def _chosen(stored: Recovery | None, given: Mapping[str, object]) -> Recovery:
     help="Folder for the tensors and their card.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is in the folder.")
+@click.option(
+    "--keep-worse",
+    is_flag=True,
+    help="Keep a recovery even where the plan does no worse without it.",
+)
 @recovery_options
 @database_option
 def tune(
@@ -117,6 +122,7 @@ def tune(
     plan: str | None,
     out: Path,
     overwrite: bool,
+    keep_worse: bool,
     url: str,
     **settings: object,
 ) -> None:
@@ -145,7 +151,7 @@ def tune(
         evaluator, stored = load_configuration(url, study, trial, limits, feature_folder())
         configuration = Configuration(stored.plan, _chosen(stored.recovery, given))
     _refuse_larger(evaluator, configuration, limits["max_nbytes"])
-    _tune(evaluator, configuration, out)
+    _tune(evaluator, configuration, out, keep_worse=keep_worse)
 
 
 def _refuse_larger(
@@ -197,11 +203,12 @@ def _read_plan(text: str, model: "LayeredModel", spec: "JobSpec") -> Plan:
         ) from error
 
 
-def _tune(evaluator: "Evaluator", configuration: Configuration, out: Path) -> None:
-    """Trains in view of the person, and writes the folder."""
+def _tune(
+    evaluator: "Evaluator", configuration: Configuration, out: Path, *, keep_worse: bool
+) -> None:
+    """Trains in view of the person, and writes the folder if that helped."""
     import sys
 
-    from bitfront.units import percent_text, size_text
     from objectives.evaluation.tuned import write_tuned
     from objectives.recovery.checkpointed_training import advance
     from search.seeds import full_precision
@@ -226,19 +233,46 @@ def _tune(evaluator: "Evaluator", configuration: Configuration, out: Path) -> No
             ("tuned", configuration),
         )
     }
+    click.echo(errors_line(errors))
+    if errors["tuned"] >= errors["quantized"] and not keep_worse:
+        # With --keep-worse the same command has nothing left to train.
+        saved.save(training)
+        raise click.ClickException(refused_recovery(errors))
     card = write_tuned(out, evaluator, configuration, errors, package_versions())
     saved.remove()
-    click.echo(
+    click.echo(size_line(card.nbytes))
+
+
+def errors_line(errors: Mapping[str, float]) -> str:
+    """How a plan does without recovery, with it, and in full precision."""
+    from bitfront.units import percent_text
+
+    return (
         f"error on the selection split: {percent_text(errors['quantized'])} quantized, "
         f"{percent_text(errors['tuned'])} tuned, "
         f"{percent_text(errors['full_precision'])} in full precision"
     )
+
+
+def refused_recovery(errors: Mapping[str, float]) -> str:
+    """Says that a recovery does not help, and is not kept."""
+    from bitfront.units import percent_text
+
+    return (
+        f"this recovery does not help: the error on the selection split is "
+        f"{percent_text(errors['quantized'])} without it and {percent_text(errors['tuned'])} "
+        "with it, so it is not kept: try other settings, or give --keep-worse"
+    )
+
+
+def size_line(nbytes: Mapping[str, int]) -> str:
+    """What a plan takes with its recovery, and what that takes of it."""
+    from bitfront.units import size_text
+
     parts = [
-        f"{part} {size_text(card.nbytes[part])}"
-        for part in ("prompt", "adapter")
-        if part in card.nbytes
+        f"{part} {size_text(nbytes[part])}" for part in ("prompt", "adapter") if part in nbytes
     ]
-    click.echo(f"{size_text(sum(card.nbytes.values()))}, of which {' and '.join(parts)}")
+    return f"{size_text(sum(nbytes.values()))}, of which {' and '.join(parts)}"
 
 
 COMMANDS: Final = (tune,)

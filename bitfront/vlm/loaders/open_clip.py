@@ -179,6 +179,8 @@ def _check_weights(name: str, weights: str | None) -> bool:
     if config:
         return bool(config.get("quick_gelu", False))
     if not Path(weights).is_file():
+        if Path(weights).name != weights or Path(weights).suffix in _SUFFIXES:
+            raise MissingModel(f"there is no file {weights} with weights of {name}")
         raise MissingModel(
             f"weights {weights!r} of {name} are neither a file nor a pretrained tag{_tags(name)}"
         )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.reference.questions import draw_questions
 from bitfront.reference.scenes import draw_scenes, picture
+from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Trial
 from objectives.data.images import read_image
 from objectives.data.task import SplitName
@@ -30,6 +32,8 @@ from tests.support.store_samples import complete, job
 
 SAMPLES = {"calibration": 32, "tuning": 128, "selection": 256, "test": 8}
 FAST = ("--steps", "12", "--context-length", "2", "--reduction", "4")
+# Of so few steps some do not help.
+KEPT = (*FAST, "--keep-worse")
 
 
 def run(*arguments: object) -> Result:
@@ -175,7 +179,7 @@ def test_a_plan_may_come_from_a_file(job_file: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text('{"visual.proj": "w2a8"}')
 
-    result = run("tune", "--job", job_file, "--plan", plan, "--out", tmp_path / "out", *FAST)
+    result = run("tune", "--job", job_file, "--plan", plan, "--out", tmp_path / "out", *KEPT)
 
     assert result.exit_code == 0, result.output
     _, configuration = read_tuned(tmp_path / "out")
@@ -250,7 +254,7 @@ def test_a_folder_that_holds_no_tuned_recovery_is_refused(
 
 def test_a_killed_tuning_goes_on_to_the_same_bytes(job_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "service", "tune", "--job", str(job_file), "--plan", "w2a8"]
-    command += ["--steps", "400", "--context-length", "2"]
+    command += ["--steps", "400", "--context-length", "2", "--keep-worse"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, "--out", str(whole)], check=True, env=environment)
@@ -284,9 +288,114 @@ def test_a_generative_model_is_tuned_and_asked(tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     picture(drawn.images[0]).save(photo)
 
-    result = run("tune", "--job", path, "--plan", "w3a8", "--out", tmp_path / "out", *FAST)
+    result = run("tune", "--job", path, "--plan", "w3a8", "--out", tmp_path / "out", *KEPT)
     asked = run("ask", photo, drawn.questions[0], "--tuned", tmp_path / "out")
 
     assert result.exit_code == 0, result.output
     assert asked.exit_code == 0, asked.output
     assert asked.stdout == f"{drawn.answers[0]}\n"
+
+
+def test_a_recovery_that_does_not_help_is_kept_only_if_asked_for(
+    job_file: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"visual.proj": "w8a8"}')  # nearly full precision: nothing to win back
+    arguments = ("tune", "--job", job_file, "--plan", plan, "--out", tmp_path / "out")
+    harmful = ("--steps", 3, "--reduction", 0, "--learning-rate-multiplier", 1000)
+
+    refused = run(*arguments, *harmful)
+    kept = run(*arguments, *harmful, "--keep-worse")
+
+    assert refused.exit_code == 1
+    assert "does not help" in refused.stderr
+    assert "give --keep-worse" in refused.stderr
+    assert kept.exit_code == 0, kept.output
+    assert "tune: 0 of 3" not in kept.stderr, "what was trained is not trained again"
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["selection_error"]["tuned"] > card["selection_error"]["quantized"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "card.json",
+        "recovery.safetensors",
+    ]
+
+
+GENERATIVE = {"source": "reference", "name": "digit-llava"}
+
+
+def _study(
+    folder: Path, trials: int, sections: Mapping[str, object], model_identity: str | None = None
+) -> tuple[str, ...]:
+    """The options that name a study with so many trials of no consequence."""
+    data = {"source": "reference", "samples": SAMPLES}
+    spec = JobSpec.model_validate(
+        {"study": "digits", "model": {"source": "reference"}, "data": data, **sections}
+    )
+    with open_store(f"sqlite:///{folder / 'bitfront.db'}") as store:
+        store.create_study(spec, {})
+        lease = store.acquire("digits", "driver", 60)
+        if model_identity is not None:
+            store.set_provenance(lease, {"model": model_identity})
+        for number in range(trials):
+            plan = Plan.of({"visual.proj": Precision(2 + number, 8)})
+            trial = Trial("digits", number, Configuration(plan), Origin.BASELINE)
+            store.start_trial(lease, trial)
+            assert complete(store, lease, number, {"error": 0.1, "nbytes": 5000})
+    return "--study", "digits", "--db", str(folder / "bitfront.db")
+
+
+@pytest.mark.parametrize(
+    ("trials", "sections", "sentence"),
+    [
+        (0, {}, "study 'digits' has no complete trial yet: see 'bitfront status digits'"),
+        (0, {"model": GENERATIVE}, "study 'digits' has no complete trial yet"),
+        (
+            0,
+            {"model": GENERATIVE, "profile": {"vision": {}}},
+            "study 'digits' has no complete trial yet",
+        ),
+        (
+            1,
+            {"model": GENERATIVE, "profile": {"vision": {}}},
+            "the study has not recorded its model, since it never loaded its model",
+        ),
+        (
+            1,
+            {"model": {"source": "transformers", "name": "/moved/away"}},
+            "the model of study 'digits' is not there: there is no transformers model at "
+            "/moved/away: no such folder",
+        ),
+        (
+            1,
+            {"model": {"source": "open_clip", "name": "ViT-B-32", "weights": "/moved/away.pt"}},
+            "the model of study 'digits' is not there: there is no file /moved/away.pt "
+            "with weights of ViT-B-32",
+        ),
+    ],
+)
+def test_a_study_that_cannot_be_tuned_is_refused_in_one_sentence(
+    tmp_path: Path, trials: int, sections: dict[str, object], sentence: str
+) -> None:
+    named = _study(tmp_path, trials, sections)
+
+    result = run("tune", *named, "--out", tmp_path / "out")
+
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit)
+    *_, error = result.stderr.strip().splitlines()
+    assert error.startswith("Error: ")
+    assert sentence in error
+    assert len(error) < 300
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_than_that_of_the_study_is_not_tuned(tmp_path: Path) -> None:
+    named = _study(tmp_path, 1, {}, "0" * 64)
+
+    result = run("tune", *named, "--out", tmp_path / "out")
+
+    assert result.exit_code == 2
+    assert "study 'digits' was measured with another model than digit-clip is now" in (
+        result.stderr
+    )
+    assert not (tmp_path / "out").exists()
