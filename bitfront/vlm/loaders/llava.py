@@ -1,6 +1,6 @@
 """transformers' LLaVA and LLaVA-NeXT, from a folder or the hub, weights in safetensors only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,12 +13,19 @@ from transformers import (
     LlavaModel,
     LlavaNextForConditionalGeneration,
     LlavaNextModel,
+    ProcessorMixin,
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from bitfront.errors import InvalidModel, InvalidSample, SpecError
 from bitfront.layers import Tower
-from bitfront.vlm.loaders.settings import processor_settings, tokenizer_digest
+from bitfront.vlm.loaders.explained import explained
+from bitfront.vlm.loaders.probe import CAPTION, check_tokens, picture, refuse_empty
+from bitfront.vlm.loaders.settings import (
+    config_settings,
+    processor_settings,
+    tokenizer_digest,
+)
 from bitfront.vlm.models.generative import IMAGE_TOKEN, GenerativeInterface, GenerativeModel, Prompt
 from bitfront.vlm.models.settings import ModelSettings
 
@@ -50,25 +57,48 @@ class TextProcessor:
     settings: ModelSettings | None = None
 
 
-def load_text_processor(place: str, ends: frozenset[int], config: str = "") -> TextProcessor:
+def load_text_processor(
+    place: str, ends: frozenset[int], model: Llava | None = None
+) -> TextProcessor:
     """The words of a stored model, as its processor knows them.
 
     Args:
         place: Folder or hub name.
         ends: The tokens that end its answers; the tokenizer's own is taken where it is one.
-        config: The model's own settings, as `config_settings` gives them.
+        model: The model itself: what the processor's files leave open follows from it.
+
+    Raises:
+        MissingModel: The processor or its tokenizer cannot be found.
+        InvalidModel: It cannot be used, or gives tokens that the model does not know.
     """
-    processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # theirs
-        place, trust_remote_code=False
-    )
-    tokenizer = processor.tokenizer
+    with explained("transformers", f"get the processor of {place!r} from it or the hub's cache"):
+        processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # theirs
+            place, trust_remote_code=False
+        )
+        given, _ = type(processor).get_processor_dict(place)
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not hasattr(processor, "patch_size"):
+        raise InvalidModel(
+            f"{place} has a {type(processor).__name__}, not the processor of a LLaVA: copy "
+            "processor_config.json from where the weights came from"
+        )
+    refuse_empty(place, tokenizer)
+    rows = None
+    if model is not None:
+        _complete(processor, given, model)
+        rows = model.get_input_embeddings().num_embeddings
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends)
 
     def prepare(text: str, image: Image | None) -> Prompt:
+        with explained("transformers", f"prepare a question for {place}"):
+            if image is None:
+                given = tokenizer(text, return_tensors="pt")
+            else:
+                given = processor(images=image.convert("RGB"), text=text, return_tensors="pt")
+        if rows is not None:
+            check_tokens(place, [text], given["input_ids"], rows)
         if image is None:
-            tokens = tokenizer(text, return_tensors="pt")["input_ids"][0]
-            return Prompt(tokens)
-        given = processor(images=image.convert("RGB"), text=text, return_tensors="pt")
+            return Prompt(given["input_ids"][0])
         size = given.get("image_sizes")
         return Prompt(
             given["input_ids"][0],
@@ -94,9 +124,55 @@ def load_text_processor(place: str, ends: frozenset[int], config: str = "") -> T
     settings = ModelSettings(
         tokenizer_digest(tokenizer),
         processor_settings(processor.image_processor, further),
-        config,
+        "" if model is None else config_settings(model.config),
     )
     return TextProcessor(prepare, encode_answer, decode, settings)
+
+
+def _complete(processor: ProcessorMixin, given: Mapping[str, object], model: Llava) -> None:
+    """Takes from the model what its processor's files do not say."""
+    config, embeddings = model.config, model.model.vision_tower.embeddings
+    if processor.patch_size is None:
+        processor.patch_size = config.vision_config.patch_size
+    if processor.vision_feature_select_strategy is None:
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    if given.get("num_additional_image_tokens") is None:
+        processor.num_additional_image_tokens = embeddings.num_positions - embeddings.num_patches
+
+
+@torch.no_grad()
+def check_prompt(name: str, model: Llava, loaded: GenerativeModel) -> None:
+    """Refuses a LLaVA whose processor does not fit its vision tower.
+
+    Raises:
+        InvalidModel: Images have another size, or prompts another number of image tokens, than
+            the model's.
+    """
+    text = f"USER: {IMAGE_TOKEN}\n{CAPTION} ASSISTANT:"
+    prompt = loaded.prepare(text, picture())
+    assert prompt.pixels is not None
+    inner, side = model.model, model.model.vision_tower.embeddings.image_size
+    if tuple(prompt.pixels.shape[-2:]) != (side, side):
+        height, width = prompt.pixels.shape[-2:]
+        raise InvalidModel(
+            f"the preprocessing of {name} makes images of {height} x {width}, but its vision tower "
+            f"reads {side} x {side}: its preprocessing is of another model"
+        )
+    sizes = None if prompt.size is None else torch.tensor([prompt.size])
+    pixels = prompt.pixels[None].to(model.device, model.dtype)
+    vectors = _image_vectors(inner, _image_features(inner, pixels, sizes), sizes)
+    places = int((prompt.tokens == model.config.image_token_id).sum())
+    if places == 0:
+        raise InvalidModel(
+            f"the processor of {name} puts no token {model.config.image_token_id} into a prompt, "
+            "which config.json names as image_token_id: they are of different models"
+        )
+    if len(vectors) != places:
+        raise InvalidModel(
+            f"the processor of {name} gives an image {places} tokens, but the model makes "
+            f"{len(vectors)} of it: correct patch_size, num_additional_image_tokens and "
+            "vision_feature_select_strategy in its processor_config.json and config.json"
+        )
 
 
 def llava_model(
@@ -112,14 +188,16 @@ def llava_model(
     device, dtype = model.device, model.dtype
     embeddings = inner.vision_tower.embeddings
     shape = (1, embeddings.patch_embedding.in_channels, *[embeddings.image_size] * 2)
-    length = config.image_seq_length + _TEXT_TOKENS
+    # Not config.image_seq_length, which nothing holds against the vision tower.
+    image_tokens = _tile_tokens(inner)
+    length = image_tokens + _TEXT_TOKENS
 
     def run_vision() -> None:
         inner.vision_tower(torch.zeros(shape, device=device, dtype=dtype))
 
     def run_projector() -> None:
         width = inner.multi_modal_projector.linear_1.in_features
-        tokens = torch.zeros(1, config.image_seq_length, width, device=device, dtype=dtype)
+        tokens = torch.zeros(1, image_tokens, width, device=device, dtype=dtype)
         inner.multi_modal_projector(tokens)
 
     def run_language() -> None:
@@ -174,7 +252,7 @@ def llava_model(
         decode=processor_texts.decode,
         ends=ends,
         image_code=config.image_token_id,
-        tile_shape=(_tile_tokens(inner), inner.multi_modal_projector.linear_2.out_features),
+        tile_shape=(image_tokens, inner.multi_modal_projector.linear_2.out_features),
         max_length=config.get_text_config().max_position_embeddings,
         settings=processor_texts.settings,
     )

@@ -1,13 +1,13 @@
 """transformers' CLIP, SigLIP and LLaVA, from a folder or the hub, weights in safetensors only."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TypedDict, cast
 
 import torch
 from PIL.Image import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -15,12 +15,27 @@ from transformers import (
     AutoModel,
     AutoTokenizer,
     CLIPModel,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
     SiglipModel,
 )
 
 from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
-from bitfront.vlm.loaders.llava import LLAVA_KINDS, Llava, llava_model, load_text_processor
+from bitfront.vlm.loaders.explained import explained
+from bitfront.vlm.loaders.files import (
+    check_safetensors_folder,
+    check_text_files,
+    check_tokenizer_files,
+)
+from bitfront.vlm.loaders.llava import (
+    LLAVA_KINDS,
+    Llava,
+    check_prompt,
+    llava_model,
+    load_text_processor,
+)
+from bitfront.vlm.loaders.probe import CAPTION, check_dual_encoder, check_tokens, refuse_empty
 from bitfront.vlm.loaders.settings import config_settings, processor_settings, tokenizer_digest
 from bitfront.vlm.models.captions import Tokenize
 from bitfront.vlm.models.dual_encoder import DualEncoder, DualEncoderInterface
@@ -29,12 +44,14 @@ from bitfront.vlm.models.prompted import CausalText, Packing
 from bitfront.vlm.models.settings import ModelSettings
 
 _KINDS = ("clip", "siglip")
+_COMPUTED = ("position_ids", "inv_freq")
 
 
 class _Report(TypedDict):
     """What transformers says of a checkpoint; a mismatch is name, stored and wanted shape."""
 
     missing_keys: set[str]
+    unexpected_keys: set[str]
     mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 
@@ -55,49 +72,130 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | Ge
     if is_path and not Path(name).expanduser().is_dir():
         raise MissingModel(f"there is no transformers model at {name}: no such folder")
     place = str(Path(name).expanduser()) if is_path else name
-    try:
+    folder = Path(place)
+    if folder.is_dir():
+        check_text_files(folder)
+    with _explained(name):
         kind = AutoConfig.from_pretrained(place, trust_remote_code=False).model_type
-        if kind in LLAVA_KINDS:
-            return _load_llava(kind, place, spec, device)
-        if kind not in _KINDS:
-            known = (*_KINDS, *LLAVA_KINDS)
-            raise InvalidModel(f"{name} is a {kind!r} model, but must be one of {known}")
+    if kind not in (*_KINDS, *LLAVA_KINDS):
+        known = (*_KINDS, *LLAVA_KINDS)
+        raise InvalidModel(f"{name} is a {kind!r} model, but must be one of {known}")
+    if folder.is_dir():
+        check_safetensors_folder(folder)
+        check_tokenizer_files(folder)
+    if kind in LLAVA_KINDS:
+        return _load_llava(kind, place, spec, device)
+    return _load_dual_encoder(kind, place, spec, device)
+
+
+def _explained(name: str) -> AbstractContextManager[None]:
+    return explained("transformers", f"get {name!r} as a folder or from the hub or its cache")
+
+
+def _load_dual_encoder(kind: str, place: str, spec: ModelSpec, device: torch.device) -> DualEncoder:
+    name = spec.name
+    with _explained(name):
         model, report = AutoModel.from_pretrained(
-            place, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            place,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+    _check_report(name, report)
+    with _explained(name):
         images = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # theirs
             place, trust_remote_code=False
         )
+    with explained("transformers", f"make the tokenizer of {name}"):
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise MissingModel(
-            f"transformers could not get {name!r} as a folder or from the hub or its cache: "
-            f"{str(error).strip().partition(chr(10))[0]}"
-        ) from error
-    _refuse_missing(name, report["missing_keys"])
+        refuse_empty(name, tokenizer)
     length = model.config.text_config.max_position_embeddings
+    _choose_padding(kind, name, tokenizer)
 
     def preprocess(image: Image) -> Tensor:
-        pixels: Tensor = images(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        with explained("transformers", f"prepare an image for {name}"):
+            given = images(images=image.convert("RGB"), return_tensors="pt")
+            pixels: Tensor = given["pixel_values"]
         return pixels[0]
 
+    embedding = model.text_model.embeddings.token_embedding
+
     def tokenize(texts: Sequence[str]) -> Tensor:
-        rows = tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=length,
-            return_tensors="pt",
-        )
-        tokens: Tensor = rows["input_ids"]
+        with explained("transformers", f"tokenize captions with {name}"):
+            rows = tokenizer(
+                list(texts),
+                padding="max_length",
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
+            )
+            tokens: Tensor = rows["input_ids"]
+        check_tokens(name, texts, tokens, embedding.num_embeddings)
         return tokens
 
+    if kind == "clip":
+        _choose_end(place, name, model, tokenizer, tokenize)
     settings = ModelSettings(
         tokenizer_digest(tokenizer), processor_settings(images), config_settings(model.config)
     )
-    return transformers_encoder(
-        model.to(device), preprocess=preprocess, tokenize=tokenize, settings=settings
+    with explained("transformers", f"run {name}"):
+        encoder = transformers_encoder(
+            model.to(device), preprocess=preprocess, tokenize=tokenize, settings=settings
+        )
+        check_dual_encoder(name, encoder)
+    return encoder
+
+
+def _choose_padding(kind: str, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lets a tokenizer without padding pad with its end token, where that changes nothing.
+
+    Raises:
+        InvalidModel: It has none, and the model looks at its padding.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    # CLIP is causal and pooled at the first end token: whatever follows is not looked at.
+    if kind == "clip" and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+        return
+    raise InvalidModel(
+        f"the tokenizer of {name} has no padding token: set pad_token in its "
+        "tokenizer_config.json to the one that the model was trained with"
     )
+
+
+def _choose_end(
+    place: str,
+    name: str,
+    model: CLIPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenize: Tokenize,
+) -> None:
+    """Makes sure that captions are pooled at the end token that the tokenizer gives them.
+
+    Raises:
+        InvalidModel: It gives none, or config.json names another one.
+    """
+    with _explained(name):
+        stored, _ = PreTrainedConfig.get_config_dict(place)
+    text, end = model.text_model, tokenizer.eos_token_id
+    if (stored.get("text_config") or stored).get("eos_token_id") is None:
+        # The library's default would be that of another vocabulary, and its rule for 2 is older.
+        text.eos_token_id = end
+    (row,) = tokenize([CAPTION])
+    if end is None or not (row == end).any():
+        raise InvalidModel(
+            f"the tokenizer of {name} puts no end token after a caption, but its text tower is "
+            "pooled there: its tokenizer files are of another model"
+        )
+    pooled = _pooled(text.eos_token_id, row[None])
+    if int(pooled) != int((row == end).int().argmax()):
+        raise InvalidModel(
+            f"{name} would pool captions at the token {int(row[pooled])}, but its tokenizer ends "
+            f"them with {end}: correct text_config.eos_token_id ({text.eos_token_id}) in its "
+            "config.json"
+        )
 
 
 def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) -> GenerativeModel:
@@ -111,7 +209,7 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
     if spec.dtype != "auto":
         dtype = getattr(torch, spec.dtype)
     load = cast("Callable[..., tuple[Llava, _Report]]", LLAVA_KINDS[kind].from_pretrained)
-    try:
+    with _explained(spec.name):
         model, report = load(
             place,
             use_safetensors=True,
@@ -120,17 +218,7 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except SafetensorError as error:
-        raise InvalidModel(
-            f"the weights of {spec.name} cannot be read: {error}; fetch them again"
-        ) from error
-    if report["mismatched_keys"]:
-        name, stored, wanted = min(report["mismatched_keys"])
-        raise InvalidModel(
-            f"the weights of {spec.name} have another shape than its config.json says: {name} is "
-            f"{tuple(stored)}, but must be {tuple(wanted)}"
-        )
-    _refuse_missing(spec.name, report["missing_keys"])
+    _check_report(spec.name, report)
     end = model.generation_config.eos_token_id
     if end is None:
         raise InvalidModel(
@@ -138,13 +226,37 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
             "set eos_token_id in its generation_config.json"
         )
     ends = frozenset([end] if isinstance(end, int) else end)
-    processor_texts = load_text_processor(place, ends, config_settings(model.config))
-    return llava_model(model, processor_texts, ends)
+    processor_texts = load_text_processor(place, ends, model)
+    with explained("transformers", f"run {spec.name}"):
+        loaded = llava_model(model, processor_texts, ends)
+        check_prompt(spec.name, model, loaded)
+    return loaded
 
 
-def _refuse_missing(name: str, keys: Collection[str]) -> None:
-    if keys:
-        raise InvalidModel(f"the weights of {name} lack {len(keys)} tensors, first {min(keys)}")
+def _check_report(name: str, report: _Report) -> None:
+    """Refuses weights that are not exactly those that the configuration asks for.
+
+    Raises:
+        InvalidModel: A tensor has another shape, is missing, or has no place.
+    """
+    if report["mismatched_keys"]:
+        key, stored, wanted = min(report["mismatched_keys"])
+        raise InvalidModel(
+            f"the weights of {name} have another shape than its config.json says: {key} is "
+            f"{tuple(stored)}, but must be {tuple(wanted)}"
+        )
+    missing = report["missing_keys"]
+    if missing:
+        raise InvalidModel(
+            f"the weights of {name} lack {len(missing)} tensors, first {min(missing)}"
+        )
+    # Old checkpoints hold what is computed today.
+    further = {key for key in report["unexpected_keys"] if not key.endswith(_COMPUTED)}
+    if further:
+        raise InvalidModel(
+            f"the weights of {name} hold {len(further)} tensors that its config.json has no place "
+            f"for, first {min(further)}: weights and config.json are of different models"
+        )
 
 
 def transformers_encoder(
@@ -193,12 +305,15 @@ def _causal_text(model: CLIPModel) -> CausalText:
     text = model.text_model
 
     def pooled(tokens: Tensor) -> Tensor:
-        # transformers takes an end token of 2 for a mistake in old configurations.
-        old = text.eos_token_id == 2
-        sought = tokens if old else (tokens == text.eos_token_id).int()
-        return sought.argmax(dim=-1)
+        return _pooled(text.eos_token_id, tokens)
 
     return CausalText(pooled, partial(_encode_packed, model))
+
+
+def _pooled(end: int, tokens: Tensor) -> Tensor:
+    # transformers takes an end token of 2 for a mistake in old configurations.
+    sought = tokens if end == 2 else (tokens == end).int()
+    return sought.argmax(dim=-1)
 
 
 def _encode_packed(model: CLIPModel, embedded: Tensor, packing: Packing) -> Tensor:
