@@ -13,7 +13,8 @@ from transformers import (
     LlavaModel,
     LlavaNextForConditionalGeneration,
     LlavaNextModel,
-    ProcessorMixin,
+    LlavaNextProcessor,
+    LlavaProcessor,
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
@@ -76,17 +77,17 @@ def load_text_processor(
             place, trust_remote_code=False
         )
         given, _ = type(processor).get_processor_dict(place)
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is None or not hasattr(processor, "patch_size"):
+    if not isinstance(processor, LlavaProcessor | LlavaNextProcessor):
         raise InvalidModel(
             f"{place} has a {type(processor).__name__}, not the processor of a LLaVA: copy "
             "processor_config.json from where the weights came from"
         )
+    tokenizer = processor.tokenizer
     refuse_empty(place, tokenizer)
     rows = None
     if model is not None:
         _complete(processor, given, model)
-        rows = model.get_input_embeddings().num_embeddings
+        rows = len(model.get_input_embeddings().get_parameter("weight"))
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else min(ends)
 
     def prepare(text: str, image: Image | None) -> Prompt:
@@ -129,11 +130,13 @@ def load_text_processor(
     return TextProcessor(prepare, encode_answer, decode, settings)
 
 
-def _complete(processor: ProcessorMixin, given: Mapping[str, object], model: Llava) -> None:
+def _complete(
+    processor: LlavaProcessor | LlavaNextProcessor, given: Mapping[str, object], model: Llava
+) -> None:
     """Takes from the model what its processor's files do not say."""
     config, embeddings = model.config, model.model.vision_tower.embeddings
     if processor.patch_size is None:
-        processor.patch_size = config.vision_config.patch_size
+        processor.patch_size = embeddings.patch_size
     if processor.vision_feature_select_strategy is None:
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
     if given.get("num_additional_image_tokens") is None:

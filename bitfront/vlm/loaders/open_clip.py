@@ -301,7 +301,7 @@ def _check_weights(name: str, weights: str | None) -> Mapping[str, object] | Non
     if config:
         return config
     if not Path(weights).is_file():
-        if Path(weights).name != weights or Path(weights).suffix in _SUFFIXES:
+        if Path(weights).name != weights or Path(weights).suffix in SUFFIXES:
             raise MissingModel(f"there is no file {weights} with weights of {name}")
         raise MissingModel(
             f"weights {weights!r} of {name} are neither a file nor a pretrained tag{_tags(name)}"

@@ -221,7 +221,12 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
         ("open_clip", "ViT-B-33", "openai", "no model 'ViT-B-33'; nearest are ViT-B-32"),
         ("open_clip", "ViT-B-32", "openia", "'openia' of ViT-B-32 are neither.*laion2b_s34b_b79k"),
         ("open_clip", "ViT-B-32", None, "ViT-B-32 needs weights: .*its tags are openai, "),
-        ("open_clip", "ViT-B-32", "/no/such.safetensors", "'/no/such.safetensors' of ViT-B-32"),
+        (
+            "open_clip",
+            "ViT-B-32",
+            "/no/such.safetensors",
+            "no file /no/such.safetensors",
+        ),
         ("open_clip", "ViT-B-32", "laion2b_e16", "ViT-B-32 with weights laion2b_e16 from the hub"),
         ("open_clip", "local-dir:/no/such", None, "no open_clip model at /no/such"),
         ("open_clip", "hf-hub:no/such", None, "could not get hf-hub:no/such from the hub"),
