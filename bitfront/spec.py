@@ -201,9 +201,12 @@ class RecoverySpace(Section):
 class SpaceSpec(Section):
     """What the search may choose: the precisions of every layer, and the recovery.
 
-    `keep` maps patterns of layer names (shell wildcards) to a fixed weight width: those
-    layers are not variable. `clips` are the percentiles that static input ranges may be cut at;
-    several are no further options, but searched for each option (see `profile.clip_search`).
+    `keep` maps patterns of layer names (shell wildcards, with or without the `weight` at a name's
+    end) to a fixed weight width: those layers are not variable, and nothing measured breaks it.
+    Each pattern must match a layer, and no layer may have two widths.
+
+    `clips` are the percentiles that static input ranges may be cut at; several are no further
+    options, but searched for each option (see `profile.clip_search`).
     """
 
     weight_bits: tuple[WeightBits, ...] = (2, 3, 4, 6, 8)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from itertools import product
 
 from bitfront.errors import SpecError
@@ -11,13 +10,9 @@ from bitfront.plan import Option
 from bitfront.precision import Precision
 from bitfront.profile import Cell, Resource
 from bitfront.spec import SpaceSpec
+from search.keep import kept_width
 
 _MOST_OPTIONS = 100_000
-
-
-def kept_width(layer: Layer, space: SpaceSpec) -> int | None:
-    """The fixed width of a layer that `keep` names; None where its width is searched."""
-    return next((bits for name, bits in space.keep.items() if fnmatchcase(layer.name, name)), None)
 
 
 def layer_precisions(layer: Layer, space: SpaceSpec) -> list[Precision]:

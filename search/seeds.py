@@ -6,23 +6,34 @@ from bitfront.layers import Layer, LayerKind
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import FULL, Precision
 from bitfront.spec import SpaceSpec
+from search.keep import kept_width
 
 
-def full_precision(layers: Sequence[Layer]) -> Configuration:
-    """The configuration that quantizes nothing."""
-    return Configuration(Plan.uniform([layer.name for layer in layers], FULL))
+def full_precision(layers: Sequence[Layer], space: SpaceSpec) -> Configuration:
+    """The configuration that quantizes nothing but the layers that `keep` fixes below 16 bits."""
+    widths = {layer.name: kept_width(layer, space) for layer in layers}
+    return Configuration(
+        Plan.of(
+            {
+                name: FULL if width is None else Precision(width, FULL.activation_bits)
+                for name, width in widths.items()
+            }
+        )
+    )
 
 
 def uniform_plans(layers: Sequence[Layer], space: SpaceSpec) -> list[Plan]:
-    """A plan for each pair of weight and activation bits: the same for every layer.
+    """A plan for each pair of weight and activation bits: the same for every layer but the kept.
 
     These are the baselines that a person has without a search. The first group and the
-    widest clip of the space are used; `keep` does not hold here.
+    widest clip of the space are used, and `keep` holds: nothing that breaks it is measured.
     """
     plans = [
         Plan.of(
             {
-                layer.name: uniform_precision(layer, weight_bits, activation_bits, space)
+                layer.name: uniform_precision(
+                    layer, kept_width(layer, space) or weight_bits, activation_bits, space
+                )
                 for layer in layers
             }
         )

@@ -11,6 +11,7 @@ from bitfront.plan import Configuration
 from bitfront.profile import StageArtefactKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
+from search.keep import check_keep
 from search.space import SearchSpace
 from service.study.bounds import stored_bounds
 from service.study.heartbeat import StopSignals
@@ -102,6 +103,7 @@ class Run:
             self._reporter.warn(note)
         self._reporter.stage("load the model", total=None)
         model_info = self._pool.inspect()
+        check_keep(model_info.layers, self._spec.space)
         self._pool.place(model_info)
         for note in self._pool.notes:
             self._reporter.warn(note)

@@ -14,8 +14,9 @@ from bitfront.profile import Cell, Profile, Resource
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
 from search.correlation import rank_correlation
+from search.keep import kept_width
 from search.knapsack_items import KnapsackItems, by_block
-from search.options import kept_width, undominated
+from search.options import undominated
 from search.program import Program, Solution
 from search.prune import PrunedSpace, budget_axis, prune
 from search.relaxation import Relaxation
@@ -170,7 +171,7 @@ class ProxySearch:
         layers = self._profile.layers
         plans = [self._plan(solution) for solution in self.solutions]
         uniform = uniform_plans(layers, self._spec.space)
-        seeds = [Proposal(full_precision(layers), Origin.BASELINE)]
+        seeds = [Proposal(full_precision(layers, self._spec.space), Origin.BASELINE)]
         seeds += [Proposal(Configuration(plan), Origin.BASELINE) for plan in uniform]
         seeds += self.program_seeds()
         recovered = with_recoveries(plans, self.space.seed_recoveries())

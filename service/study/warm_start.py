@@ -3,6 +3,7 @@
 from bitfront.errors import SpecError
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal
+from search.keep import holds_keep
 from storage.store import Store
 from workers.scheduling.model_info import ModelInfo
 
@@ -11,7 +12,7 @@ def warm_seeds(store: Store, spec: JobSpec, model_info: ModelInfo) -> list[Propo
     """The fronts of the studies that the job starts from, the lowest error first.
 
     What was measured on the same data comes from the cache of evaluations; all else is
-    measured again.
+    measured again. A configuration that breaks the job's `keep` is left out.
 
     Raises:
         UnknownStudy: There is no such study.
@@ -24,5 +25,9 @@ def warm_seeds(store: Store, spec: JobSpec, model_info: ModelInfo) -> list[Propo
                 f"search.warm_start: study {name!r} searched another model, so its plans mean "
                 "nothing here: leave it out"
             )
-        seeds += [Proposal(row.configuration, Origin.WARM_START) for row in store.front(name)]
+        seeds += [
+            Proposal(row.configuration, Origin.WARM_START)
+            for row in store.front(name)
+            if holds_keep(row.configuration.plan, model_info.layers, spec.space)
+        ]
     return seeds

@@ -1,7 +1,7 @@
 """Configurations in a few words: baselines by name, recoveries, the precisions of layers."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bitfront.layers import Layer
@@ -49,12 +49,14 @@ def recovery_details(recovery: Recovery | None) -> str:
 def baseline_names(baselines: Mapping[int, Configuration]) -> dict[int, str]:
     """Trial numbers of uniform configurations to names: `w4`, or `w4a8` where w4 is not enough.
 
-    A configuration that is not uniform gets no name.
+    Layers that have one width in all of them are taken for kept ones (`space.keep`), and do not
+    count. A configuration whose other layers are not uniform gets no name.
     """
+    kept = _constant_layers(list(baselines.values()))
     pairs = {
         number: pair
         for number, configuration in baselines.items()
-        if (pair := _uniform(configuration)) is not None
+        if (pair := _uniform(configuration, kept)) is not None
     }
     widths = [weight for weight, _ in pairs.values()]
     return {
@@ -67,10 +69,21 @@ def baseline_names(baselines: Mapping[int, Configuration]) -> dict[int, str]:
     }
 
 
-def _uniform(configuration: Configuration) -> tuple[int, int] | None:
-    weights = {precision.weight_bits for _, precision in configuration.plan}
+def _constant_layers(configurations: Sequence[Configuration]) -> frozenset[str]:
+    """The layers whose weights have one width in all configurations, if the others do not."""
+    widths: dict[str, set[int]] = {}
+    for configuration in configurations:
+        for name, precision in configuration.plan:
+            widths.setdefault(name, set()).add(precision.weight_bits)
+    constant = frozenset(name for name, found in widths.items() if len(found) == 1)
+    return constant if len(constant) < len(widths) else frozenset()
+
+
+def _uniform(configuration: Configuration, kept: frozenset[str]) -> tuple[int, int] | None:
+    members = [precision for name, precision in configuration.plan if name not in kept]
+    weights = {precision.weight_bits for precision in members}
     # Embeddings have no input to quantize, so the layers with a narrow one name the plan.
-    activations = {precision.activation_bits for _, precision in configuration.plan}
+    activations = {precision.activation_bits for precision in members}
     if len(weights) != 1 or len(activations - {16}) > 1 or configuration.recovery is not None:
         return None
     return weights.pop(), min(activations)

@@ -12,6 +12,7 @@ from bitfront.profile import Cell, Profile, Resource
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin
 from service.study.proxy_search import ProxySearch
+from service.views.describe import baseline_names
 
 WEIGHTS = 64 * 32
 FIXED_NBYTES = 1000
@@ -183,3 +184,17 @@ def test_certificates_tell_their_resource_and_the_limits() -> None:
     for certificate in certificates:
         assert certificate["resource"] == "bit_operations"
         assert certificate["limits"] == ["max_nbytes 6,000"]
+
+
+def test_kept_layers_are_kept_in_every_seed_and_baselines_have_names() -> None:
+    spec = make_spec()
+    search = ProxySearch(spec, make_profile())
+
+    seeds = search.seeds()
+
+    assert {seed.configuration.plan.precision("e9").weight_bits for seed in seeds} == {8}
+    baselines = [seed.configuration for seed in seeds if seed.origin is Origin.BASELINE]
+    names = baseline_names(dict(enumerate(baselines)))
+    assert names[0] == "16 bits"
+    assert set(names.values()) >= {"w2a4", "w2a8", "w4a4"}
+    assert len(names) == len(baselines)
