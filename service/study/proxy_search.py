@@ -28,7 +28,7 @@ from search.resources import (
     measured_cells,
     whole_amount,
 )
-from search.seeds import full_precision, uniform_plans, with_recoveries
+from search.seeds import full_baseline, uniform_plans, with_recoveries
 from search.space import SearchSpace
 from storage.records import OptionRecord
 
@@ -171,7 +171,7 @@ class ProxySearch:
         layers = self._profile.layers
         plans = [self._plan(solution) for solution in self.solutions]
         uniform = uniform_plans(layers, self._spec.space)
-        seeds = [Proposal(full_precision(layers, self._spec.space), Origin.BASELINE)]
+        seeds = [Proposal(full_baseline(layers, self._spec.space), Origin.BASELINE)]
         seeds += [Proposal(Configuration(plan), Origin.BASELINE) for plan in uniform]
         seeds += self.program_seeds()
         recovered = with_recoveries(plans, self.space.seed_recoveries())

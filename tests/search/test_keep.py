@@ -10,7 +10,7 @@ from bitfront.plan import Plan
 from bitfront.precision import WEIGHT_BITS, Precision
 from bitfront.spec import SpaceSpec
 from search.keep import check_keep, holds_keep, kept_width
-from search.seeds import full_precision, uniform_plans
+from search.seeds import full_baseline, uniform_plans
 
 NAMES = (
     "visual.conv1.weight",
@@ -45,7 +45,7 @@ def test_every_baseline_holds_keep(
         weight_bits=tuple(widths), activation_bits=tuple(activations), groups=(16,), keep=keep
     )
 
-    plans = [full_precision(LAYERS, space).plan, *uniform_plans(LAYERS, space)]
+    plans = [full_baseline(LAYERS, space).plan, *uniform_plans(LAYERS, space)]
 
     assert all(plan.precision(name).weight_bits == keep[name] for plan in plans for name in keep)
     assert all(holds_keep(plan, LAYERS, space) for plan in plans)
