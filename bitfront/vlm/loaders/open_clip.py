@@ -178,12 +178,15 @@ def _weights_in(folder: Path) -> Path:
         )
     check_text_files(folder)
     model = read_json(config).get("model_cfg")
-    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
+    vision, text = (
+        (model.get(part) if isinstance(model, dict) else None)
+        for part in ("vision_cfg", "text_cfg")
+    )
+    if not (isinstance(vision, dict) and isinstance(text, dict)):
         raise InvalidModel(
-            f"{config} does not describe a model: its model_cfg must have embed_dim, vision_cfg "
-            "and text_cfg"
+            f"{config} does not describe a model: its model_cfg must have vision_cfg and text_cfg"
         )
-    if model["text_cfg"].get("hf_tokenizer_name"):
+    if text.get("hf_tokenizer_name"):
         check_tokenizer_files(folder)
     names = {path.name: path for path in found}
     preferred = [names[name] for name in _PREFERRED if name in names]

@@ -56,7 +56,6 @@ class DualEncoder(LayeredModel):
             InvalidModel: A weight is not finite, or the model cannot be rewritten.
         """
         self._interface = interface
-        self._layout: CaptionLayout | None = None
         device = next(model.parameters()).device
         pixels = torch.zeros(1, *interface.image_shape, device=device)
         tokens = torch.zeros(1, interface.context_length, dtype=torch.long, device=device)
@@ -127,8 +126,11 @@ class DualEncoder(LayeredModel):
         Args:
             names: Their names.
             tail: What follows a name, as in a template: ".", or " in a picture".
+
+        Raises:
+            InvalidModel: The tokenizer makes nothing of a name.
         """
-        return ClassNames.of(names, tail, self.tokenize, self._caption_layout())
+        return ClassNames.of(names, tail, self.tokenize)
 
     def encode_prompts(
         self,
@@ -154,7 +156,7 @@ class DualEncoder(LayeredModel):
         self._check_context(context, len(names))
         context = context.to(self.device)
         names = names.to(self.device)
-        rows = PromptRows.of(names, self._caption_layout(), context, position)
+        rows = PromptRows.of(names, context, position)
         causal = self._interface.causal_text
         if causal is not None:
             return causal.encode_rows(rows, context, self._interface.token_embedding)
@@ -184,7 +186,7 @@ class DualEncoder(LayeredModel):
 
     def embed_words(self, text: str) -> Float[Tensor, "m d"]:
         """The full-precision embeddings of the text's own tokens, to start a prompt from."""
-        layout = self._caption_layout()
+        layout = CaptionLayout.of(self.tokenize, [text])
         tokens = self.tokenize([text]).to(self.device)
         words = tokens[0, layout.start : int(layout.ends(tokens)[0])]
         weight = next(
@@ -193,8 +195,3 @@ class DualEncoder(LayeredModel):
             if layer.kind is LayerKind.EMBEDDING
         )
         return weight[words].clone()
-
-    def _caption_layout(self) -> CaptionLayout:
-        if self._layout is None:
-            self._layout = CaptionLayout.of(self.tokenize)
-        return self._layout

@@ -40,7 +40,6 @@ class PromptRows:
     def of(
         cls,
         names: ClassNames,
-        layout: CaptionLayout,
         context: Float[Tensor, "m d"] | Float[Tensor, "classes m d"],
         position: ClassPosition,
     ) -> "PromptRows":
@@ -48,7 +47,6 @@ class PromptRows:
 
         Args:
             names: The classes.
-            layout: How their rows are laid out.
             context: The vectors, for all classes or for each its own.
             position: Where the name stands; in the middle, the second half of an odd number of
                 vectors is the longer one.
@@ -56,7 +54,7 @@ class PromptRows:
         Raises:
             SpecError: A caption, the vectors and the end token do not fit.
         """
-        count, tokens = context.shape[-2], names.tokens
+        count, tokens, layout = context.shape[-2], names.tokens, names.layout
         _check_room(layout, tokens, count)
         before = {
             ClassPosition.END: count,

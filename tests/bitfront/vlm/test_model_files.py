@@ -119,7 +119,7 @@ BROKEN: tuple[tuple[str, Change, str], ...] = (
     ("open_clip", cut(OPEN_CLIP, 2000), r"safetensors cannot be read.*fetch it again"),
     ("open_clip", cut(OPEN_CLIP, 0), r"safetensors is empty: fetch it again"),
     ("open_clip", cut("open_clip_config.json", 40), r"config\.json is not valid JSON"),
-    ("open_clip", text("open_clip_config.json", "{}"), r"its model_cfg must have embed_dim"),
+    ("open_clip", text("open_clip_config.json", "{}"), r"its model_cfg must have vision_cfg"),
     ("open_clip", text("open_clip_config.json", "[1]"), r"holds no JSON object, but a list"),
     (
         "open_clip",

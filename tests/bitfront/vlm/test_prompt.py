@@ -423,14 +423,13 @@ def test_some_classes_are_picked_in_their_order() -> None:
 
 def test_clips_tokens_tell_the_name_from_the_full_stop() -> None:
     tokens = open_clip.get_tokenizer("ViT-B-32")
-    layout = CaptionLayout.of(tokens)
 
-    names = ClassNames.of(["golden retriever", "cat", "jack-o'-lantern"], ".", tokens, layout)
+    names = ClassNames.of(["golden retriever", "cat", "jack-o'-lantern"], ".", tokens)
 
     words = [len(tokens.encode(name)) for name in ("golden retriever", "cat", "jack-o'-lantern")]
     assert words[:2] == [2, 1]
     assert names.name_lengths.tolist() == words
-    ends = layout.ends(names.tokens)
+    ends = names.layout.ends(names.tokens)
     stops = names.tokens[torch.arange(3), ends - 1]
     assert stops.tolist() == 3 * tokens.encode(".")
     assert (ends - names.name_lengths).tolist() == [2, 2, 2]
@@ -444,11 +443,9 @@ def test_where_name_and_tail_share_a_token_all_is_name() -> None:
         ]
         return torch.tensor([[1, *row, *[0] * (8 - len(row))] for row in rows])
 
-    layout = CaptionLayout.of(in_pairs)
+    names = ClassNames.of(["cat", "cats"], ".x", in_pairs)
 
-    names = ClassNames.of(["cat", "cats"], ".x", in_pairs, layout)
-
-    assert layout.ends(names.tokens).tolist() == [4, 4]
+    assert names.layout.ends(names.tokens).tolist() == [4, 4]
     assert names.name_lengths.tolist() == [3, 2]
 
 
