@@ -12,6 +12,8 @@ from bitfront.job.document import Document, Place, cut, place_name, read_documen
 from bitfront.job.error_messages import place_of, sentence
 from bitfront.spec import CLASS_LISTS, DataSource, JobSpec, ModelSource
 
+_LOCAL_FOLDER: Final = "local-dir:"  # how open_clip marks a folder
+
 CHECKPOINT_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 _LOCAL_KEYS: Final[Mapping[ModelSource, tuple[str, ...]]] = {
@@ -54,11 +56,16 @@ def load_job(
 
 def _refuse_relative_paths(spec: JobSpec, document: Document) -> None:
     path = None if spec.data.source is DataSource.REFERENCE else spec.data.path
-    for key, text in (("path", path), ("classes", spec.data.classes_file)):
+    folder = spec.model.name.removeprefix(_LOCAL_FOLDER) if _is_open_clip_folder(spec) else None
+    for section, key, text in (
+        ("data", "path", path),
+        ("data", "classes", spec.data.classes_file),
+        ("model", "name", folder),
+    ):
         if not text or Path(text).is_absolute():
             continue
         raise SpecError(
-            f"{document.path}, line {document.line(('data', key))}: data.{key}: "
+            f"{document.path}, line {document.line((section, key))}: {section}.{key}: "
             f"{cut(repr(text))} starts at this machine's folder: write the absolute path that the "
             "cluster's machines have"
         )
@@ -119,6 +126,8 @@ def _with_found_paths(spec: JobSpec, document: Document) -> JobSpec:
             )
         data = data.model_copy(update={"classes": str(found)})
     updates: dict[str, str] = {}
+    if _is_open_clip_folder(spec):
+        updates["name"] = _LOCAL_FOLDER + str(_open_clip_folder(spec, document))
     for key in _LOCAL_KEYS[model.source]:
         text = cast("str | None", getattr(model, key))
         found_model = _found(document, ("model", key), text) if text else None
@@ -148,6 +157,28 @@ def _found(document: Document, place: Place, text: str) -> Path:
             f"{document.path}, line {document.line(place)}: {place_name(place)}: "
             f"{cut(repr(text))} is not a path that can be read: {reason}"
         ) from error
+    return found
+
+
+def _is_open_clip_folder(spec: JobSpec) -> bool:
+    model = spec.model
+    return model.source is ModelSource.OPEN_CLIP and model.name.startswith(_LOCAL_FOLDER)
+
+
+def _open_clip_folder(spec: JobSpec, document: Document) -> Path:
+    """The folder that `local-dir:` names, from the job file's folder."""
+    if spec.model.weights is not None:
+        raise SpecError(
+            f"{document.path}, line {document.line(('model', 'weights'))}: model.weights: the "
+            f"folder of {spec.model.name} has its own weights: leave these out, or name the model "
+            "that they are of in its place"
+        )
+    found = _found(document, ("model", "name"), spec.model.name.removeprefix(_LOCAL_FOLDER))
+    if not found.is_dir():
+        raise SpecError(
+            f"{document.path}, line {document.line(('model', 'name'))}: "
+            f"model.name: the folder {found} does not exist"
+        )
     return found
 
 

@@ -191,3 +191,43 @@ def test_a_file_of_classes_lies_beside_the_job(tmp_path: Path) -> None:
 def job_with(job: Path, old: str, new: str) -> Path:
     job.write_text(job.read_text().replace(old, new))
     return job
+
+
+def write_open_clip(folder: Path, name: str, weights: str = "") -> Path:
+    job = folder / "job.yaml"
+    further = f", weights: {weights}" if weights else ""
+    job.write_text(
+        "study: first\n"
+        f"model: {{source: open_clip, name: '{name}'{further}}}\n"
+        "data: {source: reference}\n"
+    )
+    return job
+
+
+def test_a_folder_of_open_clip_starts_at_the_job_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir("/")
+    job = write_open_clip(tmp_path, "local-dir:model")
+
+    assert load_job(job).model.name == f"local-dir:{tmp_path / 'model'}"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("local-dir:gone", "", r"line 2: model\.name: the folder .*/gone does not exist"),
+        ("local-dir:.", "x.pt", r"line 2: model\.weights: .*has its own weights: leave these out"),
+    ],
+)
+def test_a_folder_of_open_clip_is_one_source_of_weights_that_exists(
+    tmp_path: Path, name: str, weights: str, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_job(write_open_clip(tmp_path, name, weights))
+
+
+def test_a_relative_folder_of_open_clip_is_not_sent_to_a_cluster(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"model\.name: 'model' starts at this machine's folder"):
+        load_job(write_open_clip(tmp_path, "local-dir:model"), elsewhere=True)

@@ -164,6 +164,8 @@ def check_prompt(name: str, model: Llava, loaded: GenerativeModel) -> None:
     sizes = None if prompt.size is None else torch.tensor([prompt.size])
     pixels = prompt.pixels[None].to(model.device, model.dtype)
     vectors = _image_vectors(inner, _image_features(inner, pixels, sizes), sizes)
+    if not vectors.isfinite().all():
+        raise InvalidModel(f"the image features of {name} are not finite: its weights are damaged")
     places = int((prompt.tokens == model.config.image_token_id).sum())
     if places == 0:
         raise InvalidModel(
