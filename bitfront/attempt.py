@@ -84,11 +84,13 @@ class Failed(_Result):
         cause: The kind of failure, which decides whether the trial is tried again.
         message: The error in one line.
         traceback: Where it was raised; empty where there is none.
+        is_final: Whether another attempt would end in the same way.
     """
 
     cause: Cause
     message: str
     traceback: str = ""
+    is_final: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,29 @@ import socket
 import traceback
 
 from bitfront.attempt import Failed
-from bitfront.errors import InvalidMetric
+from bitfront.errors import (
+    BitfrontError,
+    Interrupted,
+    InvalidMetric,
+    LeaseLost,
+    UnavailableDevice,
+    UnreachableCluster,
+    UnusableSpool,
+)
 from bitfront.passwords import masked
 from bitfront.trial import Cause
+
+# What another time or another node may not show. All other errors of ours are about the job's
+# own model, data and settings, which do not change between attempts.
+_PASSING = (Interrupted, LeaseLost, UnavailableDevice, UnreachableCluster, UnusableSpool)
 
 
 def failed_by(error: BaseException) -> Failed:
     """The result of an attempt that an exception ended."""
     message = f"{type(error).__name__}: {error}".splitlines()[0]
     trace = "".join(traceback.format_exception(error))
-    return Failed(_cause(error), masked(message), masked(trace))
+    is_final = isinstance(error, BitfrontError) and not isinstance(error, _PASSING)
+    return Failed(_cause(error), masked(message), masked(trace), is_final=is_final)
 
 
 def _cause(error: BaseException) -> Cause:

@@ -23,6 +23,8 @@ def to_json(result: AttemptResult) -> str:
             content["cause"] = result.cause
             content["message"] = result.message
             content["traceback"] = result.traceback
+            if result.is_final:
+                content["final"] = True
         case Pruned():
             pass
     return canonical_json(content)
@@ -41,7 +43,15 @@ def from_json(text: str) -> AttemptResult:
         if "cause" in content:
             cause, message = Cause(content["cause"]), _text(content["message"])
             trace = _text(content["traceback"])
-            return Failed(cause, message, trace, seconds=seconds, worker=worker, digest=digest)
+            return Failed(
+                cause,
+                message,
+                trace,
+                is_final=content.get("final") is True,
+                seconds=seconds,
+                worker=worker,
+                digest=digest,
+            )
         if "values" in content:
             evaluation = Evaluation(_figures(content["values"]), _figures(content["metrics"]))
             return Evaluated(evaluation, seconds=seconds, worker=worker, digest=digest)

@@ -333,7 +333,7 @@ class TrialScheduler:
         """Records a failure; what was only cancelled stays as it is, for its study to end."""
         if result.cause is not Cause.CANCELLED:
             retry = self._retries.allow(attempt.trial.number, result.cause)
-            self._fail(attempt, result, retry=retry)
+            self._fail(attempt, result, retry=retry and not result.is_final)
 
     def lose(self, attempt: Attempt, reason: str = "") -> None:
         """Records that the worker of an attempt is gone; the trial runs again elsewhere.

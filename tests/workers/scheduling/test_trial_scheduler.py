@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from bitfront.attempt import Attempt, Evaluated, Failed
-from bitfront.errors import TooManyFailures, UnusableSpool
+from bitfront.errors import (
+    InvalidModel,
+    InvalidSample,
+    TooManyFailures,
+    UnavailableDevice,
+    UnusableSpool,
+)
 from bitfront.files import write_whole
 from bitfront.layers import Block, Tower
 from bitfront.objective import Budget
@@ -21,6 +27,7 @@ from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
 from tests.support.store_samples import hypervolumes
+from workers.scheduling.failures import failed_by
 from workers.scheduling.retries import MAX_LOST
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import Progress, TrialScheduler
@@ -509,3 +516,28 @@ def test_outdated_trials_do_not_count_and_stand_on_no_front(bench: Bench) -> Non
     assert FULL_PLAN in [trial.configuration for trial in measured]
     assert {trial.number for trial in bench.store.front("scheduler")} <= set(range(8, 38))
     assert bench.reports[-1].done == 30
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (InvalidModel("the weights are cut off"), 1),
+        (InvalidSample("7.png cannot be read"), 1),
+        (UnavailableDevice("no CUDA here"), 3),
+        (OSError("a network drive is away"), 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_change_is_not_tried_again(
+    bench: Bench, error: Exception, attempts: int
+) -> None:
+    scheduler = bench.drive()
+    tries = 0
+    attempt = take(scheduler)
+    while attempt.trial.number == 0:
+        scheduler.finish(attempt, failed_by(error))
+        tries += 1
+        attempt = take(scheduler)
+
+    assert tries == attempts
+    assert bench.trials[0].state is TrialState.FAILED
