@@ -68,6 +68,8 @@ class ModelSource(StrEnum):
 class ModelSpec(Section):
     """The model: `name` is an open_clip model name, or a hub name or folder of transformers.
 
+    open_clip also takes `local-dir:FOLDER` and `hf-hub:OWNER/NAME`, which have their own weights.
+
     A bundled model has the name `digit-clip` or `digit-llava`. `weights` is a checkpoint file
     or an open_clip pretrained tag. `dtype` is what LLaVA's weights are loaded in: by default
     bfloat16 on a GPU and float32 elsewhere; dual encoders are always in float32.

@@ -24,13 +24,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
-from transformers import LlavaForConditionalGeneration as StockLlava
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+)
 
 from bitfront.errors import BitfrontError
 from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel, load_model
 from tests.support.clip_models import folder_spec, save_open_clip, save_transformers
-from tests.support.llava_models import photo, questions, save_llava
+from tests.support.llava_models import Build, photo, questions, save_llava
 
 RELAXED = settings(
     deadline=None,
@@ -39,7 +45,11 @@ RELAXED = settings(
 QUICK = settings(RELAXED, max_examples=40, derandomize=True)
 LONG = settings(RELAXED, max_examples=2_000)
 
-KINDS = ("open_clip", "clip", "siglip", "llava")
+KINDS = ("open_clip", "clip", "siglip", "llava", "llava_next")
+LLAVAS: dict[str, Any] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+}
 CAPTIONS = ["a photo of two dogs", "one", "a"]
 VALUES: tuple[object, ...] = (None, 0, -1, 2, 7, 576, 0.5, True, "x", "24", [], [1], {}, {"x": 1})
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 605157884\n"
@@ -53,8 +63,8 @@ def sound(kind: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f"bitfront-{kind}-"))
     if kind == "open_clip":
         save_open_clip(folder)
-    elif kind == "llava":
-        save_llava(folder)
+    elif kind in LLAVAS:
+        save_llava(folder, Build(kind=kind))
     else:
         save_transformers(kind, folder)
     return folder
@@ -201,17 +211,19 @@ def check_features(kind: str, folder: Path, model: DualEncoder) -> None:
         torch.testing.assert_close(found[1], wanted[1], rtol=1e-4, atol=1e-5)
 
 
-def check_logits(folder: Path, model: GenerativeModel) -> None:
+def check_logits(kind: str, folder: Path, model: GenerativeModel) -> None:
     batch = questions(model, 2)
     found = model.answer_logits(batch)
     tokens = torch.cat([batch.prompts, batch.answers[:, :-1]], dim=1)
     try:
-        stock = StockLlava.from_pretrained(folder, dtype=torch.float32)
+        stock = LLAVAS[kind].from_pretrained(folder, dtype=torch.float32)
         stock.train(mode=False)
         words = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]  # theirs
         text = "USER: <image>\nwhat is there? ASSISTANT:"
         given = words(images=photo(0, 30, 30), text=text, return_tensors="pt")
-        wanted = stock(input_ids=tokens, pixel_values=batch.pixels, use_cache=False).logits
+        sizes = {} if batch.sizes is None else {"image_sizes": batch.sizes}
+        shown = {"pixel_values": batch.pixels, **sizes}
+        wanted = stock(input_ids=tokens, **shown, use_cache=False).logits
     except Exception:  # noqa: BLE001  # then there is nothing to compare with
         return
     assert batch.pixels is not None
@@ -244,7 +256,7 @@ def try_folder(choices: Choices) -> None:
             check_features(kind, folder, model)
         else:
             assert isinstance(model, GenerativeModel)
-            check_logits(folder, model)
+            check_logits(kind, folder, model)
 
 
 @pytest.fixture(autouse=True)
