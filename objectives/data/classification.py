@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bitfront.errors import InvalidSample, SpecError
+from bitfront.errors import InvalidModel, InvalidSample, SpecError
 from bitfront.plan import digest
 from bitfront.reference.scenes import CLASSES, SIDE, TEMPLATES, draw_scenes
 from bitfront.spec import DataSource, DataSpec
 from bitfront.vlm import DualEncoder
 from bitfront.vlm.models.captions import ClassNames
+from bitfront.vlm.models.distinct import token_problem
 from objectives.data.augmentation import Augmentation
 from objectives.data.captions import fill
 from objectives.data.images import READING, decode_image
@@ -139,6 +140,7 @@ def load_classification(
             batch is used.)
         SpecError: A column is missing, the source has questions instead of classes, or the
             reference scenes do not fit the model.
+        InvalidModel: Two classes have the same tokens.
     """
     if spec.source is DataSource.QUESTIONS:
         raise SpecError(
@@ -151,7 +153,11 @@ def load_classification(
         source = open_labelled_source(spec)
         classes, templates = source.classes, spec.templates
         splits = _source_splits(source, spec, model, inspector or Inspector())
-    tokens = [model.tokenize([fill(text, name) for name in classes]) for text in templates]
+    captions = [[fill(text, name) for name in classes] for text in templates]
+    problem = token_problem(model, classes, captions)
+    if problem is not None:
+        raise InvalidModel(problem)
+    tokens = [model.tokenize(of_template) for of_template in captions]
     augmentation = Augmentation(spec.seed, spec.horizontal_flip)
     return ClassificationTask(
         model, classes, templates, torch.stack(tokens), splits, spec.batch_size, augmentation

@@ -196,6 +196,7 @@ def llava_model(
     # Not config.image_seq_length, which nothing holds against the vision tower.
     image_tokens = _tile_tokens(inner)
     length = image_tokens + _TEXT_TOKENS
+    most = int(config.get_text_config().max_position_embeddings)
 
     def run_vision() -> None:
         inner.vision_tower(torch.zeros(shape, device=device, dtype=dtype))
@@ -239,7 +240,13 @@ def llava_model(
             raise InvalidSample(
                 f"the prompt {text!r} has an image token, but its sample has no image"
             )
-        return processor_texts.prepare(text, image)
+        prompt = processor_texts.prepare(text, image)
+        if len(prompt.tokens) > most:
+            raise InvalidSample(
+                f"the prompt {text!r:.80} takes {len(prompt.tokens)} positions, but the decoder "
+                f"has {most}: shorten data.prompt or the question"
+            )
+        return prompt
 
     interface = GenerativeInterface(
         runs={
@@ -258,7 +265,7 @@ def llava_model(
         ends=ends,
         image_code=config.image_token_id,
         tile_shape=(image_tokens, inner.multi_modal_projector.linear_2.out_features),
-        max_length=config.get_text_config().max_position_embeddings,
+        max_length=most,
         settings=processor_texts.settings,
     )
     return GenerativeModel(model, interface)

@@ -26,10 +26,9 @@ def class_problems(
     if len(classes) < 2:
         return []
     texts = captions or [classes]
-    rows = torch.cat([model.tokenize(list(of_template)) for of_template in texts], dim=1)
-    alike = _same_rows(rows)
-    if alike:
-        return [_same_tokens(model, classes, texts, *pair) for pair in alike[:1]]
+    problem = token_problem(model, classes, texts)
+    if problem is not None:
+        return [problem]
     features = _class_features(model, texts)
     cosines = (features @ features.T).triu(diagonal=1)
     place = int(cosines.argmax())
@@ -43,14 +42,20 @@ def class_problems(
     ]
 
 
-def _same_rows(rows: Tensor) -> list[tuple[int, int]]:
+def token_problem(
+    model: DualEncoder, classes: Sequence[str], captions: Sequence[Sequence[str]]
+) -> str | None:
+    """A sentence that names two classes with the same tokens under every template, or None.
+
+    The text tower does not run.
+    """
+    rows = torch.cat([model.tokenize(list(of_template)) for of_template in captions], dim=1)
     seen: dict[tuple[int, ...], int] = {}
-    pairs = []
     for number, row in enumerate(rows.tolist()):
         first = seen.setdefault(tuple(row), number)
         if first != number:
-            pairs.append((first, number))
-    return pairs
+            return _same_tokens(model, classes, captions, first, number)
+    return None
 
 
 def _same_tokens(

@@ -326,6 +326,14 @@ def test_a_prompt_without_a_place_for_its_image_is_refused(tmp_path: Path) -> No
         model.prepare(wrap("what is there?"), None)
 
 
+def test_a_prompt_that_is_longer_than_the_decoder_is_refused(tmp_path: Path) -> None:
+    save_llava(tmp_path)
+    model = load_llava(tmp_path)
+
+    with pytest.raises(InvalidSample, match=r"takes 2\d\d positions, but the decoder has 128"):
+        model.prepare(wrap("what " * 200), photo(0))
+
+
 def rewrite(folder: Path, name: str, tensor: Tensor | None) -> None:
     """Replaces one tensor of a saved model, or takes it away."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())

@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from bitfront.errors import BitfrontError, InvalidSample, MissingData, SpecError
+from bitfront.errors import BitfrontError, InvalidModel, InvalidSample, MissingData, SpecError
 from bitfront.reference.scenes import CLASSES, TEMPLATES, split_scans
 from bitfront.spec import DataSource, DataSpec, Samples
-from bitfront.vlm import DualEncoder
+from bitfront.vlm import DualEncoder, load_model
 from objectives.data.classification import load_classification
 from objectives.data.task import SplitName
+from tests.support.clip_models import folder_spec as saved_spec
+from tests.support.clip_models import save_transformers
 from tests.support.scene_models import all_pixels, untrained_encoder
 
 FEW = Samples(calibration=4, tuning=3, selection=5, test=6)
@@ -63,6 +65,16 @@ def test_reference_takes_the_templates_that_a_job_names(model: DualEncoder) -> N
 
     assert task.templates == ("this is {}",)
     assert torch.equal(task.captions[:1], model.tokenize([f"this is {CLASSES[0]}"]))
+
+
+def test_classes_with_the_same_tokens_are_named(tmp_path: Path) -> None:
+    save_transformers("clip", tmp_path / "model")
+    of_ten_words = load_model(saved_spec(tmp_path / "model"))
+    assert isinstance(of_ten_words, DualEncoder)
+    spec = folder_spec(write_folder(tmp_path / "data", {"dogs": 10, "hyena": 10, "okapi": 10}))
+
+    with pytest.raises(InvalidModel, match="'hyena' and 'okapi' have the same tokens"):
+        load_classification(spec, of_ten_words)
 
 
 def test_captions_go_template_by_template(tmp_path: Path, model: DualEncoder) -> None:
