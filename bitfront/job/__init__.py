@@ -1,5 +1,6 @@
 """A job file becomes a `JobSpec`: every mistake is one sentence with its file, line and field."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, cast
@@ -149,7 +150,7 @@ def _found(document: Document, place: Place, text: str) -> Path:
     """
     folder = document.path.absolute().parent
     try:
-        found = (folder / Path(text).expanduser()).resolve()
+        found = (folder / Path(os.path.expandvars(text)).expanduser()).resolve()
         found.exists()  # says where a name is too long, or a folder is not ours to look into
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -184,4 +185,4 @@ def _open_clip_folder(spec: JobSpec, document: Document) -> Path:
 
 def _looks_local(text: str) -> bool:
     """Whether a model's name or weights can only be a path, and no name on a hub."""
-    return text.startswith(("/", ".", "~")) or text.lower().endswith(CHECKPOINT_SUFFIXES)
+    return text.startswith(("/", ".", "~", "$")) or text.lower().endswith(CHECKPOINT_SUFFIXES)

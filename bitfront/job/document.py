@@ -1,5 +1,6 @@
 """YAML text as plain content in which every value still knows its line."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,12 @@ from bitfront.errors import SpecError
 MAX_NBYTES: Final = 1_000_000
 MAX_DEPTH: Final = 20
 MAX_VALUES: Final = 20_000
+MAX_MERGES: Final = 100
 LARGEST_WHOLE: Final = 2**63 - 1
 LONGEST_QUOTE: Final = 60
 
+_MERGE_TAG: Final = "tag:yaml.org,2002:merge"
+_OCTAL: Final = re.compile(r"[-+]?0[0-7_]+")
 _PLAIN_TAGS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 Place = tuple[str | int, ...]
@@ -137,10 +141,15 @@ class _Reader:
     path: Path
     loader: _BoundedLoader
     lines: dict[Place, int] = field(default_factory=dict)
+    merges: int = 0
 
     def mapping(self, node: MappingNode, place: Place) -> dict[str, object]:
         content: dict[str, object] = {}
+        merged: list[Node] = []
         for key_node, value_node in node.value:
+            if key_node.tag == _MERGE_TAG:
+                merged.append(value_node)
+                continue
             key = self._key(key_node)
             here = (*place, key)
             if key in content:
@@ -150,7 +159,35 @@ class _Reader:
                 )
             self.lines[here] = _line(key_node)
             content[key] = self._value(value_node, here)
+        for source in merged:
+            self._merge(source, content, place)
         return content
+
+    def _merge(self, node: Node, content: dict[str, object], place: Place) -> None:
+        """Adds what `<<` brings in: a mapping, or several, whose first wins; given keys win."""
+        if isinstance(node, SequenceNode):
+            for item in node.value:
+                self._merge(item, content, place)
+            return
+        if not isinstance(node, MappingNode):
+            raise SpecError(
+                f"{self.path}, line {_line(node)}: '<<' takes in {_kind(node)}: "
+                "write an alias of a mapping after it, such as '<<: *base'"
+            )
+        self.merges += 1
+        if self.merges > MAX_MERGES:  # a mapping that takes in itself, or others again and again
+            raise SpecError(
+                f"{self.path}, line {_line(node)}: the file merges mappings more than "
+                f"{MAX_MERGES} times: write fewer '<<'"
+            )
+        known = {here: line for here, line in self.lines.items() if here[: len(place)] == place}
+        for here in known:
+            if len(here) > len(place):
+                del self.lines[here]
+        brought = self.mapping(node, place)
+        self.lines.update(known)
+        for key, value in brought.items():
+            content.setdefault(key, value)
 
     def _key(self, node: Node) -> str:
         if not isinstance(node, ScalarNode):
@@ -185,6 +222,11 @@ class _Reader:
                 f"{self.path}, line {_line(node)}: {node.value[:40]!r} cannot be read "
                 f"({_reason(node, error)}): put text in quotes"
             ) from error
+        if isinstance(value, int) and _OCTAL.fullmatch(node.value) and node.style is None:
+            raise SpecError(
+                f"{self.path}, line {_line(node)}: {node.value} is {value} in YAML, where a 0 in "
+                f"front means octal: write {node.value.replace('0', '', 1)} or {value}"
+            )
         if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
             raise SpecError(
                 f"{self.path}, line {_line(node)}: {cut(node.value)} is larger than any whole "
@@ -225,6 +267,14 @@ def _strange_tag(path: Path, line: int, tag: str) -> str:
     return f"{path}, line {line}: the tag {short} is not possible: write plain values"
 
 
+def _text_of(mark: yaml.Mark | None) -> str:
+    """The line that a mark stands on."""
+    if mark is None or mark.buffer is None:
+        return ""
+    start = mark.buffer.rfind("\n", 0, mark.pointer) + 1
+    return mark.buffer[start:].partition("\n")[0]
+
+
 def _syntax_sentence(path: Path, error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark is not None else 1
@@ -235,5 +285,7 @@ def _syntax_sentence(path: Path, error: yaml.MarkedYAMLError) -> str:
         return f"{path}, line {line}: a second document starts here ('---'): keep one"
     if "could not determine a constructor" in problem:
         return _strange_tag(path, line, problem.split("'")[1])
+    if "{}" in _text_of(mark):
+        return f"{path}, line {line}: this is not valid YAML: text with {{}} in it needs quotes"
     context = f"{error.context}, " if error.context else ""
     return f"{path}, line {line}: this is not valid YAML: {one_line(context + problem)[:200]}"

@@ -1,8 +1,10 @@
 """What pydantic finds wrong with a job, in one sentence that says what to do."""
 
+import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from enum import StrEnum
 from typing import cast, get_args
 
 from pydantic import BaseModel
@@ -73,9 +75,28 @@ def sentence(error: ErrorDetails, schema: type[BaseModel]) -> str:
         key, words = _LIMITS[kind]
         return f"{name}: {_shown(value)} is not possible: it {words} {limits[key]:g}"
     base = next((words for start, words in _TYPES.items() if kind.startswith(start)), None)
+    if kind == "tuple_type":
+        base = f"a list, such as {_example(schema, place)}"
     if base is not None:
         return f"{name} must be {base}, not {_shown(value)}"
     return f"{name}: {_shown(value)} is not possible: {error['msg']}"
+
+
+def _example(schema: type[BaseModel], place: Place) -> str:
+    """A list that a field may hold: its own default, where it has one of its kind."""
+    section = _section(schema, place[:-1])
+    entry = section.model_fields.get(str(place[-1])) if section and place else None
+    annotation = str(entry.annotation) if entry is not None else ""
+    default = entry.default if entry is not None else None
+    if isinstance(default, tuple) and default and "int" not in annotation:
+        return f"[{', '.join(_item(value) for value in default)}]"
+    return "['first', 'second']" if "str" in annotation else "[2, 3, 4]"
+
+
+def _item(value: object) -> str:
+    if isinstance(value, StrEnum):
+        return str(value)
+    return json.dumps(value)
 
 
 def _name(place: Place) -> str:

@@ -69,7 +69,11 @@ def show(store: Store, study: str, out: Path) -> None:
     url = file_url(out / "bitfront.db")
     for command in (f"best {study} --max-error 0.1", f"front {study} --format csv"):
         click.echo(f"  {command_line(command, url)}")
-    click.echo("  bitfront submit examples/reference.yaml")
+    click.echo(
+        "\nFor a model of your own, write a job with your model and data (examples/open_clip.yaml, "
+        "transformers.yaml and llava.yaml\nin the repository are whole ones), then:\n"
+    )
+    click.echo("  bitfront submit job.yaml")
 
 
 def _best_number(store: Store, study: str, baseline: Trial) -> int | None:

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -33,7 +34,13 @@ def file_url(path: Path) -> str:
 
 def as_url(text: str) -> str:
     """The URL that a person means; a bare path is an SQLite file."""
-    return text if _SCHEME.match(text) else file_url(Path(text).expanduser())
+    if _SCHEME.match(text):
+        return text
+    if "?" in text:
+        raise SpecError(
+            f"--db {text}: a ? begins the options of a database URL: name the file without it"
+        )
+    return file_url(Path(os.path.expandvars(text)).expanduser())
 
 
 def patience_s() -> float:
@@ -62,7 +69,7 @@ def command_line(command: str, url: str) -> str:
     path = Path(url.removeprefix("sqlite:///"))
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
-    return f"bitfront {command} --db {path}"
+    return f"bitfront {command} --db {shlex.quote(str(path))}"
 
 
 class DatabaseUrl(click.ParamType[str]):

@@ -157,9 +157,7 @@ def _check_scope(study: str | None, model: str | None) -> None:
     "--format",
     "form",
     type=click.Choice(["table", *FORMATS]),
-    default="table",
-    show_default=True,
-    help="json is one object a line.",
+    help="json is one object a line.  [default: by the suffix of --out, or table]",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 @limit_options
@@ -167,7 +165,7 @@ def _check_scope(study: str | None, model: str | None) -> None:
 def front(
     study: str | None,
     model: str | None,
-    form: str,
+    form: str | None,
     out: Path | None,
     url: str,
     **options: float | None,
@@ -179,12 +177,13 @@ def front(
     and stderr says what comes nearest.
     """
     from service.views.describe import trial_names
-    from service.views.exports import write, write_rows
+    from service.views.exports import chosen_format, write, write_rows
     from service.views.render import cross_study_front_table, front_rows, front_table
     from storage.records import Limits
     from storage.store import open_store
 
     _check_scope(study, model)
+    chosen = chosen_format(form, out, "table")
     limits = Limits(**options)
     with open_store(url, create=False) as store:
         whole = store.front(study) if study is not None else _joint_front(store, str(model), limits)
@@ -199,8 +198,8 @@ def front(
             (f"model {model}", "list") if study is None else (f"study {study}", "status")
         )
         click.echo(f"{what} has no complete trial yet: see 'bitfront {way_out}'", err=True)
-    if form != "table":
-        write_rows(front_rows(trials), form, out)
+    if chosen != "table":
+        write_rows(front_rows(trials), chosen, out)
     elif study is None:
         write(f"{cross_study_front_table(trials)}\n".encode(), out)
     else:

@@ -5,6 +5,7 @@ from typing import Final
 
 import click
 
+from bitfront.errors import SpecError
 from service.commands.deployment import DatabaseUrl, database_option
 from service.views.exports import FORMATS
 
@@ -17,23 +18,24 @@ from service.views.exports import FORMATS
     "--format",
     "form",
     type=click.Choice(FORMATS),
-    default="csv",
-    show_default=True,
-    help="json is one object a line.",
+    help="json is one object a line.  [default: by the suffix of --out, or csv]",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 @database_option
-def export(study: str, form: str, out: Path | None, url: str) -> None:
+def export(study: str, form: str | None, out: Path | None, url: str) -> None:
     """Print all trials of STUDY, in whatever state, with what became of them."""
-    from service.views.exports import write_rows
+    from service.views.exports import chosen_format, write_rows
     from service.views.render import trial_rows
     from storage.store import open_store
 
+    chosen = chosen_format(form, out, "csv")
+    if chosen == "table":
+        raise SpecError(f"--out {out}: trials are exported as {', '.join(FORMATS)}: name one")
     with open_store(url, create=False) as store:
         rows = trial_rows(store.trials(study))
     if not rows:
         click.echo(f"study {study} has no trial yet: see 'bitfront status {study}'", err=True)
-    write_rows(rows, form, out)
+    write_rows(rows, chosen, out)
 
 
 @click.command("export-optuna")

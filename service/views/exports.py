@@ -11,6 +11,31 @@ from bitfront.errors import SpecError
 from service.views.render import csv_text, flat, json_lines
 
 FORMATS: Final = ("csv", "json", "parquet")
+_SUFFIXES: Final = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".txt": "table",
+}
+
+
+def chosen_format(form: str | None, out: Path | None, usual: str) -> str:
+    """The format that was asked for: by name, or else by the suffix of the file.
+
+    Raises:
+        SpecError: The suffix is not known, or is that of another format.
+    """
+    suffix = "" if out is None else out.suffix.lower()
+    implied = _SUFFIXES.get(suffix)
+    if form is None and suffix and implied is None:
+        raise SpecError(
+            f"--out {out}: {suffix} is not the suffix of a known format: "
+            f"use one of {', '.join(_SUFFIXES)}, or say which with --format"
+        )
+    if form is not None and implied is not None and form not in (implied, "table"):
+        raise SpecError(f"--format {form} contradicts --out {out}: leave one of them out")
+    return form or implied or usual
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], form: str, out: Path | None) -> None:

@@ -231,3 +231,64 @@ def test_a_folder_of_open_clip_is_one_source_of_weights_that_exists(
 def test_a_relative_folder_of_open_clip_is_not_sent_to_a_cluster(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"model\.name: 'model' starts at this machine's folder"):
         load_job(write_open_clip(tmp_path, "local-dir:model"), elsewhere=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "trials", "patience"),
+    [
+        ("stop:\n  <<: {trials: 3}\n  patience: 4\n", 3, 4),
+        ("stop:\n  trials: 5\n  <<: [{trials: 3, patience: 2}, {patience: 9}]\n", 5, 2),
+        ("stop:\n  <<: {<<: {trials: 7}, patience: 1}\n", 7, 1),
+    ],
+)
+def test_a_merge_key_brings_in_what_is_not_given(
+    job: Path, text: str, trials: int, patience: int
+) -> None:
+    job.write_text(SHORT + text)
+
+    stop = load_job(job).stop
+
+    assert (stop.trials, stop.patience) == (trials, patience)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stop:\n  <<: 3\n", "line 5: '<<' takes in only '3': write an alias of a mapping"),
+        ("stop: &a\n  <<: *a\n", "the file merges mappings more than 100 times"),
+        (
+            "stop: {trials: 010}\n",
+            "line 4: 010 is 8 in YAML, where a 0 in front means octal: write 10 or 8",
+        ),
+        (
+            "search: {warm_start: first}\n",
+            r"search.warm_start must be a list, such as \['first', 'second'\], not 'first'",
+        ),
+        ("objectives: error\n", r"objectives must be a list, such as \[error, nbytes\], not"),
+        (
+            "space: {recovery: {teacher: [a picture of {}]}}\n",
+            "line 4: this is not valid YAML: text with {} in it needs quotes",
+        ),
+    ],
+)
+def test_yaml_that_means_something_else_is_refused(job: Path, text: str, message: str) -> None:
+    job.write_text(SHORT + text)
+
+    with pytest.raises(SpecError, match=message):
+        load_job(job)
+
+
+def test_paths_expand_the_home_and_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.setenv("PICTURES", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    job = tmp_path / "job.yaml"
+    for path in ("$PICTURES/photos", "${PICTURES}/photos", "~/photos"):
+        job.write_text(
+            "study: s\nmodel: {source: reference}\n"
+            f"data: {{source: image_folder, path: '{path}'}}\n"
+        )
+
+        assert load_job(job).data.path == str(tmp_path / "photos")

@@ -259,7 +259,7 @@ def test_the_schema_is_shown_by_at_least_three_queries() -> None:
 @pytest.mark.parametrize("query", EXAMPLES)
 def test_the_queries_in_the_documentation_answer(store: Store, query: str) -> None:
     lease = running(store)
-    store.set_provenance(lease, {"model": "m1", "data": "d1", "device": "cpu"})
+    store.set_provenance(lease, {"model": "m1", "selection": "d1", "device": "cpu"})
     for count in range(3):
         store.start_trial(lease, trial(count))
         values = {"error": 0.3 - count / 10, "nbytes": 10_000_000.0 * (count + 1)}

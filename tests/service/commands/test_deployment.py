@@ -1,0 +1,64 @@
+"""Databases as a person names them, and commands as a shell takes them."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from bitfront.errors import SpecError
+from service.commands.deployment import as_url, command_line
+from service.views.exports import chosen_format
+
+
+def test_a_printed_command_is_quoted_for_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    line = command_line("front first", as_url("my results.db"))
+
+    assert shlex.split(line) == ["bitfront", "front", "first", "--db", "my results.db"]
+
+
+def test_a_file_of_a_database_expands_home_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESULTS", "/results")
+    monkeypatch.setenv("HOME", "/home/ann")
+
+    assert as_url("$RESULTS/b.db") == "sqlite:////results/b.db"
+    assert as_url("~/b.db") == "sqlite:////home/ann/b.db"
+
+
+def test_a_question_mark_in_a_databases_file_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"--db q\?x.db: a \? begins the options"):
+        as_url("q?x.db")
+
+
+@pytest.mark.parametrize(
+    ("form", "out", "chosen"),
+    [
+        (None, None, "csv"),
+        (None, "y.parquet", "parquet"),
+        (None, "y.JSONL", "json"),
+        (None, "y", "csv"),
+        ("json", "y.dat", "json"),
+        ("csv", None, "csv"),
+    ],
+)
+def test_the_suffix_of_a_file_says_its_format(
+    form: str | None, out: str | None, chosen: str
+) -> None:
+    assert chosen_format(form, None if out is None else Path(out), "csv") == chosen
+
+
+@pytest.mark.parametrize(
+    ("form", "out", "message"),
+    [
+        (None, "y.xlsx", r"--out y.xlsx: .xlsx is not the suffix of a known format"),
+        ("csv", "y.parquet", "--format csv contradicts --out y.parquet"),
+    ],
+)
+def test_a_suffix_that_means_something_else_is_refused(
+    form: str | None, out: str, message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        chosen_format(form, Path(out), "csv")
