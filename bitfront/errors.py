@@ -2,7 +2,13 @@
 
 
 class BitfrontError(Exception):
-    """The root of bitfront's own errors: the message is one sentence for the person."""
+    """The root of bitfront's own errors: the message is one sentence for the person.
+
+    Attributes:
+        remote_traceback: Where it was raised, as text, if that was in another process.
+    """
+
+    remote_traceback: str | None = None
 
 
 class SpecError(BitfrontError):
@@ -96,6 +102,20 @@ class NoWorkers(BitfrontError):
         return (
             f"the workers of study {self.study!r} end as soon as they start ({headline}): "
             "see the logs of Ray on their node"
+        )
+
+
+class FailedTask(BitfrontError):
+    """A task on a worker raised what none of ours is; its traceback goes to the study's log."""
+
+    def __init__(self, headline: str, remote_traceback: str) -> None:
+        super().__init__(headline, remote_traceback)
+        self.headline = headline
+        self.remote_traceback = remote_traceback
+
+    def __str__(self) -> str:
+        return (
+            f"a worker failed with {self.headline}; 'bitfront logs' of the study has the traceback"
         )
 
 

@@ -39,7 +39,12 @@ def heartbeat(connection: Connection, lease: Lease) -> Request | None:
 
 
 def release(
-    connection: Connection, again: bool, lease: Lease, state: StudyState, message: str | None
+    connection: Connection,
+    again: bool,
+    lease: Lease,
+    state: StudyState,
+    message: str | None,
+    traceback: str | None = None,
 ) -> None:
     """Leaves the study in a state, for anybody to take."""
     text = None if message is None else storable(message)
@@ -50,6 +55,8 @@ def release(
             return
         raise LeaseLost(lease.name, lease.epoch)
     content = {"owner": lease.owner, "state": state, "message": text}
+    if traceback:
+        content["traceback"] = storable(traceback)
     add_event(connection, lease.study_id, EventKind.RELEASED, content)
 
 

@@ -117,6 +117,13 @@ class Store:
         """
         self._database.write(studies.remove, name)
 
+    def replace_untried(self, name: str) -> None:
+        """Deletes a study that failed or was cancelled before its first trial, if that is one.
+
+        Its name is free again; measured cells stay. A study with a trial is left as it is.
+        """
+        self._database.write(studies.remove_untried, name)
+
     def set_provenance(
         self,
         lease: Lease,
@@ -200,9 +207,15 @@ class Store:
         """Renews the lease; what a client asks of the driver, as long as it asks."""
         return self._database.write(leases.heartbeat, lease)
 
-    def release(self, lease: Lease, state: StudyState, message: str | None = None) -> None:
-        """Ends the lease and leaves the study in a state."""
-        self._database.write_once(leases.release, lease, state, message)
+    def release(
+        self,
+        lease: Lease,
+        state: StudyState,
+        message: str | None = None,
+        traceback: str | None = None,
+    ) -> None:
+        """Ends the lease and leaves the study in a state; a traceback goes to its log only."""
+        self._database.write_once(leases.release, lease, state, message, traceback)
 
     def request(self, name: str, asked: Request) -> None:
         """Asks the study's driver for something; a later request replaces it."""

@@ -106,6 +106,16 @@ def remove(connection: Connection, name: str) -> None:
     connection.execute(delete(Study).where(Study.id == study_id))
 
 
+def remove_untried(connection: Connection, name: str) -> None:
+    """Deletes the study if it ended in failure without a trial, and nobody runs it."""
+    ended = Study.state.in_((StudyState.FAILED, StudyState.CANCELLED))
+    has_trials = select(tables.Trial.id).where(tables.Trial.study_id == Study.id).exists()
+    untried = delete(Study).where(
+        Study.name == storable(name), ended, Study.owner.is_(None), ~has_trials
+    )
+    connection.execute(untried)
+
+
 def set_state(connection: Connection, lease: Lease, state: StudyState, message: str | None) -> None:
     """Moves the study to a state."""
     text = None if message is None else storable(message)

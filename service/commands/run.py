@@ -73,6 +73,7 @@ def submit(
         submit_driver(address, spec.study, ["submit", JOB_FILE, *chosen], spec)
         return
     with open_store(url) as store:
+        store.replace_untried(spec.study)
         known = any(summary.name == spec.study for summary in store.studies())
     _run(
         spec,

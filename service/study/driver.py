@@ -1,5 +1,6 @@
 """Drives a study: holds its lease, hears signals and requests, and leaves it in a state."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -64,6 +65,7 @@ def profile_model(spec: JobSpec, url: str, reporter: Reporter, address: str | No
     """
     _refuse_early(spec, url)
     with open_store(url) as store:
+        store.replace_untried(spec.study)
         known = any(summary.name == spec.study for summary in store.studies())
         with _begun(store, spec, url, reporter, address, is_known=known) as run:
             run.profile()
@@ -88,6 +90,7 @@ def _begun(
 ) -> Iterator[Run]:
     """Drives a study that is made now, or one that is known and must be the same job."""
     if not is_known:
+        store.replace_untried(spec.study)
         store.create_study(spec, {})
     with bound(study=spec.study), _driving(store, spec, url, reporter, address) as run:
         if is_known:
@@ -127,11 +130,17 @@ def _driving(
             raise
         except Exception as error:
             store.cancel_running(lease)
-            store.release(lease, StudyState.FAILED, _one_line(error))
+            store.release(lease, StudyState.FAILED, _one_line(error), _traceback_of(error))
             raise
         if stop_signals.lost.is_set():
             raise LeaseLost(lease.name, lease.epoch)
         store.release(lease, run.state, run.message)
+
+
+def _traceback_of(error: Exception) -> str:
+    """Where the error was raised, on whichever machine."""
+    remote = error.remote_traceback if isinstance(error, BitfrontError) else None
+    return masked(remote or "".join(traceback.format_exception(error)))
 
 
 def _one_line(error: Exception) -> str:

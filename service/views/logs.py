@@ -37,9 +37,10 @@ def line_text(line: "LogLine") -> str:
     event = line.event
     about = "" if event.trial is None else f"{_attempt_text(line)}: "
     text = f"{event.at:%Y-%m-%d %H:%M:%S}Z  {about}{one_line(_event_text(event))}"
-    if not line.traceback:
+    traceback = line.traceback or event.content.get("traceback")
+    if not isinstance(traceback, str):
         return text
-    return "\n    ".join([text, *plain(line.traceback.expandtabs()).rstrip().split("\n")])
+    return "\n    ".join([text, *plain(traceback.expandtabs()).rstrip().split("\n")])
 
 
 def _attempt_text(line: "LogLine") -> str:

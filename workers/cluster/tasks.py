@@ -13,6 +13,7 @@ from bitfront.profile import Cell, ClipChoice
 from bitfront.spec import ClipSearchKind, JobSpec
 from bitfront.trial import Evaluation
 from workers.cluster.connection import node_resources
+from workers.cluster.results import result_of
 from workers.observability.metrics import timed
 from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import first_placement, placement
@@ -141,7 +142,8 @@ class RayTasks:
         while waiting:
             self._raise_if_over(waiting)
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_PATIENCE_S)
-        return ray.get(pending)
+        chosen: list[list[ClipChoice]] = result_of(pending)
+        return chosen
 
     def cells(
         self, work: Sequence[tuple[Block, Sequence[Option]]], on_cell: Callable[[Block, Cell], None]
@@ -170,7 +172,7 @@ class RayTasks:
         task = function.options(**self._options).remote(*arguments)
         while not ray.wait([task], timeout=_PATIENCE_S)[0]:
             self._raise_if_over([task])
-        return ray.get(task)
+        return result_of(task)
 
     def _stream(self, streams: dict[Any, Block], on_result: Callable[[Block, Any], None]) -> None:
         """Hands every result of every stream over as soon as it is there."""
@@ -183,7 +185,7 @@ class RayTasks:
                 except StopIteration:
                     del streams[stream]
                 else:
-                    on_result(streams[stream], ray.get(reference))
+                    on_result(streams[stream], result_of(reference))
 
     def test(self, configurations: Iterable[Configuration]) -> Iterator[tuple[int, Evaluation]]:
         """Evaluates configurations on the test split; yields (position, evaluation)."""
@@ -196,7 +198,7 @@ class RayTasks:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=_PATIENCE_S)
             self._raise_if_over(list(pending))
             for reference in ready:
-                yield pending.pop(reference), ray.get(reference)
+                yield pending.pop(reference), result_of(reference)
 
     def _on_wait(self) -> None:
         """Called while results are waited for."""
