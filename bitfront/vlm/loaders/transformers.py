@@ -225,7 +225,13 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
             f"{spec.name} names no token that ends an answer: "
             "set eos_token_id in its generation_config.json"
         )
-    ends = frozenset([end] if isinstance(end, int) else end)
+    ends = frozenset(end if isinstance(end, list | tuple) else [end])
+    rows = len(model.get_input_embeddings().get_parameter("weight"))
+    if not ends or not all(type(one) is int and 0 <= one < rows for one in ends):
+        raise InvalidModel(
+            f"{spec.name} ends answers with {end!r}, which is no token of its own (0 to "
+            f"{rows - 1}): correct eos_token_id in its generation_config.json"
+        )
     processor_texts = load_text_processor(place, ends, model)
     with explained("transformers", f"run {spec.name}"):
         loaded = llava_model(model, processor_texts, ends)

@@ -458,6 +458,15 @@ def test_a_model_without_an_end_is_refused(tmp_path: Path) -> None:
         load_llava(tmp_path)
 
 
+@pytest.mark.parametrize("end", ["x", 0.5, [], -1, [2, 5000]], ids=str)
+def test_an_end_that_is_no_token_is_refused(end: object, tmp_path: Path) -> None:
+    save_llava(tmp_path)
+    edit_json(tmp_path / "generation_config.json", eos_token_id=end)
+
+    with pytest.raises(InvalidModel, match=r"correct eos_token_id in its generation_config"):
+        load_llava(tmp_path)
+
+
 @pytest.mark.parametrize("layer", [-6, 5, [-2, 9]])
 def test_features_of_a_layer_that_is_not_there_are_refused(layer: object, tmp_path: Path) -> None:
     save_llava(tmp_path, Build(features=(-2, -3)) if isinstance(layer, list) else Build())
