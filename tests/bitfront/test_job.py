@@ -256,6 +256,7 @@ def test_a_merge_key_brings_in_what_is_not_given(
     [
         ("stop:\n  <<: 3\n", "line 5: '<<' takes in only '3': write an alias of a mapping"),
         ("stop: &a\n  <<: *a\n", "the file merges mappings more than 100 times"),
+        ("search: {warm_start: [no]}\n", r"search.warm_start must be text \(put it in quotes\)"),
         (
             "stop: {trials: 010}\n",
             "line 4: 010 is 8 in YAML, where a 0 in front means octal: write 10 or 8",
@@ -292,3 +293,10 @@ def test_paths_expand_the_home_and_variables(
         )
 
         assert load_job(job).data.path == str(tmp_path / "photos")
+
+
+def test_a_job_without_templates_is_refused(job: Path) -> None:
+    job.write_text(SHORT.replace("data: {source: ref", "data: {templates: [], source: ref"))
+
+    with pytest.raises(SpecError, match=r"line 3: data.templates is empty: give one, such as"):
+        load_job(job)

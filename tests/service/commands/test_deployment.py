@@ -4,10 +4,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from bitfront.errors import SpecError
+from service.cli import main
 from service.commands.deployment import as_url, command_line
-from service.views.exports import chosen_format
+from service.views.exports import chosen_format, write_rows
 
 
 def test_a_printed_command_is_quoted_for_a_shell(
@@ -62,3 +64,24 @@ def test_a_suffix_that_means_something_else_is_refused(
 ) -> None:
     with pytest.raises(SpecError, match=message):
         chosen_format(form, Path(out), "csv")
+
+
+def test_a_home_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("BITFRONT_DB", raising=False)
+    job = tmp_path / "job.yaml"
+    job.write_text("study: first\nmodel: {source: reference}\ndata: {source: reference}\n")
+
+    done = CliRunner().invoke(main, ["submit", str(job)])
+
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: the folder /proc/nowhere/.local/state/bitfront of the")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence() -> None:
+    with pytest.raises(SpecError, match=r"y\.csv cannot be written: "):
+        write_rows([{"trial": 1}], "csv", Path("/proc/nowhere/y.csv"))
