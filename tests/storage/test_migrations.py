@@ -244,7 +244,7 @@ def test_an_outdated_trial_has_failed_in_the_schema_that_does_not_know_it(
         store.replace_spec(lease, job(search={"seed": 1}), changes_results=True)
         assert store.trials("digits")[0].state is TrialState.OUTDATED
 
-    downgrade(url, "0009")
+    downgrade(url, "0008")
     upgrade(url)
 
     with open_store(url) as store:
