@@ -55,6 +55,34 @@ def load_job(
     return _with_found_paths(spec, document)
 
 
+def job_mistakes(path: Path, overrides: Mapping[str, object] | None = None) -> list[str]:
+    """Every mistake of a job file that shows in the file itself, in the order of its lines.
+
+    Where the file's values are right, the first of its paths that is wrong.
+    """
+    try:
+        document = read_document(Path(path))
+        given = {tuple(key.split(".")): value for key, value in (overrides or {}).items()}
+        content = document.content
+        for place, value in given.items():
+            content = _replaced(content, place, value)
+        _with_found_paths(JobSpec.model_validate(content), document)
+    except ValidationError as error:
+        mistakes = sorted(
+            error.errors(include_url=False),
+            key=lambda mistake: document.line(place_of(mistake, JobSpec)),
+        )
+        return [f"{_where(one, document, given)}: {sentence(one, JobSpec)}" for one in mistakes]
+    except SpecError as error:
+        return [str(error)]
+    return []
+
+
+def place_text(path: Path, place: Place) -> str:
+    """A place of a job file as messages name it: the file and the line."""
+    return f"{path}, line {read_document(Path(path)).line(place)}"
+
+
 def _refuse_relative_paths(spec: JobSpec, document: Document) -> None:
     path = None if spec.data.source is DataSource.REFERENCE else spec.data.path
     folder = spec.model.name.removeprefix(_LOCAL_FOLDER) if _is_open_clip_folder(spec) else None

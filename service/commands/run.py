@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from bitfront.errors import SpecError
 from service.commands.deployment import (
     address_option,
     command_line,
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 # Everything that takes long to import is imported by the command that needs it.
 
 JOB: Final = click.Path(path_type=Path)
+
+trust_option = click.option(
+    "--trust", is_flag=True, help="Do not open the samples: that was done before."
+)
 
 
 @click.command()
@@ -42,6 +47,7 @@ JOB: Final = click.Path(path_type=Path)
 @click.option(
     "--resume", "goes_on", is_flag=True, help="Go on with a study of that name if there is one."
 )
+@trust_option
 @workers_option
 @address_option
 @database_option
@@ -52,6 +58,7 @@ def submit(
     accept_changes: bool,
     warm_start: tuple[str, ...],
     goes_on: bool,
+    trust: bool,
     workers: int | None,
     address: str | None,
     url: str,
@@ -68,13 +75,15 @@ def submit(
     changes = overrides(study=study, trials=trials, workers=workers, warm_start=warm_start)
     spec = load_job(job, changes, elsewhere=is_cluster(address))
     if address is not None and is_cluster(address):
-        flags = {"--accept-changes": accept_changes, "--resume": goes_on}
+        flags = {"--accept-changes": accept_changes, "--resume": goes_on, "--trust": trust}
         chosen = [flag for flag, is_set in flags.items() if is_set]
         submit_driver(address, spec.study, ["submit", JOB_FILE, *chosen], spec)
         return
     with open_store(url) as store:
         store.replace_untried(spec.study)
         known = any(summary.name == spec.study for summary in store.studies())
+    if not known:
+        _check(spec, job, trust=trust)
     _run(
         spec,
         url,
@@ -82,6 +91,48 @@ def submit(
         resume=known and (accept_changes or goes_on),
         accept_changes=accept_changes,
     )
+
+
+@click.command()
+@click.argument("job", type=JOB)
+@trust_option
+def validate(job: Path, trust: bool) -> None:
+    """Check JOB without running it: its values, data, samples, captions and kernels.
+
+    Everything that is wrong is shown at once, each with its line; then the exit code is 2.
+    """
+    from bitfront.job import job_mistakes, load_job
+
+    mistakes = job_mistakes(job)
+    if mistakes:
+        raise SpecError("\n".join(mistakes))
+    _check(load_job(job), job, trust=trust)
+    click.echo(f"{job} can be submitted", err=True)
+
+
+def _check(spec: "JobSpec", job: Path, *, trust: bool) -> None:
+    """Shows what a job's data are, and refuses one that cannot run.
+
+    Raises:
+        SpecError: The job has problems; all are named, a line each.
+    """
+    from bitfront.job import place_text
+    from service.study.check import check_job
+    from service.views.progress import reporter_for
+    from workers.observability.logs import messages
+
+    with reporter_for(messages()) as reporter:
+        total = sum(spec.data.samples.model_dump().values())
+        if spec.data.source != "reference" and not trust:
+            reporter.stage("check the samples", total=total)
+        findings = check_job(spec, trust=trust, on_progress=reporter.advance)
+        for note in findings.notes:
+            reporter.note(note)
+        for warning in findings.warnings:
+            reporter.warn(warning)
+    if findings.problems:
+        lines = [f"{place_text(job, place)}: {text}" for place, text in findings.problems]
+        raise SpecError("\n".join(lines))
 
 
 @click.command()
@@ -253,4 +304,4 @@ def _run(
         click.echo(f"  {command_line(command.format(spec.study), url)}", file=messages())
 
 
-COMMANDS: Final = (demo, submit, resume, profile)
+COMMANDS: Final = (demo, validate, submit, resume, profile)

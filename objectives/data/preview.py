@@ -1,0 +1,83 @@
+"""What a job's data are, looked at without its model: samples opened, captions as they will be."""
+
+from dataclasses import dataclass
+
+from bitfront.errors import SpecError
+from bitfront.spec import DataSource, DataSpec
+from objectives.data.captions import fill, looks_like_identifier
+from objectives.data.inspection import Inspector
+from objectives.data.question_sources import open_question_source
+from objectives.data.sources import (
+    DatasetSource,
+    FolderSource,
+    LabelledSource,
+    open_labelled_source,
+)
+from objectives.data.splits import Source, split_samples
+
+_CAPTIONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class DataPreview:
+    """What was found.
+
+    Attributes:
+        notes: What was found and left out, and some captions.
+        warnings: What may be a mistake.
+    """
+
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def preview_data(spec: DataSpec, inspector: Inspector | None) -> DataPreview:
+    """Lists the samples of a job, and opens those that its splits take.
+
+    Args:
+        spec: The data.
+        inspector: Opens the samples; None leaves them unopened.
+
+    Raises:
+        BitfrontError: As the loading of the data does.
+    """
+    if spec.source is DataSource.REFERENCE:
+        return DataPreview((), ())
+    source = _open(spec)
+    left_out: tuple[str, ...] = ()
+    if inspector is not None:
+        found = split_samples(source, spec, inspector).left_out
+        left_out = tuple(f"left out: {count} {what}" for what, count in sorted(found.items()))
+    if isinstance(source, FolderSource | DatasetSource):
+        return _classes(source, spec, left_out)
+    return DataPreview((f"{source.title}: {len(source.names)} questions", *left_out), ())
+
+
+def _classes(source: LabelledSource, spec: DataSpec, left_out: tuple[str, ...]) -> DataPreview:
+    captions = [fill(spec.templates[0], name) for name in source.classes[:_CAPTIONS]]
+    more = ", ..." if len(source.classes) > _CAPTIONS else ""
+    shown = ", ".join(map(repr, captions))
+    codes = [name for name in source.classes if looks_like_identifier(name)]
+    warnings: tuple[str, ...] = ()
+    if codes:
+        warnings = (
+            f"data.classes: {len(codes)} of {len(source.classes)} class names look like "
+            f"identifiers, such as {codes[0]!r}, which tell a model nothing: name the classes in "
+            "data.classes",
+        )
+    return DataPreview((source.summary, *left_out, f"captions: {shown}{more}"), warnings)
+
+
+def _open(spec: DataSpec) -> LabelledSource | Source:
+    if spec.source is DataSource.QUESTIONS:
+        return open_question_source(spec)
+    try:
+        return open_labelled_source(spec)
+    except SpecError as error:
+        # Whether a dataset has classes or questions is the model's matter: either may do.
+        if spec.source is not DataSource.DATASETS:
+            raise
+        try:
+            return open_question_source(spec)
+        except SpecError:
+            raise error from None

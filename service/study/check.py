@@ -1,0 +1,85 @@
+"""The check before a study: everything that can be known without its model, in one list."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bitfront.errors import BitfrontError
+from bitfront.job.allowed_roots import check_allowed_roots
+from bitfront.job.document import Place
+from bitfront.objective import Objective
+from bitfront.spec import DataSource, JobSpec
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a check found.
+
+    Attributes:
+        problems: What has to be corrected, each with the place in the job that it is about.
+        warnings: What may be a mistake.
+        notes: What a person may want to know before a search.
+    """
+
+    problems: list[tuple[Place, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, place: Place, check: Callable[[], None]) -> None:
+        """Runs a check; one of our own errors becomes a problem at the place."""
+        try:
+            check()
+        except BitfrontError as error:
+            self.problems.append((place, str(error)))
+
+
+def check_job(
+    spec: JobSpec, *, trust: bool = False, on_progress: Callable[[int], None] = lambda _: None
+) -> Findings:
+    """Looks at paths, data, samples and kernels of a job, all of it, before there is a study.
+
+    Args:
+        spec: The job.
+        trust: Leaves the samples unopened, because that was done before.
+        on_progress: Hears how many more samples have been looked at.
+    """
+    findings = Findings()
+    findings.attempt(("data", "path"), lambda: check_allowed_roots(spec))
+    findings.attempt(("model", "device"), lambda: _check_kernels(spec, findings))
+    if findings.problems and spec.data.source is not DataSource.REFERENCE:
+        roots = [text for place, text in findings.problems if place == ("data", "path")]
+        if roots:
+            return findings
+    findings.attempt(
+        ("data", "path"), lambda: _check_data(spec, findings, trust=trust, hear=on_progress)
+    )
+    return findings
+
+
+def _check_kernels(spec: JobSpec, findings: Findings) -> None:
+    if not spec.needs(Objective.LATENCY_S):
+        return
+    from objectives.cost.unmeasured import widths_without_kernel
+
+    missing = widths_without_kernel(spec, spec.model.device)
+    if missing:
+        findings.problems.append(
+            (
+                ("space", "weight_bits"),
+                f"latency_s: no kernel multiplies at {', '.join(missing)}: search weight_bits and "
+                "activation_bits of 8 and 8 or 16 and 16 (on a CPU also 4 and 16), in groups of 0, "
+                "or put bit_operations in place of latency_s among the objectives",
+            )
+        )
+
+
+def _check_data(
+    spec: JobSpec, findings: Findings, *, trust: bool, hear: Callable[[int], None]
+) -> None:
+    from objectives.data.inspection import Inspector
+    from objectives.data.preview import preview_data
+    from workers.process.model_cache import inspection_file
+
+    inspector = None if trust else Inspector(inspection_file(), on_progress=hear)
+    preview = preview_data(spec.data, inspector)
+    findings.notes += preview.notes
+    findings.warnings += preview.warnings
