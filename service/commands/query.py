@@ -206,6 +206,16 @@ def front(
         write(f"{front_table(trials, trial_names(trials))}\n".encode(), out)
 
 
+def _refuse_while_profiling(store: "Store", study: str) -> None:
+    from bitfront.trial import StudyState
+
+    if store.study(study).state is StudyState.PROFILING:
+        raise click.ClickException(
+            f"study {study!r} is still measuring cells, and its trials come after them: "
+            f"see 'bitfront status {study}'"
+        )
+
+
 def _scope_text(study: str | None, model: str | None) -> str:
     return f"study {study!r}" if model is None else f"model {model!r}"
 
@@ -250,6 +260,8 @@ def best(
         found = store.best(study, limits, model=model)
         if found is None:
             nearest = store.nearest(study, limits, model=model)
+            if nearest is None and study is not None:
+                _refuse_while_profiling(store, study)
             scope, way_out = _scope_text(study, model), f"status {study}" if study else "list"
             across = study is None
             raise click.ClickException(

@@ -104,6 +104,8 @@ class Run:
         self._reporter.stage("load the model", total=None)
         model_info = self._pool.inspect()
         check_keep(model_info.layers, self._spec.space)
+        for warning in model_info.warnings:
+            self._reporter.warn(warning)
         self._pool.place(model_info)
         for note in self._pool.notes:
             self._reporter.warn(note)

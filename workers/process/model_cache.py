@@ -24,6 +24,7 @@ from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.vlm import LayeredModel
 from objectives.data.inspection import Inspector
 from objectives.data.task import SplitName
+from objectives.evaluation.chance import chance_warnings, refuse_like_classes
 from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling.cells import CellMeter
 from objectives.profiling.clips import ClipSearch
@@ -99,6 +100,7 @@ def inspect(config: WorkerConfig) -> ModelInfo:
     """Loads a job's model and data, and reports what the driver plans with."""
     loaded = evaluator(config)
     model, task, times = loaded.model, loaded.task, loaded.latency_meter
+    refuse_like_classes(task)
     full = loaded.evaluate(full_precision(model.layers))
     splits = {name.value: task.split_identity(name) for name in SplitName}
     return ModelInfo(
@@ -112,6 +114,7 @@ def inspect(config: WorkerConfig) -> ModelInfo:
         ),
         provenance=_provenance(model),
         model_parts=model.parts,
+        warnings=chance_warnings(task, full.values["error"]),
         fixed_latency_s=0.0 if times is None else times.fixed_seconds(),
     )
 

@@ -24,6 +24,7 @@ class ModelInfo:
         provenance: Versions, host and device.
         model_parts: The hashes and settings that the model's identity is made of, by name.
         fixed_latency_s: Seconds of a sample that no plan changes, where a latency is measured.
+        warnings: What a person should look at before they trust the results.
     """
 
     layers: tuple[Layer, ...]
@@ -35,6 +36,7 @@ class ModelInfo:
     provenance: Mapping[str, str]
     model_parts: Mapping[str, str] = field(default_factory=dict)
     fixed_latency_s: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     @property
     def device(self) -> str:
