@@ -213,6 +213,7 @@ def test_status_tells_how_far_a_study_is(store: Store) -> None:
         TrialState.FAILED: 2,
         TrialState.CANCELLED: 0,
         TrialState.PRUNED: 1,
+        TrialState.OUTDATED: 0,
     }
     assert (status.finished, status.progress) == (5, 0.625)
     assert (status.best_error, status.front_size, status.hypervolume) == (0.2, 1, 0.4)
