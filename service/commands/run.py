@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 JOB: Final = click.Path(path_type=Path)
 
 trust_option = click.option(
-    "--trust", is_flag=True, help="Do not open the samples: that was done before."
+    "--trust", is_flag=True, help="Open neither samples nor model: that was done before."
 )
 
 
@@ -97,7 +97,7 @@ def submit(
 @click.argument("job", type=JOB)
 @trust_option
 def validate(job: Path, trust: bool) -> None:
-    """Check JOB without running it: its values, data, samples, captions and kernels.
+    """Check JOB without running it: its values, data, samples, captions, kernels and model.
 
     Everything that is wrong is shown at once, each with its line; then the exit code is 2.
     """
@@ -106,18 +106,18 @@ def validate(job: Path, trust: bool) -> None:
     mistakes = job_mistakes(job)
     if mistakes:
         raise SpecError("\n".join(mistakes))
-    _check(load_job(job), job, trust=trust)
+    _check(load_job(job), job, trust=trust, with_model=not trust)
     click.echo(f"{job} can be submitted", err=True)
 
 
-def _check(spec: "JobSpec", job: Path, *, trust: bool) -> None:
+def _check(spec: "JobSpec", job: Path, *, trust: bool, with_model: bool = False) -> None:
     """Shows what a job's data are, and refuses one that cannot run.
 
     Raises:
         SpecError: The job has problems; all are named, a line each.
     """
     from bitfront.job import place_text
-    from service.study.check import check_job
+    from service.study.check import check_job, check_model
     from service.views.progress import reporter_for
     from workers.observability.logs import messages
 
@@ -126,6 +126,9 @@ def _check(spec: "JobSpec", job: Path, *, trust: bool) -> None:
         if spec.data.source != "reference" and not trust:
             reporter.stage("check the samples", total=total)
         findings = check_job(spec, trust=trust, on_progress=reporter.advance)
+        if with_model and not findings.problems:
+            reporter.stage("load the model, calibrate, evaluate full precision", total=None)
+            check_model(spec, findings)
         for note in findings.notes:
             reporter.note(note)
         for warning in findings.warnings:

@@ -8,6 +8,7 @@ from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.job.document import Place
 from bitfront.objective import Objective
 from bitfront.spec import DataSource, JobSpec
+from bitfront.units import percent_text
 
 
 @dataclass(slots=True)
@@ -53,6 +54,25 @@ def check_job(
         ("data", "path"), lambda: _check_data(spec, findings, trust=trust, hear=on_progress)
     )
     return findings
+
+
+def check_model(spec: JobSpec, findings: Findings) -> None:
+    """Loads the model here and measures it at full precision; what is wrong is added."""
+
+    def load() -> None:
+        from search.keep import check_keep
+        from workers.process.model_cache import inspect
+        from workers.scheduling.worker_config import WorkerConfig
+
+        model_info = inspect(WorkerConfig(spec))
+        check_keep(model_info.layers, spec.space)
+        findings.warnings += model_info.warnings
+        error = model_info.full.values["error"]
+        findings.notes.append(
+            f"{len(model_info.layers)} layers; full precision: error {percent_text(error)}"
+        )
+
+    findings.attempt(("model",), load)
 
 
 def _check_kernels(spec: JobSpec, findings: Findings) -> None:

@@ -47,19 +47,30 @@ def studies(path: Path) -> list[str]:
 
 
 def test_a_good_job_shows_its_captions_and_what_was_found(tmp_path: Path) -> None:
-    images(tmp_path / "pictures", "wheaten-terrier", "ant")
+    images(tmp_path / "pictures", "one-left", "eight")
 
     result = run("validate", job(tmp_path))
 
     assert result.exit_code == 0, result.stderr
     assert "4 images in 2 classes" in result.stderr
-    assert "captions: 'a photo of an ant.', 'a photo of a wheaten terrier.'" in result.stderr
+    assert "captions: 'a photo of an eight.', 'a photo of a one left.'" in result.stderr
+    assert "full precision: error" in result.stderr
+
+
+def test_what_only_the_model_shows_is_told_with_its_line(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", "one", "ant")
+    path = job(tmp_path)
+
+    result = run("validate", path)
+
+    assert result.exit_code == 2
+    assert f"Error: {path}, line 2: 'a photo of an ant.' has the word 'ant'" in result.stderr
 
 
 def test_names_that_look_like_identifiers_are_a_warning(tmp_path: Path) -> None:
     images(tmp_path / "pictures", "class_1", "class_2")
 
-    result = run("validate", job(tmp_path))
+    result = run("validate", job(tmp_path), "--trust")
 
     assert result.exit_code == 0, result.stderr
     assert "warning: data.classes: 2 of 2 class names look like identifiers" in result.stderr
