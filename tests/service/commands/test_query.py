@@ -271,7 +271,8 @@ def test_best_prints_the_whole_configuration(database: Path) -> None:
         (
             "empty",
             (),
-            "Error: study 'empty' has no complete trial yet: see 'bitfront status empty'\n",
+            "Error: study 'empty' is still measuring cells, and its trials come after them: "
+            "see 'bitfront status empty'\n",
         ),
     ],
 )
