@@ -210,6 +210,21 @@ class LeaseLost(BitfrontError):
         return f"another driver took over study {self.study!r} (our epoch was {self.epoch})"
 
 
+class FailedTuning(BitfrontError):
+    """No sample of a tuning was trained to its end."""
+
+    def __init__(self, study: str, reason: str) -> None:
+        super().__init__(study, reason)
+        self.study = study
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"no recovery for study {self.study!r} was trained to its end, "
+            f"the last one ended with: {self.reason}"
+        )
+
+
 class TooManyFailures(BitfrontError):
     """More than half of the trials failed, so the study stops."""
 

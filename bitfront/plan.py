@@ -234,21 +234,23 @@ class Recovery:
             del content["learning_rate_multiplier"]
         return content
 
+    @classmethod
+    def from_dict(cls, content: object) -> Self:
+        """The recovery that `to_dict` wrote.
+
+        Raises:
+            SpecError: The content is no recovery.
+        """
+        known = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or not content.keys() <= known:
+            raise SpecError(f"a recovery has no other settings than {', '.join(sorted(known))}")
+        return cls(**cast("dict[str, Any]", content))
+
     @property
     def stages(self) -> tuple[int, ...]:
         """The optimiser steps after which a trial's error is looked at: each quarter's start."""
         quarters = range(STAGES)
         return tuple(dict.fromkeys(self.steps * quarter // STAGES for quarter in quarters))
-
-
-def _recovery(settings: object) -> Recovery | None:
-    """The recovery that was stored as JSON."""
-    if settings is None:
-        return None
-    known = {field.name for field in fields(Recovery)}
-    if not isinstance(settings, dict) or not settings.keys() <= known:
-        raise SpecError(f"a recovery has no other settings than {', '.join(sorted(known))}")
-    return Recovery(**cast("dict[str, Any]", settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +274,8 @@ class Configuration:
         """
         try:
             plan = Plan.from_dict(cast("Mapping[str, str]", content["plan"]))
-            recovery = _recovery(content["recovery"])
+            settings = content["recovery"]
+            recovery = None if settings is None else Recovery.from_dict(settings)
         except (KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"this is not a configuration: {error!s:.80}") from error
         return cls(plan, recovery)

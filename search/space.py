@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Self
 
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan, Recovery
@@ -38,6 +39,8 @@ class SearchSpace:
         options: Mapping[str, Sequence[Option]],
         kept: Mapping[str, Precision],
         recovery: RecoverySpace | None,
+        *,
+        always_recovers: bool = False,
     ) -> None:
         """Takes the surviving options of each block, smallest first.
 
@@ -46,6 +49,7 @@ class SearchSpace:
             options: Block name to its options.
             kept: Layers outside of every block, and their fixed precisions.
             recovery: What P4Q may choose from, or None for no recovery.
+            always_recovers: Whether every configuration has a recovery.
         """
         self.blocks = tuple(blocks)
         self.options = {block.name: tuple(options[block.name]) for block in blocks}
@@ -55,8 +59,14 @@ class SearchSpace:
         }
         self._kept = dict(kept)
         self._recovery = recovery
+        self._always_recovers = always_recovers
         self.variables = self._list_variables()
         self.conditional = self._list_conditional()
+
+    @classmethod
+    def of_recoveries(cls, plan: Plan, recovery: RecoverySpace) -> Self:
+        """The space of one plan's recoveries: their settings are all that is searched."""
+        return cls((), {}, dict(plan), recovery, always_recovers=True)
 
     def _list_variables(self) -> tuple[Variable, ...]:
         variables = [
@@ -64,11 +74,16 @@ class SearchSpace:
             for block in self.blocks
             if len(self.options[block.name]) > 1
         ]
+        if self._always_recovers:
+            return (*variables, *self._settings())
         if self._recovery is not None:
             variables.append(Variable("recovery", 2))
         return tuple(variables)
 
     def _list_conditional(self) -> tuple[Variable, ...]:
+        return () if self._always_recovers else self._settings()
+
+    def _settings(self) -> tuple[Variable, ...]:
         if self._recovery is None:
             return ()
         sizes = {field: len(getattr(self._recovery, field)) for field in _RECOVERY_FIELDS}
@@ -89,7 +104,7 @@ class SearchSpace:
         return Configuration(Plan.of(precisions), self._recover(params))
 
     def _recover(self, params: Params) -> Recovery | None:
-        if self._recovery is None or not int(params.get("recovery", 0)):
+        if self._recovery is None or not int(params.get("recovery", self._always_recovers)):
             return None
         settings = {
             field: getattr(self._recovery, field)[int(params.get(f"recovery.{field}", 0))]
@@ -119,9 +134,9 @@ class SearchSpace:
     def _recovery_params(self, recovery: Recovery | None) -> dict[str, int] | None:
         if self._recovery is None:
             return {} if recovery is None else None
-        params = {"recovery": int(recovery is not None)}
         if recovery is None:
-            return params
+            return None if self._always_recovers else {"recovery": 0}
+        params = {} if self._always_recovers else {"recovery": 1}
         for field in _RECOVERY_FIELDS:
             choices = getattr(self._recovery, field)
             value = getattr(recovery, field)

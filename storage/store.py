@@ -16,7 +16,8 @@ from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer
 from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
 from bitfront.trial import Evaluation, FrontChange, StudyState, Trial, TrialState
-from storage import attempts, leases, profiles, queries, studies, trials
+from bitfront.tuning import TuningSample
+from storage import attempts, leases, profiles, queries, studies, trials, tunings
 from storage.engine import Database
 from storage.records import (
     AttemptRecord,
@@ -34,6 +35,7 @@ from storage.records import (
     StudySummary,
 )
 from storage.schema import open_database
+from storage.tunings import TuningRecord
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
@@ -369,6 +371,71 @@ class Store:
     def save_test_values(self, lease: Lease, values: Mapping[int, Mapping[str, float]]) -> None:
         """Records what complete trials, by number, reach on the test split."""
         self._database.write(trials.save_test_values, lease, values)
+
+    # Tunings
+
+    def begin_tuning(
+        self, lease: Lease, digest: str, settings: Mapping[str, object]
+    ) -> TuningRecord:
+        """The experiment of that digest, made now or known already."""
+        return self._database.write(tunings.begin, lease, digest, settings)
+
+    def tunings(self, name: str) -> list[TuningRecord]:
+        """The study's experiments over the settings of a recovery, oldest first."""
+        return self._database.read(tunings.read, name)
+
+    def start_sample(self, lease: Lease, tuning_id: int, sample: TuningSample) -> None:
+        """Records a new sample as running, before it is dispatched; safe to repeat.
+
+        Raises:
+            DatabaseError: Its number belongs to another sample.
+        """
+        self._database.write(tunings.start, lease, tuning_id, sample)
+
+    def report_sample(
+        self, lease: Lease, tuning_id: int, number: int, attempt: int, step: int, error: float
+    ) -> bool:
+        """Records the error that a sample showed after `step` optimiser steps; safe to repeat.
+
+        Returns:
+            Whether it is recorded; False if the attempt is no longer the one that runs.
+
+        Raises:
+            InvalidMetric: The error is not finite.
+        """
+        return self._database.write(tunings.report, lease, tuning_id, number, attempt, step, error)
+
+    def finish_sample(
+        self,
+        lease: Lease,
+        tuning_id: int,
+        number: int,
+        attempt: int,
+        state: TrialState,
+        message: str | None = None,
+    ) -> bool:
+        """Ends a sample's attempt; safe to repeat.
+
+        Returns:
+            Whether it ended so; False if the attempt is no longer the one that runs.
+        """
+        return self._database.write(
+            tunings.finish, lease, tuning_id, number, attempt, state, message
+        )
+
+    def fence_samples(self, lease: Lease, tuning_id: int) -> None:
+        """Starts a new attempt of the samples that a driver's death left without a result."""
+        self._database.write(tunings.fence, lease, tuning_id)
+
+    def samples(self, tuning_id: int) -> dict[int, TuningSample]:
+        """The experiment's samples by number, with every error that was reported."""
+        return self._database.read(tunings.samples, tuning_id)
+
+    def save_sample_test_error(
+        self, lease: Lease, tuning_id: int, number: int, error: float
+    ) -> None:
+        """Records what the chosen sample reaches on the test split."""
+        self._database.write(tunings.save_test_error, lease, tuning_id, number, error)
 
     # Queries
 

@@ -414,3 +414,57 @@ class StageArtefact(Base):
         ForeignKey("study.id", ondelete="SET NULL"), index=True
     )
     created_at: Mapped[datetime] = mapped_column(default=Now())
+
+
+class Tuning(Base):
+    """An experiment over a recovery's settings for one plan, by the hash of what it depends on."""
+
+    __tablename__ = "tuning"
+    __table_args__ = (UniqueConstraint("study_id", "digest"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    digest: Mapped[str]
+    settings: Mapped[dict[str, object]]
+    created_at: Mapped[datetime] = mapped_column(default=Now())
+
+
+class TuningSample(Base):
+    """One recovery that an experiment trains."""
+
+    __tablename__ = "tuning_sample"
+    __table_args__ = (
+        UniqueConstraint("tuning_id", "number"),
+        _one_of("state", TrialState),
+        CheckConstraint("number >= 0", name="number_counts"),
+        CheckConstraint("attempt >= 1", name="attempt_counts"),
+        CheckConstraint("nbytes >= 0", name="nbytes_positive"),
+        CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="finished_has_time"),
+        _finite("test_error", "0"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tuning_id: Mapped[int] = mapped_column(ForeignKey("tuning.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    state: Mapped[str]
+    attempt: Mapped[int]
+    recovery: Mapped[dict[str, object]]
+    nbytes: Mapped[int] = mapped_column(BigInteger)
+    test_error: Mapped[float | None]
+    message: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=Now())
+    finished_at: Mapped[datetime | None]
+
+
+class TuningResult(Base):
+    """The error on the selection split that a sample showed after so many optimiser steps."""
+
+    __tablename__ = "tuning_result"
+    __table_args__ = (_finite("error", "0"), CheckConstraint("step >= 1", name="step_counts"))
+
+    sample_id: Mapped[int] = mapped_column(
+        ForeignKey("tuning_sample.id", ondelete="CASCADE"), primary_key=True
+    )
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    error: Mapped[float]
+    reported_at: Mapped[datetime] = mapped_column(default=Now())

@@ -202,6 +202,16 @@ def recovery_checkpoint_key(features: str, configuration: Configuration) -> str:
     return digest([features, configuration.to_dict()])
 
 
+def tuning_key(features: str, experiment: Mapping[str, object]) -> str:
+    """What a tuning's samples are kept under.
+
+    Args:
+        features: What `features_key` gives.
+        experiment: The plan, the space and the rungs, as JSON content.
+    """
+    return digest([features, dict(experiment)])
+
+
 def vision_checkpoint_key(
     *,
     model: str,

@@ -6,6 +6,7 @@ the settings, what was measured, and the checksum of the tensors.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bitfront.errors import InvalidModel
-from bitfront.files import write_whole
 from bitfront.plan import Configuration
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.spec import JobSpec
@@ -51,28 +51,25 @@ class Card(BaseModel):
     versions: dict[str, str]
 
 
-def write_tuned(
-    folder: Path,
+def tuned_files(
     evaluator: Evaluator,
     configuration: Configuration,
-    selection_error: dict[str, float],
-    versions: dict[str, str],
-) -> Card:
-    """Writes the configuration's recovery, which the evaluator knows; the card comes last."""
+    selection_error: Mapping[str, float],
+    versions: Mapping[str, str],
+) -> dict[str, bytes]:
+    """The files of the configuration's recovery, which the evaluator knows; the card comes last."""
     content = save(evaluator.scorer.stored(configuration))
     card = Card(
         job=evaluator.spec,
         configuration=configuration.to_dict(),
         bounds=bounds_to_json(evaluator.switch.bounds),
         model=evaluator.model.identity,
-        selection_error=selection_error,
+        selection_error=dict(selection_error),
         nbytes=evaluator.nbytes(configuration),
         sha256=hashlib.sha256(content).hexdigest(),
-        versions=versions,
+        versions=dict(versions),
     )
-    write_whole(folder / TENSORS, content)
-    write_whole(folder / CARD, (card.model_dump_json(indent=2) + "\n").encode())
-    return card
+    return {TENSORS: content, CARD: (card.model_dump_json(indent=2) + "\n").encode()}
 
 
 def read_tuned(folder: Path) -> tuple[Evaluator, Configuration]:

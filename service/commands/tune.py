@@ -20,8 +20,11 @@ import click
 
 from bitfront.errors import SpecError
 from bitfront.plan import ClassPosition, Configuration, Plan, Recovery, TeacherText
-from service.commands.deployment import database_option
+from service.commands.deployment import address_option, database_option, workers_option
 from service.commands.limits import limit_options
+from service.commands.model import find_configuration, load_evaluator
+from service.commands.tune_samples import Search, search_recovery
+from service.views.tuning import errors_line, refused_recovery, size_line
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
@@ -90,7 +93,8 @@ def _chosen(stored: Recovery | None, given: Mapping[str, object]) -> Recovery:
 
 
 @click.command()
-@click.option("--study", help="A study, whose best trial within the limits is tuned.")
+@click.argument("name", metavar="[STUDY]", required=False)
+@click.option("--study", help="The study, as an option.")
 @click.option("--trial", type=click.IntRange(0), help="A trial of the study.")
 @limit_options
 @click.option(
@@ -100,6 +104,11 @@ def _chosen(stored: Recovery | None, given: Mapping[str, object]) -> Recovery:
 )
 @click.option(
     "--plan", help="Of the job: a precision for all layers, such as w4a8, or a JSON file."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    help="Search the settings that are not given, with so many recoveries.",
 )
 @click.option(
     "--out",
@@ -114,42 +123,66 @@ def _chosen(stored: Recovery | None, given: Mapping[str, object]) -> Recovery:
     help="Keep a recovery even where the plan does no worse without it.",
 )
 @recovery_options
+@workers_option
+@address_option
 @database_option
 def tune(
+    name: str | None,
     study: str | None,
     trial: int | None,
     job: Path | None,
     plan: str | None,
+    samples: int | None,
     out: Path,
     overwrite: bool,
     keep_worse: bool,
+    workers: int | None,
+    address: str | None,
     url: str,
     **settings: object,
 ) -> None:
     """Win back what one given plan lost: train a prompt and an adapter for it.
 
-    The plan is that of a study's trial, or one of your own with --job and --plan. A tuning that
-    was ended goes on when the same command is given again.
+    The plan is that of STUDY's best trial within the limits, or of its --trial, or one of your own
+    with --job and --plan. With --samples the settings that are not given are searched: each sample
+    is a recovery, the worse ones stop early, and the best one is kept. A tuning that was ended
+    resumes when the same command is given again.
     """
     from objectives.evaluation.tuned import CARD
 
     given = {field.name: settings.pop(field.name) for field in fields(Recovery)}
     limits = cast("dict[str, float | None]", settings)
+    if name is not None and study not in (None, name):
+        raise SpecError(f"one study is tuned at a time: {name} or {study}")
+    study = name if study is None else study
     if (out / CARD).exists() and not overwrite:
         raise SpecError(f"{out} holds a tuned recovery already: give --overwrite, or another --out")
     if job is not None:
         if plan is None or study is not None:
             raise SpecError("--job needs --plan, such as --plan w4a8, and no --study")
+        if samples is not None:
+            raise SpecError(
+                "--samples needs a study, whose database keeps what they show: submit the job first"
+            )
         evaluator, chosen = _from_job(job, plan)
         configuration = Configuration(chosen, _chosen(None, given))
     else:
         if study is None or plan is not None:
             raise SpecError("say what to tune: --study NAME, or --job FILE with --plan PLAN")
-        from service.commands.model import load_configuration
+        found = find_configuration(url, study, trial, limits)
+        click.echo(f"trial {found.number} of study {study}", err=True)
+        stored = found.configuration
+        configuration = Configuration(stored.plan, _chosen(stored.recovery, given))
+        if samples is not None:
+            fixed = {name for name, value in given.items() if value is not None} - {"steps"}
+            searched = Search(url, samples, frozenset(fixed), workers, address)
+            search_recovery(
+                found, configuration, searched, limits["max_nbytes"], out, keep_worse=keep_worse
+            )
+            return
         from workers.process.model_cache import feature_folder
 
-        evaluator, stored = load_configuration(url, study, trial, limits, feature_folder())
-        configuration = Configuration(stored.plan, _chosen(stored.recovery, given))
+        evaluator = load_evaluator(found.study, found.bounds, feature_folder())
     _refuse_larger(evaluator, configuration, limits["max_nbytes"])
     _tune(evaluator, configuration, out, keep_worse=keep_worse)
 
@@ -209,7 +242,8 @@ def _tune(
     """Trains in view of the person, and writes the folder if that helped."""
     import sys
 
-    from objectives.evaluation.tuned import write_tuned
+    from bitfront.files import write_whole
+    from objectives.evaluation.tuned import tuned_files
     from objectives.recovery.checkpointed_training import advance
     from search.seeds import full_precision
     from service.views.progress import reporter_for
@@ -238,41 +272,11 @@ def _tune(
         # With --keep-worse the same command has nothing left to train.
         saved.save(training)
         raise click.ClickException(refused_recovery(errors))
-    card = write_tuned(out, evaluator, configuration, errors, package_versions())
+    files = tuned_files(evaluator, configuration, errors, package_versions())
+    for name, content in files.items():
+        write_whole(out / name, content)
     saved.remove()
-    click.echo(size_line(card.nbytes))
-
-
-def errors_line(errors: Mapping[str, float]) -> str:
-    """How a plan does without recovery, with it, and in full precision."""
-    from bitfront.units import percent_text
-
-    return (
-        f"error on the selection split: {percent_text(errors['quantized'])} quantized, "
-        f"{percent_text(errors['tuned'])} tuned, "
-        f"{percent_text(errors['full_precision'])} in full precision"
-    )
-
-
-def refused_recovery(errors: Mapping[str, float]) -> str:
-    """Says that a recovery does not help, and is not kept."""
-    from bitfront.units import percent_text
-
-    return (
-        f"this recovery does not help: the error on the selection split is "
-        f"{percent_text(errors['quantized'])} without it and {percent_text(errors['tuned'])} "
-        "with it, so it is not kept: try other settings, or give --keep-worse"
-    )
-
-
-def size_line(nbytes: Mapping[str, int]) -> str:
-    """What a plan takes with its recovery, and what that takes of it."""
-    from bitfront.units import size_text
-
-    parts = [
-        f"{part} {size_text(nbytes[part])}" for part in ("prompt", "adapter") if part in nbytes
-    ]
-    return f"{size_text(sum(nbytes.values()))}, of which {' and '.join(parts)}"
+    click.echo(size_line(evaluator.nbytes(configuration)))
 
 
 COMMANDS: Final = (tune,)

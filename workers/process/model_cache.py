@@ -108,7 +108,7 @@ def inspect(config: WorkerConfig) -> ModelInfo:
         fixed_nbytes=model.fixed_nbytes,
         entropies=tuple(_entropies(loaded)),
         full=full,
-        footprint=_footprint(model.device),
+        footprint=footprint(model.device),
         identities=Identities(
             model=model.identity, quantizer=cell_meter(config).identity, **splits
         ),
@@ -119,7 +119,8 @@ def inspect(config: WorkerConfig) -> ModelInfo:
     )
 
 
-def _footprint(device: torch.device) -> Footprint:
+def footprint(device: torch.device) -> Footprint:
+    """The memory that this process was seen to take at most."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         return Footprint(torch.cuda.max_memory_reserved(device), total)

@@ -1,7 +1,7 @@
 """Dual encoders that tell classes apart."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from bitfront.spec import DataSpec, JobSpec, QuantizerSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
@@ -18,6 +18,7 @@ class ClassificationFamily(Family):
     """A dual encoder at zero-shot classification."""
 
     task: ClassificationTask
+    knows_classes: ClassVar[bool] = True
 
     @classmethod
     def load(cls, spec: DataSpec, model: DualEncoder, inspector: Inspector) -> Self:

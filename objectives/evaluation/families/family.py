@@ -1,6 +1,7 @@
 """What a model family is: one factory for the task, the scorer and the trainings of a job."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from bitfront.errors import SpecError
 from bitfront.files import SharedPath
@@ -22,9 +23,11 @@ class Family(ABC):
 
     Attributes:
         task: The samples, with the model that they run through.
+        knows_classes: Whether a recovery's settings about classes mean something.
     """
 
     task: Task
+    knows_classes: ClassVar[bool] = False
 
     @abstractmethod
     def scorer(self, context: ScoringContext) -> Scorer:

@@ -1,0 +1,97 @@
+"""What a worker does for a tuning beside training: looks at the plan, finishes the best sample."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bitfront.errors import SpecError
+from bitfront.files import SharedPath
+from bitfront.plan import Configuration, Plan, Recovery
+from objectives.data.task import SplitName
+from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.rungs import climb
+from objectives.evaluation.tuned import tuned_files
+from search.seeds import full_precision
+from workers.process import model_cache
+from workers.scheduling.tuning_pool import RecoveryShape, TunedRecovery, TuningInfo
+from workers.scheduling.worker_config import WorkerConfig
+
+
+def look_at(config: WorkerConfig, plan: Plan, shapes: Sequence[RecoveryShape]) -> TuningInfo:
+    """Loads the model and reports what the driver plans with."""
+    evaluator = model_cache.evaluator(config)
+    errors = _errors(evaluator, Configuration(plan), SplitName.SELECTION)
+    model = evaluator.model
+    return TuningInfo(
+        layers=model.layers,
+        footprint=model_cache.footprint(model.device),
+        model=model.identity,
+        weights=model.weights_identity,
+        identity=evaluator.identity,
+        knows_classes=evaluator.family.knows_classes,
+        nbytes=_nbytes(evaluator, plan, shapes),
+        errors=errors,
+    )
+
+
+def _nbytes(
+    evaluator: Evaluator, plan: Plan, shapes: Sequence[RecoveryShape]
+) -> dict[RecoveryShape, int]:
+    """The bytes with each recovery whose prompt fits the model."""
+    longest = _longest_context(evaluator, plan, {shape.context_length for shape in shapes})
+    found = {}
+    for shape in shapes:
+        if shape.context_length <= longest and (shape.context_length or shape.reduction):
+            configuration = Configuration(plan, _recovery(shape))
+            found[shape] = sum(evaluator.nbytes(configuration).values())
+    return found
+
+
+def _recovery(shape: RecoveryShape) -> Recovery:
+    return Recovery(
+        context_length=shape.context_length,
+        class_specific=shape.class_specific,
+        reduction=shape.reduction,
+        adapter_bits=shape.adapter_bits,
+    )
+
+
+def _longest_context(evaluator: Evaluator, plan: Plan, lengths: set[int]) -> int:
+    """The longest prompt that fits beside the longest caption."""
+    for length in sorted(lengths - {0}, reverse=True):
+        recovery = Recovery(context_length=length, steps=1)
+        try:
+            evaluator.scorer.begin(Configuration(plan, recovery))
+        except SpecError:
+            continue
+        return length
+    return 0
+
+
+def finish(
+    config: WorkerConfig, configuration: Configuration, checkpoint: SharedPath
+) -> TunedRecovery:
+    """The recovery of a sample: it is in its checkpoint, or is trained once more."""
+    evaluator = model_cache.evaluator(config)
+    for _ in climb(evaluator, configuration, (), checkpoint):
+        pass
+    selection = _errors(evaluator, configuration, SplitName.SELECTION)
+    files = tuned_files(evaluator, configuration, selection, model_cache.package_versions())
+    return TunedRecovery(
+        files=files,
+        nbytes=evaluator.nbytes(configuration),
+        selection_error=selection,
+        test_error=_errors(evaluator, configuration, SplitName.TEST),
+    )
+
+
+def _errors(
+    evaluator: Evaluator, configuration: Configuration, split: SplitName
+) -> dict[str, float]:
+    """The errors in full precision, of the plan, and with its recovery if it has one."""
+    known = {
+        "full_precision": full_precision(evaluator.model.layers),
+        "quantized": replace(configuration, recovery=None),
+    }
+    if configuration.recovery is not None:
+        known["tuned"] = configuration
+    return {name: evaluator.scorer.figures(it, split)["error"] for name, it in known.items()}
