@@ -112,7 +112,7 @@ def covering_grid(runs: Float[Tensor, "runs size"], bits: int, *, symmetric: boo
         zero = constant_zero = torch.full_like(scale, middle)
     else:
         scale, place = covering_range(low, high, bits)
-        zero, constant_zero = _storable_zero(place, bits), (low < 0).float()
+        zero, constant_zero = storable_zero(place, bits), (low < 0).float()
     size = low.abs()
     constant = Grid(storable_scale(size), constant_zero, bits)
     return constant.where((low == high) & (size <= LARGEST_SCALE), Grid(scale, zero, bits))
@@ -154,7 +154,7 @@ def _shrunk_asymmetric(runs: Tensor, grid: Grid) -> Iterator[Grid]:
     mean = runs.mean(dim=-1, keepdim=True)
     for factor in _factors(grid.bits, _SHRINKS):
         scale = storable_scale(grid.scale * factor)
-        around_mean = _storable_zero((2**grid.bits - 1) / 2 - mean / scale, grid.bits)
+        around_mean = storable_zero((2**grid.bits - 1) / 2 - mean / scale, grid.bits)
         for zero in (grid.zero, grid.zero.round(), around_mean):
             yield Grid(scale, zero, grid.bits)
 
@@ -174,10 +174,11 @@ def _fitted(runs: Tensor, grid: Grid, *, symmetric: bool) -> Grid:
     scale = storable_scale(slope)
     if symmetric:
         return Grid(scale, grid.zero, grid.bits)
-    zero = _storable_zero(center - runs.mean(dim=-1, keepdim=True) / scale, grid.bits)
+    zero = storable_zero(center - runs.mean(dim=-1, keepdim=True) / scale, grid.bits)
     return Grid(scale, zero, grid.bits)
 
 
-def _storable_zero(zero: Tensor, bits: int) -> Tensor:
+def storable_zero(zero: Tensor, bits: int) -> Tensor:
+    """The nearest zero point that one byte holds: a multiple of `2**(bits - 8)`. NaN stays."""
     steps: int = 2 ** (8 - bits)  # an integer power is Any to the type checker
     return (zero * steps).round().clamp(0, (2**bits - 1) * steps).div(steps)

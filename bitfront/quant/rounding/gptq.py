@@ -1,0 +1,25 @@
+"""GPTQ (https://arxiv.org/abs/2210.17323): each column's error is made good by the next ones."""
+
+import torch
+
+from bitfront.quant.rounding.levels import levels_of, stored
+from bitfront.quant.rounding.nearest import nearest
+from bitfront.quant.rounding.problem import RoundingProblem
+from bitfront.quant.weights import QuantizedWeight
+
+
+def gptq(problem: RoundingProblem) -> QuantizedWeight:
+    """The codes of GPTQ, on the grid of `nearest`, in order of falling `diag(H)`."""
+    start = nearest(problem)
+    levels = levels_of(start)
+    order = problem.hessian.diagonal().argsort(descending=True, stable=True)
+    hessian = problem.hessian[order][:, order]
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    rest = problem.target.double()[:, order]
+    for place, column in enumerate(order.tolist()):
+        codes = levels.encode(column, rest[:, place])
+        levels.codes[:, column] = codes
+        error = (rest[:, place] - levels.decode(column, codes)) / factor[place, place]
+        rest[:, place + 1 :] -= error[:, None] * factor[place, place + 1 :]
+    return stored(levels, start)
