@@ -162,11 +162,24 @@ class DataSpec(Section):
         return self
 
 
+class Rounding(StrEnum):
+    """How the codes of a weight matrix are chosen; the stored format is the same for all.
+
+    `nearest` takes each weight's nearest level. `gptq` and `descent` make the error of the layer's
+    outputs small on the calibration samples; see `bitfront.quant.rounding`.
+    """
+
+    NEAREST = "nearest"
+    GPTQ = "gptq"
+    DESCENT = "descent"
+
+
 class QuantizerSpec(Section):
     """How weights and inputs are mapped to codes, for all layers alike."""
 
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
     scale_search: bool = True
+    rounding: Rounding = Rounding.NEAREST
     activations: Literal["static", "dynamic"] = "static"
 
 

@@ -10,7 +10,20 @@ from storage.engine import Database
 from storage.location import parse_url, prepare_file
 
 VERSION_TABLE = "bitfront_schema"
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
+REVISIONS = (
+    "0001",
+    "0002",
+    "0003",
+    "0004",
+    "0005",
+    "0006",
+    "0007",
+    "0008",
+    "0009",
+    "0010",
+    "0011",
+    "0012",
+)
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 
 _OPENING_PATIENCE_S = 1.5

@@ -111,6 +111,7 @@ DECISIONS: Final = MappingProxyType(
         "quantizer.scheme": _EVERY_KEY,
         "quantizer.scale_search": _EVERY_KEY,
         "quantizer.activations": _EVERY_KEY,
+        "quantizer.rounding": _EVERY_KEY,
         "space.weight_bits": _CONTENT,
         "space.activation_bits": _CONTENT,
         "space.groups": _CONTENT,

@@ -12,7 +12,7 @@ from bitfront.identity.identities import CellKey, Identities
 from bitfront.layers import Block
 from bitfront.objective import BY_NAME, Objective
 from bitfront.plan import Configuration, Option, Plan, digest
-from bitfront.spec import DataSpec, ErrorMeasure, JobSpec, QuantizerSpec, VisionSpec
+from bitfront.spec import DataSpec, ErrorMeasure, JobSpec, QuantizerSpec, Rounding, VisionSpec
 
 # Goes up when the same option of the same model would come out with another error.
 CELL_VERSION = 1
@@ -42,7 +42,7 @@ def quantizer_identity(
         timed_on: The device and the batch size of the cells' latencies; empty for a job that
             needs none.
     """
-    quantizer = spec.quantizer.model_dump(mode="json")
+    quantizer = _quantizer_content(spec.quantizer)
     content = [CELL_VERSION, quantizer, spec.profile.measure, spec.data.seed]
     if device_type != "cpu":  # ranges come out a little different there
         content.append(device_type)
@@ -57,6 +57,7 @@ def cell_key(spec: JobSpec, identities: Identities, block: Block, option: Option
     """The key of one option of a block."""
     quantizer = identities.quantizer
     is_batched = spec.profile.measure in _BATCHED_MEASURES
+    is_batched |= spec.quantizer.rounding is not Rounding.NEAREST  # moments are sums over batches
     if is_batched or any(precision.clip < 1.0 for precision in option.precisions):
         batch = _batch_entry(spec)
         quantizer = digest([quantizer, batch]) if batch else quantizer
@@ -104,7 +105,7 @@ def _bounds_content(spec: JobSpec, identities: Identities) -> dict[str, object]:
     assert spec.profile.vision is not None
     return {
         "model": [identities.model, identities.calibration],
-        "quantizer": spec.quantizer.model_dump(mode="json"),
+        "quantizer": _quantizer_content(spec.quantizer),
         "vision": spec.profile.vision.model_dump(mode="json"),
         "seed": spec.search.seed,
     }
@@ -125,7 +126,7 @@ def evaluation_key(
     content: dict[str, object] = {
         "configuration": configuration.digest,
         "splits": [ids.model, ids.calibration, ids.tuning, ids.selection],
-        "quantizer": spec.quantizer.model_dump(mode="json"),
+        "quantizer": _quantizer_content(spec.quantizer),
         "objectives": [objective.value for objective in spec.objectives],
         "device": device,
         "seed": spec.search.seed,
@@ -134,7 +135,8 @@ def evaluation_key(
         content["bounds"] = ids.quantizer
     if configuration.recovery is not None and configuration.recovery.views:
         content["views"] = {"flip": spec.data.horizontal_flip, "seed": spec.data.seed}
-    if any(precision.clip < 1.0 for _, precision in configuration.plan):
+    rounds_by_batches = spec.quantizer.rounding is not Rounding.NEAREST
+    if rounds_by_batches or any(precision.clip < 1.0 for _, precision in configuration.plan):
         content["ranges"] = {"batch_size": spec.data.batch_size}
     # Such as a latency: taken at the job's batch size, and only for a job that needs it.
     needed = [o.value for o in Objective if BY_NAME[o].on_demand and spec.needs(o)]
@@ -170,7 +172,7 @@ def features_key(
     content: dict[str, object] = {
         "model": model,
         "samples": samples,
-        "quantizer": spec.quantizer.model_dump(mode="json"),
+        "quantizer": _quantizer_content(spec.quantizer),
         "flip": spec.data.horizontal_flip,
         "bounds": dict(bounds),
         "device": device_type,
@@ -178,6 +180,8 @@ def features_key(
     }
     if any(cut.values()):
         content["ranges"] = _range_content(cut)
+    if spec.quantizer.rounding is not Rounding.NEAREST:
+        content["moments"] = {"batch_size": spec.data.batch_size}
     return digest(content)
 
 
@@ -240,7 +244,7 @@ def vision_checkpoint_key(
             "samples": samples,
             "batches": [list(places) for places in batches],
             "ranges": _range_content(ranges),
-            "quantizer": quantizer.model_dump(mode="json"),
+            "quantizer": _quantizer_content(quantizer),
             "spec": vision.model_dump(mode="json"),
             "seed": seed,
         }
@@ -252,6 +256,14 @@ def _range_content(ranges: RangeTable) -> dict[str, dict[str, list[float]]]:
         layer: {str(clip): list(ends) for clip, ends in known.items()}
         for layer, known in ranges.items()
     }
+
+
+def _quantizer_content(quantizer: QuantizerSpec) -> dict[str, object]:
+    """The settings; without the default rounding method, so that older digests stay valid."""
+    content: dict[str, object] = quantizer.model_dump(mode="json")
+    if quantizer.rounding is Rounding.NEAREST:
+        del content["rounding"]
+    return content
 
 
 def _batch_entry(spec: JobSpec) -> dict[str, int]:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from bitfront.errors import InvalidModel
 from bitfront.precision import Precision
+from bitfront.quant.rounding.methods import rounded_weight
 from bitfront.quant.weights import (
     QuantizedWeight,
     dequantize_weight,
     group_count,
-    quantize_for,
     round_weight,
 )
 from bitfront.spec import QuantizerSpec
@@ -70,9 +70,12 @@ def packed_length(count: int, bits: int) -> int:
 
 
 def packed_weight(
-    weight: Float[Tensor, "rows *shape"], precision: Precision, quantizer: QuantizerSpec
+    weight: Float[Tensor, "rows *shape"],
+    precision: Precision,
+    quantizer: QuantizerSpec,
+    moment: Float[Tensor, "columns columns"] | None = None,
 ) -> dict[str, Tensor]:
-    """What a packed checkpoint stores for one layer.
+    """What a packed checkpoint stores for one layer; arguments as in `rounded_weight`.
 
     Returns:
         At 16 bits `weight`, float16 `(rows, columns)`. Below, `codes`, the packed bytes;
@@ -83,7 +86,7 @@ def packed_weight(
     """
     if not precision.quantizes_weight:
         return {"weight": round_weight(weight)}
-    quantized = quantize_for(weight, precision, quantizer)
+    quantized = rounded_weight(weight, precision, quantizer, moment)
     tensors = {"codes": pack_codes(quantized.codes, quantized.bits), "scale": quantized.scale}
     if quantized.zero is not None:
         tensors["zero"] = quantized.zero

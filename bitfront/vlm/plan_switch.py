@@ -12,8 +12,8 @@ from bitfront.errors import SpecError
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds
-from bitfront.quant.weights import fake_quantize_weight
-from bitfront.spec import QuantizerSpec
+from bitfront.quant.rounding.methods import fake_rounded_weight
+from bitfront.spec import QuantizerSpec, Rounding
 from bitfront.vlm.models.layered import LayeredModel
 
 _WeightKey = tuple[str, int, int]  # layer, bits, group
@@ -34,6 +34,8 @@ class PlanSwitch:
         ranges: Layer name and clip to the static range of the layer's input.
         cache_nbytes: How much quantized weight to keep; the least recently used goes first.
         bounds: What static ranges are scaled by, by layer and activation bits.
+        moments: Layer name to the second moment of its inputs, `X^T X / n`, which every rounding
+            method but `nearest` needs.
 
     Attributes:
         ranges: The same as the argument.
@@ -47,10 +49,12 @@ class PlanSwitch:
         ranges: Mapping[str, Mapping[float, InputRange]],
         cache_nbytes: int = 2 << 30,
         bounds: LearnedBounds = MappingProxyType({}),
+        moments: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self._model = model
         self.bounds = bounds
         self._quantizer = quantizer
+        self._moments = moments
         self.ranges = ranges
         self._cache_nbytes = cache_nbytes
         self._cached_nbytes = 0
@@ -112,13 +116,29 @@ class PlanSwitch:
         key = (layer, precision.weight_bits, precision.group)
         weight = self._weights.pop(key, None)
         if weight is None:
-            weight = fake_quantize_weight(self._model.weight(layer), precision, self._quantizer)
+            weight = self.fake_quantized_weight(layer, precision)
             self._cached_nbytes += weight.nbytes
         self._weights[key] = weight
         while self._cached_nbytes > self._cache_nbytes:
             _, oldest = self._weights.popitem(last=False)
             self._cached_nbytes -= oldest.nbytes
         return weight
+
+    def fake_quantized_weight(self, layer: str, precision: Precision) -> Float[Tensor, "*shape"]:
+        """The layer's weight as a packed checkpoint gives it back; nothing is put on the model.
+
+        Raises:
+            SpecError: The rounding method needs the second moment of the layer's inputs, and
+                it is not known.
+        """
+        weight, moment = self._model.weight(layer), self._moments.get(layer)
+        needs_moment = self._quantizer.rounding is not Rounding.NEAREST
+        if needs_moment and moment is None and self._model.multiplying(layer):
+            raise SpecError(
+                f"the second moment of the inputs of {layer} is not known, and the rounding method "
+                f"{self._quantizer.rounding.value} needs it: calibrate the model for it first"
+            )
+        return fake_rounded_weight(weight, precision, self._quantizer, moment)
 
     def input_quantizer(self, layer: str, precision: Precision) -> InputQuantizer | None:
         """What the layer's input goes through; None where it stays as it is.

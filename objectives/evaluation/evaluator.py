@@ -1,11 +1,13 @@
 """Evaluating configurations, with nothing done twice: what a trial is worth on a split."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
+
+from torch import Tensor
 
 from bitfront.attempt import IntermediateValue
 from bitfront.errors import InvalidMetric
@@ -14,7 +16,7 @@ from bitfront.identity.keys import features_key, recovery_checkpoint_key
 from bitfront.objective import Objective
 from bitfront.plan import Configuration
 from bitfront.quant.inputs import LearnedBounds, bounds_to_json
-from bitfront.spec import JobSpec
+from bitfront.spec import JobSpec, Rounding
 from bitfront.trial import Evaluation
 from bitfront.vlm import PlanSwitch, load_model
 from objectives.cost.activations import ActivationMemory
@@ -28,6 +30,7 @@ from objectives.evaluation.scorer import ScoringContext
 from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.profiling.calibration import Ranges, calibrate, range_table
+from objectives.profiling.moments import measure_moments
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
 
 
@@ -67,6 +70,7 @@ class Evaluator:
         cache_nbytes: int = 1 << 30,
         bounds: LearnedBounds = MappingProxyType({}),
         features: Path | None = None,
+        moments: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.spec = spec
         family.check(spec)
@@ -74,7 +78,7 @@ class Evaluator:
         self.task = family.task
         self.model = family.task.model
         self.ranges = ranges
-        self.switch = PlanSwitch(self.model, spec.quantizer, ranges, bounds=bounds)
+        self.switch = PlanSwitch(self.model, spec.quantizer, ranges, bounds=bounds, moments=moments)
         self._stopwatch = Stopwatch(self.model.device)
         self.latency_meter = self._build_latency_meter()
         # Hashing the samples takes a while: only what is written to files needs it.
@@ -124,7 +128,10 @@ class Evaluator:
         family = load_family(spec.data, model, inspector)
         clips = sorted({1.0, *spec.space.clips})
         ranges = calibrate(family.task, clips)
-        return cls(spec, family, ranges, bounds=bounds, features=features)
+        moments = {}
+        if spec.quantizer.rounding is not Rounding.NEAREST:
+            moments = dict(measure_moments(family.task))
+        return cls(spec, family, ranges, bounds=bounds, features=features, moments=moments)
 
     def train_recovery(
         self,

@@ -11,8 +11,6 @@ from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer
-from bitfront.quant.weights import fake_quantize_weight
-from bitfront.spec import QuantizerSpec
 from objectives.profiling.full_precision import DRAWS, FullPrecisionReference
 
 _FULL_BITS = 16
@@ -28,9 +26,8 @@ class FisherError:
     the model.
     """
 
-    def __init__(self, reference: FullPrecisionReference, quantizer: QuantizerSpec) -> None:
+    def __init__(self, reference: FullPrecisionReference) -> None:
         self._reference = reference
-        self._quantizer = quantizer
         self._layers = {layer.name: layer for layer in reference.model.layers}
         self._information: dict[str, Tensor] = {}
         self._input_errors: dict[tuple[str, int, float], float] = {}
@@ -45,8 +42,8 @@ class FisherError:
         )
 
     def _weight_error(self, layer: str, precision: Precision) -> float:
-        weight = self._reference.model.weight(layer)
-        change = fake_quantize_weight(weight, precision, self._quantizer) - weight
+        rounded = self._reference.switch.fake_quantized_weight(layer, precision)
+        change = rounded - self._reference.model.weight(layer)
         return float((self._information[layer] * change.double().square()).sum()) / 2
 
     def _input_error(self, layer: str, precision: Precision) -> float:

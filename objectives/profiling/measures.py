@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bitfront.layers import Block
 from bitfront.plan import Plan
-from bitfront.spec import ErrorMeasure, QuantizerSpec
+from bitfront.spec import ErrorMeasure
 from objectives.execution.similarity import divergence_nats
 from objectives.profiling.entropy import measure_entropies
 from objectives.profiling.fisher import FisherError
@@ -150,9 +150,7 @@ class EntropyWeightedOutput:
         return total / len(block.layers)
 
 
-def build_measure(
-    kind: ErrorMeasure, reference: FullPrecisionReference, quantizer: QuantizerSpec
-) -> Measure:
+def build_measure(kind: ErrorMeasure, reference: FullPrecisionReference) -> Measure:
     """The measure of that kind."""
     match kind:
         case ErrorMeasure.OUTPUT_KL:
@@ -160,6 +158,6 @@ def build_measure(
         case ErrorMeasure.GRADIENT:
             return WeightedOutput(reference)
         case ErrorMeasure.FISHER:
-            return FisherError(reference, quantizer)
+            return FisherError(reference)
         case ErrorMeasure.ENTROPY:
             return EntropyWeightedOutput(reference)

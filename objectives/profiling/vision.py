@@ -20,7 +20,7 @@ from bitfront.layers import LayerKind, Tower
 from bitfront.plan import Plan
 from bitfront.precision import FULL, Precision
 from bitfront.quant.inputs import InputRange, LearnedBounds, RangeScale, fake_quantize_input
-from bitfront.spec import QuantizerSpec, VisionSpec
+from bitfront.spec import QuantizerSpec, Rounding, VisionSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
 from objectives.data.questions import QuestionTask
 from objectives.data.task import SplitName
@@ -177,8 +177,12 @@ class TrainedBounds:
         ranges: Ranges,
         weight_bits: int,
     ) -> Iterator[None]:
-        """Quantizes the vision tower inside of the block: its weights, and these inputs."""
-        switch = PlanSwitch(model, quantizer, ranges)
+        """Quantizes the vision tower inside of the block: its weights, and these inputs.
+
+        Bounds are learned under weights that are rounded to nearest, whatever the job asks for.
+        """
+        nearest = quantizer.model_copy(update={"rounding": Rounding.NEAREST})
+        switch = PlanSwitch(model, nearest, ranges)
         hooks = []
         try:
             switch.to(Plan.uniform(_vision_layers(model), Precision(weight_bits, 16)))

@@ -22,6 +22,7 @@ class RoundingProblem:
         bits: Width of a code: 2, 3, 4, 5, 6 or 8.
         group: Columns that share a scale; the last group may be short; 0 is the whole row.
         symmetric: The zero point is the code `2**(bits - 1)`.
+        scale_search: Whether the nearest codes, where every method starts, have searched scales.
     """
 
     target: Float[Tensor, "rows columns"]
@@ -29,6 +30,7 @@ class RoundingProblem:
     bits: int
     group: int = 0
     symmetric: bool = False
+    scale_search: bool = True
 
     def __post_init__(self) -> None:
         columns = self.target.shape[-1]

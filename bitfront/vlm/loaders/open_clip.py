@@ -134,7 +134,7 @@ def _create_from_file(name: str, path: Path) -> nn.Module:
     shapes = checkpoint_shapes(path)
     with explained("open_clip", f"build {name}"), _without_warnings():
         model: nn.Module = open_clip.create_model(
-            name, device="cpu", load_weights=False, pretrained_text=False
+            name, device="cpu", load_weights=False, pretrained_text=False, weights_only=True
         )
     _refuse_other_shapes(model, shapes, path)
     with explained("open_clip", f"load {path}"), _without_warnings():

@@ -36,6 +36,7 @@ OTHERS: dict[str, object] = {
     "quantizer.scheme": "symmetric",
     "quantizer.scale_search": False,
     "quantizer.activations": "dynamic",
+    "quantizer.rounding": "descent",
     "space.clips": [1.0, 0.98],
     "profile.measure": "gradient",
     "profile.clip_search": "sequential",

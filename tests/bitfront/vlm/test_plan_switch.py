@@ -12,7 +12,7 @@ from bitfront.precision import Precision
 from bitfront.quant.inputs import InputRange
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.reference.digit_clip import build_clip, tokenize
-from bitfront.spec import QuantizerSpec
+from bitfront.spec import QuantizerSpec, Rounding
 from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.loaders.reference import preprocess_picture
@@ -240,3 +240,11 @@ def test_a_second_switch_takes_the_first_one_s_plan_off(model: DualEncoder) -> N
     assert one.to(coarse) == len(NAMES)
     one.clear()
     assert torch.equal(outputs(model), full)
+
+
+def test_a_rounding_method_without_its_moments_is_refused() -> None:
+    quantizer = QuantizerSpec(rounding=Rounding.DESCENT, activations="dynamic")
+    layer = next(layer.name for layer in MODEL.layers if MODEL.multiplying(layer.name))
+
+    with pytest.raises(SpecError, match=f"second moment of the inputs of {layer} is not known"):
+        PlanSwitch(MODEL, quantizer, {}).to(Plan.of({layer: Precision(2)}))

@@ -1,0 +1,73 @@
+"""The second moments of the layers' inputs, from one pass over the calibration split."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bitfront.errors import SpecError
+from bitfront.units import size_text
+from objectives.data.task import Task
+from objectives.profiling.calibration import watch_calibration
+
+MAX_NBYTES = 8 << 30
+
+
+def measure_moments(task: Task) -> Mapping[str, Tensor]:
+    """`X^T X / n` of every layer's inputs `X (n, columns)`, in float32, in one pass.
+
+    The inputs are those of the model in full precision. Layers that share an input (q, k and v)
+    share a moment; a convolution's inputs are its patches. A layer that multiplies nothing (an
+    embedding) has none.
+
+    Args:
+        task: Its calibration split runs through its model, which is in full precision.
+
+    Raises:
+        SpecError: They would take more than `MAX_NBYTES` of memory.
+    """
+    model = task.model
+    sources = {layer.name: layer.source for layer in model.layers if model.multiplying(layer.name)}
+    columns = {
+        sources[layer.name]: layer.columns for layer in model.layers if layer.name in sources
+    }
+    nbytes = sum(4 * count**2 for count in columns.values())
+    if nbytes > MAX_NBYTES:
+        raise SpecError(
+            f"the second moments of this model's inputs take {size_text(nbytes)}, and at most "
+            f"{size_text(MAX_NBYTES)} are kept: set quantizer.rounding to nearest"
+        )
+    first: dict[str, str] = {}
+    for layer, source in sources.items():
+        first.setdefault(source, layer)
+    watched = set(first.values())
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def add(layer: str, inputs: Tensor) -> None:
+        if layer not in watched:
+            return
+        x = _rows(model.multiplying(layer)[0], inputs.detach().float())
+        product = x.T @ x
+        sums[layer] = sums[layer] + product if layer in sums else product
+        counts[layer] = counts.get(layer, 0) + len(x)
+
+    watch_calibration(task, add)
+    known = {layer: total / counts[layer] for layer, total in sums.items()}
+    return {
+        layer: known[first[source]] for layer, source in sources.items() if first[source] in known
+    }
+
+
+def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What the weight multiplies, `(n, columns)`: tokens, or a convolution's patches."""
+    if not isinstance(module, nn.Conv2d):
+        return inputs.flatten(0, -2)
+    padding = 0 if module.padding == "valid" else module.padding
+    if isinstance(padding, str) or module.groups > 1:
+        raise SpecError(
+            "a convolution with groups or padding 'same' has no second moment here: set "
+            "quantizer.rounding to nearest"
+        )
+    patches = functional.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
+    return patches.transpose(1, 2).flatten(0, 1)
