@@ -15,7 +15,8 @@ from bitfront.layers import Tower
 from bitfront.objective import Objective
 from bitfront.plan import Configuration, Plan, Recovery, TeacherText
 from bitfront.precision import FULL, Precision
-from bitfront.spec import JobSpec
+from bitfront.quant.packing import packed_weight, unpacked_weight
+from bitfront.spec import JobSpec, Rounding
 from bitfront.trial import Evaluation
 from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
@@ -26,6 +27,7 @@ from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.classification import ClassificationFamily
 from objectives.profiling.calibration import Ranges, calibrate
+from objectives.profiling.moments import measure_moments
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
 from objectives.recovery.class_training import ClassData, ClassRecovered, ClassTraining
 from tests.support.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder
@@ -500,3 +502,40 @@ def test_a_job_becomes_an_evaluator_of_the_trained_reference() -> None:
     assert full.values["error"] < 0.25
     assert two_bits.values["error"] > full.values["error"] + 0.1
     assert all(set(clips) == {0.99, 1.0} for clips in evaluator.ranges.values())
+
+
+def test_descent_keeps_at_two_bits_what_nearest_codes_lose() -> None:
+    samples = {"calibration": 128, "tuning": 16, "selection": 300, "test": 16}
+    errors, sizes = [], []
+    for rounding in Rounding:
+        spec = scene_spec(
+            data={"source": "reference", "samples": samples}, quantizer={"rounding": rounding}
+        )
+        evaluator = Evaluator.from_spec(spec)
+        found = evaluator.evaluate(Configuration(uniform(evaluator.model, 2)))
+        errors.append(found.values["error"])
+        sizes.append(found.values["nbytes"])
+
+    nearest, gptq, descent = errors
+    assert descent < gptq < nearest
+    assert descent < nearest / 2
+    assert len(set(sizes)) == 1
+
+
+def test_a_packed_weight_is_the_one_that_a_trial_measured() -> None:
+    spec = scene_spec(
+        data={"source": "reference", "samples": {"calibration": 32, "selection": 16}},
+        quantizer={"rounding": "descent"},
+    )
+    evaluator = Evaluator.from_spec(spec)
+    moments, precision = measure_moments(evaluator.task), Precision(3, 8, group=16)
+    names = [layer.name for layer in evaluator.model.layers]
+    evaluator.switch.to(Plan.uniform(names, precision))
+
+    for layer in evaluator.model.layers:
+        original = evaluator.model.weight(layer.name)
+        put_on = evaluator.model.modules(layer.name)[0].get_parameter("weight")
+        moment = moments.get(layer.name)
+        tensors = packed_weight(original, precision, spec.quantizer, moment)
+        read_back = unpacked_weight(tensors, layer.rows, layer.columns, precision, spec.quantizer)
+        assert torch.equal(read_back, put_on.flatten(1))
