@@ -3,6 +3,7 @@
 python -m benchmarks.rounding --model clip
 """
 
+import gc
 import time
 from pathlib import Path
 from statistics import mean, stdev
@@ -35,6 +36,7 @@ def job(model: str, rounding: Rounding, seed: int, test: int) -> JobSpec:
 
 def accuracies(spec: JobSpec) -> dict[str, tuple[float, float]]:
     """The test accuracy of each precision, and the seconds that its weights took."""
+    gc.collect()  # the evaluator before this one
     evaluator = Evaluator.from_spec(spec)
     names = [layer.name for layer in evaluator.model.layers]
     found = {}
@@ -56,11 +58,12 @@ def accuracies(spec: JobSpec) -> dict[str, tuple[float, float]]:
 def main(model: str, seeds: str, test: int, out: Path | None) -> None:
     """Prints a table: mean accuracy in per cent with its 95 % interval over seeds, and seconds."""
     torch.set_num_threads(1)
+    measured: dict[Rounding, list[dict[str, tuple[float, float]]]] = {r: [] for r in Rounding}
+    for seed in seeds.split(","):
+        for rounding in Rounding:
+            measured[rounding].append(accuracies(job(model, rounding, int(seed), test)))
+            click.echo(f"seed {seed}, {rounding.value}: {measured[rounding][-1]}", err=True)
     lines = ["| precision | " + " | ".join(r.value for r in Rounding) + " |", "|---|---|---|---|"]
-    measured = {
-        rounding: [accuracies(job(model, rounding, int(seed), test)) for seed in seeds.split(",")]
-        for rounding in Rounding
-    }
     for text in PRECISIONS:
         cells = [_cell([run[text] for run in measured[rounding]]) for rounding in Rounding]
         lines.append(f"| {text} | " + " | ".join(cells) + " |")

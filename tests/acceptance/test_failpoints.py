@@ -85,8 +85,11 @@ END = ("set_correlation", "save_test_values", "release")
 """What a driver writes on its way, in the names of the functions of the store."""
 
 CANCEL = "cancel_running"
-CLIENTS = ("remove", "request", "withdraw", "replace_spec")
+CLIENTS = ("remove", "remove_untried", "request", "withdraw", "replace_spec")
 """What is written on a person's wish, or where they resume with another job."""
+
+TUNING = ("begin", "save_test_error")
+"""What else `bitfront tune --samples` writes; `tests/storage/test_crashes.py` kills its writer."""
 
 PLACES = ("before", "before_commit", "after_commit")
 
@@ -327,7 +330,7 @@ def test_there_is_a_point_for_everything_that_is_written() -> None:
     source = (Path(__file__).parents[2] / "storage" / "store.py").read_text()
     written = set(re.findall(r"write(?:_once)?\(\w+\.(\w+)", source))
 
-    assert written == {*PROFILE, *TRIALS, *END, CANCEL, *CLIENTS}
+    assert written == {*PROFILE, *TRIALS, *END, CANCEL, *CLIENTS, *TUNING}
 
 
 @pytest.mark.usefixtures("ray_folder")

@@ -10,7 +10,9 @@ import pytest
 from sqlalchemy import Connection, event, exc
 
 from bitfront.errors import DatabaseError
+from bitfront.plan import Recovery
 from bitfront.trial import Cause, FrontChange, StudyState, TrialState
+from bitfront.tuning import TuningSample
 from storage.records import EventKind, Lease
 from storage.store import Store, open_store
 from tests.support.databases import Databases
@@ -184,6 +186,82 @@ def test_no_acknowledged_stop_is_lost_when_its_writer_is_killed(databases: Datab
         assert again == [kept.number for kept in store.trials("digits", {TrialState.RUNNING})]
         assert len(again) <= 1
         assert not set(again) & set(pruned)
+
+
+TUNER = """
+import sys
+from bitfront.plan import Recovery
+from bitfront.trial import TrialState
+from bitfront.tuning import TuningSample
+from storage.store import open_store
+from tests.support.store_samples import running
+
+store = open_store(sys.argv[1])
+lease = running(store)
+tuning = store.begin_tuning(lease, "digest", {}).id
+for number in range(1296):
+    store.start_sample(lease, tuning, TuningSample(number, Recovery(steps=number + 1), 100))
+    for step in (4, 8):
+        assert store.report_sample(lease, tuning, number, 1, step, 1 / (number + step))
+    assert store.finish_sample(lease, tuning, number, 1, TrialState.COMPLETE)
+    store.save_sample_test_error(lease, tuning, number, 0.5)
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [1, 13])
+def test_no_acknowledged_sample_is_lost_when_its_writer_is_killed(
+    databases: Databases, acknowledged: int
+) -> None:
+    url = databases.ready()
+    command = [sys.executable, "-c", TUNER, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        heard = [int(writer.stdout.readline()) for _ in range(acknowledged)]
+        writer.send_signal(signal.SIGKILL)
+        heard += [int(line) for line in writer.stdout.read().split()]
+
+    with open_store(url, create=False) as store:
+        (tuning,) = store.tunings("digits")
+        lease = store.acquire("digits", "next", 60, dead_owner="driver of digits")
+        store.fence_samples(lease, tuning.id)
+        samples = store.samples(tuning.id)
+        for number in heard:
+            assert samples[number].state is TrialState.COMPLETE
+            assert samples[number].errors == {4: 1 / (number + 4), 8: 1 / (number + 8)}
+            assert samples[number].test_error == 0.5
+        running_again = [s.number for s in samples.values() if s.state is TrialState.RUNNING]
+        assert len(running_again) <= 1
+        assert all(samples[number].attempt == 2 for number in running_again)
+
+
+def test_writes_of_a_tuning_that_nobody_heard_of_count_once(store: Store) -> None:
+    lease = running(store)
+    lost = [LostCommit(store)]
+    tuning = store.begin_tuning(lease, "digest", {}).id
+    lost.append(LostCommit(store))
+    store.start_sample(lease, tuning, TuningSample(0, Recovery(), 100))
+    lost.append(LostCommit(store))
+    assert store.report_sample(lease, tuning, 0, 1, 4, 0.5)
+    lost.append(LostCommit(store))
+    assert store.finish_sample(lease, tuning, 0, 1, TrialState.COMPLETE)
+    lost.append(LostCommit(store))
+    store.save_sample_test_error(lease, tuning, 0, 0.25)
+
+    assert all(commit.happened for commit in lost)
+    assert len(store.tunings("digits")) == 1
+    expected = TuningSample(0, Recovery(), 100, TrialState.COMPLETE, 1, {4: 0.5}, test_error=0.25)
+    assert store.samples(tuning) == {0: expected}
+
+
+def test_a_name_that_nobody_heard_was_freed_is_free(store: Store) -> None:
+    store.release(running(store), StudyState.FAILED, "no images")
+    lost = LostCommit(store)
+
+    store.replace_untried("digits")
+
+    assert lost.happened
+    assert store.studies() == []
 
 
 def test_a_study_whose_creation_nobody_heard_of_is_ours(store: Store) -> None:
