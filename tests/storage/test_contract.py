@@ -7,8 +7,10 @@ from threading import Barrier
 import pytest
 
 from bitfront.errors import DuplicateStudy, InvalidMetric, LeaseHeld, LeaseLost, UnknownStudy
+from bitfront.plan import Recovery
 from bitfront.profile import StageArtefactKind
 from bitfront.trial import Cause, FrontChange, StudyState, TrialState
+from bitfront.tuning import TuningSample
 from storage.records import EventKind, Lease, Request
 from storage.store import Store, open_store
 from tests.support.store_samples import (
@@ -291,6 +293,14 @@ WRITES: dict[str, Callable[[Store, Lease], object]] = {
     "fence": lambda store, lease: store.fence(lease),
     "cancel_running": lambda store, lease: store.cancel_running(lease),
     "save_test_values": lambda store, lease: store.save_test_values(lease, {}),
+    "begin_tuning": lambda store, lease: store.begin_tuning(lease, "digest", {}),
+    "start_sample": lambda store, lease: store.start_sample(
+        lease, 1, TuningSample(0, Recovery(), 100)
+    ),
+    "report_sample": lambda store, lease: store.report_sample(lease, 1, 0, 1, 4, 0.5),
+    "finish_sample": lambda store, lease: store.finish_sample(lease, 1, 0, 1, TrialState.COMPLETE),
+    "fence_samples": lambda store, lease: store.fence_samples(lease, 1),
+    "save_sample_test_error": lambda store, lease: store.save_sample_test_error(lease, 1, 0, 0.5),
 }
 
 

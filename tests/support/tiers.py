@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 _MARKERS = {"ray_folder": "ray", "postgres_url": "postgres"}
-_NOWHERE = f"{os.devnull}/tests-without-the-fixture-ray_folder"
+_NOWHERE = f"{os.devnull}/no-fixture-ray_folder"
 
 
 def pytest_configure() -> None:
