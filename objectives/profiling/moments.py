@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +19,7 @@ def measure_moments(task: Task) -> Mapping[str, Tensor]:
 
     The inputs are those of the model in full precision. Layers that share an input (q, k and v)
     share a moment; a convolution's inputs are its patches. A layer that multiplies nothing (an
-    embedding) has none.
+    embedding) has none; a head that is tied to an embedding is judged by both uses.
 
     Args:
         task: Its calibration split runs through its model, which is in full precision.
@@ -54,9 +55,23 @@ def measure_moments(task: Task) -> Mapping[str, Tensor]:
 
     watch_calibration(task, add)
     known = {layer: total / counts[layer] for layer, total in sums.items()}
-    return {
+    found = {
         layer: known[first[source]] for layer, source in sources.items() if first[source] in known
     }
+    return {
+        layer: _with_embedding(moment) if model.acts_from_the_start(layer) else moment
+        for layer, moment in found.items()
+    }
+
+
+def _with_embedding(moment: Tensor) -> Tensor:
+    """The moment of a head whose rows are also embedded tokens, which count as they are.
+
+    The head's output error and the embeddings' own weigh alike: both have a mean diagonal of 1.
+    """
+    mean = moment.diagonal().mean()
+    identity = torch.eye(len(moment), device=moment.device)
+    return moment / mean + identity if mean > 0 else identity
 
 
 def _rows(module: nn.Module, inputs: Tensor) -> Tensor:

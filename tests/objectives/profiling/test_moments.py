@@ -4,11 +4,12 @@ from torch import Tensor, nn
 
 from bitfront.errors import SpecError
 from bitfront.layers import LayerKind
-from bitfront.plan import Plan
+from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.spec import Rounding
 from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch
 from objectives.data.task import Task
+from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling import moments
 from objectives.profiling.calibration import watch_calibration
 from objectives.profiling.moments import measure_moments
@@ -91,3 +92,26 @@ def test_a_job_that_asks_for_descent_gets_lower_output_errors(task: Task) -> Non
 
     assert lost[Rounding.DESCENT] < 0.8 * lost[Rounding.NEAREST]
     assert lost[Rounding.DESCENT] < lost[Rounding.GPTQ]
+
+
+def test_a_head_that_is_also_the_embedding_counts_both_uses() -> None:
+    head = torch.diag(torch.tensor([1.0, 3.0]))
+
+    assert torch.equal(moments._with_embedding(head), torch.diag(torch.tensor([1.5, 2.5])))
+    assert torch.equal(moments._with_embedding(torch.zeros(2, 2)), torch.eye(2))
+
+
+def test_descent_at_two_bits_helps_a_model_whose_head_is_tied() -> None:
+    errors = {}
+    for rounding in (Rounding.NEAREST, Rounding.DESCENT):
+        spec = scene_spec(
+            model={"source": "reference", "name": "digit-llava"},
+            data={"source": "reference", "samples": {"calibration": 64, "selection": 128}},
+            quantizer={"rounding": rounding},
+        )
+        evaluator = Evaluator.from_spec(spec)
+        layers = [layer.name for layer in evaluator.model.layers]
+        found = evaluator.evaluate(Configuration(Plan.uniform(layers, Precision(2, 8))))
+        errors[rounding] = found.values["error"]
+
+    assert errors[Rounding.DESCENT] < errors[Rounding.NEAREST]
