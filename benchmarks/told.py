@@ -1,4 +1,4 @@
-"""Trials for a sampler's tests and benchmarks, where there is no stored study."""
+"""Trials made up for tests and benchmarks of samplers, without a stored study."""
 
 from collections.abc import Sequence
 

@@ -149,8 +149,8 @@ def _with_found_paths(spec: JobSpec, document: Document) -> JobSpec:
         found = _found(document, ("data", "classes"), data.classes_file)
         if not found.is_file():
             raise SpecError(
-                f"{document.path}, line {document.line(('data', 'classes'))}: data.classes: there "
-                f"is no file {found}: give one, a list, a mapping, or one of "
+                f"{document.path}, line {document.line(('data', 'classes'))}: data.classes: "
+                f"the file {found} does not exist: give one, a list, a mapping, or one of "
                 f"{', '.join(CLASS_LISTS)}"
             )
         data = data.model_copy(update={"classes": str(found)})

@@ -13,9 +13,9 @@ def naming_study(name: str) -> Iterator[None]:
     try:
         yield
     except MissingModel as error:
-        raise MissingModel(f"the model of study {name!r} is not there: {error}") from error
+        raise MissingModel(f"the model of study {name!r} is missing: {error}") from error
     except MissingData as error:
-        raise MissingData(f"the data of study {name!r} are not there: {error}") from error
+        raise MissingData(f"the data of study {name!r} are missing: {error}") from error
 
 
 def check_same_model(study: StudyRecord, identity: str, weights_identity: str) -> None:

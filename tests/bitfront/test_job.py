@@ -178,7 +178,7 @@ def test_a_file_of_classes_lies_beside_the_job(tmp_path: Path) -> None:
     job.write_text(text)
 
     with pytest.raises(
-        SpecError, match=r"job.yaml, line 6: data.classes: there is no file .*names"
+        SpecError, match=r"job.yaml, line 6: data.classes: the file .*names.* does not exist"
     ):
         load_job(job)
     (tmp_path / "names.json").write_text("{}")

@@ -163,7 +163,7 @@ def _weights_in(folder: Path) -> Path:
         InvalidModel: Several files could be the checkpoint, or the configuration is none.
     """
     if not folder.is_dir():
-        raise MissingModel(f"there is no open_clip model at {folder}: no such folder")
+        raise MissingModel(f"there is no open_clip model at {folder}: the folder does not exist")
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     config = folder / "open_clip_config.json"
     if not config.is_file():
@@ -305,7 +305,7 @@ def _check_weights(name: str, weights: str | None) -> Mapping[str, object] | Non
         return config
     if not Path(weights).is_file():
         if Path(weights).name != weights or Path(weights).suffix in SUFFIXES:
-            raise MissingModel(f"there is no file {weights} with weights of {name}")
+            raise MissingModel(f"the file {weights} with the weights of {name} does not exist")
         raise MissingModel(
             f"weights {weights!r} of {name} are neither a file nor a pretrained tag{_tags(name)}"
         )

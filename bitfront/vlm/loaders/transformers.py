@@ -70,7 +70,7 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | Ge
         )
     is_path = Path(name).is_absolute() or name.startswith((".", "~"))
     if is_path and not Path(name).expanduser().is_dir():
-        raise MissingModel(f"there is no transformers model at {name}: no such folder")
+        raise MissingModel(f"there is no transformers model at {name}: the folder does not exist")
     place = str(Path(name).expanduser()) if is_path else name
     folder = Path(place)
     if folder.is_dir():
@@ -229,8 +229,8 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
     rows = len(model.get_input_embeddings().get_parameter("weight"))
     if not ends or not all(type(one) is int and 0 <= one < rows for one in ends):
         raise InvalidModel(
-            f"{spec.name} ends answers with {end!r}, which is no token of its own (0 to "
-            f"{rows - 1}): correct eos_token_id in its generation_config.json"
+            f"{spec.name} ends answers with {end!r}, which is not one of its tokens (0 "
+            f"to {rows - 1}): correct eos_token_id in its generation_config.json"
         )
     processor_texts = load_text_processor(place, ends, model)
     with explained("transformers", f"run {spec.name}"):

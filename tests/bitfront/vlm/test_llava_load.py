@@ -421,7 +421,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_missing_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingModel, match="no such folder"):
+    with pytest.raises(MissingModel, match="the folder does not exist"):
         load_llava(tmp_path / "nowhere")
     save_llava(tmp_path)
     for shard in tmp_path.glob("*.safetensors*"):

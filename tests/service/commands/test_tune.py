@@ -362,14 +362,14 @@ def _study(
         (
             1,
             {"model": {"source": "transformers", "name": "/moved/away"}},
-            "the model of study 'digits' is not there: there is no transformers model at "
-            "/moved/away: no such folder",
+            "the model of study 'digits' is missing: there is no transformers model at "
+            "/moved/away: the folder does not exist",
         ),
         (
             1,
             {"model": {"source": "open_clip", "name": "ViT-B-32", "weights": "/moved/away.pt"}},
-            "the model of study 'digits' is not there: there is no file /moved/away.pt "
-            "with weights of ViT-B-32",
+            "the model of study 'digits' is missing: the file /moved/away.pt "
+            "with the weights of ViT-B-32 does not exist",
         ),
     ],
 )
