@@ -38,6 +38,14 @@ class QuantizedWeight:
     bits: int
     group: int
 
+    @property
+    def zero_codes(self) -> Float32[Tensor, "rows groups"]:
+        """The zero points in codes, exactly; the middle code if symmetric."""
+        if self.zero is None:
+            return torch.full_like(self.scale.float(), 2 ** (self.bits - 1))
+        steps: int = 2 ** (8 - self.bits)  # an integer power is Any to the type checker
+        return self.zero.float() / steps
+
 
 def group_count(columns: int, group: int) -> int:
     """How many scales a row of `columns` weights has; the last group may be short."""
@@ -86,11 +94,7 @@ def quantize_weight(
 
 def dequantize_weight(quantized: QuantizedWeight) -> Float32[Tensor, "rows columns"]:
     """The weights that the codes stand for: `(rows, columns)`, float32, without rounding."""
-    steps = 2 ** (8 - quantized.bits)
-    if quantized.zero is None:
-        zero = torch.full_like(quantized.scale.float(), 2 ** (quantized.bits - 1))
-    else:
-        zero = quantized.zero.float() / steps
+    zero = quantized.zero_codes
     weight = quantized.codes.float()
     first = 0
     for part in _groups(weight, quantized.group):  # views of `weight`
@@ -112,10 +116,15 @@ def fake_quantize_weight(
         InvalidModel: The weight has one dimension, is empty, or holds NaN or infinity.
     """
     if precision.quantizes_weight:
-        matrix = dequantize_weight(quantize_for(weight, precision, quantizer))
-    else:
-        matrix = round_weight(weight).float()
-    return saturated(matrix.reshape(weight.shape), weight.dtype)
+        return read_back(quantize_for(weight, precision, quantizer), weight)
+    return saturated(round_weight(weight).float().reshape(weight.shape), weight.dtype)
+
+
+def read_back(
+    quantized: QuantizedWeight, weight: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """The weights that the codes stand for, in the shape and dtype of the original `weight`."""
+    return saturated(dequantize_weight(quantized).reshape(weight.shape), weight.dtype)
 
 
 def quantize_for(

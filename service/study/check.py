@@ -45,14 +45,12 @@ def check_job(
     """
     findings = Findings()
     findings.attempt(("data", "path"), lambda: check_allowed_roots(spec))
+    may_read = not findings.problems or spec.data.source is DataSource.REFERENCE
     findings.attempt(("model", "device"), lambda: _check_kernels(spec, findings))
-    if findings.problems and spec.data.source is not DataSource.REFERENCE:
-        roots = [text for place, text in findings.problems if place == ("data", "path")]
-        if roots:
-            return findings
-    findings.attempt(
-        ("data", "path"), lambda: _check_data(spec, findings, trust=trust, hear=on_progress)
-    )
+    if may_read:
+        findings.attempt(
+            ("data", "path"), lambda: _check_data(spec, findings, trust=trust, hear=on_progress)
+        )
     return findings
 
 

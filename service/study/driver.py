@@ -51,6 +51,8 @@ def run_study(
     """
     _refuse_early(spec, url)
     with open_store(url, patience_s=patience_s) as store:
+        if not resume:
+            store.replace_untried(spec.study)
         with _begun(
             store, spec, url, reporter, address, is_known=resume, accept_changes=accept_changes
         ) as run:
@@ -90,7 +92,6 @@ def _begun(
 ) -> Iterator[Run]:
     """Drives a study that is made now, or one that is known and must be the same job."""
     if not is_known:
-        store.replace_untried(spec.study)
         store.create_study(spec, {})
     with bound(study=spec.study), _driving(store, spec, url, reporter, address) as run:
         if is_known:

@@ -9,8 +9,8 @@ from bitfront.spec import JobSpec
 from storage.records import Difference, Lease
 from storage.store import Store
 
-# How long a study runs and on how many workers changes no result.
 MODEL_PARTS = frozenset({"weights", "tokenizer", "preprocessing", "config"})
+# How long a study runs and on how many workers changes no result.
 _FREE = ("stop.", "search.workers", "search.gpus_per_worker", "search.max_attempts")
 
 

@@ -277,10 +277,9 @@ class _Tuning:
 def _shapes(space: RecoverySpace) -> Sequence[RecoveryShape]:
     """Every form that a recovery of the space may have."""
     names = [field.name for field in fields(RecoveryShape)]
-    found = product(*(getattr(space, name) for name in names))
+    chosen = product(*(getattr(space, name) for name in names))
+    settings = [dict(zip(names, values, strict=True)) for values in chosen]
     recoveries = [
-        Recovery(**dict(zip(names, values, strict=True))).canonical
-        for values in found
-        if any(dict(zip(names, values, strict=True))[n] for n in ("context_length", "reduction"))
+        Recovery(**one).canonical for one in settings if one["context_length"] or one["reduction"]
     ]
     return tuple(dict.fromkeys(RecoveryShape.of(recovery) for recovery in recoveries))

@@ -34,9 +34,9 @@ from transformers import (
 )
 
 from bitfront.errors import BitfrontError
-from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel, load_model
-from tests.support.clip_models import folder_spec, save_open_clip, save_transformers
-from tests.support.llava_models import Build, photo, questions, save_llava
+from bitfront.vlm import DualEncoder, GenerativeModel
+from tests.support.llava_models import photo, questions
+from tests.support.model_folders import load_saved, save_model
 
 RELAXED = settings(
     deadline=None,
@@ -61,12 +61,7 @@ Choices = Any
 def sound(kind: str) -> Path:
     """A folder that loads, made once."""
     folder = Path(tempfile.mkdtemp(prefix=f"bitfront-{kind}-"))
-    if kind == "open_clip":
-        save_open_clip(folder)
-    elif kind in LLAVAS:
-        save_llava(folder, Build(kind=kind))
-    else:
-        save_transformers(kind, folder)
+    save_model(folder, kind)
     return folder
 
 
@@ -243,8 +238,7 @@ def try_folder(choices: Choices) -> None:
         for damage in damages:
             damage(choices, folder)
         try:
-            source = "open_clip" if kind == "open_clip" else "transformers"
-            model: LayeredModel = load_model(folder_spec(folder, source))
+            model = load_saved(folder, kind)
         except BitfrontError as error:
             told = str(error)
             assert damages, told

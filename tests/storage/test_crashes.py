@@ -46,17 +46,22 @@ for number in range(1296):
 """
 
 
+def heard_until_killed(script: str, url: str, acknowledged: int) -> list[int]:
+    """All numbers that a writer acknowledged, which is killed once it has so many."""
+    command = [sys.executable, "-c", script, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        heard = [int(writer.stdout.readline()) for _ in range(acknowledged)]
+        writer.send_signal(signal.SIGKILL)
+        return heard + [int(line) for line in writer.stdout.read().split()]
+
+
 @pytest.mark.parametrize("acknowledged", [1, 13, 40])
 def test_no_acknowledged_trial_is_lost_when_its_writer_is_killed(
     databases: Databases, acknowledged: int
 ) -> None:
     url = databases.ready()
-    command = [sys.executable, "-c", WRITER, url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        heard = [int(writer.stdout.readline()) for _ in range(acknowledged)]
-        writer.send_signal(signal.SIGKILL)
-        heard += [int(line) for line in writer.stdout.read().split()]
+    heard = heard_until_killed(WRITER, url, acknowledged)
 
     with open_store(url, create=False) as store:
         stored = {kept.number: kept for kept in store.trials("digits")}
@@ -169,12 +174,7 @@ for number in range(1296):
 
 def test_no_acknowledged_stop_is_lost_when_its_writer_is_killed(databases: Databases) -> None:
     url = databases.ready()
-    command = [sys.executable, "-c", STOPPER, url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        heard = [int(writer.stdout.readline()) for _ in range(13)]
-        writer.send_signal(signal.SIGKILL)
-        heard += [int(line) for line in writer.stdout.read().split()]
+    heard = heard_until_killed(STOPPER, url, 13)
 
     with open_store(url, create=False) as store:
         pruned = [kept.number for kept in store.trials("digits", {TrialState.PRUNED})]
@@ -214,12 +214,7 @@ def test_no_acknowledged_sample_is_lost_when_its_writer_is_killed(
     databases: Databases, acknowledged: int
 ) -> None:
     url = databases.ready()
-    command = [sys.executable, "-c", TUNER, url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        heard = [int(writer.stdout.readline()) for _ in range(acknowledged)]
-        writer.send_signal(signal.SIGKILL)
-        heard += [int(line) for line in writer.stdout.read().split()]
+    heard = heard_until_killed(TUNER, url, acknowledged)
 
     with open_store(url, create=False) as store:
         (tuning,) = store.tunings("digits")

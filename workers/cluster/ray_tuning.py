@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import ray
 from ray import tune
-from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
@@ -127,14 +126,6 @@ class RayTuning(RayPool):
             ray.remote(_finish), self.config, configuration, checkpoint
         )
         return found
-
-    def _run(self, function: Any, *arguments: object) -> Any:  # noqa: ANN401 - Ray's are untyped
-        try:
-            return super()._run(function, *arguments)
-        except RayTaskError as error:
-            if isinstance(error.cause, BitfrontError):
-                raise error.cause from None
-            raise
 
     def _limit(self) -> int:
         return self._search.workers if self._share is None else self._share.renew()

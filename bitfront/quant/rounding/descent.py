@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bitfront.quant.grid import storable_scale, storable_zero
-from bitfront.quant.rounding.gptq import gptq
+from bitfront.quant.rounding.gptq import gptq_on
 from bitfront.quant.rounding.levels import Levels, levels_of, stored
 from bitfront.quant.rounding.nearest import nearest
 from bitfront.quant.rounding.problem import RoundingProblem, column_groups, rounding_error
@@ -20,7 +20,7 @@ def descent(problem: RoundingProblem, rounds: int = 6) -> QuantizedWeight:
     fixed. No row's objective is above that of either start.
     """
     best = nearest(problem)
-    for start in (best, gptq(problem)):
+    for start in (best, gptq_on(problem, best)):
         levels = levels_of(start)
         best = _better(problem, start, best)
         for _ in range(rounds):

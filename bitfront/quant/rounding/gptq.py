@@ -10,7 +10,11 @@ from bitfront.quant.weights import QuantizedWeight
 
 def gptq(problem: RoundingProblem) -> QuantizedWeight:
     """The codes of GPTQ, on the grid of `nearest`, in order of falling `diag(H)`."""
-    start = nearest(problem)
+    return gptq_on(problem, nearest(problem))
+
+
+def gptq_on(problem: RoundingProblem, start: QuantizedWeight) -> QuantizedWeight:
+    """The codes of GPTQ on the scales and zero points of `start`."""
     levels = levels_of(start)
     order = problem.hessian.diagonal().argsort(descending=True, stable=True)
     hessian = problem.hessian[order][:, order]

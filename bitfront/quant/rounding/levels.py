@@ -45,11 +45,7 @@ class Levels:
 def levels_of(quantized: QuantizedWeight) -> Levels:
     """The levels of a stored weight; nothing is shared with it."""
     columns = quantized.codes.shape[1]
-    scale = quantized.scale.double()
-    if quantized.zero is None:
-        zero = torch.full_like(scale, 2 ** (quantized.bits - 1))
-    else:
-        zero = quantized.zero.double() / 2 ** (8 - quantized.bits)
+    scale, zero = quantized.scale.double(), quantized.zero_codes.double()
     group_of = [column // (quantized.group or columns) for column in range(columns)]
     return Levels(quantized.codes.double(), scale, zero, group_of, quantized.bits)
 

@@ -7,16 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitfront.precision import Precision
-from bitfront.quant.grid import saturated
 from bitfront.quant.rounding.descent import descent
 from bitfront.quant.rounding.gptq import gptq
 from bitfront.quant.rounding.nearest import nearest
 from bitfront.quant.rounding.problem import RoundingMethod, RoundingProblem, damped_hessian
 from bitfront.quant.weights import (
     QuantizedWeight,
-    dequantize_weight,
     fake_quantize_weight,
     quantize_for,
+    read_back,
 )
 from bitfront.spec import QuantizerSpec, Rounding
 
@@ -68,7 +67,6 @@ def fake_rounded_weight(
 
     Arguments and errors as in `rounded_weight`; at 16 bits as `fake_quantize_weight`.
     """
-    if moment is None or not precision.quantizes_weight:
+    if not precision.quantizes_weight:
         return fake_quantize_weight(weight, precision, quantizer)
-    matrix = dequantize_weight(rounded_weight(weight, precision, quantizer, moment))
-    return saturated(matrix.reshape(weight.shape), weight.dtype)
+    return read_back(rounded_weight(weight, precision, quantizer, moment), weight)

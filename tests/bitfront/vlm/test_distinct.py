@@ -9,19 +9,15 @@ from torch import Tensor
 
 from bitfront.errors import InvalidModel
 from bitfront.plan import ClassPosition
-from bitfront.vlm import DualEncoder, load_model
+from bitfront.vlm import DualEncoder
 from bitfront.vlm.models.captions import CaptionLayout
 from bitfront.vlm.models.distinct import class_problems
-from tests.support.clip_models import folder_spec, save_open_clip, save_transformers
+from tests.support.model_folders import load_saved, save_model
 
 
 def load(folder: Path, kind: str) -> DualEncoder:
-    if kind == "open_clip":
-        save_open_clip(folder)
-    else:
-        save_transformers(kind, folder)
-    source = "open_clip" if kind == "open_clip" else "transformers"
-    model = load_model(folder_spec(folder, source))
+    save_model(folder, kind)
+    model = load_saved(folder, kind)
     assert isinstance(model, DualEncoder)
     return model
 

@@ -10,17 +10,17 @@ from safetensors.torch import load_file, save_file
 
 from bitfront.errors import BitfrontError, InvalidModel, MissingModel
 from bitfront.spec import ModelSource, ModelSpec
-from bitfront.vlm import DualEncoder, LayeredModel, load_model
+from bitfront.vlm import DualEncoder, load_model
 from tests.support.clip_models import (
     CONFIG,
     edit_json,
-    folder_spec,
     save_open_clip,
     save_transformers,
     tiny_clip,
     weights_of,
 )
 from tests.support.llava_models import Build, load_llava, questions, save_llava, tokenizer
+from tests.support.model_folders import load_saved, save_model
 
 Change = Callable[[Path], object]
 
@@ -191,19 +191,6 @@ BROKEN: tuple[tuple[str, Change, str], ...] = (
 )
 
 
-def save(folder: Path, kind: str) -> None:
-    if kind == "open_clip":
-        save_open_clip(folder)
-    elif kind == "llava":
-        save_llava(folder)
-    else:
-        save_transformers(kind, folder)
-
-
-def load(folder: Path, kind: str) -> LayeredModel:
-    return load_model(folder_spec(folder, "open_clip" if kind == "open_clip" else "transformers"))
-
-
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     BROKEN,
@@ -212,11 +199,11 @@ def load(folder: Path, kind: str) -> LayeredModel:
 def test_what_cannot_be_right_is_refused_in_one_sentence(
     tmp_path: Path, kind: str, change: Change, message: str
 ) -> None:
-    save(tmp_path, kind)
+    save_model(tmp_path, kind)
     change(tmp_path)
 
     with pytest.raises(BitfrontError, match=message) as caught:
-        load(tmp_path, kind)
+        load_saved(tmp_path, kind)
 
     assert isinstance(caught.value, InvalidModel | MissingModel)
     assert "\n" not in str(caught.value)
@@ -237,11 +224,11 @@ def test_what_can_only_mean_one_thing_gives_the_same_features(
     tmp_path: Path, change: Change
 ) -> None:
     save_transformers("clip", tmp_path)
-    stock = load(tmp_path, "clip")
+    stock = load_saved(tmp_path, "clip")
     assert isinstance(stock, DualEncoder)
 
     change(tmp_path)
-    model = load(tmp_path, "clip")
+    model = load_saved(tmp_path, "clip")
 
     assert isinstance(model, DualEncoder)
     captions = ["a photo of two dogs", "one"]
@@ -253,14 +240,14 @@ def test_what_can_only_mean_one_thing_gives_the_same_features(
 @torch.no_grad()
 def test_a_checkpoint_of_open_clips_training_loads(tmp_path: Path, content: str) -> None:
     save_open_clip(tmp_path)
-    stock = load(tmp_path, "open_clip")
+    stock = load_saved(tmp_path, "open_clip")
     state = weights_of(tiny_clip())
     kept = {"epoch": 10, "name": "run", "optimizer": {"state": {}}}
     distributed = {f"module.{name}": tensor for name, tensor in state.items()}
     saved({**kept, "state_dict": distributed} if content == "whole" else state)(tmp_path)
     torch.save({"state_dict": weights_of(tiny_clip(1))}, tmp_path / "epoch_9.pt")
 
-    model = load(tmp_path, "open_clip")
+    model = load_saved(tmp_path, "open_clip")
 
     assert model.identity == stock.identity
 

@@ -7,22 +7,9 @@ from pathlib import Path
 import pytest
 
 from bitfront.vlm import DualEncoder, load_model
-from bitfront.vlm.models.layered import LayeredModel
-from tests.support.clip_models import edit_json, folder_spec, save_open_clip, save_transformers
+from tests.support.clip_models import edit_json, save_transformers
 from tests.support.llava_models import llava_spec, save_llava
-
-
-def load(folder: Path, kind: str) -> LayeredModel:
-    return load_model(folder_spec(folder, "open_clip" if kind == "open_clip" else "transformers"))
-
-
-def save(folder: Path, kind: str) -> None:
-    if kind == "open_clip":
-        save_open_clip(folder)
-    elif kind == "llava":
-        save_llava(folder)
-    else:
-        save_transformers(kind, folder)
+from tests.support.model_folders import load_saved, save_model
 
 
 def mean_of_processor(folder: Path) -> None:
@@ -84,11 +71,11 @@ def rotation(folder: Path) -> None:
 def test_a_changed_setting_makes_another_model(
     tmp_path: Path, kind: str, change: Callable[[Path], None], part: str
 ) -> None:
-    save(tmp_path, kind)
-    before = load(tmp_path, kind)
+    save_model(tmp_path, kind)
+    before = load_saved(tmp_path, kind)
 
     change(tmp_path)
-    after = load(tmp_path, kind)
+    after = load_saved(tmp_path, kind)
 
     assert before.weights_identity == after.weights_identity
     assert before.identity != after.identity
@@ -97,12 +84,12 @@ def test_a_changed_setting_makes_another_model(
 
 def test_settings_do_not_depend_on_what_was_tokenized(tmp_path: Path) -> None:
     save_transformers("clip", tmp_path)
-    model = load(tmp_path, "clip")
+    model = load_saved(tmp_path, "clip")
     assert isinstance(model, DualEncoder)
 
     model.tokenize(["a photo of two dogs"])
 
-    assert load(tmp_path, "clip").parts == model.parts
+    assert load_saved(tmp_path, "clip").parts == model.parts
 
 
 def test_settings_do_not_depend_on_the_folder(tmp_path: Path) -> None:
@@ -110,8 +97,8 @@ def test_settings_do_not_depend_on_the_folder(tmp_path: Path) -> None:
         folders = (tmp_path / f"{kind} here", tmp_path / f"{kind} there")
         for folder in folders:
             folder.mkdir()
-            save(folder, kind)
-        here, there = (load(folder, kind) for folder in folders)
+            save_model(folder, kind)
+        here, there = (load_saved(folder, kind) for folder in folders)
 
         assert here.identity == there.identity
 
