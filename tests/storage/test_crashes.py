@@ -1,8 +1,10 @@
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from threading import Event, Thread
 
 import psycopg
@@ -49,7 +51,9 @@ for number in range(1296):
 def heard_until_killed(script: str, url: str, acknowledged: int) -> list[int]:
     """All numbers that a writer acknowledged, which is killed once it has so many."""
     command = [sys.executable, "-c", script, url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+    # Where this process has used Ray, the current folder is no longer on the path.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as writer:
         assert writer.stdout is not None
         heard = [int(writer.stdout.readline()) for _ in range(acknowledged)]
         writer.send_signal(signal.SIGKILL)
