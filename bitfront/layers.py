@@ -1,5 +1,6 @@
 """Layers, the weight matrices that can be quantized, and the blocks they are searched in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -66,3 +67,18 @@ class Block:
     name: str
     tower: Tower
     layers: tuple[str, ...]
+
+
+def steps(block: Block, layers: Mapping[str, Layer]) -> list[Block]:
+    """The block's layers in order, those that share an input (q, k and v) together.
+
+    Layers of one step do not see each other: what the block gives leaves all of the last one's.
+
+    Args:
+        block: The block; its layers are in order of execution.
+        layers: The model's, by name.
+    """
+    found: dict[str, list[str]] = {}
+    for name in block.layers:
+        found.setdefault(layers[name].source, []).append(name)
+    return [Block(members[0], block.tower, tuple(members)) for members in found.values()]

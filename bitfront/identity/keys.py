@@ -44,6 +44,8 @@ def quantizer_identity(
     """
     quantizer = _quantizer_content(spec.quantizer)
     content = [CELL_VERSION, quantizer, spec.profile.measure, spec.data.seed]
+    if spec.profile.measure is ErrorMeasure.GRADIENT:
+        content.append("all outputs")  # it once looked at the last of those that leave a block
     if device_type != "cpu":  # ranges come out a little different there
         content.append(device_type)
     if bounds:

@@ -10,7 +10,7 @@ from itertools import product
 
 from torch import Tensor
 
-from bitfront.layers import Block, Layer, Tower
+from bitfront.layers import Block, Tower, steps
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import ClipChoice
@@ -75,7 +75,7 @@ class ClipSearch:
         try:
             chosen = dict(zip(block.layers, option.precisions, strict=True))
             evaluations, error = 0, 0.0
-            for step in self._steps(block):
+            for step in steps(block, self._layers):
                 part = Option(tuple(chosen[name] for name in step.layers))
                 found = self._joint(step, part, prefix)
                 evaluations, error = evaluations + found.evaluations, found.error
@@ -92,7 +92,7 @@ class ClipSearch:
         assigned = dict(zip(block.layers, option.precisions, strict=True))
         plan = Plan.of({**dict(prefix), **assigned})
         try:
-            return sum(self._errors(block, self._steps(block)[-1].layers, plan).values())
+            return sum(self._errors(block, steps(block, self._layers)[-1].layers, plan).values())
         finally:
             self._switch.to(FULL_PLAN)
 
@@ -102,7 +102,7 @@ class ClipSearch:
 
     def _joint(self, block: Block, option: Option, prefix: Plan) -> ClipChoice:
         given = dict(zip(block.layers, option.precisions, strict=True))
-        last = self._steps(block)[-1].layers
+        last = steps(block, self._layers)[-1].layers
         earlier = [name for name in block.layers if name not in last]
         best: tuple[float, dict[str, Precision]] | None = None
         evaluations = 0
@@ -146,16 +146,6 @@ class ClipSearch:
         if self._full[0] != layers:
             self._full = layers, self.runner.observe(stream, FULL_PLAN, layers)
         return self._full[1]
-
-    def _steps(self, block: Block) -> list[Block]:
-        """The block's layers, those that share an input together."""
-        steps: dict[str, list[Layer]] = {}
-        for name in block.layers:
-            steps.setdefault(self._layers[name].source, []).append(self._layers[name])
-        return [
-            Block(members[0].name, block.tower, tuple(layer.name for layer in members))
-            for members in steps.values()
-        ]
 
 
 def _side_by_side(candidates: Sequence[Sequence[Precision]]) -> list[tuple[Precision, ...]]:

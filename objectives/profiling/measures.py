@@ -7,12 +7,13 @@ precision, at the block's output and at its weights and inputs. `entropy` is rel
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bitfront.layers import Block
+from bitfront.layers import Block, steps
 from bitfront.plan import Plan
 from bitfront.spec import ErrorMeasure
 from objectives.execution.similarity import divergence_nats
@@ -76,49 +77,60 @@ class LayerOutputs:
 
 
 class WeightedOutput:
-    """`mean_x sum_e g_e^2 (y'_e - y_e)^2 / 2` over the elements of the block's output, in nats.
+    """`mean_x sum_e g_e^2 (y'_e - y_e)^2 / 2` over the elements of the block's outputs, in nats.
 
-    `y` is the output of the block's last layer, `y'` the same under the plan, and `g` the
-    gradient of the model's own loss there (see `FullPrecisionReference.output_gradients`): the
-    error that BRECQ (https://arxiv.org/abs/2102.05426) reconstructs blocks by.
+    `y` are the outputs of the block's last layers (all that share the last input, such as q, k
+    and v), `y'` the same under the plan, and `g` the gradients of the model's own loss there (see
+    `FullPrecisionReference.output_gradients`): the error that BRECQ
+    (https://arxiv.org/abs/2102.05426) reconstructs blocks by.
     """
 
     def __init__(self, reference: FullPrecisionReference) -> None:
         self._reference = reference
+        self._layers = {layer.name: layer for layer in reference.model.layers}
         self._outputs = LayerOutputs(reference)
-        self._weights: tuple[str, list[Tensor]] = ("", [])
+        self._weights: dict[str, list[Tensor]] = {}
 
     def error(self, block: Block, plan: Plan) -> float:
-        """The weighted squared change of the block's output."""
-        last = block.layers[-1]
-        if self._weights[0] != last:
-            self._weights = last, self._squared_gradients(block, last)
-        changes = self._outputs.changes(block, (last,), plan)[last]
+        """The weighted squared change of the block's outputs."""
+        last = steps(block, self._layers)[-1].layers
+        if list(self._weights) != list(last):
+            self._weights = self._squared_gradients(block, last)
+        changes = self._outputs.changes(block, last, plan)
         total = sum(
             float((weight * change.square()).sum())
-            for weight, (_, change) in zip(self._weights[1], changes, strict=True)
+            for layer in last
+            for weight, (_, change) in zip(self._weights[layer], changes[layer], strict=True)
         )
         return total / (2 * self._reference.predictions)
 
-    def _squared_gradients(self, block: Block, layer: str) -> list[Tensor]:
-        """The mean of `g^2` over the draws, for every call of the layer."""
-        calls: list[Tensor] = []
-
-        def watch(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-            calls.append(output.detach().requires_grad_())
-            return calls[-1]
-
+    def _squared_gradients(self, block: Block, layers: Sequence[str]) -> dict[str, list[Tensor]]:
+        """The mean of `g^2` over the draws, for every call of each layer."""
         reference = self._reference
+        calls: dict[str, list[Tensor]] = {layer: [] for layer in layers}
         with ExitStack() as stack:
-            # Of a tied weight, the output is what it multiplies, as in `StreamRunner.observe`.
-            for module in reference.model.multiplying(layer) or reference.model.modules(layer):
-                stack.callback(module.register_forward_hook(watch).remove)
+            for layer, outputs in calls.items():
+                # Of a tied weight, the output is what it multiplies, as in `StreamRunner.observe`.
+                for module in reference.model.multiplying(layer) or reference.model.modules(layer):
+                    watch = partial(_watch, outputs)
+                    stack.callback(module.register_forward_hook(watch).remove)
             reference.backward(block.tower)
-        squares = [
-            torch.zeros_like(call) if call.grad is None else call.grad.square() for call in calls
-        ]
-        each = len(squares) // DRAWS
-        return [torch.stack(squares[call::each]).double().mean(dim=0) for call in range(each)]
+        return {layer: _mean_squares(outputs) for layer, outputs in calls.items()}
+
+
+def _watch(outputs: list[Tensor], _module: nn.Module, _args: object, output: Tensor) -> Tensor:
+    """A forward hook that keeps an output where its gradient will arrive."""
+    outputs.append(output.detach().requires_grad_())
+    return outputs[-1]
+
+
+def _mean_squares(calls: Sequence[Tensor]) -> list[Tensor]:
+    """The mean squared gradient over the draws, for every call of a draw."""
+    squares = [
+        torch.zeros_like(call) if call.grad is None else call.grad.square() for call in calls
+    ]
+    each = len(squares) // DRAWS
+    return [torch.stack(squares[call::each]).double().mean(dim=0) for call in range(each)]
 
 
 class EntropyWeightedOutput:

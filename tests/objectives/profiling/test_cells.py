@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +15,17 @@ from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import ErrorMeasure, JobSpec
-from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.vlm import DualEncoder, PlanSwitch, load_model
 from objectives.cost.costs import layer_bit_operations, layer_nbytes
 from objectives.cost.latency import LatencyMeter, Timing
 from objectives.data.classification import ClassificationTask as Task
+from objectives.data.classification import load_classification
 from objectives.data.task import SplitName
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.profiling.cells import CellMeter
 from objectives.profiling.entropy import measure_entropies
 from objectives.profiling.measures import ENTROPY_BITS
+from tests.support.clip_models import folder_spec, save_pictures, save_transformers
 from tests.support.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder
 
 VISION = "visual.transformer.resblocks.1"
@@ -180,6 +183,32 @@ def test_the_gradient_measure_weighs_by_the_fisher_information(
         information = (log_p(image).exp()[:, None] * gradients.square()).sum(dim=0)
         total += float((information * change.square()).sum()) / 2
     assert cell.error == pytest.approx(total / len(images), rel=0.3)
+
+
+@pytest.mark.parametrize("changed", ["q_proj", "k_proj", "v_proj"])
+def test_the_gradient_measure_sees_each_of_q_k_and_v_in_one_block(
+    changed: str, tmp_path: Path
+) -> None:
+    save_transformers("clip", tmp_path / "model")
+    save_pictures(tmp_path / "pictures", {"one": 12, "two": 12, "dogs": 12})
+    samples = {"calibration": 12, "tuning": 3, "selection": 3, "test": 3}
+    pictures = {"source": "image_folder", "path": str(tmp_path / "pictures"), "samples": samples}
+    spec = scene_spec(profile={"measure": "gradient"}, data=pictures)
+    model = load_model(folder_spec(tmp_path / "model"))
+    assert isinstance(model, DualEncoder)
+    shown = load_classification(spec.data, model)
+    meter = CellMeter(shown, PlanSwitch(model, spec.quantizer, calibrate(shown, (1.0,))), spec)
+    scope = "vision_model.encoder.layers.0.self_attn"
+    names = tuple(f"{scope}.{part}.weight" for part in ("q_proj", "k_proj", "v_proj"))
+    block = Block("qkv", Tower.VISION, names)
+
+    def error(bits: int) -> float:
+        widths = [bits if name.endswith(f"{changed}.weight") else 8 for name in names]
+        return meter.measure(block, Option(tuple(Precision(width) for width in widths))).error
+
+    errors = [error(bits) for bits in (2, 4, 8)]
+
+    assert errors[0] > errors[1] > errors[2] > 0
 
 
 def test_the_entropy_measure_is_the_weighted_relative_change(
