@@ -190,7 +190,7 @@ def make_scheduler(
         space,
         [],
         spool,
-        lambda configuration: configuration.digest,
+        lambda configuration, _halvings: configuration.digest,
         reference=(
             1.0,
             made_up(space.configuration({v.name: 12 for v in space.variables[:-1]}))["nbytes"],

@@ -89,6 +89,20 @@ class UnreachableCluster(BitfrontError):
         )
 
 
+class UnstartedCluster(BitfrontError):
+    """Ray does not start on this machine."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"Ray does not start on this machine ({self.reason}): give the same command again "
+            "when the machine is less busy, or name a running cluster with --address"
+        )
+
+
 class NoWorkers(BitfrontError):
     """Trial workers end as soon as they start: no trial can run."""
 

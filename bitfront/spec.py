@@ -420,6 +420,12 @@ class JobSpec(Section):
         """Whether the job minimises or limits it, and so has to measure it."""
         return objective in self.objectives or objective in self.constraints.limits
 
+    def with_halved_batch(self, times: int) -> Self:
+        """The job as an attempt runs it after memory ran out so many times."""
+        batch_size = max(1, self.data.batch_size >> times)
+        smaller = self.data.model_copy(update={"batch_size": batch_size})
+        return self.model_copy(update={"data": smaller})
+
     @property
     def digest(self) -> str:
         """The hash of the whole specification."""

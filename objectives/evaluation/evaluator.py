@@ -184,12 +184,24 @@ class Evaluator:
         return RecoveryCheckpoint(path, identity, self.spec.search.checkpoint_s, is_ending)
 
     def costs(self, configuration: Configuration) -> dict[str, float]:
-        """Those of the job's objectives that follow from the configuration alone, by name."""
-        known = {
-            Objective.NBYTES: float(sum(self.nbytes(configuration).values())),
-            Objective.BIT_OPERATIONS: bit_operations(self.model, configuration),
+        """Those of the job's objectives that follow from the configuration alone, by name.
+
+        Afterwards the model may have the configuration's plan.
+        """
+        known = self._costs(configuration)
+        return {o.value: known[o.value] for o in self.spec.objectives if o.value in known}
+
+    def _costs(self, configuration: Configuration) -> dict[str, float]:
+        """Those of all figures that are counted, not measured."""
+        counted = {
+            Objective.NBYTES.value: float(sum(self.nbytes(configuration).values())),
+            "bits_per_weight": bits_per_weight(self.model, configuration),
+            Objective.BIT_OPERATIONS.value: bit_operations(self.model, configuration),
         }
-        return {o.value: known[o] for o in self.spec.objectives if o in known}
+        if self.spec.needs(Objective.ACTIVATION_NBYTES):
+            held = self._activations.peak_nbytes(configuration.plan)
+            counted[Objective.ACTIVATION_NBYTES.value] = float(held)
+        return counted
 
     def nbytes(self, configuration: Configuration) -> dict[str, int]:
         """The bytes of the configuration's packed checkpoint, part by part."""
@@ -216,24 +228,16 @@ class Evaluator:
         """
         self._stopwatch.reset()
         quality = self.scorer.figures(configuration, split)
-        nbytes = self.nbytes(configuration)
-        figures = {
-            **quality,
-            Objective.NBYTES.value: float(sum(nbytes.values())),
-            "bits_per_weight": bits_per_weight(self.model, configuration),
-            Objective.BIT_OPERATIONS.value: bit_operations(self.model, configuration),
-        }
+        figures = {**quality, **self._costs(configuration)}
         if self.latency_meter is not None:
             with self._stopwatch.timed("latency"):
                 seconds = self.latency_meter.seconds(configuration)
             figures[Objective.LATENCY_S.value] = seconds
-        if self.spec.needs(Objective.ACTIVATION_NBYTES):
-            held = self._activations.peak_nbytes(configuration.plan)
-            figures[Objective.ACTIVATION_NBYTES.value] = float(held)
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise InvalidMetric(name, str(value))
         values = {objective.value: figures[objective.value] for objective in self.spec.objectives}
+        nbytes = self.nbytes(configuration)
         figures |= {f"nbytes.{part}": float(count) for part, count in nbytes.items()}
         return Evaluation(values, figures | self._stopwatch.figures())
 

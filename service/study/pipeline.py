@@ -172,10 +172,9 @@ class Run:
         def review(trials: Sequence[Trial]) -> SearchSpace | None:
             return self._review(proxy_search, trials)
 
-        def key(configuration: Configuration) -> str:
-            return evaluation_key(
-                self._spec, model_info.identities, model_info.device, configuration
-            )
+        def key(configuration: Configuration, halvings: int) -> str:
+            spec = self._spec.with_halved_batch(halvings)
+            return evaluation_key(spec, model_info.identities, model_info.device, configuration)
 
         scheduler = TrialScheduler(
             self._store,

@@ -137,7 +137,7 @@ def drive(url: str, folder: Path, *, cancel: bool = False) -> None:
             SearchSpace(BLOCKS, OPTIONS, {}, None),
             [SEED],
             spool,
-            lambda configuration: configuration.digest,
+            lambda configuration, _halvings: configuration.digest,
             reference=list(REFERENCE.values()),
             budget=Budget("nbytes", 20),
             is_draining=lambda: False,

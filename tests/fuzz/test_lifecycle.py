@@ -169,7 +169,7 @@ class Life(RuleBasedStateMachine):
             SearchSpace(BLOCKS, OPTIONS, {}, None),
             seeds,
             self.spool,
-            lambda configuration: configuration.digest,
+            lambda configuration, _halvings: configuration.digest,
             reference=list(REFERENCE.values()),
             budget=Budget("nbytes", 20),
             is_draining=lambda: bool(stop_signals),

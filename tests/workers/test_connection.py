@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitfront.errors import SpecError
+from bitfront.errors import SpecError, UnstartedCluster
 from workers.cluster.connection import connected
 
 
@@ -17,6 +17,13 @@ def test_a_folder_that_is_too_long_for_sockets_is_refused(
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 90)))
 
     with pytest.raises(SpecError, match=r"RAY_TMPDIR is .*too long .* of at most \d+ bytes"):
+        connected(1).__enter__()
+
+
+def test_a_cluster_that_does_not_start_gets_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", f"{os.devnull}/nowhere")
+
+    with pytest.raises(UnstartedCluster, match=r"Ray does not start on this machine \(.*nowhere"):
         connected(1).__enter__()
 
 

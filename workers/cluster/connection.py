@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, chdir, contextmanager, nullcontex
 from functools import partial
 from pathlib import Path
 
-from bitfront.errors import SpecError, UnreachableCluster
+from bitfront.errors import SpecError, UnreachableCluster, UnstartedCluster
 
 # A socket's path has at most 107 bytes; Ray's are up to so many longer than its folder.
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
@@ -32,6 +32,7 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
 
     Raises:
         UnreachableCluster: There is no cluster at the address.
+        UnstartedCluster: Ray does not start on this machine.
         SpecError: The folder for temporary files is unusable, or too long for Ray's sockets.
     """
     for name, value in _ENVIRONMENT.items():
@@ -47,7 +48,16 @@ def connected(workers: int, address: str | None = None) -> Iterator[None]:
         # Ray puts the current folder before all others on the workers' path.
         with chdir(empty):
             if address is None:
-                init(address="local", num_cpus=workers, include_dashboard=False, _temp_dir=folder)
+                try:
+                    init(
+                        address="local",
+                        num_cpus=workers,
+                        include_dashboard=False,
+                        _temp_dir=folder,
+                    )
+                except Exception as error:
+                    # Among them a plain Exception, where a busy machine takes over 30 seconds.
+                    raise UnstartedCluster(str(error).partition("\n")[0]) from error
             else:
                 try:
                     # Workers elsewhere do not inherit this process's environment.

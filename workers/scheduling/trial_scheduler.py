@@ -75,7 +75,7 @@ class TrialScheduler:
         space: SearchSpace,
         seeds: Sequence[Proposal],
         spool: Spool,
-        evaluation_key: Callable[[Configuration], str],
+        evaluation_key: Callable[[Configuration, int], str],
         *,
         reference: Sequence[float],
         budget: Budget,
@@ -93,7 +93,8 @@ class TrialScheduler:
             space: What the sampler may choose.
             seeds: What is evaluated first, in this order.
             spool: Where the workers leave their results.
-            evaluation_key: Names a configuration's evaluation in the shared cache.
+            evaluation_key: Names a configuration's evaluation in the shared cache, when the
+                job's batch was halved so many times.
             reference: The hypervolume's reference point, in the order of the objectives.
             budget: Where the best error is reported.
             is_draining: Asked before each new trial: shall none be started any more?
@@ -158,10 +159,11 @@ class TrialScheduler:
 
     def _wait(self, trial: Trial) -> None:
         """Puts the next attempt at a known trial into the queue."""
-        self._waiting.append(self._attempt(trial, self._retries.halvings(trial.number)))
+        self._waiting.append(self._attempt(trial))
 
-    def _attempt(self, trial: Trial, halvings: int = 0) -> Attempt:
-        return Attempt(trial, self._evaluation_key(trial.configuration), halvings)
+    def _attempt(self, trial: Trial) -> Attempt:
+        halvings = self._retries.halvings(trial.number)
+        return Attempt(trial, self._evaluation_key(trial.configuration, halvings), halvings)
 
     def _teach(self, trials: Sequence[Trial]) -> None:
         """Tells a new proposer everything that can be compared, in the order of the trials."""

@@ -27,7 +27,4 @@ class WorkerConfig:
 
     def with_halved_batch(self, times: int) -> Self:
         """The configuration with a smaller batch, for an attempt after memory ran out."""
-        data = self.spec.data
-        batch_size = max(1, data.batch_size >> times)
-        smaller = data.model_copy(update={"batch_size": batch_size})
-        return replace(self, spec=self.spec.model_copy(update={"data": smaller}))
+        return replace(self, spec=self.spec.with_halved_batch(times))

@@ -184,6 +184,23 @@ def test_values_are_the_jobs_objectives_and_metrics_hold_the_costs(
     assert "latency_s" not in metrics
 
 
+def test_costs_are_the_objectives_that_no_recovery_changes_in_training(
+    spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges
+) -> None:
+    named = ("error", "nbytes", "bit_operations", "activation_nbytes")
+    objectives = spec.model_copy(update={"objectives": tuple(map(Objective, named))})
+    evaluator = fresh(objectives, model, task, ranges)
+    configuration = Configuration(uniform(model, 4), ADAPTER)
+
+    costs = evaluator.costs(configuration)
+
+    assert list(costs) == ["nbytes", "bit_operations", "activation_nbytes"]
+    values = dict(evaluator.evaluate(configuration).values)
+    del values["error"]
+    assert costs == values
+    assert costs["activation_nbytes"] > 0
+
+
 def test_a_change_in_one_tower_takes_the_others_features_from_the_cache(
     model: DualEncoder, evaluator: Evaluator
 ) -> None:

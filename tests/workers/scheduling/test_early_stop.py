@@ -69,7 +69,7 @@ class Driver:
             SearchSpace(BLOCKS, OPTIONS, {}, SPACE),
             [*bare, *recovered],
             self.spool,
-            lambda configuration: configuration.digest,
+            lambda configuration, _halvings: configuration.digest,
             reference=(1.0, 80.0),
             budget=Budget("nbytes", 40),
             is_draining=lambda: False,

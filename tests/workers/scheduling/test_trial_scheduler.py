@@ -61,6 +61,10 @@ def measure(configuration: Configuration) -> Evaluated:
     )
 
 
+def evaluation_key(configuration: Configuration, halvings: int) -> str:
+    return f"{configuration.digest} {halvings}"
+
+
 def broken(cause: Cause) -> Failed:
     return Failed(cause, f"a {cause} for the test", seconds=0.1, worker="test:1")
 
@@ -89,7 +93,7 @@ class Bench:
             SearchSpace(BLOCKS, OPTIONS, {}, None),
             SEEDS,
             self.spool,
-            lambda configuration: configuration.digest,
+            evaluation_key,
             reference=REFERENCE,
             budget=Budget("nbytes", 20),
             is_draining=lambda: self.drains,
@@ -324,6 +328,30 @@ def test_each_time_that_memory_ran_out_halves_the_batch_even_after_a_restart(ben
     assert (again.trial.number, again.halvings) == (0, 2)
 
 
+def test_what_was_measured_in_smaller_batches_is_kept_under_their_key(bench: Bench) -> None:
+    scheduler = bench.drive()
+    take_again(scheduler, Cause.OUT_OF_MEMORY)
+    attempt = take(scheduler)
+
+    scheduler.finish(attempt, measure(attempt.configuration))
+
+    assert bench.store.evaluation(evaluation_key(attempt.configuration, 0)) is None
+    assert bench.store.evaluation(evaluation_key(attempt.configuration, 1)) is not None
+
+
+def test_what_was_spooled_in_smaller_batches_is_kept_under_their_key(bench: Bench) -> None:
+    scheduler = bench.drive()
+    take_again(scheduler, Cause.OUT_OF_MEMORY)
+    attempt = take(scheduler)
+    bench.spool.write(attempt.trial.number, attempt.number, measure(attempt.configuration))
+
+    bench.drive()
+
+    assert bench.trials[0].state is TrialState.COMPLETE
+    assert bench.store.evaluation(evaluation_key(attempt.configuration, 0)) is None
+    assert bench.store.evaluation(evaluation_key(attempt.configuration, 1)) is not None
+
+
 def take_again(scheduler: TrialScheduler, ended_by: Cause) -> Attempt:
     attempt = take(scheduler)
     scheduler.finish(attempt, broken(ended_by))
@@ -408,7 +436,7 @@ def test_a_known_evaluation_is_not_handed_out(bench: Bench) -> None:
         SearchSpace(BLOCKS, OPTIONS, {}, None),
         SEEDS,
         Spool(bench.folder / "other"),
-        lambda configuration: configuration.digest,
+        evaluation_key,
         reference=REFERENCE,
         budget=Budget("nbytes", 20),
         is_draining=lambda: False,
