@@ -224,6 +224,10 @@ class LeaseLost(BitfrontError):
         return f"another driver took over study {self.study!r} (our epoch was {self.epoch})"
 
 
+class FailedBuild(BitfrontError):
+    """An artefact could not be written, or is not what was measured."""
+
+
 class FailedTuning(BitfrontError):
     """No sample of a tuning was trained to its end."""
 

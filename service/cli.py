@@ -25,7 +25,7 @@ import click
 
 from bitfront.errors import BitfrontError
 from bitfront.passwords import masked
-from service.commands import model, query, request, run, share, tune
+from service.commands import build, model, query, request, run, share, tune
 from workers.observability.logs import set_up
 
 
@@ -67,5 +67,6 @@ for command in (
     *share.COMMANDS,
     *tune.COMMANDS,
     *model.COMMANDS,
+    *build.COMMANDS,
 ):
     main.add_command(command)

@@ -23,6 +23,7 @@ REVISIONS = (
     "0010",
     "0011",
     "0012",
+    "0013",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

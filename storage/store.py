@@ -17,7 +17,8 @@ from bitfront.layers import Block, Layer
 from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
 from bitfront.trial import Evaluation, FrontChange, StudyState, Trial, TrialState
 from bitfront.tuning import TuningSample
-from storage import attempts, leases, profiles, queries, studies, trials, tunings
+from storage import artefacts, attempts, leases, profiles, queries, studies, trials, tunings
+from storage.artefacts import ArtefactRecord
 from storage.engine import Database
 from storage.records import (
     AttemptRecord,
@@ -436,6 +437,19 @@ class Store:
     ) -> None:
         """Records what the chosen sample reaches on the test split."""
         self._database.write(tunings.save_test_error, lease, tuning_id, number, error)
+
+    # Artefacts
+
+    def put_artefact(self, name: str, record: ArtefactRecord) -> None:
+        """Records a model that was built from a trial of the study; safe to repeat.
+
+        What lay in the same folder before is forgotten.
+        """
+        self._database.write(artefacts.put, name, record)
+
+    def artefacts(self, name: str) -> list[ArtefactRecord]:
+        """The models that were built from the study's trials, oldest first."""
+        return self._database.read(artefacts.read, name)
 
     # Queries
 

@@ -468,3 +468,24 @@ class TuningResult(Base):
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     error: Mapped[float]
     reported_at: Mapped[datetime] = mapped_column(default=Now())
+
+
+class Artefact(Base):
+    """A model that was built from a trial, and what it was seen to do."""
+
+    __tablename__ = "artefact"
+    __table_args__ = (
+        UniqueConstraint("study_id", "path"),
+        CheckConstraint("nbytes >= 0", name="nbytes_positive"),
+        CheckConstraint("trial >= 0", name="trial_counts"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    trial: Mapped[int]  # the trial's number
+    target: Mapped[str]
+    path: Mapped[str]
+    nbytes: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[dict[str, object]]  # file name -> SHA-256
+    verification: Mapped[dict[str, object]]
+    created_at: Mapped[datetime] = mapped_column(default=Now())

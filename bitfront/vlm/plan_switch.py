@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -11,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from bitfront.errors import SpecError
 from bitfront.plan import Plan
 from bitfront.precision import Precision
-from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds
+from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds, input_grid
+from bitfront.quant.packing import packed_weight
 from bitfront.quant.rounding.methods import fake_rounded_weight
 from bitfront.spec import QuantizerSpec, Rounding
 from bitfront.vlm.models.layered import LayeredModel
@@ -131,14 +133,38 @@ class PlanSwitch:
             SpecError: The rounding method needs the second moment of the layer's inputs, and
                 it is not known.
         """
-        weight, moment = self._model.weight(layer), self._moments.get(layer)
+        weight, moment = self._model.weight(layer), self._moment(layer)
+        return fake_rounded_weight(weight, precision, self._quantizer, moment)
+
+    def packed_layer(self, layer: str, precision: Precision) -> dict[str, Tensor]:
+        """What a packed checkpoint stores for the layer: its weight, and its static input format.
+
+        Returns:
+            What `packed_weight` gives and, where the input has a static range, `input_scale`,
+            a float16, and `input_zero`, a uint8: the code of zero.
+
+        Raises:
+            SpecError: As for `fake_quantized_weight` and `input_quantizer`.
+        """
+        weight, moment = self._model.weight(layer), self._moment(layer)
+        tensors = packed_weight(weight, precision, self._quantizer, moment)
+        quantize = self.input_quantizer(layer, precision)
+        if quantize is not None and quantize.range is not None:
+            low, high = torch.tensor(quantize.range.low), torch.tensor(quantize.range.high)
+            scale, zero = input_grid(low, high, quantize.bits)
+            tensors["input_scale"] = scale.to(torch.float16)
+            tensors["input_zero"] = zero.to(torch.uint8)
+        return tensors
+
+    def _moment(self, layer: str) -> Tensor | None:
+        moment = self._moments.get(layer)
         needs_moment = self._quantizer.rounding is not Rounding.NEAREST
         if needs_moment and moment is None and self._model.multiplying(layer):
             raise SpecError(
                 f"the second moment of the inputs of {layer} is not known, and the rounding method "
                 f"{self._quantizer.rounding.value} needs it: calibrate the model for it first"
             )
-        return fake_rounded_weight(weight, precision, self._quantizer, moment)
+        return moment
 
     def input_quantizer(self, layer: str, precision: Precision) -> InputQuantizer | None:
         """What the layer's input goes through; None where it stays as it is.

@@ -62,6 +62,11 @@ class QuestionSplit:
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def template(self) -> str:
+        """What makes a prompt of a question, in the place of `{}`."""
+        return self._spec.prompt
+
     @cached_property
     def accepted(self) -> list[tuple[str, ...]]:
         """The right answers of every question; the first one is what the model is taught.

@@ -109,6 +109,21 @@ class AnswerScorer(Scorer):
         (tokens,) = self._generate(batch, recovered, features)
         return self._model.decode(tokens)
 
+    @torch.no_grad()
+    def logits(
+        self, configuration: Configuration, batch: QuestionBatch
+    ) -> Float[Tensor, "n answer vocabulary"]:
+        """The logits at the tokens of any questions' answers.
+
+        A recovery is trained if it is not known.
+        """
+        recovered = self._recoveries.get(configuration)
+        self._switch.to(configuration.plan)
+        if recovered is None:
+            return self._model.answer_logits(batch)
+        features = self._adapted(recovered, self._model.image_features(batch))
+        return self._model.answer_logits(batch, features=features, context=recovered.context)
+
     def begin(self, configuration: Configuration) -> AnswerTraining:
         """The training of the configuration's recovery, at its start, with the plan on.
 

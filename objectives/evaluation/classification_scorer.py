@@ -62,24 +62,37 @@ class ClassificationScorer(Scorer):
             "loss_nats": loss_nats(scores, labels),
         }
 
-    def probabilities(
-        self, configuration: Configuration, pixels: Float[Tensor, "n c h w"]
-    ) -> Float[Tensor, "n classes"]:
-        """The share of each class for any pictures, as the model prepares them.
+    def text_features(self, configuration: Configuration) -> Float[Tensor, "classes d"]:
+        """The features that the classes have under a configuration, of length 1.
 
         A recovery is trained if it is not known.
         """
         recovered = self._recoveries.get(configuration)
         if recovered is None:
-            classes = self._class_features(configuration.plan)
-        else:
-            classes = recovered.text_features
+            return self._class_features(configuration.plan)
+        return recovered.text_features
+
+    def logits(
+        self, configuration: Configuration, pixels: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n classes"]:
+        """The scaled cosines of any pictures, as the model prepares them, with the classes.
+
+        A recovery is trained if it is not known.
+        """
+        classes = self.text_features(configuration)
+        recovered = self._recoveries.get(configuration)
         self._switch.to(configuration.plan)
         with torch.no_grad():
             images = self._model.encode_images(pixels)
         if recovered is not None:
             images = recovered.adapt(images)
-        return logits(images, classes, self._model.logit_scale).softmax(dim=-1)
+        return logits(images, classes, self._model.logit_scale)
+
+    def probabilities(
+        self, configuration: Configuration, pixels: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n classes"]:
+        """The share of each class for any pictures; see `logits`."""
+        return self.logits(configuration, pixels).softmax(dim=-1)
 
     def classify(
         self, configuration: Configuration, pictures: Sequence[Image], top: int

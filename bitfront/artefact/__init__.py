@@ -1,0 +1,1 @@
+"""Artefacts: a quantized model as files that other programs load without bitfront."""

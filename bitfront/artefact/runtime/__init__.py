@@ -1,0 +1,1 @@
+"""The source files that travel with an artefact: they import nothing of bitfront."""

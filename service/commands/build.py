@@ -1,0 +1,147 @@
+"""Commands that bring a configuration out of the database: build, artefacts."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from service.commands.deployment import database_option
+from service.commands.limits import limit_options
+from service.commands.model import find_configuration, load_evaluator
+from service.commands.query import TEXT_OR_JSON
+
+if TYPE_CHECKING:
+    from bitfront.trial import Trial
+    from objectives.evaluation.verification import Verification
+
+
+@click.command()
+@click.argument("study")
+@click.option(
+    "--trial", type=click.IntRange(0), help="A trial.  [default: the best within the limits]"
+)
+@limit_options
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["packed"]),
+    default="packed",
+    show_default=True,
+    help="What to build: packed is a checkpoint with its own loader, for torch.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The folder to make; it must not be there.",
+)
+@database_option
+def build(
+    study: str, trial: int | None, target: str, out: Path, url: str, **limits: float | None
+) -> None:
+    """Build the best configuration of STUDY under limits into a model that runs without bitfront.
+
+    It is verified before it gets its name: it is loaded in a process of its own, and its outputs,
+    its error, its size, its memory and its speed are measured there.
+    """
+    from service.study.build import (
+        build_packed,
+        check_place,
+        check_trial,
+        read_example,
+        requirements,
+    )
+    from storage.store import open_store
+
+    del target
+    found = find_configuration(url, study, trial, limits)
+    with open_store(url, create=False) as store:
+        (chosen,) = (known for known in store.trials(study) if known.number == found.number)
+    check_trial(study, chosen)
+    check_place(out)
+    click.echo(f"trial {found.number} of study {study}", err=True)
+    evaluator = load_evaluator(found.study, found.bounds, None)
+    with open_store(url) as store:
+        verification = build_packed(evaluator, found.study, chosen, out, store)
+    click.echo(_report(out, chosen, verification))
+    click.echo(f"\nIt needs {', '.join(requirements(out))}. Use it as {out / 'example.py'} does:\n")
+    click.echo(read_example(out))
+
+
+def _report(out: Path, trial: "Trial", found: "Verification") -> str:
+    from bitfront.units import size_text
+    from service.views.tables import pairs_text
+
+    error = (
+        f"{100 * found.error:.2f} % of {found.samples} samples "
+        f"({100 * found.error_low:.2f} to {100 * found.error_high:.2f} %), "
+        f"measured {100 * trial.values['error']:.2f} %"
+    )
+    outputs = (
+        f"differ by {found.largest_difference:.2g} at most, {found.mean_difference:.2g} in the "
+        f"mean; {100 * found.same_predictions:.1f} % of the predictions are the same"
+    )
+    size = (
+        f"{size_text(found.tensors_nbytes)} of tensors, as promised to the byte; "
+        f"{size_text(found.files_nbytes)} with all files"
+    )
+    times = [f"{1000 * s:.3g} ms at batch {size}" for size, s in found.latency_s.items()]
+    pairs = [
+        ("size", size),
+        ("outputs", outputs),
+        ("error", error),
+        ("memory", f"{size_text(found.resident_nbytes)} when loaded"),
+        ("latency", ", ".join(times)),
+    ]
+    return f"{out} is built, and verified in a process without bitfront:\n{pairs_text(pairs)}"
+
+
+@click.command()
+@click.argument("study")
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
+@database_option
+def artefacts(study: str, form: str, url: str) -> None:
+    """List what was built from STUDY, and whether it is still whole."""
+    from bitfront.units import size_text
+    from service.study.build import artefact_state
+    from service.views.tables import table
+    from storage.store import open_store
+
+    with open_store(url, create=False) as store:
+        records = store.artefacts(study)
+    states = [artefact_state(record) for record in records]
+    if form == "json":
+        for record, state in zip(records, states, strict=True):
+            content = {
+                "trial": record.trial,
+                "target": record.target,
+                "path": record.path,
+                "nbytes": record.nbytes,
+                "files": dict(record.files),
+                "verification": dict(record.verification),
+                "state": state,
+            }
+            click.echo(json.dumps(content))
+        return
+    if not records:
+        click.echo(
+            f"nothing was built from study {study} yet: 'bitfront build {study} --out FOLDER' does",
+            err=True,
+        )
+        return
+    rows = [
+        [
+            str(record.trial),
+            record.target,
+            size_text(record.nbytes),
+            f"{100 * float(str(record.verification['error'])):.2f} %",
+            state,
+            record.path,
+        ]
+        for record, state in zip(records, states, strict=True)
+    ]
+    click.echo(table(["trial", "target", "size", "error", "state", "folder"], rows, left=(1, 4, 5)))
+
+
+COMMANDS: Final = (build, artefacts)

@@ -1,0 +1,204 @@
+"""Building an artefact: written beside its place, verified, recorded, and only then put there."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from bitfront.artefact.runtime.packed_model import CARD
+from bitfront.errors import FailedBuild, SpecError
+from bitfront.failpoints import failpoint
+from bitfront.files import sync_folder
+from bitfront.plan import Configuration
+from bitfront.trial import Trial, TrialState
+from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.packed import write_card, write_packed
+from objectives.evaluation.verification import Verification, verify
+from storage.artefacts import ArtefactRecord
+from storage.records import StudyRecord
+from storage.store import Store
+
+PACKED = "packed"
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)\.partial")
+
+
+def check_place(out: Path) -> None:
+    """Refuses a folder that is there already.
+
+    Raises:
+        SpecError: It is, or the folder that it would lie in cannot be made.
+    """
+    if out.exists() or out.is_symlink():
+        raise SpecError(f"{out} is there already: remove it, or name another folder with --out")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"{out} cannot be made: {error.strerror or error}") from error
+
+
+def check_trial(study: str, trial: Trial) -> None:
+    """Refuses a trial that was not measured.
+
+    Raises:
+        SpecError: It is not complete.
+    """
+    if trial.state is not TrialState.COMPLETE:
+        raise SpecError(
+            f"trial {trial.number} of study {study!r} is {trial.state}, so nothing is promised of "
+            f"it: name a complete one, as 'bitfront front {study}' lists them"
+        )
+
+
+def build_packed(
+    evaluator: Evaluator, study: StudyRecord, trial: Trial, out: Path, store: Store
+) -> Verification:
+    """Builds a trial's packed checkpoint into a folder, which is not there yet.
+
+    Whatever ends this before its end leaves no folder of that name; what it leaves beside it, the
+    next build removes.
+
+    Raises:
+        FailedBuild: The checkpoint is not what was measured, or cannot be written.
+        InvalidModel: Its loader does not know the model's architecture.
+    """
+    out = out.absolute()
+    _remove_left_over(out)
+    configuration = trial.configuration
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    with _sentences(out):
+        temporary.mkdir()
+    try:
+        with _sentences(out):
+            facts = _facts(evaluator, study, trial)
+            card = write_packed(evaluator, configuration, temporary, facts)
+            failpoint("build.written")
+            found = _verified(evaluator, configuration, temporary, trial)
+            card["verification"] = found.to_dict()
+            write_card(card, temporary)
+            _sync(temporary)
+            store.put_artefact(study.name, _record(out, temporary, trial, found))
+            failpoint("build.recorded")
+            temporary.rename(out)
+            sync_folder(out.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    failpoint("build.placed")
+    return found
+
+
+def _verified(
+    evaluator: Evaluator, configuration: Configuration, folder: Path, trial: Trial
+) -> Verification:
+    found = verify(evaluator, configuration, folder, trial.values["error"])
+    failpoint("build.verified")
+    found.check()
+    return found
+
+
+def _facts(evaluator: Evaluator, study: StudyRecord, trial: Trial) -> dict[str, object]:
+    """What the card says of where the artefact comes from."""
+    spec = study.spec
+    return {
+        "study": study.name,
+        "trial": trial.number,
+        "model": {
+            "source": spec.model.source.value,
+            "name": spec.model.name,
+            "identity": evaluator.model.identity,
+        },
+        "provenance": dict(study.provenance),
+        "quantizer": spec.quantizer.model_dump(mode="json"),
+        "configuration": trial.configuration.to_dict(),
+        "measured": dict(trial.values),
+        "how_to_load": "from packed_model import load; model = load(FOLDER)",
+    }
+
+
+def _record(out: Path, folder: Path, trial: Trial, found: Verification) -> ArtefactRecord:
+    return ArtefactRecord(
+        trial=trial.number,
+        target=PACKED,
+        path=str(out),
+        nbytes=found.tensors_nbytes,
+        files=digests(folder),
+        verification=found.to_dict(),
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a folder, by name."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def artefact_state(record: ArtefactRecord) -> str:
+    """Whether an artefact is still what was built: `whole`, `missing`, or what is damaged."""
+    folder = Path(record.path)
+    if not folder.is_dir():
+        return "missing"
+    try:
+        found = digests(folder)
+    except OSError as error:
+        return f"unreadable: {error.strerror or error}"
+    wrong = [name for name, known in record.files.items() if found.get(name) != known]
+    return f"damaged: {', '.join(wrong)}" if wrong else "whole"
+
+
+def read_example(out: Path) -> str:
+    """The script that shows how the artefact in a folder is used."""
+    return (out / "example.py").read_text(encoding="utf-8")
+
+
+def requirements(out: Path) -> list[str]:
+    """The packages that the artefact in a folder needs."""
+    card: Mapping[str, list[str]] = json.loads((out / CARD).read_text(encoding="utf-8"))
+    return card["requires"]
+
+
+@contextmanager
+def _sentences(out: Path) -> Iterator[None]:
+    """Says in a sentence what cannot be written; nothing else is caught."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FailedBuild(f"{out} cannot be built: {reason}") from error
+    except SafetensorError as error:
+        raise FailedBuild(f"{out} cannot be built: {error}") from error
+
+
+def _remove_left_over(out: Path) -> None:
+    """Removes what builds of the same folder left that were killed."""
+    for path in out.parent.glob(f".{out.name}.*.partial"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and match["name"] == out.name and not _is_running(int(match["pid"])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Brings a folder's files to the disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)

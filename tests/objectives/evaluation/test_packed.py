@@ -1,0 +1,352 @@
+"""A configuration as a packed checkpoint: as large as promised, and what was measured."""
+
+import json
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bitfront.artefact.runtime.packed_model import (
+    Answerer,
+    Classifier,
+    DamagedArtefact,
+    load,
+)
+from bitfront.errors import InvalidModel
+from bitfront.layers import LayerKind
+from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
+from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA, JobSpec
+from objectives.data.task import SplitName
+from objectives.evaluation.answer_scorer import AnswerScorer
+from objectives.evaluation.classification_scorer import ClassificationScorer
+from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.packed import EXAMPLE, write_packed
+from tests.support.clip_models import folder_spec, save_open_clip, save_pictures, save_transformers
+
+MODELS = (REFERENCE_CLIP, REFERENCE_LLAVA)
+SAMPLES = {"calibration": 16, "tuning": 24, "selection": 24, "test": 16}
+
+
+@cache
+def evaluator(name: str, **quantizer: str) -> Evaluator:
+    """Kept for all tests: its calibration is the same for all of them."""
+    content = {
+        "study": "packed",
+        "model": {"source": "reference", "name": name, "device": "cpu"},
+        "data": {"source": "reference", "samples": SAMPLES},
+        "space": {"clips": [1.0, 0.999]},
+        "quantizer": {"scale_search": False, **quantizer},
+    }
+    return Evaluator.from_spec(JobSpec.model_validate(content))
+
+
+def random_configuration(loaded: Evaluator, seed: int, recovery: Recovery | None) -> Configuration:
+    """Every layer with a format of its own; a tenth of them without one."""
+    draw = random.Random(seed)
+    plan = {}
+    for layer in loaded.model.layers:
+        inputs = (16,) if layer.kind is LayerKind.EMBEDDING else ACTIVATION_BITS
+        bits, group = draw.choice(WEIGHT_BITS), draw.choice((0, 8, 24, 32))
+        clip = draw.choice((1.0, 0.999))
+        if draw.random() < 0.9:
+            plan[layer.name] = Precision(bits, draw.choice(inputs), group, clip)
+    return Configuration(Plan.of(plan), recovery)
+
+
+def stored_nbytes(path: Path) -> int:
+    """The bytes of a safetensors file's tensors, by its header alone."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    offsets = [e["data_offsets"] for name, e in header.items() if name != "__metadata__"]
+    assert 8 + length + max(end for _, end in offsets) == len(content)
+    return sum(end - start for start, end in offsets)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The logits of the calibration samples: as measured, and of the artefact."""
+
+    measured: Tensor
+    loaded: Tensor
+
+    @property
+    def difference(self) -> float:
+        return float((self.measured - self.loaded).abs().max())
+
+
+def outputs(
+    kept: Evaluator, configuration: Configuration, folder: Path, *, unpack: bool = False
+) -> Outputs:
+    model = load(folder, unpack=unpack)
+    split = kept.task.split(SplitName.CALIBRATION)  # type: ignore[attr-defined]  # both tasks have it
+    if isinstance(model, Classifier):
+        assert isinstance(kept.scorer, ClassificationScorer)
+        pixels = split.read(0, len(split))
+        return Outputs(kept.scorer.logits(configuration, pixels), model.logits(pixels))
+    assert isinstance(kept.scorer, AnswerScorer)
+    batch = split.read(0)
+    tokens = torch.cat([batch.prompts, batch.answers[:, :-1]], dim=1)
+    found = model.logits(tokens, batch.pixels, batch.sizes, batch.answers.shape[1])
+    return Outputs(kept.scorer.logits(configuration, batch), found)
+
+
+@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("name", MODELS)
+def test_any_configuration_takes_the_promised_bytes_and_computes_what_was_measured(
+    name: str, seed: int, tmp_path: Path
+) -> None:
+    kept = evaluator(name)
+    configuration = random_configuration(kept, seed, None)
+
+    write_packed(kept, configuration, tmp_path, {})
+
+    promised = kept.costs(configuration)["nbytes"]
+    assert stored_nbytes(tmp_path / "model.safetensors") == promised
+    found = outputs(kept, configuration, tmp_path)
+    assert torch.equal(found.measured.argmax(-1), found.loaded.argmax(-1))
+    assert found.difference < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "rounding", "scheme", "activations"),
+    [
+        (REFERENCE_CLIP, "nearest", "symmetric", "static"),
+        (REFERENCE_CLIP, "gptq", "asymmetric", "dynamic"),
+        (REFERENCE_CLIP, "descent", "symmetric", "dynamic"),
+        (REFERENCE_LLAVA, "gptq", "symmetric", "static"),
+        (REFERENCE_LLAVA, "descent", "asymmetric", "dynamic"),
+    ],
+)
+def test_every_way_of_rounding_and_a_recovery_travel_along(
+    name: str, rounding: str, scheme: str, activations: str, tmp_path: Path
+) -> None:
+    kept = evaluator(name, rounding=rounding, scheme=scheme, activations=activations)
+    recovery = Recovery(context_length=3, reduction=4, steps=4)
+    configuration = random_configuration(kept, 1, recovery)
+
+    write_packed(kept, configuration, tmp_path, {})
+
+    promised = kept.costs(configuration)["nbytes"]
+    assert stored_nbytes(tmp_path / "model.safetensors") == promised
+    found = outputs(kept, configuration, tmp_path)
+    assert torch.equal(found.measured.argmax(-1), found.loaded.argmax(-1))
+    assert found.difference < 1e-4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context_length": 0},
+        {"reduction": 0, "class_specific": True},
+        {"adapter_bits": 16, "class_position": "front"},
+        {"adapter_bits": 4, "blend": 0.7},
+    ],
+    ids=str,
+)
+def test_every_form_of_recovery_travels_along(changes: dict[str, object], tmp_path: Path) -> None:
+    kept = evaluator(REFERENCE_CLIP)
+    settings = {"context_length": 2, "reduction": 8, "steps": 3, **changes}
+    configuration = random_configuration(kept, 2, Recovery(**settings))  # type: ignore[arg-type]  # checked there
+
+    write_packed(kept, configuration, tmp_path, {})
+
+    promised = kept.costs(configuration)["nbytes"]
+    assert stored_nbytes(tmp_path / "model.safetensors") == promised
+    assert outputs(kept, configuration, tmp_path).difference < 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unpacking_all_weights_at_once_changes_nothing(name: str, tmp_path: Path) -> None:
+    kept = evaluator(name)
+    configuration = random_configuration(kept, 3, None)
+
+    write_packed(kept, configuration, tmp_path, {})
+
+    found = outputs(kept, configuration, tmp_path, unpack=True)
+    assert found.difference < 1e-4
+
+
+def test_a_generative_artefact_writes_the_measured_answers(tmp_path: Path) -> None:
+    kept = evaluator(REFERENCE_LLAVA)
+    configuration = random_configuration(kept, 4, Recovery(context_length=2, reduction=4, steps=3))
+    assert isinstance(kept.scorer, AnswerScorer)
+    write_packed(kept, configuration, tmp_path, {})
+    model = load(tmp_path)
+    assert isinstance(model, Answerer)
+    picture = Image.effect_noise((40, 40), 80)
+
+    for question in ("how many threes are there?", "is there an eight above a two?"):
+        wanted = kept.scorer.answer(configuration, question, picture)
+
+        assert model.answer(picture, question) == wanted
+
+
+def test_a_classifier_says_what_bitfront_says_of_a_picture(tmp_path: Path) -> None:
+    kept = evaluator(REFERENCE_CLIP)
+    configuration = random_configuration(kept, 5, None)
+    write_packed(kept, configuration, tmp_path, {})
+    model = load(tmp_path)
+    assert isinstance(model, Classifier)
+    picture = Image.effect_noise((40, 30), 80)
+
+    found = model.classify(picture, top=5)
+
+    ((*wanted,),) = kept.scorer.classify(configuration, [picture], 5)
+    assert [name for name, _ in found] == [name for name, _ in wanted]
+    assert [share for _, share in found] == pytest.approx([share for _, share in wanted], rel=1e-4)
+
+
+def test_new_captions_have_the_features_of_the_quantized_text_tower(tmp_path: Path) -> None:
+    kept = evaluator(REFERENCE_CLIP)
+    configuration = random_configuration(kept, 6, None)
+    write_packed(kept, configuration, tmp_path, {})
+    model = load(tmp_path)
+    assert isinstance(model, Classifier)
+
+    found = model.encode_texts([f"a picture of {name}" for name in model.classes])
+
+    unit = torch.nn.functional.normalize(found, dim=-1)
+    assert torch.allclose(unit, model.class_features, atol=1e-5)
+
+
+def open_clip_folder(folder: Path) -> JobSpec:
+    model = folder / "model"
+    model.mkdir()
+    save_open_clip(model)
+    pictures = folder / "pictures"
+    save_pictures(pictures, {"cat": 14, "dog": 14})
+    return JobSpec.model_validate(
+        {
+            "study": "own",
+            "model": folder_spec(model, "open_clip").model_dump(),
+            "data": {
+                "source": "image_folder",
+                "path": str(pictures),
+                "samples": {"calibration": 8, "tuning": 4, "selection": 8, "test": 4},
+            },
+        }
+    )
+
+
+def test_a_model_of_ones_own_loads_with_torch_alone_and_reads_pictures_alike(
+    tmp_path: Path,
+) -> None:
+    spec = open_clip_folder(tmp_path)
+    kept = Evaluator.from_spec(spec)
+    configuration = random_configuration(kept, 7, None)
+    folder = tmp_path / "artefact"
+    folder.mkdir()
+
+    card = write_packed(kept, configuration, folder, {})
+
+    promised = kept.costs(configuration)["nbytes"]
+    assert stored_nbytes(folder / "model.safetensors") == promised
+    assert card["requires"] == ["torch", "safetensors", "pillow"]
+    # What stays in 16 bits was measured in 32: the parameters differ by float16's rounding.
+    assert outputs(kept, configuration, folder).difference < 0.05
+    model = load(folder)
+    assert isinstance(model, Classifier)
+    for size in ((40, 30), (30, 40), (24, 24), (61, 300)):
+        picture = Image.effect_noise(size, 80).convert("RGB")
+        wanted = kept.model.preprocess(picture)  # type: ignore[attr-defined]  # a dual encoder
+        assert torch.equal(model.preprocess(picture), wanted)
+
+
+def test_a_model_whose_architecture_is_not_known_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    save_transformers("siglip", model)
+    content = open_clip_folder(tmp_path / ".").model_dump() | {
+        "model": folder_spec(model).model_dump()
+    }
+    kept = Evaluator.from_spec(JobSpec.model_validate(content))
+    folder = tmp_path / "artefact"
+    folder.mkdir()
+
+    with pytest.raises(InvalidModel, match="cannot be built of a SiglipModel"):
+        write_packed(kept, random_configuration(kept, 0, None), folder, {})
+
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
+    kept = evaluator(REFERENCE_CLIP)
+    write_packed(kept, random_configuration(kept, 8, None), folder, {})
+    return folder
+
+
+def copied(written: Path, folder: Path) -> Path:
+    for path in written.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a flipped byte": (lambda f: flip(f / "model.safetensors"), "model.safetensors is damaged"),
+    "a flipped feature": (lambda f: flip(f / "classes.safetensors"), "classes.safetensors is dam"),
+    "a changed source": (lambda f: flip(f / "architecture.py"), "architecture.py is damaged"),
+    "a missing file": (lambda f: (f / "classes.safetensors").unlink(), "safetensors is missing"),
+    "no card": (lambda f: (f / "card.json").unlink(), "holds no readable card.json"),
+    "no JSON": (lambda f: (f / "card.json").write_text("{"), "holds no readable card.json"),
+    "another format": (lambda f: (f / "card.json").write_text("{}"), "is of the format None"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_artefact_is_refused_in_a_sentence(
+    damage: Callable[[Path], object], said: str, written: Path, tmp_path: Path
+) -> None:
+    folder = copied(written, tmp_path)
+    damage(folder)
+
+    with pytest.raises(DamagedArtefact, match=said):
+        load(folder)
+
+
+def test_the_example_runs_from_the_folder_alone(written: Path, tmp_path: Path) -> None:
+    folder = copied(written, tmp_path)
+    picture = tmp_path / "picture.png"
+    Image.effect_noise((40, 40), 80).save(picture)
+
+    script = (folder / EXAMPLE).read_text()
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", BLOCKED, str(folder / EXAMPLE), str(picture)],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert len(script.splitlines()) <= 15
+    assert len(ran.stdout.splitlines()) == 3
+    assert all(" %  a" in line for line in ran.stdout.splitlines())
+
+
+BLOCKED = """
+import runpy, sys
+for name in ("bitfront", "objectives", "service", "open_clip", "transformers", "numpy"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""What a Python without these packages is like: importing one raises."""

@@ -1,0 +1,302 @@
+"""`bitfront build`: from a trial in the database to a folder that runs without bitfront."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.precision import Precision
+from bitfront.reference.questions import draw_questions
+from bitfront.reference.scenes import picture
+from bitfront.spec import JobSpec
+from bitfront.trial import Cause, Origin, Trial
+from objectives.evaluation.evaluator import Evaluator
+from service.cli import main
+from storage.store import Store, open_store
+from tests.support.store_samples import complete, fail, job
+
+SAMPLES = {"calibration": 16, "tuning": 16, "selection": 40, "test": 4}
+DATA = {"source": "reference", "samples": SAMPLES}
+PRECISIONS = {0: Precision(4, 8), 1: Precision(3, 16, 32)}
+CLIP, LLAVA = "digit-clip", "digit-llava"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two studies of the bundled models, each with two measured trials and a failed one."""
+    path = tmp_path_factory.mktemp("build") / "bitfront.db"
+    with open_store(f"sqlite:///{path}") as store:
+        for name in (CLIP, LLAVA):
+            spec = job(
+                name, model={"source": "reference", "name": name, "device": "cpu"}, data=DATA
+            )
+            _fill(store, name, spec)
+    return path
+
+
+def _fill(store: Store, name: str, spec: JobSpec) -> None:
+    store.create_study(spec, {})
+    lease = store.acquire(name, "driver", 60)
+    evaluator = Evaluator.from_spec(spec)
+    layers = [layer.name for layer in evaluator.model.layers]
+    for number, precision in PRECISIONS.items():
+        recovery = Recovery(context_length=2, reduction=8, steps=3) if number else None
+        found = Configuration(Plan.uniform(layers, precision), recovery)
+        store.start_trial(lease, Trial(name, number, found, Origin.BASELINE, {}))
+        assert complete(store, lease, number, evaluator.evaluate(found).values)
+    wrong = Configuration(Plan.uniform(layers, Precision(2)))
+    store.start_trial(lease, Trial(name, 2, wrong, Origin.BASELINE, {}))
+    assert fail(store, lease, 2, 1, Cause.USER_ERROR, "broken", retry=False)
+    lie = Configuration(Plan.uniform(layers, Precision(2, 4)))
+    store.start_trial(lease, Trial(name, 3, lie, Origin.BASELINE, {}))
+    values = evaluator.evaluate(lie).values
+    assert complete(store, lease, 3, {**values, "error": 0.999})
+
+
+def run(database: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--db", str(database)])
+
+
+def listed(database: Path, study: str) -> list[dict[str, object]]:
+    result = run(database, "artefacts", study, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def built(database: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("built") / "model"
+    return out, run(database, "build", CLIP, "--trial", "0", "--out", str(out))
+
+
+def test_a_build_says_what_it_found_and_how_to_use_it(built: tuple[Path, Result]) -> None:
+    out, result = built
+
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == f"trial 0 of study {CLIP}\n"
+    assert f"{out} is built, and verified in a process without bitfront" in result.stdout
+    assert "as promised to the byte" in result.stdout
+    assert "100.0 % of the predictions are the same" in result.stdout
+    assert re.search(r"error .* of 40 samples \(.* to .* %\), measured ", result.stdout)
+    assert re.search(r"latency .* ms at batch 1, .* ms at batch 32", result.stdout)
+    assert "It needs torch, safetensors, pillow." in result.stdout
+    assert result.stdout.endswith((out / "example.py").read_text() + "\n")
+
+
+def test_the_card_says_where_the_model_comes_from(
+    built: tuple[Path, Result], database: Path
+) -> None:
+    out, _ = built
+
+    card = json.loads((out / "card.json").read_text())
+
+    assert (card["study"], card["trial"]) == (CLIP, 0)
+    assert card["verification"]["largest_difference"] < 1e-4
+    assert card["verification"]["same_predictions"] == 1
+    assert card["verification"]["error"] == card["measured"]["error"]
+    assert card["verification"]["tensors_nbytes"] == card["measured"]["nbytes"]
+    assert card["templates"] == ["a picture of {}"]
+    assert len(card["classes"]) == 200
+    assert names(out) == sorted([*card["files"], "card.json"])
+    assert names(out.parent) == ["model"]
+
+
+def test_what_was_built_is_listed_with_its_digests(
+    built: tuple[Path, Result], database: Path, tmp_path: Path
+) -> None:
+    out, _ = built
+
+    (found,) = [known for known in listed(database, CLIP) if known["path"] == str(out)]
+    table = run(database, "artefacts", CLIP).stdout
+
+    assert found["state"] == "whole"
+    assert found["trial"] == 0
+    assert set(found["files"]) == set(names(out))  # type: ignore[call-overload]  # a dict
+    assert str(out) in table
+    assert "whole" in table
+
+
+def test_a_flipped_byte_is_found_by_its_digest(database: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    assert run(database, "build", CLIP, "--trial", "0", "--out", str(out)).exit_code == 0
+    for name in names(out):
+        content = (out / name).read_bytes()
+        (out / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+        (found,) = [known for known in listed(database, CLIP) if known["path"] == str(out)]
+
+        assert found["state"] == f"damaged: {name}"
+        (out / name).write_bytes(content)
+    shutil.rmtree(out)
+    (found,) = [known for known in listed(database, CLIP) if known["path"] == str(out)]
+    assert found["state"] == "missing"
+
+
+def test_limits_pick_the_trial_as_best_does(database: Path, tmp_path: Path) -> None:
+    best = json.loads(run(database, "best", LLAVA, "--format", "json").stdout)
+    out = tmp_path / "model"
+
+    result = run(database, "build", LLAVA, "--out", str(out))
+    none = run(database, "build", LLAVA, "--max-nbytes", "1kB", "--out", str(tmp_path / "none"))
+
+    assert result.stderr == f"trial {best['trial']} of study {LLAVA}\n"
+    assert none.exit_code == 1
+    assert "holds --max-nbytes 1.00 kB: the nearest is trial" in none.stderr
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_recovered_generative_model_answers_from_the_folder_alone(
+    database: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    result = run(database, "build", LLAVA, "--trial", "1", "--out", str(out))
+    assert result.exit_code == 0, result.stderr
+    drawn = draw_questions("test", 1, seed=5, kinds=("place",))
+    photo = tmp_path / "photo.png"
+    picture(drawn.images[0]).resize((240, 240)).save(photo)
+    asked = (str(photo), drawn.questions[0])
+    said = run(database, "ask", *asked, "--study", LLAVA, "--trial", "1").stdout
+
+    ran = run_alone(out / "example.py", *asked)
+
+    assert ran.stdout == said
+    assert len((out / "example.py").read_text().splitlines()) <= 16
+
+
+ALONE = """
+import runpy, sys
+for name in ("bitfront", "objectives", "service", "storage", "open_clip", "transformers", "numpy"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_alone(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script where only torch, safetensors and Pillow can be imported."""
+    command = [sys.executable, "-I", "-c", ALONE, str(script), *arguments]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--trial", "9"), "has no trial 9"),
+        (("--trial", "2"), "trial 2 of study 'digit-clip' is failed, so nothing is promised"),
+    ],
+    ids=["unknown", "failed"],
+)
+def test_a_trial_that_promises_nothing_is_refused(
+    database: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    result = run(database, "build", CLIP, *arguments, "--out", str(tmp_path / "model"))
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_there_is_not_touched(database: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "mine").write_text("mine")
+
+    result = run(database, "build", CLIP, "--trial", "0", "--out", str(out))
+
+    assert result.exit_code == 2
+    assert "is there already: remove it, or name another folder" in result.stderr
+    assert (out / "mine").read_text() == "mine"
+
+
+def test_an_artefact_that_is_not_what_was_measured_gets_no_name(
+    database: Path, tmp_path: Path
+) -> None:
+    before = listed(database, CLIP)
+
+    result = run(database, "build", CLIP, "--trial", "3", "--out", str(tmp_path / "model"))
+
+    assert result.exit_code == 2
+    assert re.search(
+        r"the artefact's error is 0\.\d+ \(.*\), but 0.9990 was measured", result.stderr
+    )
+    assert names(tmp_path) == []
+    assert listed(database, CLIP) == before
+
+
+def start(database: Path, out: Path, **environment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "service", "build", CLIP, "--trial", "0"]
+    return subprocess.Popen(
+        [*command, "--out", str(out), "--db", str(database)],
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize("point", ["written", "verified", "recorded"])
+def test_a_build_that_was_killed_leaves_no_artefact_and_builds_again(
+    database: Path, tmp_path: Path, point: str
+) -> None:
+    out = tmp_path / "model"
+    killed = start(database, out, BITFRONT_FAILPOINT=f"build.{point}")
+    _, said = killed.communicate(timeout=240)
+    assert killed.returncode == -signal.SIGKILL, said
+    assert not out.exists()
+    assert len(names(tmp_path)) == 1
+
+    again = run(database, "build", CLIP, "--trial", "0", "--out", str(out))
+
+    assert again.exit_code == 0, again.stderr
+    assert names(tmp_path) == ["model"]
+    (found,) = [known for known in listed(database, CLIP) if known["path"] == str(out)]
+    assert found["state"] == "whole"
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+from service.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(database: Path, tmp_path: Path) -> None:
+    """The limit on a file's size stands for the disk: it fails a write in the same place."""
+    arguments = ["build", CLIP, "--trial", "0", "--out", str(tmp_path / "model")]
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL, *arguments, "--db", str(database)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
+
+    assert ran.returncode == 2, ran.stderr
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"Error: {tmp_path / 'model'} cannot be built: ")
+    assert "Traceback" not in ran.stderr
+    assert names(tmp_path) == []
+
+
+def test_nothing_built_yet_is_a_sentence(database: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    with open_store(f"sqlite:///{other}") as store:
+        store.create_study(job("empty"), {})
+
+    result = run(other, "artefacts", "empty")
+
+    assert result.exit_code == 0
+    assert "nothing was built from study empty yet: 'bitfront build empty --out" in result.stderr
