@@ -167,7 +167,7 @@ class Runner:
         Raises:
             FailedBuild: It cannot be loaded.
         """
-        command = [sys.executable, "-I", str(RUNTIME / "serve.py"), str(self._folder), *PACKAGES]
+        command = [sys.executable, "-IB", str(RUNTIME / "serve.py"), str(self._folder), *PACKAGES]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

@@ -136,7 +136,7 @@ def _record(out: Path, folder: Path, trial: Trial, found: Verification) -> Artef
 def digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file of a folder, by name."""
     found = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
         with path.open("rb") as file:
             found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

@@ -91,6 +91,9 @@ CLIENTS = ("remove", "remove_untried", "request", "withdraw", "replace_spec")
 TUNING = ("begin", "save_test_error")
 """What else `bitfront tune --samples` writes; `tests/storage/test_crashes.py` kills its writer."""
 
+BUILD = ("put",)
+"""What `bitfront build` writes; `tests/service/commands/test_build.py` kills it there."""
+
 PLACES = ("before", "before_commit", "after_commit")
 
 
@@ -330,7 +333,7 @@ def test_there_is_a_point_for_everything_that_is_written() -> None:
     source = (Path(__file__).parents[2] / "storage" / "store.py").read_text()
     written = set(re.findall(r"write(?:_once)?\(\w+\.(\w+)", source))
 
-    assert written == {*PROFILE, *TRIALS, *END, CANCEL, *CLIENTS, *TUNING}
+    assert written == {*PROFILE, *TRIALS, *END, CANCEL, *CLIENTS, *TUNING, *BUILD}
 
 
 @pytest.mark.usefixtures("ray_folder")

@@ -1,6 +1,6 @@
 """Runs an artefact for a process that compares it: samples come in, outputs go out.
 
-    python -I serve.py FOLDER [PACKAGE ...]
+    python -IB serve.py FOLDER [PACKAGE ...]
 
 No PACKAGE can be imported. Each message, either way, is eight bytes of length, little-endian, and
 so many bytes of a safetensors file. The first one out says that the model is loaded.

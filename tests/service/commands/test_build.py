@@ -246,12 +246,14 @@ def start(database: Path, out: Path, **environment: str) -> subprocess.Popen[byt
     )
 
 
-@pytest.mark.parametrize("point", ["written", "verified", "recorded"])
+@pytest.mark.parametrize(
+    "point", ["build.written", "build.verified", "put.before_commit", "build.recorded"]
+)
 def test_a_build_that_was_killed_leaves_no_artefact_and_builds_again(
     database: Path, tmp_path: Path, point: str
 ) -> None:
     out = tmp_path / "model"
-    killed = start(database, out, BITFRONT_FAILPOINT=f"build.{point}")
+    killed = start(database, out, BITFRONT_FAILPOINT=point)
     _, said = killed.communicate(timeout=240)
     assert killed.returncode == -signal.SIGKILL, said
     assert not out.exists()
