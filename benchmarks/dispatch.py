@@ -30,8 +30,8 @@ import numpy as np
 import psutil
 from sqlalchemy import create_engine, insert, select
 
+from benchmarks.made_up_trials import OBJECTIVES, complete
 from benchmarks.sleeper import made_up, sleeping_worker
-from benchmarks.told import OBJECTIVES, complete
 from bitfront.attempt import Attempt, AttemptResult, Evaluated
 from bitfront.layers import Block, Tower
 from bitfront.objective import Budget
@@ -617,9 +617,9 @@ def _started(kind: str) -> tuple[float, float, float, float]:
         if done.returncode:
             raise click.ClickException((Path(name) / "log").read_text())
         with open_store(url) as store:
-            events = store.events("start")
+            logged = [line.event for line in store.log("start")]
     first: dict[str, float] = {}
-    for event in events:
+    for event in logged:
         state = event.content.get("state", "")
         first.setdefault(f"{event.kind} {state}".strip(), (event.at - began).total_seconds())
     names = (

@@ -10,8 +10,8 @@ from bitfront.profile import Cell, ClipChoice, Profile
 from bitfront.spec import JobSpec
 from objectives.profiling.clips import walk
 from service.study.profiling import measure_profile
-from service.views.progress import NullReporter
 from storage.store import open_store
+from tests.support.reporters import NullReporter
 from workers.process import model_cache
 from workers.scheduling.metrics import NullMetrics
 from workers.scheduling.worker_config import WorkerConfig

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.in_process import profile
-from benchmarks.told import OBJECTIVES, complete, pruned
+from benchmarks.made_up_trials import OBJECTIVES, complete, pruned
 from bitfront.plan import ClassPosition, Configuration, Plan, Recovery, TeacherText
 from bitfront.precision import Precision
 from bitfront.reference.scenes import WORDS

@@ -19,6 +19,7 @@ import torch
 from scipy.stats import spearmanr, t
 from torch import Tensor
 
+from benchmarks.ded import Ded, list_pairs, measure_ded
 from benchmarks.in_process import profile
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Option, Plan
@@ -33,7 +34,6 @@ from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.registry import load_family
 from objectives.profiling.calibration import Ranges, calibrate, watch_calibration
 from objectives.profiling.clips import ClipSearch, prefix_after, walk
-from objectives.profiling.ded import Ded, list_pairs, measure_ded
 from objectives.profiling.entropy import entropy_nats, measure_entropies, soft_assignment
 from search.partition import partition
 from search.seeds import full_precision

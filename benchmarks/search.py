@@ -16,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 
 from benchmarks.in_process import profile
-from benchmarks.told import OBJECTIVES, complete
+from benchmarks.made_up_trials import OBJECTIVES, complete
 from bitfront.layers import Block
 from bitfront.plan import Configuration
 from bitfront.profile import Profile

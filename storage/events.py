@@ -29,26 +29,6 @@ def add_event(
     connection.execute(insert(tables.Event), row)
 
 
-def read_events(connection: Connection, study_id: int, after_id: int, limit: int) -> list[Event]:
-    """The study's log after an event, oldest first."""
-    query = (
-        select(
-            tables.Event.id,
-            tables.Event.at,
-            tables.Event.kind,
-            tables.Event.trial,
-            tables.Event.content,
-        )
-        .where(tables.Event.study_id == study_id, tables.Event.id > after_id)
-        .order_by(tables.Event.id)
-        .limit(limit)
-    )
-    return [
-        Event(row.id, row.at, EventKind(row.kind), row.trial, row.content)
-        for row in connection.execute(query)
-    ]
-
-
 def read_log(
     connection: Connection, study_id: int, after_id: int, limit: int, trial: int | None
 ) -> list[LogLine]:

@@ -23,7 +23,6 @@ from storage.engine import Database
 from storage.records import (
     AttemptRecord,
     Difference,
-    Event,
     Lease,
     Limits,
     LogLine,
@@ -167,10 +166,6 @@ class Store:
     def set_correlation(self, lease: Lease, correlation: float | None) -> None:
         """Records the rank correlation of proxy and measured error; NaN counts as unknown."""
         self._database.write(studies.set_correlation, lease, correlation)
-
-    def events(self, name: str, after_id: int = 0, *, limit: int = 1000) -> list[Event]:
-        """The study's log after the event `after_id`, oldest first."""
-        return self._database.read(studies.events, name, after_id, limit)
 
     def log(
         self, name: str, after_id: int = 0, *, trial: int | None = None, limit: int = 1000

@@ -13,10 +13,9 @@ from bitfront.plan import canonical_json
 from bitfront.trial import StudyState, TrialState
 from storage import tables
 from storage.access import find_id, guard, lock_free
-from storage.events import add_event, insert_new, read_events, read_log, storable
+from storage.events import add_event, insert_new, read_log, storable
 from storage.records import (
     Difference,
-    Event,
     EventKind,
     Lease,
     LogLine,
@@ -180,11 +179,6 @@ def set_provenance(
         add_event(connection, lease.study_id, EventKind.CHANGED, content)
     _add_provenance(connection, lease.study_id, new)
     return differences
-
-
-def events(connection: Connection, name: str, after_id: int, limit: int) -> list[Event]:
-    """The study's log after an event, oldest first."""
-    return read_events(connection, find_id(connection, name), after_id, limit)
 
 
 def log(

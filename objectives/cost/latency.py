@@ -56,11 +56,6 @@ class LatencyTable:
     def __init__(self, entries: Mapping[LatencyKey, float] | None = None) -> None:
         self._entries = dict(entries or {})
 
-    @property
-    def entries(self) -> dict[LatencyKey, float]:
-        """All times so far, in seconds."""
-        return dict(self._entries)
-
     def seconds(self, key: LatencyKey, measure: Callable[[], float]) -> float:
         """The time under the key, measured if it is not known yet."""
         if key not in self._entries:

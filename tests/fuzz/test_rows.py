@@ -175,7 +175,6 @@ READS: dict[str, Callable[[Store, str], object]] = {
     "study": lambda store, name: store.study(name).spec.digest,
     "planned": lambda store, name: store.study(name).planned_trials + 1,
     "studies": lambda store, _: store.studies(),
-    "events": lambda store, name: store.events(name),
     "log": lambda store, name: store.log(name),
     "log of a trial": lambda store, name: store.log(name, trial=4),
     "all of the trials": lambda store, name: store.trials(name),

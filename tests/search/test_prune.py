@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from bitfront.errors import InfeasibleBudget
 from bitfront.profile import Cell, Resource
 from search.program import Program
-from search.prune import Proof, budget_axis, prune, verify
+from search.prune import Proof, budget_axis, prune
 from search.resources import Limit
 from tests.search.test_program import PRECISIONS, Cells, instances, limit, make_cell, units
+from tests.support.certificates import verify
 
 Plan = tuple[Cell, ...]
 ROUND_OFF = 1e-8  # of errors up to 1e3: what is so close to the threshold may stay

@@ -16,6 +16,7 @@ from storage.store import Store, open_store
 from tests.support.store_samples import (
     complete,
     configuration,
+    events,
     fail,
     finished,
     hypervolumes,
@@ -135,7 +136,7 @@ def test_an_accepted_difference_replaces_the_record(store: Store) -> None:
 
     assert store.study("digits").provenance == {"model": "bbb"}
     assert store.best(None, model="bbb") is None
-    changed = store.events("digits")[-1]
+    changed = events(store, "digits")[-1]
     assert changed.kind is EventKind.CHANGED
     assert changed.content == {"differences": ["model was aaa, is bbb"]}
 
@@ -173,7 +174,7 @@ def test_an_accepted_change_of_results_outdates_every_trial(store: Store) -> Non
     assert store.intermediates("digits") == {}
     assert store.best("digits") is None
     assert not complete(store, lease, 3, {"error": 0.1, "nbytes": 1})
-    assert store.events("digits")[-1].content["outdated"] == 3
+    assert events(store, "digits")[-1].content["outdated"] == 3
 
 
 def test_an_outdated_trials_configuration_is_tried_again(store: Store) -> None:
@@ -238,8 +239,8 @@ def test_a_stale_lease_is_taken_over_with_the_next_epoch(store: Store) -> None:
     lease = store.acquire("digits", "second", 60)
 
     assert (stale.epoch, lease.epoch) == (1, 2)
-    assert store.events("digits")[-1].kind is EventKind.TAKEN_OVER
-    assert store.events("digits")[-1].content["previous"] == "first"
+    assert events(store, "digits")[-1].kind is EventKind.TAKEN_OVER
+    assert events(store, "digits")[-1].content["previous"] == "first"
 
 
 def test_an_owner_known_to_be_dead_holds_nothing(store: Store) -> None:
@@ -322,12 +323,12 @@ def test_no_write_passes_a_lost_lease(
     lost = store.acquire("digits", "first", 0)
     store.start_trial(lost, trial(0))
     store.acquire("digits", "second", 60)
-    before = (store.study("digits"), store.trials("digits"), store.events("digits"))
+    before = (store.study("digits"), store.trials("digits"), events(store, "digits"))
 
     with pytest.raises(LeaseLost, match="our epoch was 1"):
         write(store, lost)
 
-    assert (store.study("digits"), store.trials("digits"), store.events("digits")) == before
+    assert (store.study("digits"), store.trials("digits"), events(store, "digits")) == before
 
 
 def test_a_released_study_is_free_and_its_old_lease_is_void(store: Store) -> None:
@@ -376,7 +377,7 @@ def test_a_heartbeat_renews_the_lease(store: Store) -> None:
 def test_the_log_is_read_from_where_one_left_off(store: Store) -> None:
     lease = running(store)
     store.set_state(lease, StudyState.RUNNING, "first \x00 message")
-    seen = store.events("digits")
+    seen = events(store, "digits")
 
     store.set_state(lease, StudyState.RUNNING, "second \ud800 message")
 
@@ -386,6 +387,6 @@ def test_the_log_is_read_from_where_one_left_off(store: Store) -> None:
         EventKind.STATE,
     ]
     assert seen[-1].content == {"state": "running", "message": "first \\x00 message"}
-    (new,) = store.events("digits", seen[-1].id)
+    (new,) = events(store, "digits", seen[-1].id)
     assert new.content == {"state": "running", "message": "second \\ud800 message"}
-    assert store.events("digits", limit=2) == seen[:2]
+    assert events(store, "digits", limit=2) == seen[:2]

@@ -20,6 +20,7 @@ from storage.store import Store, open_store
 from tests.support.databases import Databases
 from tests.support.store_samples import (
     complete,
+    events,
     fail,
     hypervolumes,
     job,
@@ -139,13 +140,13 @@ def test_a_commit_that_nobody_heard_of_counts_once(
 ) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
-    before = [logged.kind for logged in store.events("digits")]
+    before = [logged.kind for logged in events(store, "digits")]
     lost = LostCommit(store)
 
     assert write(store, lease) == answer
 
     assert lost.happened
-    after = [logged.kind for logged in store.events("digits")]
+    after = [logged.kind for logged in events(store, "digits")]
     assert after == [*before, kind]
 
 
@@ -293,7 +294,7 @@ def test_trials_get_through_while_connections_are_cut(postgres_databases: Databa
             saboteur.join()
 
         assert [kept.state for kept in store.trials("digits")] == [TrialState.COMPLETE] * 60
-        kinds = [logged.kind for logged in store.events("digits")]
+        kinds = [logged.kind for logged in events(store, "digits")]
         assert kinds.count(EventKind.COMPLETED) == 60
 
 

@@ -14,7 +14,16 @@ from storage.records import EventKind, Limits
 from storage.schema import run_migrations
 from storage.store import Store, open_store
 from tests.support.databases import Databases
-from tests.support.store_samples import complete, fail, finished, prune, running, show, trial
+from tests.support.store_samples import (
+    complete,
+    events,
+    fail,
+    finished,
+    prune,
+    running,
+    show,
+    trial,
+)
 
 
 def test_stages_come_back_by_trial_and_step(store: Store) -> None:
@@ -68,7 +77,7 @@ def test_a_pruned_trial_is_finished_without_values(store: Store) -> None:
     (attempt,) = store.attempts("digits", [1])
     assert (attempt.seconds, attempt.worker, attempt.cause) == (2.5, "a worker", None)
     assert attempt.finished_at is not None
-    event = store.events("digits")[-1]
+    event = events(store, "digits")[-1]
     assert (event.kind, event.trial) == (EventKind.STOPPED_EARLY, 1)
     assert store.status("digits").counts[TrialState.PRUNED] == 1
     assert store.intermediates("digits") == {1: {0: 0.25}}

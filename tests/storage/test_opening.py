@@ -17,7 +17,7 @@ from bitfront.trial import StudyState
 from storage.schema import REVISIONS, VERSION_TABLE
 from storage.store import open_store
 from tests.support.databases import Databases
-from tests.support.store_samples import job
+from tests.support.store_samples import events, job
 
 
 def foreign(path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_full_disk_is_told_and_harms_nothing(tmp_path: Path) -> None:
         with store._database.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA max_page_count = 100000")
         store.set_state(lease, StudyState.RUNNING, "x" * 19_000)
-        assert len(store.events("digits")) == 3
+        assert len(events(store, "digits")) == 3
 
 
 def test_space_that_is_freed_in_time_is_waited_for(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_space_that_is_freed_in_time_is_waited_for(tmp_path: Path) -> None:
         store.set_state(lease, StudyState.RUNNING, "x" * 19_000)
 
         assert next(limits, None) is None
-        assert [found.kind for found in store.events("digits")][-1] == "state"
+        assert [found.kind for found in events(store, "digits")][-1] == "state"
 
 
 QUERY = """

@@ -12,7 +12,7 @@ from bitfront.profile import Cell, LayerEntropy
 from bitfront.trial import StudyState
 from storage.records import OptionRecord, ProfileRecord
 from storage.store import Store
-from tests.support.store_samples import running
+from tests.support.store_samples import events, running
 
 
 def layer(name: str, tower: Tower = Tower.VISION) -> Layer:
@@ -126,4 +126,4 @@ def test_options_are_replaced_and_come_back_block_by_block(store: Store) -> None
     store.save_options(lease, [kept, gone])
 
     assert store.options("digits") == [gone, kept]
-    assert store.events("digits")[-1].content == {"survivors": 1, "removed": 1}
+    assert events(store, "digits")[-1].content == {"survivors": 1, "removed": 1}

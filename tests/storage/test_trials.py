@@ -16,6 +16,7 @@ from storage.records import EventKind
 from storage.store import Store, open_store
 from tests.support.store_samples import (
     complete,
+    events,
     fail,
     hypervolumes,
     prune,
@@ -34,18 +35,18 @@ def test_a_started_trial_is_there_before_it_runs(store: Store) -> None:
     assert store.trials("digits") == [trial(0)]
     (attempt,) = store.attempts("digits")
     assert (attempt.trial, attempt.attempt, attempt.finished_at) == (0, 1, None)
-    assert store.events("digits")[-1].kind is EventKind.STARTED
+    assert events(store, "digits")[-1].kind is EventKind.STARTED
 
 
 def test_starting_a_trial_again_changes_nothing(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
-    before = store.events("digits")
+    before = events(store, "digits")
 
     store.start_trial(lease, trial(0))
 
     assert store.trials("digits") == [trial(0)]
-    assert store.events("digits") == before
+    assert events(store, "digits") == before
 
 
 @pytest.mark.parametrize(
@@ -122,14 +123,14 @@ def test_a_trial_is_completed_once(store: Store) -> None:
     lease = running(store)
     store.start_trial(lease, trial(0))
     assert complete(store, lease, 0, VALUES)
-    before = (store.trials("digits"), store.events("digits"), store.attempts("digits"))
+    before = (store.trials("digits"), events(store, "digits"), store.attempts("digits"))
 
     assert not complete(store, lease, 0, {"error": 0.0, "nbytes": 1.0})
     assert not complete(store, lease, 0, VALUES, at=2)
     assert not complete(store, lease, 7, VALUES)
     assert not fail(store, lease, 0, 1, Cause.USER_ERROR, "late", retry=True)
 
-    assert (store.trials("digits"), store.events("digits"), store.attempts("digits")) == before
+    assert (store.trials("digits"), events(store, "digits"), store.attempts("digits")) == before
 
 
 def test_one_of_many_at_once_completes_an_attempt(store: Store, database_url: str) -> None:
@@ -148,7 +149,7 @@ def test_one_of_many_at_once_completes_an_attempt(store: Store, database_url: st
 
     ((_, error),) = [outcome for outcome in outcomes if outcome[0]]
     assert store.trials("digits")[0].values["error"] == error
-    kinds = [event.kind for event in store.events("digits")]
+    kinds = [event.kind for event in events(store, "digits")]
     assert kinds.count(EventKind.COMPLETED) == 1
 
 

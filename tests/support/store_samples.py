@@ -11,7 +11,7 @@ from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial
-from storage.records import Lease
+from storage.records import Event, Lease
 from storage.store import Store
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -116,3 +116,8 @@ def hypervolumes(store: Store, study: str = "digits") -> list[tuple[int, float]]
     )
     with store._database.engine.connect() as connection:
         return [(row[0], row[1]) for row in connection.execute(query, {"study": study})]
+
+
+def events(store: Store, study: str, after_id: int = 0, *, limit: int = 1000) -> list[Event]:
+    """What happened in a study, oldest first."""
+    return [line.event for line in store.log(study, after_id, limit=limit)]

@@ -16,7 +16,7 @@ from service.views.status import is_driven, is_interrupted
 from service.views.watching import follow_log, watch
 from storage.records import LogLine, Request
 from storage.store import Store, open_store
-from tests.support.store_samples import complete, fail, finished, prune, running, trial
+from tests.support.store_samples import complete, events, fail, finished, prune, running, trial
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "model.py", line 3\nMemoryError: 12 GB\n'
 
@@ -53,7 +53,7 @@ def eventful(store: Store) -> None:
 def test_every_event_is_a_line_in_plain_words(path: Path) -> None:
     with open_store(file_url(path)) as store:
         eventful(store)
-        times = [event.at for event in store.events("digits")]
+        times = [event.at for event in events(store, "digits")]
 
     result = run(path, "logs", "digits")
 
@@ -136,7 +136,7 @@ def test_following_tells_every_event_once_until_the_study_ends(store: Store) -> 
 
     assert looks == 4
     assert last.state is StudyState.STOPPED
-    assert [line.event for line in heard] == store.events("digits")
+    assert [line.event for line in heard] == events(store, "digits")
     ended = [(line.event.trial, line.attempt, line.worker) for line in heard if line.seconds]
     assert ended == [(number, 1, "a worker") for number in (1, 2, 3)]
 

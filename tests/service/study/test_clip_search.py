@@ -10,9 +10,9 @@ from bitfront.profile import ClipChoice
 from bitfront.spec import JobSpec
 from bitfront.trial import Evaluation
 from service.study.clip_search import Clipping, has_clips
-from service.views.progress import NullReporter
 from storage.records import Lease
 from storage.store import Store
+from tests.support.reporters import NullReporter
 from tests.support.store_samples import identities, job, running
 from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import Footprint

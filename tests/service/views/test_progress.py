@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bitfront.units import duration_text, percent_text, size_text
-from service.views.progress import NullReporter, PlainReporter, Reporter, RichReporter, reporter_for
+from service.views.progress import PlainReporter, Reporter, RichReporter, reporter_for
 
 
 class Clock:
@@ -131,15 +131,6 @@ def test_a_terminal_gets_a_bar_with_the_figures() -> None:
 
 def test_a_stream_that_is_no_terminal_gets_plain_lines() -> None:
     assert isinstance(reporter_for(io.StringIO()), PlainReporter)
-
-
-def test_a_silent_reporter_takes_everything() -> None:
-    with NullReporter() as reporter:
-        reporter.stage("cells", 2)
-        reporter.advance()
-        trials(reporter, Clock(), range(1, 3), 2, each_s=1.0)
-        reporter.note("a")
-        reporter.warn("b")
 
 
 @pytest.mark.parametrize(

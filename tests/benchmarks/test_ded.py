@@ -2,6 +2,7 @@ from itertools import product
 
 import pytest
 
+from benchmarks.ded import list_pairs, measure_ded
 from bitfront.layers import Block
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
@@ -12,7 +13,6 @@ from bitfront.vlm.loaders.reference import digit_llava_model
 from objectives.data.questions import load_questions
 from objectives.profiling.calibration import calibrate
 from objectives.profiling.clips import ClipSearch
-from objectives.profiling.ded import list_pairs, measure_ded
 from tests.support.scene_models import untrained_encoder
 
 CLIPS = (1.0, 0.9)
