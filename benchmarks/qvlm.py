@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.ded import Ded, list_pairs, measure_ded
 from benchmarks.in_process import profile
 from bitfront.layers import Block, Layer, LayerKind, Tower
-from bitfront.plan import Configuration, Option, Plan
+from bitfront.plan import Configuration, Option, Plan, full_precision
 from bitfront.precision import Precision
 from bitfront.profile import ClipChoice, LayerEntropy
 from bitfront.quant.inputs import InputQuantizer, LearnedBounds, input_levels
@@ -36,7 +36,6 @@ from objectives.profiling.calibration import Ranges, calibrate, watch_calibratio
 from objectives.profiling.clips import ClipSearch, prefix_after, walk
 from objectives.profiling.entropy import entropy_nats, measure_entropies, soft_assignment
 from search.partition import partition
-from search.seeds import full_precision
 from service.study.proxy_search import ProxySearch
 from workers.process import model_cache
 from workers.scheduling.worker_config import WorkerConfig

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Self, cast
 
 from bitfront.errors import SpecError
-from bitfront.layers import Block
+from bitfront.layers import Block, Layer
 from bitfront.precision import ACTIVATION_BITS, FULL, WEIGHT_BITS, Precision
 
 # How often a recovery in training is looked at, its start included.
@@ -284,3 +284,8 @@ class Configuration:
     def digest(self) -> str:
         """The hash of the canonical JSON: the identity of the configuration."""
         return digest(self.to_dict())
+
+
+def full_precision(layers: Iterable[Layer]) -> Configuration:
+    """The configuration that quantizes nothing."""
+    return Configuration(Plan.uniform([layer.name for layer in layers], FULL))

@@ -9,11 +9,6 @@ from bitfront.spec import SpaceSpec
 from search.keep import kept_width
 
 
-def full_precision(layers: Sequence[Layer]) -> Configuration:
-    """The configuration that quantizes nothing."""
-    return Configuration(Plan.uniform([layer.name for layer in layers], FULL))
-
-
 def full_baseline(layers: Sequence[Layer], space: SpaceSpec) -> Configuration:
     """Full precision, but for the layers that `keep` fixes below 16 bits."""
     widths = {layer.name: kept_width(layer, space) for layer in layers}

@@ -7,6 +7,7 @@ the settings, what was measured, and the checksum of the tensors.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +16,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bitfront.errors import InvalidModel
-from bitfront.plan import Configuration
+from bitfront.plan import Configuration, full_precision
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.spec import JobSpec
+from objectives.data.task import SplitName
 from objectives.evaluation.evaluator import Evaluator
 
 CARD, TENSORS = "card.json", "recovery.safetensors"
@@ -49,6 +51,19 @@ class Card(BaseModel):
     nbytes: dict[str, int]
     sha256: str
     versions: dict[str, str]
+
+
+def recovery_errors(
+    evaluator: Evaluator, configuration: Configuration, split: SplitName
+) -> dict[str, float]:
+    """The errors in full precision, of the plan, and with its recovery if it has one."""
+    known = {
+        "full_precision": full_precision(evaluator.model.layers),
+        "quantized": replace(configuration, recovery=None),
+    }
+    if configuration.recovery is not None:
+        known["tuned"] = configuration
+    return {name: evaluator.scorer.figures(it, split)["error"] for name, it in known.items()}
 
 
 def tuned_files(

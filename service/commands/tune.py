@@ -2,7 +2,7 @@
 
 What a person types, and what they see::
 
-    $ bitfront tune --study demo --max-nbytes 162kB --steps 400 --out tuned
+    $ bitfront tune demo --max-nbytes 162kB --steps 400 --out tuned
     trial 36 of study demo
     tune ━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 400/400
     error on the selection split: 16.8 % quantized, 15.4 % tuned, 8.6 % in full precision
@@ -63,7 +63,7 @@ _TYPES: Final[dict[str, click.ParamType[object] | type]] = {
 
 # A person tunes longer than a trial does.
 STEPS: Final = 200
-_USUAL: Final = Recovery(context_length=8, reduction=2, distillation=4.0, steps=STEPS)
+USUAL: Final = Recovery(context_length=8, reduction=2, distillation=4.0, steps=STEPS)
 
 
 def recovery_options(command: Command) -> Command:
@@ -81,20 +81,19 @@ def recovery_options(command: Command) -> Command:
 def _shown_default(name: str) -> str:
     if name == "steps":
         return str(STEPS)
-    usual = getattr(_USUAL, name)
+    usual = getattr(USUAL, name)
     return f"the trial's, or {'no' if usual is False else usual}"
 
 
 def _chosen(stored: Recovery | None, given: Mapping[str, object]) -> Recovery:
     """The settings: those given, else the trial's own, else the usual ones; never its steps."""
-    base = _USUAL if stored is None else replace(stored, steps=STEPS)
+    base = USUAL if stored is None else replace(stored, steps=STEPS)
     changes = {name: value for name, value in given.items() if value is not None}
     return replace(base, **changes).canonical  # type: ignore[arg-type]  # click has checked them
 
 
 @click.command()
-@click.argument("name", metavar="[STUDY]", required=False)
-@click.option("--study", help="The study, as an option.")
+@click.argument("study", required=False)
 @click.option("--trial", type=click.IntRange(0), help="A trial of the study.")
 @limit_options
 @click.option(
@@ -127,7 +126,6 @@ def _chosen(stored: Recovery | None, given: Mapping[str, object]) -> Recovery:
 @address_option
 @database_option
 def tune(
-    name: str | None,
     study: str | None,
     trial: int | None,
     job: Path | None,
@@ -152,14 +150,11 @@ def tune(
 
     given = {field.name: settings.pop(field.name) for field in fields(Recovery)}
     limits = cast("dict[str, float | None]", settings)
-    if name is not None and study not in (None, name):
-        raise SpecError(f"one study is tuned at a time: {name} or {study}")
-    study = name if study is None else study
     if (out / CARD).exists() and not overwrite:
         raise SpecError(f"{out} holds a tuned recovery already: give --overwrite, or another --out")
     if job is not None:
         if plan is None or study is not None:
-            raise SpecError("--job needs --plan, such as --plan w4a8, and no --study")
+            raise SpecError("--job needs --plan, such as --plan w4a8, and no study")
         if samples is not None:
             raise SpecError(
                 "--samples needs a study, whose database keeps what they show: submit the job first"
@@ -168,7 +163,7 @@ def tune(
         configuration = Configuration(chosen, _chosen(None, given))
     else:
         if study is None or plan is not None:
-            raise SpecError("say what to tune: --study NAME, or --job FILE with --plan PLAN")
+            raise SpecError("say what to tune: a study, or --job FILE with --plan PLAN")
         found = find_configuration(url, study, trial, limits)
         click.echo(f"trial {found.number} of study {study}", err=True)
         stored = found.configuration
@@ -243,9 +238,9 @@ def _tune(
     import sys
 
     from bitfront.files import write_whole
-    from objectives.evaluation.tuned import tuned_files
+    from objectives.data.task import SplitName
+    from objectives.evaluation.tuned import recovery_errors, tuned_files
     from objectives.recovery.checkpointed_training import advance
-    from search.seeds import full_precision
     from service.views.progress import reporter_for
     from workers.process.model_cache import package_versions
 
@@ -259,14 +254,7 @@ def _tune(
         reporter.advance(training.steps)
         advance(training, steps, saved, lambda _loss: reporter.advance())
     evaluator.scorer.keep(configuration, training.stored())
-    errors = {
-        name: evaluator.evaluate(known).values["error"]
-        for name, known in (
-            ("full_precision", full_precision(evaluator.model.layers)),
-            ("quantized", Configuration(configuration.plan)),
-            ("tuned", configuration),
-        )
-    }
+    errors = recovery_errors(evaluator, configuration, SplitName.SELECTION)
     click.echo(errors_line(errors))
     if errors["tuned"] >= errors["quantized"] and not keep_worse:
         # With --keep-worse the same command has nothing left to train.

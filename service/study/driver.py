@@ -4,17 +4,18 @@ import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from bitfront.errors import BitfrontError, LeaseLost
+from bitfront.errors import BitfrontError
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.passwords import masked
 from bitfront.spec import JobSpec
 from bitfront.trial import StudyState
-from service.study.heartbeat import StopSignals, heartbeat, signals, take
+from service.study.heartbeat import held, signals
 from service.study.pipeline import Run
 from service.study.spec_diff import accept_spec
 from service.study.spools import spool_root, study_spool
 from service.study.submission import driven_line
 from service.views.progress import Reporter
+from storage.records import Lease
 from storage.store import Store, open_store
 from workers.cluster.connection import connected
 from workers.cluster.ray_pool import RayPool
@@ -104,38 +105,34 @@ def _driving(
     store: Store, spec: JobSpec, url: str, reporter: Reporter, address: str | None
 ) -> Iterator[Run]:
     """Holds the study's lease and a connection to Ray; in the end, leaves the study's state."""
-    lease = take(store, spec.study)
-    reporter.note(f"{driven_line(spec.study)}{lease.owner}, in {store}")
-    stop_signals = StopSignals()
-    spool = study_spool(url, store.study(spec.study))
     metrics = StudyMetrics(spec.study)
     store.on_wait(metrics.database)
+    run: Run | None = None
+
+    def release(lease: Lease, error: BaseException | None) -> None:
+        match error:
+            case None:
+                assert run is not None
+                store.release(lease, run.state, run.message)
+            case SystemExit():
+                # Ray's own handler of SIGTERM, which holds while it connects.
+                store.release(lease, StudyState.CANCELLED, "ended while connecting to Ray")
+            case Exception():
+                store.cancel_running(lease)
+                store.release(lease, StudyState.FAILED, _one_line(error), _traceback_of(error))
+
     with (
-        signals(stop_signals),
-        heartbeat(store, lease, stop_signals, metrics.heartbeat),
-        closing(spool),
+        held(store, spec.study, release, metrics.heartbeat) as (lease, stop_signals),
+        closing(study_spool(url, store.study(spec.study))) as spool,
     ):
-        try:
-            # Ray takes the signals over when it connects: ours are set once more after it.
-            with connected(spec.search.workers, address), signals(stop_signals), metrics:
-                name = None if address is None else f"{spec.study} {lease.owner}"
-                pool = RayPool(spec, stop_signals.is_over, sharing_as=name)
-                run = Run(spec, store, lease, stop_signals, reporter, spool, pool, metrics)
-                yield run
-                pool.leave()
-        except LeaseLost:
-            raise
-        except SystemExit:
-            # Ray's own handler of SIGTERM, which holds while it connects.
-            store.release(lease, StudyState.CANCELLED, "ended while connecting to Ray")
-            raise
-        except Exception as error:
-            store.cancel_running(lease)
-            store.release(lease, StudyState.FAILED, _one_line(error), _traceback_of(error))
-            raise
-        if stop_signals.lost.is_set():
-            raise LeaseLost(lease.name, lease.epoch)
-        store.release(lease, run.state, run.message)
+        reporter.note(f"{driven_line(spec.study)}{lease.owner}, in {store}")
+        # Ray takes the signals over when it connects: ours are set once more after it.
+        with connected(spec.search.workers, address), signals(stop_signals), metrics:
+            name = None if address is None else f"{spec.study} {lease.owner}"
+            pool = RayPool(spec, stop_signals.is_over, sharing_as=name)
+            run = Run(spec, store, lease, stop_signals, reporter, spool, pool, metrics)
+            yield run
+            pool.leave()
 
 
 def _traceback_of(error: Exception) -> str:

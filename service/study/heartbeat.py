@@ -59,6 +59,42 @@ class StopSignals:
             self.stop.set()
 
 
+@contextmanager
+def held(
+    store: Store,
+    study: str,
+    release: Callable[[Lease, BaseException | None], None],
+    on_beat: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Lease, StopSignals]]:
+    """Makes this process the study's driver: it holds the lease, and hears requests and signals.
+
+    Args:
+        store: The database.
+        study: The study.
+        release: Called in the end with what ended the block, None if nothing did: gives the
+            lease back, and leaves the study in a state.
+        on_beat: Called after each heartbeat.
+
+    Raises:
+        LeaseLost: Another driver took the study over; nothing is released.
+    """
+    lease = take(store, study)
+    stop_signals = StopSignals()
+    with signals(stop_signals), heartbeat(store, lease, stop_signals, on_beat):
+        try:
+            yield lease, stop_signals
+        except LeaseLost:
+            raise
+        except BaseException as error:
+            if stop_signals.lost.is_set():
+                raise LeaseLost(lease.name, lease.epoch) from error
+            release(lease, error)
+            raise
+        if stop_signals.lost.is_set():
+            raise LeaseLost(lease.name, lease.epoch)
+        release(lease, None)
+
+
 def owner_name() -> str:
     """The host and the process of this driver."""
     return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,11 +1,11 @@
 """The way of a tuning: look at the plan, train samples of its recovery, finish the best one."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from itertools import product
 
-from bitfront.errors import FailedTuning, LeaseLost, SpecError
+from bitfront.errors import FailedTuning, SpecError
 from bitfront.identity.keys import tuning_key
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.plan import ClassPosition, Plan, Recovery
@@ -13,7 +13,7 @@ from bitfront.spec import JobSpec, RecoverySpace
 from bitfront.trial import TrialState
 from bitfront.tuning import TuningSample, best_sample
 from bitfront.units import size_text
-from service.study.heartbeat import StopSignals, heartbeat, signals, take
+from service.study.heartbeat import StopSignals, held, signals
 from service.study.spools import spool_root, study_spool
 from service.study.stored_model import check_same_model, naming_study
 from service.views.progress import Reporter
@@ -128,9 +128,14 @@ def tune_study(
             spec = spec.model_copy(update={"search": search})
         check_allowed_roots(spec)
         spool_root(url)
+
+        def release(lease: Lease, _: BaseException | None) -> None:
+            """The study is as far as it was."""
+            store.release(lease, study.state, study.message)
+
         with (
             bound(study=name),
-            _held(store, study) as (lease, stop_signals),
+            held(store, name, release) as (lease, stop_signals),
             connected(spec.search.workers, address),
             signals(stop_signals),  # Ray takes them over when it connects
             closing(study_spool(url, study)) as spool,
@@ -142,25 +147,6 @@ def tune_study(
                 return tuning.run(pool, spool)
             finally:
                 pool.leave()
-
-
-@contextmanager
-def _held(store: Store, study: StudyRecord) -> Iterator[tuple[Lease, StopSignals]]:
-    """Holds the study's lease, and leaves the study in the state that it was in."""
-    lease = take(store, study.name)
-    stop_signals = StopSignals()
-    try:
-        with signals(stop_signals), heartbeat(store, lease, stop_signals, lambda: None):
-            yield lease, stop_signals
-    except LeaseLost:
-        raise
-    except BaseException:
-        if not stop_signals.lost.is_set():
-            store.release(lease, study.state, study.message)
-        raise
-    if stop_signals.lost.is_set():
-        raise LeaseLost(lease.name, lease.epoch)
-    store.release(lease, study.state, study.message)
 
 
 class _Tuning:

@@ -17,7 +17,7 @@ from bitfront.files import SharedPath
 from bitfront.identity.identities import Identities
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.layers import Tower
-from bitfront.plan import Plan
+from bitfront.plan import Plan, full_precision
 from bitfront.precision import Precision
 from bitfront.profile import LayerEntropy
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
@@ -29,7 +29,6 @@ from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling.cells import CellMeter
 from objectives.profiling.clips import ClipSearch
 from objectives.profiling.entropy import measure_entropies
-from search.seeds import full_precision
 from workers.observability.logs import set_up
 from workers.observability.metrics import timed
 from workers.scheduling.model_info import ModelInfo

@@ -1,7 +1,6 @@
 """What a worker does for a tuning beside training: looks at the plan, finishes the best sample."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bitfront.errors import SpecError
 from bitfront.files import SharedPath
@@ -9,8 +8,7 @@ from bitfront.plan import Configuration, Plan, Recovery
 from objectives.data.task import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.rungs import climb
-from objectives.evaluation.tuned import tuned_files
-from search.seeds import full_precision
+from objectives.evaluation.tuned import recovery_errors, tuned_files
 from workers.process import model_cache
 from workers.scheduling.tuning_pool import RecoveryShape, TunedRecovery, TuningInfo
 from workers.scheduling.worker_config import WorkerConfig
@@ -19,7 +17,7 @@ from workers.scheduling.worker_config import WorkerConfig
 def look_at(config: WorkerConfig, plan: Plan, shapes: Sequence[RecoveryShape]) -> TuningInfo:
     """Loads the model and reports what the driver plans with."""
     evaluator = model_cache.evaluator(config)
-    errors = _errors(evaluator, Configuration(plan), SplitName.SELECTION)
+    errors = recovery_errors(evaluator, Configuration(plan), SplitName.SELECTION)
     model = evaluator.model
     return TuningInfo(
         layers=model.layers,
@@ -74,24 +72,11 @@ def finish(
     evaluator = model_cache.evaluator(config)
     for _ in climb(evaluator, configuration, (), checkpoint):
         pass
-    selection = _errors(evaluator, configuration, SplitName.SELECTION)
+    selection = recovery_errors(evaluator, configuration, SplitName.SELECTION)
     files = tuned_files(evaluator, configuration, selection, model_cache.package_versions())
     return TunedRecovery(
         files=files,
         nbytes=evaluator.nbytes(configuration),
         selection_error=selection,
-        test_error=_errors(evaluator, configuration, SplitName.TEST),
+        test_error=recovery_errors(evaluator, configuration, SplitName.TEST),
     )
-
-
-def _errors(
-    evaluator: Evaluator, configuration: Configuration, split: SplitName
-) -> dict[str, float]:
-    """The errors in full precision, of the plan, and with its recovery if it has one."""
-    known = {
-        "full_precision": full_precision(evaluator.model.layers),
-        "quantized": replace(configuration, recovery=None),
-    }
-    if configuration.recovery is not None:
-        known["tuned"] = configuration
-    return {name: evaluator.scorer.figures(it, split)["error"] for name, it in known.items()}

@@ -142,7 +142,7 @@ def test_a_studys_trial_is_tuned(tmp_path: Path) -> None:
         nbytes = sum(evaluator.nbytes(Configuration(plan)).values())
         store.start_trial(lease, Trial(lease.name, 0, Configuration(plan), Origin.BASELINE, {}))
         assert complete(store, lease, 0, {"error": 0.1, "nbytes": nbytes})
-    options = ("--study", "digits", "--max-nbytes", nbytes + 1200, "--db", tmp_path / "bitfront.db")
+    options = ("digits", "--max-nbytes", nbytes + 1200, "--db", tmp_path / "bitfront.db")
 
     result = run("tune", *options, "--out", tmp_path / "tuned", *FAST)
     large = run("tune", *options, "--out", tmp_path / "large")
@@ -166,7 +166,7 @@ def test_settings_that_are_not_given_are_those_of_the_trial(tmp_path: Path) -> N
         assert complete(store, lease, 0, {"error": 0.1, "nbytes": 5000})
 
     result = run(
-        *("tune", "--study", "digits", "--out", tmp_path / "tuned", "--blend", 0.5),
+        *("tune", "digits", "--out", tmp_path / "tuned", "--blend", 0.5),
         *("--db", tmp_path / "bitfront.db"),
     )
 
@@ -189,9 +189,9 @@ def test_a_plan_may_come_from_a_file(job_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "say what to tune: --study NAME, or --job FILE with --plan PLAN"),
+        ((), "say what to tune: a study, or --job FILE with --plan PLAN"),
         (("--job", "JOB"), "--job needs --plan, such as --plan w4a8"),
-        (("--job", "JOB", "--plan", "w4a8", "--study", "a"), "and no --study"),
+        (("a", "--job", "JOB", "--plan", "w4a8"), "and no study"),
         (("--job", "JOB", "--plan", "w9a8"), "got 9"),
         (("--job", "JOB", "--plan", "JOB"), "holds no plan"),
         (("--job", "JOB", "--plan", "w4a8", "--context-length", "0", "--reduction", "0"), "prompt"),
@@ -341,7 +341,7 @@ def _study(
             trial = Trial("digits", number, Configuration(plan), Origin.BASELINE)
             store.start_trial(lease, trial)
             assert complete(store, lease, number, {"error": 0.1, "nbytes": 5000})
-    return "--study", "digits", "--db", str(folder / "bitfront.db")
+    return "digits", "--db", str(folder / "bitfront.db")
 
 
 @pytest.mark.parametrize(
