@@ -196,7 +196,7 @@ def make_scheduler(
             made_up(space.configuration({v.name: 12 for v in space.variables[:-1]}))["nbytes"],
         ),
         budget=Budget("nbytes", 1e9),
-        is_draining=lambda: False,
+        is_winding_down=lambda: False,
         review=lambda _: None,
         on_progress=lambda _: None,
     )

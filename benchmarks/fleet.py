@@ -5,8 +5,8 @@
 
 Nodes are preempted at random and replaced after a while; a trial is an evaluation, after a
 recovery in some of them, which is saved every so often. Each study has one driver, a queue that
-hands out trials, takes stages and results in, and notes lost attempts, one after the other. What
-the driver's steps cost is measured by `benchmarks.dispatch growth`.
+hands out trials, takes intermediate values and results in, and notes lost attempts, one after the
+other. What the driver's work costs is measured by `benchmarks.dispatch growth`.
 """
 
 import heapq
@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 from benchmarks.dispatch import table
-from bitfront.plan import STAGES
+from bitfront.plan import RUNGS
 
 HEARTBEAT_S = 2.0
 LOOK_S = 0.5
@@ -122,12 +122,12 @@ class Trial:
     saved_s: float = 0.0
 
     def segments(self) -> list[tuple[str, float]]:
-        """What an attempt does from here: stages of the recovery, then the evaluation."""
-        stage_s = self.recovery_s / STAGES
+        """What an attempt does from here: the recovery from rung to rung, then the evaluation."""
+        rung_s = self.recovery_s / RUNGS
         left = [
-            ("recovery", min(stage_s, (n + 1) * stage_s - self.saved_s))
-            for n in range(STAGES)
-            if self.recovery_s and (n + 1) * stage_s > self.saved_s
+            ("recovery", min(rung_s, (n + 1) * rung_s - self.saved_s))
+            for n in range(RUNGS)
+            if self.recovery_s and (n + 1) * rung_s > self.saved_s
         ]
         return [*left, ("evaluation", self.evaluation_s)]
 
@@ -430,10 +430,10 @@ def simulate(fleet: Fleet, seeds: int) -> list[Result]:
 
 def largest(fleet: Fleet, busy: float) -> float:
     """How many workers keep a driver busy for that share, by the mean times alone."""
-    stages = STAGES * fleet.recoveries
+    rungs = RUNGS * fleet.recoveries
     per_trial_s = (
         fleet.ask_s + fleet.start_trial_s + fleet.complete_s + fleet.spool_s
-    ) + stages * fleet.report_s
+    ) + rungs * fleet.report_s
     trial_s = fleet.evaluation_s + fleet.recoveries * fleet.recovery_s
     up = fleet.life_s / (fleet.life_s + fleet.absence_s) if math.isfinite(fleet.life_s) else 1.0
     return busy * trial_s / per_trial_s / up

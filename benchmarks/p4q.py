@@ -469,19 +469,19 @@ class Budgeted:
         """Error and bytes on the selection split; None where the trial stopped early."""
         size = float(nbytes(self.evaluator, configuration.plan, configuration.recovery))
         recovery = configuration.recovery
-        stages: dict[int, float] = {}
+        errors: dict[int, float] = {}
         if recovery is not None:
             pruner = Pruner(self.front.points, self.gains.largest())
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint"
                 for stage in self.evaluator.train_recovery(configuration, path):
-                    stages[stage.step] = stage.value
+                    errors[shown.step] = shown.value
                     if not pruner.allows(recovery, stage.step, stage.value, [size]):
                         self.pruned += 1
                         return None
         error = self.evaluator.evaluate(configuration).values["error"]
         if recovery is not None:
-            self.gains.add(recovery, stages, error)
+            self.gains.add(recovery, errors, error)
         self.front.add(len(self.configurations), (error, size))
         self.configurations.append(configuration)
         return error, size

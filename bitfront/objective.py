@@ -174,7 +174,7 @@ BY_LIMIT: Final[Mapping[str, Figure]] = {figure.limit: figure for figure in FIGU
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Where the best error of a study is reported.
+    """Where the best error of a study is read off.
 
     Attributes:
         figure: What is limited.

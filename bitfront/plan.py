@@ -13,7 +13,7 @@ from bitfront.layers import Block, Layer
 from bitfront.precision import ACTIVATION_BITS, FULL, WEIGHT_BITS, Precision
 
 # How often a recovery in training is looked at, its start included.
-STAGES = 4
+RUNGS = 4
 
 
 def canonical_json(value: object) -> str:
@@ -247,10 +247,10 @@ class Recovery:
         return cls(**cast("dict[str, Any]", content))
 
     @property
-    def stages(self) -> tuple[int, ...]:
+    def rungs(self) -> tuple[int, ...]:
         """The optimiser steps after which a trial's error is looked at: each quarter's start."""
-        quarters = range(STAGES)
-        return tuple(dict.fromkeys(self.steps * quarter // STAGES for quarter in quarters))
+        quarters = range(RUNGS)
+        return tuple(dict.fromkeys(self.steps * quarter // RUNGS for quarter in quarters))
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ class Evaluation:
 
     Attributes:
         values: Objective name to finite value; all are minimised.
-        metrics: Further finite figures for the report: bytes by part, bits per weight,
+        metrics: Further finite figures for a person: bytes by part, bits per weight,
             seconds by stage, cache hits.
     """
 

@@ -197,13 +197,13 @@ class _Search:
             return
         self.best_error, self.best_cost = found
         self.best = self.core.base.copy()
-        stage = labels.history()
+        past = labels.history()
         for earlier in (*history[::-1], None):
-            cell = int(stage.cell[last])
+            cell = int(past.cell[last])
             self.best[self.items.block[cell]] = cell
             if earlier is None:
                 break
-            last, stage = int(stage.parent[last]), earlier
+            last, past = int(past.parent[last]), earlier
 
 
 def solve_knapsack(

@@ -1,6 +1,6 @@
 """Trains the reference checkpoint: `python -m bitfront.reference.train`.
 
-First calm single digits, then scenes that grow wilder: without the first stage the loss stays
+First calm single digits, then scenes that grow wilder: without the first phase the loss stays
 where the relation is known and the digits are not. A linear probe that reads the digits and the
 relation from the image feature shortens the way further; the checkpoint leaves it out.
 """
@@ -62,10 +62,10 @@ class Schedule:
     """How long and how fast to train.
 
     Attributes:
-        digit_steps: Steps of the first stage, on single digits.
-        calm_steps: Steps of the second stage, on scenes that are as calm.
-        ramp_steps: Steps of the third stage, until the scenes are wild and the captions long.
-        wild_steps: Steps of the last stage.
+        digit_steps: Steps of the first phase, on single digits.
+        calm_steps: Steps of the second phase, on scenes that are as calm.
+        ramp_steps: Steps of the third phase, until the scenes are wild and the captions long.
+        wild_steps: Steps of the last phase.
         batch_size: Images in a step.
         peak_rate: The learning rate after warm-up, at the top of its cosine.
         decay: Weight decay.
@@ -87,7 +87,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """The steps of all stages."""
+        """The steps of all phases."""
         return self.digit_steps + self.calm_steps + self.ramp_steps + self.wild_steps
 
     def wildness(self, step: int) -> float:

@@ -50,9 +50,9 @@ class Schedule:
     """How long and how fast to train.
 
     Attributes:
-        easy_steps: Steps of the first stage, with easy questions on calm pictures.
-        ramp_steps: Steps of the second stage, until the pictures are wild.
-        wild_steps: Steps of the last stage.
+        easy_steps: Steps of the first phase, with easy questions on calm pictures.
+        ramp_steps: Steps of the second phase, until the pictures are wild.
+        wild_steps: Steps of the last phase.
         batch_size: Pictures in a step, each with one question.
         peak_rate: The learning rate after warm-up, at the top of its cosine.
         decay: Weight decay.
@@ -73,7 +73,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """The steps of all stages."""
+        """The steps of all phases."""
         return self.easy_steps + self.ramp_steps + self.wild_steps
 
     def wildness(self, step: int) -> float:

@@ -142,7 +142,7 @@ class Evaluator:
         """Trains the configuration's recovery, and yields its error on the way.
 
         First comes the plan without recovery, before anything is trained. A caller that has
-        seen enough stops iterating. After the last stage the recovery is finished and known, so
+        seen enough stops iterating. After the last rung the recovery is finished and known, so
         that `evaluate` measures it.
 
         Args:
@@ -161,14 +161,14 @@ class Evaluator:
             yield IntermediateValue(0, bare[Objective.ERROR.value])
         training = self.scorer.begin(configuration)
         saved.resume(training)
-        for step in recovery.stages[1:]:
+        for step in recovery.rungs[1:]:
             if step <= training.steps:
                 continue
             advance(training, step, saved)
             self.scorer.keep(configuration, training.stored())
             figures = self.scorer.figures(configuration, split)
             yield IntermediateValue(step, figures[Objective.ERROR.value])
-            # Whoever looked at the stage may have put another plan onto the model.
+            # Whoever looked at the value may have put another plan onto the model.
             self.switch.to(configuration.plan)
         advance(training, recovery.steps, saved)
         self.scorer.keep(configuration, training.stored())

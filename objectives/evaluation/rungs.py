@@ -20,7 +20,7 @@ def climb(
 ) -> Iterator[IntermediateValue]:
     """Trains a recovery, and shows its error on the selection split at each rung and at the end.
 
-    After the last stage the recovery is finished, and the evaluator knows it.
+    After the last step the recovery is finished, and the evaluator knows it.
 
     Args:
         evaluator: What trains and measures.
@@ -45,5 +45,5 @@ def climb(
         evaluator.scorer.keep(configuration, training.stored())
         figures = evaluator.scorer.figures(configuration, SplitName.SELECTION)
         yield IntermediateValue(step, figures[Objective.ERROR.value])
-        # Whoever looked at the stage may have put another plan onto the model.
+        # Whoever looked at the value may have put another plan onto the model.
         evaluator.switch.to(configuration.plan)

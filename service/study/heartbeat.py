@@ -43,7 +43,7 @@ class StopSignals:
         """Whether the driver is to end."""
         return self.stop.is_set() or self.cancel.is_set()
 
-    def is_draining(self) -> bool:
+    def is_winding_down(self) -> bool:
         """Whether nothing new is to be started."""
         return self.is_over() or self.pause.is_set()
 
@@ -162,7 +162,7 @@ def heartbeat(
 
 @contextmanager
 def signals(stop_signals: StopSignals) -> Iterator[None]:
-    """SIGINT and SIGTERM end the driver in order: the study stays and can be resumed."""
+    """SIGINT and SIGTERM end the driver gracefully: the study stays and can be resumed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

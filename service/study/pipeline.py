@@ -186,7 +186,7 @@ class Run:
             key,
             reference=list(reference.values()),
             budget=budget,
-            is_draining=self._stop_signals.is_draining,
+            is_winding_down=self._stop_signals.is_winding_down,
             review=review,
             on_progress=self._show,
             metrics=self._metrics,

@@ -194,7 +194,7 @@ class _Tuning:
                 self._wish.samples,
                 lambda recovery: info.nbytes.get(RecoveryShape.of(recovery)),
                 sampler=self._spec.search.sampler,
-                is_draining=self._stop_signals.is_draining,
+                is_winding_down=self._stop_signals.is_winding_down,
                 on_change=self._show,
             )
             self._show(scheduler.samples)

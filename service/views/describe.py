@@ -103,7 +103,7 @@ def origin_text(trial: "Trial", names: Mapping[int, str]) -> str:
 
 
 def reported_budget(study: "StudyRecord") -> Budget | None:
-    """Where a study's best error is reported; None before the full model's figures are known."""
+    """Where a study's best error is read off; None before the full model's figures are known."""
     spec = json.loads(study.spec_json)
     given = {limit: spec["constraints"].get(limit) for limit in BY_LIMIT}
     limits = {BY_LIMIT[limit].name: most for limit, most in given.items() if most is not None}

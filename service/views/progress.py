@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]
 
-# A pace is told by so many steps after the first, over so many seconds.
-_LEAST_STEPS = 3
+# A pace is told by so many units after the first, over so many seconds.
+_LEAST_UNITS = 3
 _LEAST_S = 1.0
 
 
@@ -41,11 +41,11 @@ class Reporter(Protocol):
     ) -> None: ...
 
     def stage(self, name: str, total: int | None) -> None:
-        """A stage begins; the one before it is over. `total` steps, None if nobody knows."""
+        """A stage of `total` units of work begins, None if nobody knows; the last one is over."""
         ...
 
     def advance(self, n: int = 1) -> None:
-        """`n` more steps of the stage are done."""
+        """`n` more units of the stage are done."""
         ...
 
     def trial(
@@ -65,7 +65,7 @@ class Reporter(Protocol):
 
 @dataclass(slots=True)
 class _Stage:
-    """A stage's name, its steps, and how fast they went since the first of them."""
+    """A stage's name, its units of work, and how fast they went since the first of them."""
 
     name: str
     total: int | None
@@ -81,18 +81,18 @@ class _Stage:
         if self._known is None:  # what an earlier run did says nothing about this one's pace
             self._known = done
         elif self._first is None and done > self._known:
-            # Nor does the first step: it waited until a worker had loaded the model.
+            # Nor does the first unit: it waited until a worker had loaded the model.
             self._first = (done, self.clock())
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the end at the pace so far; None until a few steps tell a pace."""
+        """Seconds until the end at the pace so far; None until a few units tell a pace."""
         if self._first is None or self.total is None:
             return None
-        steps, seconds = self.done - self._first[0], self.clock() - self._first[1]
-        if steps < _LEAST_STEPS or seconds < _LEAST_S:
+        units, seconds = self.done - self._first[0], self.clock() - self._first[1]
+        if units < _LEAST_UNITS or seconds < _LEAST_S:
             return None
-        return seconds / steps * (self.total - self.done)
+        return seconds / units * (self.total - self.done)
 
     @property
     def left(self) -> str:

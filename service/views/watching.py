@@ -27,14 +27,14 @@ def watch(
     Returns:
         How the study stood at the last look.
     """
-    stage: StudyState | None = None
+    state: StudyState | None = None
     cells = 0
     while True:
         status = store.status(name)
         study = status.study
-        if study.state != stage and study.state not in ENDED:
-            stage = study.state
-            _begin(reporter, stage, study)
+        if study.state != state and study.state not in ENDED:
+            state = study.state
+            _begin(reporter, state, study)
         if study.state is StudyState.PROFILING:
             reporter.advance(status.cells - cells)
             cells = status.cells
@@ -90,10 +90,10 @@ def tell_log(
     return after_id
 
 
-def _begin(reporter: Reporter, stage: StudyState, study: StudyRecord) -> None:
-    if stage is StudyState.PAUSED:
+def _begin(reporter: Reporter, state: StudyState, study: StudyRecord) -> None:
+    if state is StudyState.PAUSED:
         reporter.note(f"study {study.name} is paused: 'bitfront resume {study.name}' continues it")
-    elif stage is StudyState.PROFILING:
+    elif state is StudyState.PROFILING:
         reporter.stage("cells", None)
     else:
         reporter.stage("trials", study.planned_trials)

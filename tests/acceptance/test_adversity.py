@@ -110,7 +110,7 @@ def test_a_result_that_cannot_be_spooled_is_still_returned(
             return Evaluation({"error": 0.5, "nbytes": 8.0}, {})
 
     monkeypatch.setattr(resident, "evaluator", lambda _: FixedEvaluator())
-    monkeypatch.setattr(ending, "is_draining", lambda: False)
+    monkeypatch.setattr(ending, "node_is_draining", lambda: False)
     monkeypatch.setattr("workers.process.preemption.signal.signal", lambda *_: None)
     monkeypatch.setattr(trials, "set_up", lambda: None)
     given = attempt(3)

@@ -143,7 +143,7 @@ def drive(url: str, folder: Path, *, cancel: bool = False) -> None:
             lambda configuration, _halvings: configuration.digest,
             reference=list(REFERENCE.values()),
             budget=Budget("nbytes", 20),
-            is_draining=lambda: False,
+            is_winding_down=lambda: False,
             review=lambda _: None,
             on_progress=lambda _: None,
         )

@@ -172,7 +172,7 @@ class Life(RuleBasedStateMachine):
             lambda configuration, _halvings: configuration.digest,
             reference=list(REFERENCE.values()),
             budget=Budget("nbytes", 20),
-            is_draining=lambda: bool(stop_signals),
+            is_winding_down=lambda: bool(stop_signals),
             review=lambda _: None,
             on_progress=lambda _: None,
         )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitfront.plan import STAGES, Recovery
+from bitfront.plan import RUNGS, Recovery
 from search.pruner import MARGIN, MIN_SEEN, Pruner, RecoveryGains
 
 RECOVERY = Recovery(steps=8)
@@ -14,14 +14,14 @@ FRONT = ((0.10, 300.0), (0.20, 200.0))
 def learnt(*runs: tuple[list[float], float]) -> RecoveryGains:
     gains = RecoveryGains()
     for errors, last in runs:
-        gains.add(RECOVERY, dict(zip(RECOVERY.stages, errors, strict=True)), last)
+        gains.add(RECOVERY, dict(zip(RECOVERY.rungs, errors, strict=True)), last)
     return gains
 
 
 def test_the_stages_are_the_quarters_of_training() -> None:
-    assert Recovery(steps=60).stages == (0, 15, 30, 45)
-    assert Recovery(steps=2).stages == (0, 1)
-    assert Recovery(steps=1).stages == (0,)
+    assert Recovery(steps=60).rungs == (0, 15, 30, 45)
+    assert Recovery(steps=2).rungs == (0, 1)
+    assert Recovery(steps=1).rungs == (0,)
 
 
 def test_nothing_is_stopped_before_enough_recoveries_are_finished() -> None:
@@ -44,7 +44,7 @@ def test_training_that_only_did_harm_is_trusted_with_nothing() -> None:
 
 
 def test_a_perfect_stage_has_nothing_to_take_away() -> None:
-    assert learnt(*[([0.0] * STAGES, 0.0)] * MIN_SEEN).largest() == (0.0,) * STAGES
+    assert learnt(*[([0.0] * RUNGS, 0.0)] * MIN_SEEN).largest() == (0.0,) * RUNGS
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -52,10 +52,10 @@ def test_a_recovery_too_short_for_all_stages_neither_teaches_nor_stops(steps: in
     short = Recovery(steps=steps)
     gains = RecoveryGains()
     for _ in range(2 * MIN_SEEN):
-        gains.add(short, dict.fromkeys(short.stages, 0.4), 0.1)
+        gains.add(short, dict.fromkeys(short.rungs, 0.4), 0.1)
 
     assert gains.largest() == ()
-    assert Pruner(FRONT, (0.0,) * STAGES).allows(short, 0, 1.0, [1000.0])
+    assert Pruner(FRONT, (0.0,) * RUNGS).allows(short, 0, 1.0, [1000.0])
 
 
 def test_a_recovery_without_all_of_its_stages_teaches_nothing() -> None:
@@ -73,7 +73,7 @@ def test_a_trial_goes_on_while_it_may_still_beat_the_front_at_its_cost() -> None
     assert pruner.allows(RECOVERY, 0, 0.39, [250.0])
     assert not pruner.allows(RECOVERY, 0, 0.41, [250.0])
     assert pruner.allows(RECOVERY, 0, 0.9, [150.0])
-    # Later stages are trusted with less.
+    # Later rungs are trusted with less.
     assert not pruner.allows(RECOVERY, 4, 0.39, [250.0])
     assert pruner.allows(RECOVERY, 6, 0.19, [250.0])
     # As good as the front is not better.
@@ -93,7 +93,7 @@ ERRORS = st.floats(0.01, 1.0)
 @given(
     st.lists(st.tuples(st.lists(ERRORS, min_size=4, max_size=4), ERRORS), min_size=5, max_size=8),
     st.lists(st.tuples(ERRORS, st.floats(1, 10)), max_size=6),
-    st.integers(0, STAGES - 1),
+    st.integers(0, RUNGS - 1),
     ERRORS,
     st.floats(1, 10),
     st.floats(0, 1),
@@ -101,17 +101,17 @@ ERRORS = st.floats(0.01, 1.0)
 def test_a_trial_that_gains_no_more_than_others_and_reaches_the_front_is_never_stopped(
     runs: list[tuple[list[float], float]],
     front: list[tuple[float, float]],
-    stage: int,
+    rung: int,
     error: float,
     cost: float,
     share: float,
 ) -> None:
     gains = learnt(*runs).largest()
-    last = error * (1 - share * gains[stage])
+    last = error * (1 - share * gains[rung])
     if any(point[0] <= last and point[1] <= cost for point in front):
         return
 
     pruner = Pruner(tuple(front), gains)
 
     assert MARGIN >= 1
-    assert pruner.allows(RECOVERY, RECOVERY.stages[stage], error, [cost])
+    assert pruner.allows(RECOVERY, RECOVERY.rungs[rung], error, [cost])

@@ -27,8 +27,8 @@ _PATIENCE_S = 0.5
 def _inspect(config: WorkerConfig) -> ModelInfo:
     from workers.process import model_cache
 
-    report: ModelInfo = model_cache.inspect(config)
-    return report
+    info: ModelInfo = model_cache.inspect(config)
+    return info
 
 
 def _measure(config: WorkerConfig, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
@@ -120,9 +120,9 @@ class RayTasks:
         self.config = WorkerConfig(self._spec, bounds)
 
     def inspect(self) -> ModelInfo:
-        """Loads the model on a worker and reports what it is."""
-        report: ModelInfo = self._run(ray.remote(_inspect), self.config)
-        return report
+        """Loads the model on a worker and returns what it is."""
+        info: ModelInfo = self._run(ray.remote(_inspect), self.config)
+        return info
 
     def optimise_vision(self, checkpoint: SharedPath) -> dict[str, object]:
         """Learns the bounds of the vision tower's inputs on a worker, as JSON content."""

@@ -96,7 +96,7 @@ def clip_search(config: WorkerConfig) -> ClipSearch:
 
 
 def inspect(config: WorkerConfig) -> ModelInfo:
-    """Loads a job's model and data, and reports what the driver plans with."""
+    """Loads a job's model and data, and returns what the driver plans with."""
     loaded = evaluator(config)
     model, task, times = loaded.model, loaded.task, loaded.latency_meter
     refuse_like_classes(task)

@@ -69,7 +69,7 @@ class PreemptionHandler:
 
     def leaves(self) -> bool:
         """Whether this process, or its node, is about to end."""
-        return self._is_told or self._cause is Cause.NODE_LOST or is_draining()
+        return self._is_told or self._cause is Cause.NODE_LOST or node_is_draining()
 
     def cause(self) -> Cause | None:
         """Why the attempt has to end now; None if it may continue."""
@@ -86,10 +86,10 @@ class PreemptionHandler:
                 return Cause.CANCELLED
         except UnusableSpool as error:
             logger.warning("it is not known whether the driver ends: %s", error)
-        return Cause.NODE_LOST if is_draining() else None
+        return Cause.NODE_LOST if node_is_draining() else None
 
 
-def is_draining() -> bool:
+def node_is_draining() -> bool:
     """Whether Ray was told that this node will go away soon."""
     node = ray.get_runtime_context().get_node_id()
     return node in cluster_state.get_draining_nodes()

@@ -110,17 +110,17 @@ class SampleTrainable(tune.Trainable):
         rung_file = RungFile(self._spool.folder / f"{number:06d}.rungs", identity)
         errors = rung_file.read()
         yield from errors.items()
-        stages = climb(
+        values = climb(
             evaluator,
             configuration,
             self._task.rungs,
             self._spool.checkpoint(number),
             lambda: self._preemption.cause() is not None,
         )
-        for stage in stages:
-            if stage.step in errors:
+        for shown in values:
+            if shown.step in errors:
                 continue
-            errors[stage.step] = stage.value
+            errors[shown.step] = shown.value
             rung_file.write(errors)
-            witness("sample showed", number=number, step=stage.step, error=stage.value)
-            yield stage.step, stage.value
+            witness("sample showed", number=number, step=shown.step, error=shown.value)
+            yield shown.step, shown.value

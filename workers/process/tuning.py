@@ -15,7 +15,7 @@ from workers.scheduling.worker_config import WorkerConfig
 
 
 def look_at(config: WorkerConfig, plan: Plan, shapes: Sequence[RecoveryShape]) -> TuningInfo:
-    """Loads the model and reports what the driver plans with."""
+    """Loads the model and returns what the driver plans with."""
     evaluator = model_cache.evaluator(config)
     errors = recovery_errors(evaluator, Configuration(plan), SplitName.SELECTION)
     model = evaluator.model

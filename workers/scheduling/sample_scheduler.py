@@ -90,7 +90,7 @@ class SampleScheduler:
         nbytes: Callable[[Recovery], int | None],
         *,
         sampler: Sampler = Sampler.TPE,
-        is_draining: Callable[[], bool] = lambda: False,
+        is_winding_down: Callable[[], bool] = lambda: False,
         on_change: Callable[[Mapping[int, TuningSample]], None] = lambda _: None,
     ) -> None:
         """Takes up the experiment where the database has it.
@@ -103,7 +103,7 @@ class SampleScheduler:
             limit: How many samples there may be.
             nbytes: What the plan takes with a recovery; None if the model cannot have it.
             sampler: Which of Optuna's samplers proposes.
-            is_draining: Whether nothing new is to be started.
+            is_winding_down: Whether nothing new is to be started.
             on_change: Called with the samples after each change.
         """
         self._store = store
@@ -112,7 +112,7 @@ class SampleScheduler:
         self.experiment = experiment
         self._limit = limit
         self._nbytes = nbytes
-        self._is_draining = is_draining
+        self._is_winding_down = is_winding_down
         self._on_change = on_change
         self._is_exhausted = False
         space = SearchSpace.of_recoveries(experiment.plan, experiment.space)
@@ -157,7 +157,7 @@ class SampleScheduler:
     @property
     def has_more(self) -> bool:
         """Whether there is a sample left to hand out."""
-        if self._is_draining():
+        if self._is_winding_down():
             return False
         return bool(self._again) or (len(self.samples) < self._limit and not self._is_exhausted)
 

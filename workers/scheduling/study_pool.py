@@ -27,7 +27,7 @@ class StudyPool(ProfilingPool, Protocol):
         """Tells all later work the learned bounds."""
 
     def inspect(self) -> ModelInfo:
-        """Loads the model on a worker and reports what it is."""
+        """Loads the model on a worker and returns what it is."""
 
     def optimise_vision(self, checkpoint: SharedPath) -> dict[str, object]:
         """Learns the bounds of the vision tower's inputs on a worker, as JSON content."""

@@ -79,7 +79,7 @@ class TrialScheduler:
         *,
         reference: Sequence[float],
         budget: Budget,
-        is_draining: Callable[[], bool],
+        is_winding_down: Callable[[], bool],
         review: Callable[[Sequence[Trial]], SearchSpace | None],
         on_progress: Callable[[Progress], None],
         metrics: Metrics | None = None,
@@ -96,8 +96,8 @@ class TrialScheduler:
             evaluation_key: Names a configuration's evaluation in the shared cache, when the
                 job's batch was halved so many times.
             reference: The hypervolume's reference point, in the order of the objectives.
-            budget: Where the best error is reported.
-            is_draining: Asked before each new trial: shall none be started any more?
+            budget: Where the best error is read off.
+            is_winding_down: Asked before each new trial: shall none be started any more?
             review: Called once, with all trials, when every seed has been handed out and
                 none is running; returns a wider space, or None to continue.
             on_progress: Called after each change.
@@ -106,7 +106,7 @@ class TrialScheduler:
         self._store = store
         self._lease = lease
         self._spec = spec
-        self._is_draining = is_draining
+        self._is_winding_down = is_winding_down
         self._review = review
         self._reviewed = False
         self._spool = spool
@@ -202,7 +202,7 @@ class TrialScheduler:
         """Whether nothing runs and nothing more will, unless the study is resumed later."""
         if self._running:
             return False
-        return self._is_draining() or (not self._waiting and self._is_over)
+        return self._is_winding_down() or (not self._waiting and self._is_over)
 
     @property
     def study(self) -> str:
@@ -222,7 +222,7 @@ class TrialScheduler:
     @property
     def left(self) -> int:
         """How many attempts may still be out at once: those that are, that wait, or may come."""
-        if self._is_draining():
+        if self._is_winding_down():
             return self.running
         known = self.running + len(self._waiting)
         return known if self._is_over else known + self._spec.stop.trials - self._trials.planned
@@ -244,11 +244,11 @@ class TrialScheduler:
     @property
     def _is_over(self) -> bool:
         """Whether no new trial is to be started."""
-        return self._is_draining() or self.stop_reason != ""
+        return self._is_winding_down() or self.stop_reason != ""
 
     def next(self) -> Attempt | None:
         """The next attempt to hand out; None if there is nothing to hand out now."""
-        if self._waiting and not self._is_draining():
+        if self._waiting and not self._is_winding_down():
             attempt = self._waiting.popleft()
             self._running[attempt.trial.number] = attempt
             return attempt

@@ -47,7 +47,7 @@ _KINDS = ("clip", "siglip")
 _COMPUTED = ("position_ids", "inv_freq")
 
 
-class _Report(TypedDict):
+class _LoadingInfo(TypedDict):
     """What transformers says of a checkpoint; a mismatch is name, stored and wanted shape."""
 
     missing_keys: set[str]
@@ -95,14 +95,14 @@ def _explained(name: str) -> AbstractContextManager[None]:
 def _load_dual_encoder(kind: str, place: str, spec: ModelSpec, device: torch.device) -> DualEncoder:
     name = spec.name
     with _explained(name):
-        model, report = AutoModel.from_pretrained(
+        model, loading = AutoModel.from_pretrained(
             place,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    _check_report(name, report)
+    _check_loading(name, loading)
     with _explained(name):
         images = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]  # theirs
             place, trust_remote_code=False
@@ -208,9 +208,9 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if spec.dtype != "auto":
         dtype = getattr(torch, spec.dtype)
-    load = cast("Callable[..., tuple[Llava, _Report]]", LLAVA_KINDS[kind].from_pretrained)
+    load = cast("Callable[..., tuple[Llava, _LoadingInfo]]", LLAVA_KINDS[kind].from_pretrained)
     with _explained(spec.name):
-        model, report = load(
+        model, loading = load(
             place,
             use_safetensors=True,
             dtype=dtype,
@@ -218,7 +218,7 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    _check_report(spec.name, report)
+    _check_loading(spec.name, loading)
     end = model.generation_config.eos_token_id
     if end is None:
         raise InvalidModel(
@@ -239,25 +239,25 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
     return loaded
 
 
-def _check_report(name: str, report: _Report) -> None:
+def _check_loading(name: str, loading: _LoadingInfo) -> None:
     """Refuses weights that are not exactly those that the configuration asks for.
 
     Raises:
         InvalidModel: A tensor has another shape, is missing, or has no place.
     """
-    if report["mismatched_keys"]:
-        key, stored, wanted = min(report["mismatched_keys"])
+    if loading["mismatched_keys"]:
+        key, stored, wanted = min(loading["mismatched_keys"])
         raise InvalidModel(
             f"the weights of {name} have another shape than its config.json says: {key} is "
             f"{tuple(stored)}, but must be {tuple(wanted)}"
         )
-    missing = report["missing_keys"]
+    missing = loading["missing_keys"]
     if missing:
         raise InvalidModel(
             f"the weights of {name} lack {len(missing)} tensors, first {min(missing)}"
         )
     # Old checkpoints hold what is computed today.
-    further = {key for key in report["unexpected_keys"] if not key.endswith(_COMPUTED)}
+    further = {key for key in loading["unexpected_keys"] if not key.endswith(_COMPUTED)}
     if further:
         raise InvalidModel(
             f"the weights of {name} hold {len(further)} tensors that its config.json has no place "

@@ -1,4 +1,4 @@
-"""Trials that report stages and stop early: a worker's steps, and what the scheduler does."""
+"""Trials that stop early: what their worker reports, and what the scheduler does."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -72,7 +72,7 @@ class Driver:
             lambda configuration, _halvings: configuration.digest,
             reference=(1.0, 80.0),
             budget=Budget("nbytes", 40),
-            is_draining=lambda: False,
+            is_winding_down=lambda: False,
             review=lambda _: None,
             on_progress=lambda _: None,
         )
@@ -82,8 +82,8 @@ class Driver:
         assert attempt is not None
         return attempt
 
-    def finish(self, attempt: Attempt, error: float, stages: tuple[float, ...] = ()) -> None:
-        for step, shown in zip(RECOVERY.stages, stages, strict=False):
+    def finish(self, attempt: Attempt, error: float, rungs: tuple[float, ...] = ()) -> None:
+        for step, shown in zip(RECOVERY.rungs, rungs, strict=False):
             self.scheduler.report(attempt, IntermediateValue(step, shown))
         self.scheduler.finish(
             attempt, Evaluated(evaluation(attempt, error), seconds=0.1, worker="w")
@@ -204,8 +204,8 @@ def test_a_lost_worker_that_had_stopped_early_is_not_asked_again(driver: Driver)
     assert driver.store.trials("early")[0].state is TrialState.PRUNED
 
 
-class StagedEvaluator:
-    """Stands for an evaluator: shows given stages, and counts what is asked for."""
+class ReportingEvaluator:
+    """Stands for an evaluator: shows given errors, and counts what is asked for."""
 
     def __init__(self, errors: tuple[float, ...]) -> None:
         self.errors = errors
@@ -222,7 +222,7 @@ class StagedEvaluator:
         assert not is_ending()
         assert configuration.recovery is not None
         assert checkpoint.name == "000007.safetensors"
-        for step, error in zip(configuration.recovery.stages, self.errors, strict=True):
+        for step, error in zip(configuration.recovery.rungs, self.errors, strict=True):
             self.shown += 1
             yield IntermediateValue(step, error)
 
@@ -232,15 +232,15 @@ class StagedEvaluator:
 
 
 def run_worker(
-    evaluator: StagedEvaluator,
+    evaluator: ReportingEvaluator,
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     recovery: Recovery | None,
     pruner: Pruner,
 ) -> tuple[list[tuple[int, float]], AttemptResult]:
-    """The stages that a worker shows, and its result."""
+    """The intermediate values that a worker shows, and its result."""
     monkeypatch.setattr(resident, "evaluator", lambda _: evaluator)
-    monkeypatch.setattr(ending, "is_draining", lambda: False)
+    monkeypatch.setattr(ending, "node_is_draining", lambda: False)
     monkeypatch.setattr("workers.process.preemption.signal.signal", lambda *_: None)
     monkeypatch.setattr(trials, "set_up", lambda: None)
     proposal = Proposal(Configuration(plan(3), recovery), Origin.SAMPLER)
@@ -248,22 +248,22 @@ def run_worker(
     worker = TrialWorker()
     config = WorkerConfig(SPEC)
     reply = worker.begin(TrialTask("early", 1, config, str(folder), attempt, pruner))
-    stages = []
+    shown = []
     while isinstance(reply.content, IntermediateValue):
-        stages.append((reply.content.step, reply.content.value))
+        shown.append((reply.content.step, reply.content.value))
         reply = worker.resume()
     assert not reply.is_leaving
-    return stages, reply.content
+    return shown, reply.content
 
 
 def test_a_worker_shows_every_stage_and_then_its_result(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluator = StagedEvaluator((0.4, 0.3, 0.2, 0.1))
+    evaluator = ReportingEvaluator((0.4, 0.3, 0.2, 0.1))
 
-    stages, result = run_worker(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
+    shown, result = run_worker(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
 
-    assert stages == [(0, 0.4), (2, 0.3), (4, 0.2), (6, 0.1)]
+    assert shown == [(0, 0.4), (2, 0.3), (4, 0.2), (6, 0.1)]
     assert isinstance(result, Evaluated)
     assert result.evaluation == Evaluation({"error": 0.1, "nbytes": 15.0}, {})
     assert Spool(tmp_path).read(7, 1) == result
@@ -272,33 +272,33 @@ def test_a_worker_shows_every_stage_and_then_its_result(
 def test_a_worker_stops_where_the_front_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluator = StagedEvaluator((0.4, 0.3, 0.2, 0.1))
+    evaluator = ReportingEvaluator((0.4, 0.3, 0.2, 0.1))
     pruner = Pruner(((0.25, 15.0),), (0.4, 0.1, 0.1, 0.1))
 
-    stages, result = run_worker(evaluator, monkeypatch, tmp_path, RECOVERY, pruner)
+    shown, result = run_worker(evaluator, monkeypatch, tmp_path, RECOVERY, pruner)
 
-    assert [step for step, _ in stages] == [0, 2]
+    assert [step for step, _ in shown] == [0, 2]
     assert isinstance(result, Pruned)
     assert (evaluator.shown, evaluator.evaluated) == (2, 0)
     assert Spool(tmp_path).read(7, 1) == result
 
 
-def test_a_trial_without_recovery_has_no_stages(
+def test_a_trial_without_recovery_has_no_rungs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluator = StagedEvaluator(())
+    evaluator = ReportingEvaluator(())
     hopeless = Pruner(((0.0, 0.0),), (0.0, 0.0, 0.0, 0.0))
 
-    stages, result = run_worker(evaluator, monkeypatch, tmp_path, None, hopeless)
+    shown, result = run_worker(evaluator, monkeypatch, tmp_path, None, hopeless)
 
-    assert not stages
+    assert not shown
     assert isinstance(result, Evaluated)
 
 
 def test_an_error_while_training_is_the_attempts_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluator = StagedEvaluator((0.4, 0.3))  # two stages are missing
+    evaluator = ReportingEvaluator((0.4, 0.3))  # two rungs are missing
 
     _, result = run_worker(evaluator, monkeypatch, tmp_path, RECOVERY, Pruner())
 

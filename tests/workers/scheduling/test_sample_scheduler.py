@@ -48,13 +48,15 @@ def scheduler(
     lease: Lease,
     limit: int = 8,
     max_nbytes: int | None = None,
-    is_draining: Callable[[], bool] = lambda: False,
+    is_winding_down: Callable[[], bool] = lambda: False,
 ) -> SampleScheduler:
     experiment = Experiment(
         EXPERIMENT.plan, SPACE, FIRST, max_nbytes, 3, reduction_factor=3, grace_steps=2
     )
     tuning = store.begin_tuning(lease, "digest", experiment.to_dict()).id
-    return SampleScheduler(store, lease, tuning, experiment, limit, nbytes, is_draining=is_draining)
+    return SampleScheduler(
+        store, lease, tuning, experiment, limit, nbytes, is_winding_down=is_winding_down
+    )
 
 
 def finished(tuning: SampleScheduler, sample: TuningSample, error: float) -> None:
@@ -164,7 +166,7 @@ def test_more_samples_may_be_asked_for_later(store: Store) -> None:
 
 
 def test_nothing_new_is_started_while_the_driver_ends(store: Store) -> None:
-    assert scheduler(store, running(store), is_draining=lambda: True).next() is None
+    assert scheduler(store, running(store), is_winding_down=lambda: True).next() is None
 
 
 def test_a_space_that_is_exhausted_ends_the_experiment(store: Store) -> None:

@@ -96,7 +96,7 @@ class Bench:
             evaluation_key,
             reference=REFERENCE,
             budget=Budget("nbytes", 20),
-            is_draining=lambda: self.drains,
+            is_winding_down=lambda: self.drains,
             review=review or (lambda _: None),
             on_progress=self.reports.append,
         )
@@ -439,7 +439,7 @@ def test_a_known_evaluation_is_not_handed_out(bench: Bench) -> None:
         evaluation_key,
         reference=REFERENCE,
         budget=Budget("nbytes", 20),
-        is_draining=lambda: False,
+        is_winding_down=lambda: False,
         review=lambda _: None,
         on_progress=bench.reports.append,
     )
