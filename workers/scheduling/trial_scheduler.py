@@ -22,13 +22,13 @@ from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Proposal, Trial, TrialState
 from search.constraints import excesses
 from search.pruner import Pruner
-from search.sampler import Proposer
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
 from workers.scheduling.failures import lost_worker
 from workers.scheduling.front_tracker import FrontTracker
 from workers.scheduling.metrics import Metrics, NullMetrics
+from workers.scheduling.proposals import Proposals
 from workers.scheduling.retries import Retries
 from workers.scheduling.spool import Spool
 from workers.scheduling.trial_counts import TrialCounts
@@ -107,31 +107,20 @@ class TrialScheduler:
         self._lease = lease
         self._spec = spec
         self._is_winding_down = is_winding_down
-        self._review = review
-        self._reviewed = False
         self._spool = spool
         self._evaluation_key = evaluation_key
         self._on_progress = on_progress
         self._metrics = metrics or NullMetrics()
-        self._objectives = [objective.value for objective in spec.objectives]
-        self._tracker = FrontTracker(self._objectives, reference, budget)
-        self._seeds = deque(seeds)
+        objectives = [objective.value for objective in spec.objectives]
+        self._tracker = FrontTracker(objectives, reference, budget)
+        self._proposals = Proposals(spec, space, seeds, review)
         self._waiting: deque[Attempt] = deque()
         self._running: dict[int, Attempt] = {}
         self._trials = TrialCounts()
-        self._numbers: dict[str, int] = {}
         self._retries = Retries(spec.search.max_attempts, store.attempts(lease.name))
         self._last_failure = ""
         self._started_s = time.monotonic()
-        self._is_exhausted = False
-        self._proposer = self._make_proposer(space)
         self._restore()
-
-    def _make_proposer(self, space: SearchSpace) -> Proposer:
-        search = self._spec.search
-        return Proposer(
-            space, self._objectives, search.sampler, search.seed, history=search.history
-        )
 
     def _restore(self) -> None:
         """Rebuilds the front, the sampler and the queue from the stored trials."""
@@ -148,13 +137,10 @@ class TrialScheduler:
         trials = [running.get(trial.number, trial) for trial in trials]
         for trial in trials:
             self._trials.restore(trial.number, trial.state)
-            if trial.state is TrialState.OUTDATED:
-                continue
-            self._numbers[trial.configuration.digest] = trial.number
             if trial.number in running:
                 self._wait(trial)
         self._spool.sweep({trial.number for trial in trials if trial.number not in running})
-        self._teach(trials)
+        self._proposals.restore(trials)
         self._show_progress()
 
     def _wait(self, trial: Trial) -> None:
@@ -164,16 +150,6 @@ class TrialScheduler:
     def _attempt(self, trial: Trial) -> Attempt:
         halvings = self._retries.halvings(trial.number)
         return Attempt(trial, self._evaluation_key(trial.configuration, halvings), halvings)
-
-    def _teach(self, trials: Sequence[Trial]) -> None:
-        """Tells a new proposer everything that can be compared, in the order of the trials."""
-        trials = [trial for trial in trials if trial.state is not TrialState.OUTDATED]
-        self._proposer.restore([trial for trial in trials if trial.state.is_measured])
-        for trial in trials:
-            if trial.state is TrialState.RUNNING:
-                self._proposer.start(trial.configuration)
-            elif not trial.state.is_measured:
-                self._proposer.tell(trial)
 
     def _recover_spool(self, trials: Sequence[Trial]) -> int:
         """Records what workers finished after the last driver had died; how much it was."""
@@ -231,11 +207,15 @@ class TrialScheduler:
     def stop_reason(self) -> str:
         """Why the job itself starts no new trial; empty while it would."""
         stop = self._spec.stop
-        if self._is_exhausted:
+        if self._proposals.is_exhausted:
             return "the sampler finds no configuration that is new"
         if self._trials.planned >= stop.trials:
             return f"{stop.trials} trials are done"
-        if stop.patience and not self._seeds and self._tracker.since_growth >= stop.patience:
+        if (
+            stop.patience
+            and not self._proposals.has_seeds
+            and self._tracker.since_growth >= stop.patience
+        ):
             return f"the hypervolume did not grow over {stop.patience} trials"
         if stop.time_s is not None and time.monotonic() - self._started_s >= stop.time_s:
             return f"{stop.time_s:.0f} s have passed"
@@ -253,7 +233,9 @@ class TrialScheduler:
             self._running[attempt.trial.number] = attempt
             return attempt
         while not self._is_over:
-            proposal = self._propose()
+            proposal = self._proposals.next(
+                is_running=bool(self._running), trials=lambda: self._store.trials(self.study)
+            )
             if proposal is None:
                 return None
             attempt = self._start(proposal)
@@ -262,36 +244,11 @@ class TrialScheduler:
                 return attempt
         return None
 
-    def _propose(self) -> Proposal | None:
-        while self._seeds:
-            seed = self._seeds.popleft()
-            if seed.configuration.digest not in self._numbers:
-                self._proposer.start(seed.configuration)
-                params = self._proposer.space.params(seed.configuration) or {}
-                return replace(seed, params=params)
-        if not self._reviewed:
-            if self._running:
-                return None
-            self._look_back()
-        proposal = self._proposer.propose()
-        if proposal is None and not self._running:
-            self._is_exhausted = True
-        return proposal
-
-    def _look_back(self) -> None:
-        """Lets the space be widened once the seeds have been measured."""
-        self._reviewed = True
-        trials = self._store.trials(self._lease.name)
-        wider = self._review(trials)
-        if wider is not None:
-            self._proposer = self._make_proposer(wider)
-            self._teach(trials)
-
     def _start(self, proposal: Proposal) -> Attempt:
         trial = Trial.of(self.study, len(self._trials), proposal)
         self._store.start_trial(self._lease, trial)
         self._trials.put(trial.number, TrialState.RUNNING)
-        self._numbers[trial.configuration.digest] = trial.number
+        self._proposals.start(trial)
         return self._attempt(trial)
 
     def _answer_from_cache(self, attempt: Attempt) -> bool:
@@ -362,7 +319,7 @@ class TrialScheduler:
             logger.warning("the result of trial %d came too late", attempt.trial.number)
             return
         self._trials.put(trial.number, TrialState.COMPLETE)
-        self._proposer.tell(trial)
+        self._proposals.tell(trial)
         failpoint("tell.after")
         self._show_progress()
 
@@ -372,7 +329,7 @@ class TrialScheduler:
             logger.warning("the end of trial %d came too late", trial.number)
             return
         self._trials.put(trial.number, TrialState.PRUNED)
-        self._proposer.tell(replace(trial, state=TrialState.PRUNED))
+        self._proposals.tell(replace(trial, state=TrialState.PRUNED))
         self._show_progress()
 
     def _record_pruned(self, attempt: Attempt, result: Pruned) -> bool:
@@ -406,7 +363,7 @@ class TrialScheduler:
             return
         self._spool.discard(trial.number, attempt.number)
         self._trials.put(trial.number, TrialState.FAILED)
-        self._proposer.tell(replace(trial, state=TrialState.FAILED))
+        self._proposals.tell(replace(trial, state=TrialState.FAILED))
         self._show_progress()
 
     def _check_failures(self) -> None:
