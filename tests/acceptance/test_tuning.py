@@ -15,7 +15,7 @@ from tests.support.clusters import head
 from tests.support.contract import read_witness
 from tests.support.tunings import Tuning, trained_here
 
-pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(1800)]
 
 
 def job(model: Mapping[str, str]) -> JobSpec:

@@ -20,7 +20,7 @@ from objectives.evaluation.rungs import climb
 from storage.store import open_store
 from tests.support.store_samples import complete
 
-LONGEST_S = 400
+LONGEST_S = 800
 
 
 @dataclass(frozen=True, slots=True)

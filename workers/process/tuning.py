@@ -17,7 +17,8 @@ from workers.scheduling.worker_config import WorkerConfig
 def look_at(config: WorkerConfig, plan: Plan, shapes: Sequence[RecoveryShape]) -> TuningInfo:
     """Loads the model and returns what the driver plans with."""
     evaluator = model_cache.evaluator(config)
-    errors = recovery_errors(evaluator, Configuration(plan), SplitName.SELECTION)
+    # Its memory is seen at work.
+    evaluator.scorer.figures(Configuration(plan), SplitName.SELECTION)
     model = evaluator.model
     return TuningInfo(
         layers=model.layers,
@@ -27,7 +28,6 @@ def look_at(config: WorkerConfig, plan: Plan, shapes: Sequence[RecoveryShape]) -
         identity=evaluator.identity,
         knows_classes=evaluator.family.knows_classes,
         nbytes=_nbytes(evaluator, plan, shapes),
-        errors=errors,
     )
 
 

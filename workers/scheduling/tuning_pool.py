@@ -43,7 +43,6 @@ class TuningInfo:
         identity: The hash of all that a recovery depends on, beside its settings.
         knows_classes: Whether it tells classes apart; a generative model knows none.
         nbytes: What the plan takes with a recovery of each shape that the model can have.
-        errors: On the selection split: `full_precision`, and the plan `quantized`.
     """
 
     layers: tuple[Layer, ...]
@@ -53,7 +52,6 @@ class TuningInfo:
     identity: str
     knows_classes: bool
     nbytes: Mapping[RecoveryShape, int]
-    errors: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
