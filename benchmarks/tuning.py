@@ -1,11 +1,11 @@
 """Whether a search of a recovery's settings is worth its steps, against plain training.
 
 For each seed, which draws its own samples of every split: one uniform plan of the bundled CLIP is
-tuned with `--samples`, in a process of its own on real Ray; then as many recoveries are trained
-without early stops, each for an equal part of the steps that the tuning took in all. Plain ones are
-the usual recovery with another seed each time, or settings drawn at random from the same space. Of
-each way the recovery with the lowest error on the selection split counts, and is measured once on
-the test split.
+tuned with `--samples`, in a process of its own on real Ray. Against it stand as many trainings
+without early stops, each with settings drawn at random from the same space and for an equal part of
+the steps that the tuning took in all; and one training of the usual settings for all those steps.
+Of each way the recovery with the lowest error on the selection split counts, and is measured once
+on the test split.
 
 In the first `--killed` seeds everything is killed with SIGKILL as soon as three samples are over;
 the same command then resumes.
@@ -16,12 +16,13 @@ the same command then resumes.
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
 import click
+from scipy import stats
 
 from bitfront.plan import Configuration, Recovery
 from bitfront.precision import Precision
@@ -66,6 +67,23 @@ class Way:
     selection: float
     test: float
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One seed.
+
+    Attributes:
+        seed: It.
+        ways: What each way of spending the steps came to, by name.
+        pruned: Samples of the tuning that stopped early.
+        kill: What a kill did; None where there was none.
+    """
+
+    seed: int
+    ways: Mapping[str, Way]
+    pruned: int
+    kill: Kill | None
 
 
 def job(seed: int) -> JobSpec:
@@ -114,35 +132,23 @@ def drawn(space: RecoverySpace, random: Random) -> Recovery:
             return Recovery(**settings).canonical
 
 
-def best_of(
-    tuning: Tuning, trained: Iterator[tuple[Evaluator, Configuration, float]], steps: int
-) -> Way:
-    """The best of some recoveries by the selection split, measured on the test split."""
-    evaluator, configuration, selection = min(trained, key=lambda one: one[2])
-    checkpoint = tuning.folder / "best"
-    recovery = configuration.recovery
-    assert recovery is not None
-    again = trained_here(evaluator, configuration, [recovery.steps], checkpoint)
-    assert again[recovery.steps] == selection
-    test = evaluator.scorer.figures(configuration, SplitName.TEST)["error"]
-    return Way(selection, test, steps)
+def plain(tuning: Tuning, evaluator: Evaluator, recoveries: Sequence[Recovery], name: str) -> Way:
+    """Trains recoveries one after the other, each to its end, and measures the best one."""
+    configurations = [Configuration(tuning.plan, recovery) for recovery in recoveries]
+
+    def train(number: int) -> float:
+        steps = recoveries[number].steps
+        checkpoint = tuning.folder / f"{name}-{number}"
+        return trained_here(evaluator, configurations[number], [steps], checkpoint)[steps]
+
+    errors = [train(number) for number in range(len(recoveries))]
+    best = errors.index(min(errors))
+    train(best)  # from its checkpoint: the evaluator may have forgotten it
+    test = evaluator.scorer.figures(configurations[best], SplitName.TEST)["error"]
+    return Way(errors[best], test, sum(recovery.steps for recovery in recoveries))
 
 
-def plain(
-    tuning: Tuning, evaluator: Evaluator, recoveries: Mapping[int, Recovery], steps: int
-) -> Iterator[tuple[Evaluator, Configuration, float]]:
-    """Trains recoveries one after the other, each to its end; by the seed of its training."""
-    for number, (seed, recovery) in enumerate(recoveries.items()):
-        search = evaluator.spec.search.model_copy(update={"seed": seed})
-        spec = evaluator.spec.model_copy(update={"search": search})
-        own = Evaluator(spec, evaluator.family, evaluator.ranges)
-        configuration = Configuration(tuning.plan, recovery)
-        checkpoint = tuning.folder / f"plain-{seed}-{number}"
-        errors = trained_here(own, configuration, [steps], checkpoint)
-        yield own, configuration, errors[steps]
-
-
-def compare(seed: int, folder: Path, *, samples: int, steps: int, kills: bool) -> dict[str, object]:
+def compare(seed: int, folder: Path, *, samples: int, steps: int, kills: bool) -> Row:
     """All ways for one seed."""
     spec = job(seed)
     tuning = Tuning.of(folder, spec, Precision(2, 8), samples=samples, steps=steps)
@@ -152,37 +158,28 @@ def compare(seed: int, folder: Path, *, samples: int, steps: int, kills: bool) -
     assert best.error is not None
     assert best.test_error is not None
     total = sum(sample.step for sample in found.values())
-    each = max(1, round(total / samples))
     evaluator = Evaluator.from_spec(spec)
-    split, bare = SplitName.SELECTION, Configuration(tuning.plan)
-    usual = Recovery(**{**asdict(USUAL), "steps": each}).canonical
-    fixed = frozenset({"steps"})
-    wish = Wish(tuning.plan, {}, usual, fixed, samples, None)
+    each = replace(USUAL, steps=max(1, round(total / samples)))
+    space = Wish(tuning.plan, {}, each, frozenset({"steps"}), samples, None).space
     random = Random(seed)
-    seeds = [1000 * (seed + 1) + number for number in range(samples)]
-    ways = {
-        "tuned": Way(best.error, best.test_error, total),
-        "usual": best_of(
-            tuning,
-            plain(tuning, evaluator, dict.fromkeys(seeds, usual), each),
-            each * samples,
-        ),
-        "random": best_of(
-            tuning,
-            plain(tuning, evaluator, {s: drawn(wish.space, random) for s in seeds}, each),
-            each * samples,
-        ),
-    }
-    return {
-        "seed": seed,
-        "quantized": evaluator.scorer.figures(bare, split)["error"],
-        "quantized_test": evaluator.scorer.figures(bare, SplitName.TEST)["error"],
-        "ways": {name: asdict(way) for name, way in ways.items()},
-        "states": {
-            str(state): sum(s.state is state for s in found.values()) for state in TrialState
+    bare = Configuration(tuning.plan)
+    quantized = [
+        evaluator.scorer.figures(bare, split)["error"]
+        for split in (SplitName.SELECTION, SplitName.TEST)
+    ]
+    return Row(
+        seed,
+        {
+            "quantized": Way(*quantized, 0),
+            "tuned": Way(best.error, best.test_error, total),
+            "random": plain(
+                tuning, evaluator, [drawn(space, random) for _ in range(samples)], "random"
+            ),
+            "usual": plain(tuning, evaluator, [replace(USUAL, steps=total)], "usual"),
         },
-        "kill": None if kill is None else asdict(kill),
-    }
+        sum(sample.state is TrialState.PRUNED for sample in found.values()),
+        kill,
+    )
 
 
 @click.command()
@@ -191,18 +188,25 @@ def compare(seed: int, folder: Path, *, samples: int, steps: int, kills: bool) -
 @click.option("--steps", default=54, show_default=True)
 @click.option("--killed", default=5, show_default=True, help="Of so many seeds the first run dies.")
 def main(seeds: int, samples: int, steps: int, killed: int) -> None:
-    """Print a line of JSON for each seed, and the means."""
+    """Print a line of JSON for each seed, and the means with their 95 % intervals."""
     rows = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             row = compare(seed, Path(folder), samples=samples, steps=steps, kills=seed < killed)
-        click.echo(json.dumps(row))
+        click.echo(json.dumps(asdict(row)))
         rows.append(row)
-    for name in ("tuned", "usual", "random"):
-        for split in ("selection", "test"):
-            errors = [100 * float(row["ways"][name][split]) for row in rows]  # type: ignore[index]
-            spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
-            click.echo(f"{name}, {split}: {statistics.mean(errors):.2f} ± {spread:.2f} %")
+    for name in rows[0].ways:
+        selection = [100 * row.ways[name].selection for row in rows]
+        test = [100 * row.ways[name].test for row in rows]
+        click.echo(f"{name}: selection {spread(selection)}, test {spread(test)}")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and half width of the 95 % interval."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{statistics.mean(values):.2f} ± {half:.2f} %"
 
 
 if __name__ == "__main__":
