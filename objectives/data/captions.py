@@ -6,13 +6,15 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import inflect
 import yaml
 
 from bitfront.errors import SpecError
 from bitfront.spec import CLASS_LISTS
+
+if TYPE_CHECKING:
+    import inflect
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _IDENTIFIER = re.compile(
@@ -22,7 +24,14 @@ _EIGHT = re.compile(r"8|1[18](?!\d)")  # eight, eleven and eighteen begin with a
 # A hyphen after a single letter belongs to the word: t-shirt, x-ray.
 _JOINT = re.compile(r"_+|(?<![\W_]\w)(?<!^\w)-+|-+(?=-)")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=\{\})")
-_ARTICLES: Final = inflect.engine()
+
+
+@cache
+def _articles() -> "inflect.engine":
+    """What knows which words take "an"; loaded where a template has an article before the name."""
+    import inflect  # it checks its types at run time, and takes a second of every process
+
+    return inflect.engine()
 
 
 def clean_name(name: str) -> str:
@@ -43,7 +52,7 @@ def fill(template: str, name: str) -> str:
     def article(match: re.Match[str]) -> str:
         if _EIGHT.match(name):
             return f"{match[1]}n "
-        needed = str(_ARTICLES.a(name)).partition(" ")[0]
+        needed = str(_articles().a(name)).partition(" ")[0]
         return f"{match[1]}{needed[1:]} "
 
     return _ARTICLE.sub(article, template).replace("{}", name)

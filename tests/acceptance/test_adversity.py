@@ -59,7 +59,7 @@ def test_a_full_disk_ends_a_study_in_one_sentence_and_loses_nothing(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BITFRONT_DB_PATIENCE_S", "2")
-    study = Study(small_disk, "crowded", trials=24)
+    study = Study(small_disk, "crowded", trials=12)
     study.log = small_disk.parent / "log.txt"
     driver = study.start("submit", str(study.job))
     study.wait_for(driver, lambda: len(study.rows(COMPLETE)) >= 4)
@@ -76,7 +76,7 @@ def test_a_full_disk_ends_a_study_in_one_sentence_and_loses_nothing(
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert study.start("resume", "crowded").wait(timeout=240) == 0, study.log.read_text()
     assert set(done) <= set(study.rows(COMPLETE))
-    assert len(study.rows(COMPLETE)) == 24
+    assert len(study.rows(COMPLETE)) == 12
 
 
 def test_a_read_only_state_folder_is_named(small_disk: Path) -> None:

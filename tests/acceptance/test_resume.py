@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(600)]
 
 
 def test_a_study_outlives_its_drivers(tmp_path: Path) -> None:
-    study = Study(tmp_path, "killed", trials=28)
+    study = Study(tmp_path, "killed", trials=18)
     complete = "SELECT count(*) FROM trial WHERE state = 'complete'"
     cells = "SELECT count(*) FROM cell"
     done: dict[int, tuple[object, ...]] = {}
@@ -24,7 +24,7 @@ def test_a_study_outlives_its_drivers(tmp_path: Path) -> None:
     study.kill_when(study.start("submit", str(study.job)), lambda: study.count(cells) >= 10)
     measured = study.rows("SELECT digest, error, created_at FROM cell")
 
-    for threshold in (2, 12, 24):
+    for threshold in (2, 8, 14):
         driver = study.start("resume", "killed")
         study.kill_when(driver, lambda: study.count(complete) >= threshold)  # noqa: B023 - used at once
         now = completed()
@@ -35,9 +35,9 @@ def test_a_study_outlives_its_drivers(tmp_path: Path) -> None:
 
     now = completed()
     assert {number: now[number] for number in done} == done
-    assert sorted(now) == list(range(28))
-    assert study.count("SELECT count(*) FROM trial") == 28
-    assert study.count("SELECT count(DISTINCT configuration_digest) FROM trial") == 28
+    assert sorted(now) == list(range(18))
+    assert study.count("SELECT count(*) FROM trial") == 18
+    assert study.count("SELECT count(DISTINCT configuration_digest) FROM trial") == 18
     assert study.rows("SELECT state FROM study") == [("complete",)]
     again = study.rows("SELECT digest, error, created_at FROM cell")
     assert set(measured) <= set(again)

@@ -144,14 +144,14 @@ def test_a_study_with_its_spool_in_a_bucket_outlives_its_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BITFRONT_SPOOL", "s3://studies/spool")
-    study = Study(tmp_path, "digits", trials=20)
+    study = Study(tmp_path, "digits", trials=12)
     complete = "SELECT count(*) FROM trial WHERE state = 'complete'"
     driver = study.start("submit", str(study.job))
     study.kill_when(driver, lambda: study.count(complete) >= 4)
 
     assert study.start("resume", "digits").wait(timeout=300) == 0, study.log.read_text()
 
-    assert study.count(complete) == 20
+    assert study.count(complete) == 12
     assert "cannot be" not in study.log.read_text()
     left = [path.name for path in UPath("s3://studies/spool").glob("**/*")]
     assert not [name for name in left if RESULT.fullmatch(name)], left

@@ -27,7 +27,7 @@ def find_trial_worker(driver_pid: int) -> psutil.Process:
 
 
 def test_a_killed_worker_costs_no_trial(tmp_path: Path) -> None:
-    study = Study(tmp_path, "workers", trials=24)
+    study = Study(tmp_path, "workers", trials=12)
     driver = study.start("submit", str(study.job))
     complete = "SELECT count(*) FROM trial WHERE state = 'complete'"
     study.wait_for(driver, lambda: study.count(complete) >= 4)
@@ -36,7 +36,7 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path) -> None:
 
     assert driver.wait(timeout=240) == 0, study.log.read_text()
     assert study.rows("SELECT DISTINCT state FROM trial") == [("complete",)]
-    assert study.count(complete) == 24
+    assert study.count(complete) == 12
     causes = study.rows("SELECT DISTINCT cause FROM attempt WHERE cause IS NOT NULL")
     assert causes in ([], [("node_lost",)])
 
