@@ -474,9 +474,9 @@ class Budgeted:
             pruner = Pruner(self.front.points, self.gains.largest())
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint"
-                for stage in self.evaluator.train_recovery(configuration, path):
+                for shown in self.evaluator.train_recovery(configuration, path):
                     errors[shown.step] = shown.value
-                    if not pruner.allows(recovery, stage.step, stage.value, [size]):
+                    if not pruner.allows(recovery, shown.step, shown.value, [size]):
                         self.pruned += 1
                         return None
         error = self.evaluator.evaluate(configuration).values["error"]

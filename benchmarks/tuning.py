@@ -163,14 +163,14 @@ def compare(seed: int, folder: Path, *, samples: int, steps: int, kills: bool) -
     space = Wish(tuning.plan, {}, each, frozenset({"steps"}), samples, None).space
     random = Random(seed)
     bare = Configuration(tuning.plan)
-    quantized = [
+    selection, test = (
         evaluator.scorer.figures(bare, split)["error"]
         for split in (SplitName.SELECTION, SplitName.TEST)
-    ]
+    )
     return Row(
         seed,
         {
-            "quantized": Way(*quantized, 0),
+            "quantized": Way(selection, test, 0),
             "tuned": Way(best.error, best.test_error, total),
             "random": plain(
                 tuning, evaluator, [drawn(space, random) for _ in range(samples)], "random"

@@ -120,6 +120,8 @@ def _driving(
             case Exception():
                 store.cancel_running(lease)
                 store.release(lease, StudyState.FAILED, _one_line(error), _traceback_of(error))
+            case _:
+                pass  # such as a second Ctrl-C: the lease ends by itself
 
     with (
         held(store, spec.study, release, metrics.heartbeat) as (lease, stop_signals),

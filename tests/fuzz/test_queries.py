@@ -147,7 +147,7 @@ def test_asking_changes_nothing(filled: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["\U0001f600", "'", "x" * 100_000])
 def test_a_name_that_no_study_can_have_is_an_unknown_study(store: Store, name: str) -> None:
-    for ask in (store.study, store.status, store.front, store.best, store.trials, store.events):
+    for ask in (store.study, store.status, store.front, store.best, store.trials, store.log):
         with pytest.raises(UnknownStudy) as caught:
             ask(name)
         assert caught.value.study == name
