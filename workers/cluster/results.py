@@ -30,7 +30,7 @@ def result_of(reference: Any) -> Any:  # noqa: ANN401 - Ray's are untyped
 def unwrapped(error: RayTaskError) -> BitfrontError:
     """The error of a task as one of our own, which knows its remote traceback."""
     cause: BaseException = error.cause
-    trace = masked(_ESCAPES.sub("", str(error.traceback_str)))
+    trace = masked(_ESCAPES.sub("", str(error)))
     if isinstance(cause, BitfrontError):
         cause.remote_traceback = trace
         return cause

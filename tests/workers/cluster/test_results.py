@@ -11,7 +11,8 @@ TRACE = "\x1b[36mray::_inspect()\x1b[39m (pid=1)\n  File 'a.py', line 1\nMissing
 
 def _raised_remotely(cause: Exception) -> BitfrontError:
     raised = RayTaskError("_inspect", TRACE, cause)  # type: ignore[no-untyped-call] # Ray's
-    return unwrapped(raised)
+    as_got: RayTaskError = raised.as_instanceof_cause()  # type: ignore[no-untyped-call]
+    return unwrapped(as_got)
 
 
 def test_an_error_of_ours_keeps_its_sentence_and_type() -> None:
