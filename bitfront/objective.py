@@ -21,6 +21,7 @@ class Objective(StrEnum):
     BIT_OPERATIONS = "bit_operations"
     LATENCY_S = "latency_s"
     ACTIVATION_NBYTES = "activation_nbytes"
+    DIVERGENCE = "divergence"
 
 
 class Quantity(Enum):
@@ -161,6 +162,17 @@ FIGURES: Final = (
         write=size_text,
         unit="of activations",
         on_demand=True,
+    ),
+    Figure(
+        name="divergence",
+        label="divergence",
+        limit="max_divergence",
+        limit_help="Highest mean KL from full precision on the selection split, in nats.",
+        quantity=Quantity.NUMBER,
+        metavar="NATS",
+        write=lambda nats: f"{nats:.3g}",
+        unit="nats from full precision",
+        per_split=True,
     ),
 )
 """Every figure, in the order of tables and exports."""

@@ -326,6 +326,7 @@ class ConstraintSpec(Section):
     max_bit_operations: float | None = Field(None, gt=0)
     max_latency_s: float | None = Field(None, gt=0)
     max_activation_nbytes: Nbytes | None = None
+    max_divergence: float | None = Field(None, gt=0)
 
     @property
     def limits(self) -> dict[str, float]:

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from bitfront.plan import Configuration
+
+if TYPE_CHECKING:
+    from bitfront.samples import SampleResults
 
 
 class TrialState(StrEnum):
@@ -76,10 +79,12 @@ class Evaluation:
         values: Objective name to finite value; all are minimised.
         metrics: Further finite figures for a person: bytes by part, bits per weight,
             seconds by stage, cache hits.
+        samples: What comes out for each sample; None where it was not kept.
     """
 
     values: Mapping[str, float]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    samples: "SampleResults | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +171,30 @@ class Trial:
 def is_feasible(constraints: Mapping[str, float]) -> bool:
     """Whether no constraint, name to excess, is broken."""
     return all(excess <= 0 for excess in constraints.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a choice among complete trials that hold their job's limits needs of one.
+
+    Attributes:
+        study: Its study.
+        number: Its number there.
+        values: What was measured on the selection split, by the name of the figure.
+        has_recovery: Whether P4Q repaired it.
+        samples: What came out for each selection sample; None where it was not kept.
+    """
+
+    study: str
+    number: int
+    values: Mapping[str, float]
+    has_recovery: bool = False
+    samples: "SampleResults | None" = None
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Its study and number, which name it."""
+        return self.study, self.number
 
 
 @dataclass(frozen=True, slots=True)

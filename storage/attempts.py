@@ -13,6 +13,7 @@ from storage.access import find_id, guard
 from storage.events import add_event, insert_new, storable
 from storage.finite import finite
 from storage.records import AttemptRecord, EventKind, Lease
+from storage.samples import add_samples, read_samples
 from storage.tables import Front, Intermediate, Now, Study, Trial
 
 
@@ -43,6 +44,8 @@ def complete(
         # The epoch is ours, so after a broken commit it can only be our own earlier try.
         return again and _is(TrialState.COMPLETE, connection, lease, attempt)
     _close(connection, trial_id, attempt, result)
+    if result.evaluation.samples is not None:
+        add_samples(connection, trial_id, "selection", result.evaluation.samples)
     _cache(connection, lease, attempt, result)
     content: dict[str, object] = {"values": finite(result.evaluation.values)}
     if front is not None:
@@ -83,13 +86,20 @@ def _is(state: TrialState, connection: Connection, lease: Lease, attempt: Attemp
 
 
 def _cache(connection: Connection, lease: Lease, attempt: Attempt, result: Evaluated) -> None:
+    samples = result.evaluation.samples
     row = {
         "key": attempt.evaluation_key,
         "objectives": finite(result.evaluation.values),
         "metrics": finite(result.evaluation.metrics),
+        "samples": None if samples is None else samples.packed,
         "seconds": result.seconds,
         "study_id": lease.study_id,
     }
+    if samples is not None:
+        # One of an earlier version, which kept none, gives way.
+        bare = tables.Evaluation.samples.is_(None)
+        key = tables.Evaluation.key == attempt.evaluation_key
+        connection.execute(delete(tables.Evaluation).where(key, bare))
     insert_new(connection, tables.Evaluation, [row])
 
 
@@ -250,9 +260,12 @@ def _has_cause(connection: Connection, lease: Lease, attempt: Attempt) -> bool:
 def find_evaluation(connection: Connection, key: str) -> Evaluation | None:
     """The evaluation under a key, whichever study it was made for."""
     table = tables.Evaluation
-    query = select(table.objectives, table.metrics).where(table.key == key)
+    query = select(table.objectives, table.metrics, table.samples).where(table.key == key)
     row = connection.execute(query).one_or_none()
-    return None if row is None else Evaluation(row.objectives, row.metrics)
+    if row is None:
+        return None
+    samples = None if row.samples is None else read_samples(row.samples)
+    return Evaluation(row.objectives, row.metrics, samples)
 
 
 def attempts(

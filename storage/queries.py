@@ -17,13 +17,14 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 
 from bitfront.errors import SpecError
-from bitfront.objective import OBJECTIVES
-from bitfront.trial import Cause, TrialState
+from bitfront.objective import FIGURES, OBJECTIVES
+from bitfront.samples import SampleResults
+from bitfront.trial import Cause, Origin, TrialState
 from bitfront.trial import Trial as TrialRecord
-from storage import studies, trials
+from storage import samples, studies, trials
 from storage.access import find_id
 from storage.comparable_studies import comparable_studies, is_alike
-from storage.records import FailureCount, Limits, ModelFronts, Status
+from storage.records import FailureCount, Limits, MeasuredTrials, ModelFronts, Status
 from storage.tables import Attempt, Cell, Front, Hypervolume, Study, Trial
 
 _ELIGIBLE = and_(Trial.state == TrialState.COMPLETE, Trial.feasible)
@@ -97,6 +98,42 @@ def _first(
     query = trials.query().where(Trial.id == ranked.limit(1).scalar_subquery())
     found = trials.records(connection, query)
     return found[0] if found else None
+
+
+def measured(
+    connection: Connection, name: str | None, limits: Limits, model: str | None
+) -> MeasuredTrials | None:
+    """What a choice among the trials of a study, or of a model's studies, looks at."""
+    scope, objectives = _scope(connection, name, limits, model)
+    if not samples.are_known(connection, scope):
+        return None
+    figures = tuple(figure.name for figure in FIGURES)
+    return MeasuredTrials(tuple(objectives), tuple(samples.measured(connection, scope, figures)))
+
+
+def baselines(connection: Connection, name: str) -> list[TrialRecord]:
+    """The study's complete baselines, by number."""
+    ours = Trial.study_id == find_id(connection, name)
+    wanted = (ours, Trial.state == TrialState.COMPLETE, Trial.origin == Origin.BASELINE)
+    return trials.records(connection, trials.query().where(*wanted).order_by(Trial.number))
+
+
+def sample_results(connection: Connection, name: str, number: int) -> dict[str, SampleResults]:
+    """What came out for each sample of a trial, by the split."""
+    ours = Trial.study_id == find_id(connection, name)
+    return samples.of_trial(connection, and_(ours, Trial.number == number))
+
+
+def trials_at(connection: Connection, places: Sequence[tuple[str, int]]) -> list[TrialRecord]:
+    """The trials at some studies and numbers, in that order."""
+    found: dict[tuple[str, int], TrialRecord] = {}
+    for name in dict.fromkeys(study for study, _ in places):
+        numbers = [number for study, number in places if study == name]
+        query = trials.query().where(
+            Trial.study_id == find_id(connection, name), Trial.number.in_(numbers)
+        )
+        found |= {(row.study, row.number): row for row in trials.records(connection, query)}
+    return [found[place] for place in places]
 
 
 def status(connection: Connection, name: str) -> Status:

@@ -12,7 +12,7 @@ from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer
 from bitfront.objective import BY_LIMIT
 from bitfront.profile import Cell, LayerEntropy
-from bitfront.trial import Cause, StudyState, Trial, TrialState
+from bitfront.trial import Cause, Measured, StudyState, Trial, TrialState
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
@@ -266,6 +266,19 @@ class ModelFronts:
     studies: tuple[str, ...]
     objectives: tuple[str, ...]
     trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredTrials:
+    """What a choice among the trials of a study, or of several comparable ones, looks at.
+
+    Attributes:
+        objectives: The study's; the error and bytes for several studies.
+        trials: All complete ones that hold their job's limits, study by study, by number.
+    """
+
+    objectives: tuple[str, ...]
+    trials: tuple[Measured, ...]
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -24,6 +24,7 @@ REVISIONS = (
     "0011",
     "0012",
     "0013",
+    "0014",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

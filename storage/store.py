@@ -15,6 +15,7 @@ from bitfront.attempt import (
 from bitfront.identity.identities import CellKey
 from bitfront.layers import Block, Layer
 from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
+from bitfront.samples import SampleResults
 from bitfront.trial import Evaluation, FrontChange, StudyState, Trial, TrialState
 from bitfront.tuning import TuningSample
 from storage import artefacts, attempts, leases, profiles, queries, studies, trials, tunings
@@ -26,6 +27,7 @@ from storage.records import (
     Lease,
     Limits,
     LogLine,
+    MeasuredTrials,
     ModelFronts,
     OptionRecord,
     ProfileRecord,
@@ -364,9 +366,17 @@ class Store:
         """The evaluation under a key, whichever study it was made for."""
         return self._database.read(attempts.find_evaluation, key)
 
-    def save_test_values(self, lease: Lease, values: Mapping[int, Mapping[str, float]]) -> None:
-        """Records what complete trials, by number, reach on the test split."""
-        self._database.write(trials.save_test_values, lease, values)
+    def save_test_values(
+        self,
+        lease: Lease,
+        values: Mapping[int, Mapping[str, float]],
+        samples: Mapping[int, SampleResults] = MappingProxyType({}),
+    ) -> None:
+        """Records what complete trials, by number, reach on the test split.
+
+        `samples` is what came out for each sample of the split, where it is known.
+        """
+        self._database.write(trials.save_test_values, lease, values, samples)
 
     # Tunings
 
@@ -485,6 +495,35 @@ class Store:
                 on different selection data, or latencies that are limited on different devices.
         """
         return self._database.read(queries.best, name, limits, model)
+
+    def measured(
+        self, name: str | None, limits: Limits = _NO_LIMITS, *, model: str | None = None
+    ) -> MeasuredTrials | None:
+        """What a choice among the trials of a study, or of a model's studies, looks at.
+
+        None where no trial has results by sample: then `best` and `front` say all that is known.
+
+        Args:
+            name: The study; None for all studies of `model`.
+            limits: What the choice is to be limited by; all trials come back.
+            model: Name or hash of a model, where `name` is None.
+
+        Raises:
+            SpecError: As `best` does.
+        """
+        return self._database.read(queries.measured, name, limits, model)
+
+    def baselines(self, name: str) -> list[Trial]:
+        """The study's complete baselines, by number: full precision among them."""
+        return self._database.read(queries.baselines, name)
+
+    def sample_results(self, name: str, number: int) -> dict[str, SampleResults]:
+        """What came out for each sample of a trial, by the split: `selection` and `test`."""
+        return self._database.read(queries.sample_results, name, number)
+
+    def trials_at(self, places: Sequence[tuple[str, int]]) -> list[Trial]:
+        """The trials at some studies and numbers, in that order."""
+        return self._database.read(queries.trials_at, places)
 
     def nearest(
         self, name: str | None, limits: Limits, *, model: str | None = None

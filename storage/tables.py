@@ -309,6 +309,22 @@ class Trial(Base):
         return column
 
 
+class TrialSamples(Base):
+    """What came out for each sample of a split, packed; see `bitfront.samples`.
+
+    Apart from the trials, so that whoever reads those reads no blobs.
+    """
+
+    __tablename__ = "trial_samples"
+    __table_args__ = (CheckConstraint("split IN ('selection', 'test')", name="split_known"),)
+
+    trial_id: Mapped[int] = mapped_column(
+        ForeignKey("trial.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    split: Mapped[str] = mapped_column(primary_key=True)
+    results: Mapped[bytes]
+
+
 class Attempt(Base):
     """One try at a trial; a cause says why it ended without a result."""
 
@@ -393,6 +409,7 @@ class Evaluation(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     objectives: Mapped[dict[str, object]]  # objective name -> value
     metrics: Mapped[dict[str, object]]
+    samples: Mapped[bytes | None]  # packed; those of earlier versions have none
     seconds: Mapped[float]
     study_id: Mapped[int | None] = mapped_column(
         ForeignKey("study.id", ondelete="SET NULL"), index=True

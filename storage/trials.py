@@ -19,12 +19,14 @@ from sqlalchemy import (
 from bitfront.errors import DatabaseError
 from bitfront.objective import BY_NAME, FIGURES, OBJECTIVES
 from bitfront.plan import Configuration
+from bitfront.samples import SampleResults
 from bitfront.trial import Cause, Origin, TrialState
 from bitfront.trial import Trial as TrialRecord
 from storage.access import find_id, guard
 from storage.events import add_event
 from storage.finite import finite
 from storage.records import EventKind, Lease
+from storage.samples import add_samples
 from storage.tables import Attempt, Front, Hypervolume, Intermediate, Now, Study, Trial
 
 
@@ -220,19 +222,25 @@ def _close_attempts(
 
 
 def save_test_values(
-    connection: Connection, lease: Lease, values: Mapping[int, Mapping[str, float]]
+    connection: Connection,
+    lease: Lease,
+    values: Mapping[int, Mapping[str, float]],
+    samples: Mapping[int, SampleResults],
 ) -> None:
-    """Records what complete trials reach on the test split."""
+    """Records what complete trials reach on the test split, and what came out for its samples."""
     guard(connection, lease)
     for number, measured in values.items():
         columns = {BY_NAME[name].test_name: value for name, value in finite(measured).items()}
-        written = connection.execute(
+        trial_id = connection.scalar(
             update(Trial)
             .where(Trial.study_id == lease.study_id, Trial.number == number)
             .where(Trial.state == TrialState.COMPLETE)
             .values(columns)
+            .returning(Trial.id)
         )
-        if written.rowcount == 0:
+        if trial_id is None:
             raise DatabaseError(f"study {lease.name} has no complete trial {number} to test")
+        if number in samples:
+            add_samples(connection, trial_id, "test", samples[number])
     content = {"trials": sorted(values)}
     add_event(connection, lease.study_id, EventKind.TESTED, content)

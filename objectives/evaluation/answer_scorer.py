@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bitfront.errors import SpecError
 from bitfront.layers import Tower
-from bitfront.objective import Objective
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.spec import RecoverySpace
 from bitfront.vlm import QuestionBatch
@@ -17,11 +16,16 @@ from objectives.data.answers import is_right, normalise, parse
 from objectives.data.questions import QuestionTask
 from objectives.data.splits import first_of_each
 from objectives.data.task import SplitName
-from objectives.evaluation.scorer import KEPT_RECOVERIES, Recoveries, Scorer, ScoringContext
-from objectives.execution.feature_store import MEMORY_NBYTES, FeatureKey
+from objectives.evaluation.scorer import (
+    KEPT_RECOVERIES,
+    Recoveries,
+    Score,
+    Scorer,
+    ScoringContext,
+)
+from objectives.execution.feature_store import FeatureKey
 from objectives.execution.runner import StreamRunner
-from objectives.execution.similarity import divergence_nats, loss_nats
-from objectives.execution.tensor_cache import TensorCache
+from objectives.execution.similarity import divergences_nats, loss_nats
 from objectives.profiling.full_precision import FULL_PLAN
 from objectives.recovery.answer_training import (
     AnswerRecovered,
@@ -51,19 +55,18 @@ class AnswerScorer(Scorer):
         self._stopwatch = context.stopwatch
         self._features = context.features
         self._runner = StreamRunner(task.model, context.switch, context.cache_nbytes)
-        self._full = TensorCache(MEMORY_NBYTES if context.cache_nbytes else 0)
         limit = KEPT_RECOVERIES if context.cache_nbytes else 0
         self._recoveries = Recoveries(self.begin, self._load, context.stopwatch, limit)
         towers = {Tower.VISION, Tower.PROJECTOR}
         self._image_layers = frozenset(x.name for x in task.model.layers if x.tower in towers)
 
-    def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
-        """The figures of a configuration.
+    def score(self, configuration: Configuration, split: SplitName) -> Score:
+        """Whether the greedy answer to each question is among the right ones.
 
-        `error` is the share of questions whose answer is none of the right ones, `unparsed`
-        the share whose text ends without an answer; `loss_nats` is the mean cross-entropy of
-        the right answers' tokens, `output_kl_nats` the mean divergence from full precision
-        there.
+        `unparsed` is the share whose text ends without an answer; `loss_nats` is the mean
+        cross-entropy of the right answers' tokens, `divergence` the mean divergence from full
+        precision there. A question's own divergence is the sum over its tokens, divided by the mean
+        length of an answer, so that the mean over the questions is that over the tokens.
         """
         full = self._full_logits(split)
         recovered = self._recoveries.get(configuration)
@@ -71,21 +74,28 @@ class AnswerScorer(Scorer):
         with self._stopwatch.timed("answers"):
             logits = self._logits(configuration.plan, recovered, features, split)
         targets = self._targets(split)
-        figures = {
-            "loss_nats": loss_nats(logits, targets),
-            "output_kl_nats": divergence_nats(full, logits),
-        }
+        divergence = self._by_question(divergences_nats(full, logits), split)
+        further = {"loss_nats": loss_nats(logits, targets)}
         if not bool(logits.isfinite().all()):
-            return {Objective.ERROR.value: float("nan"), **figures}
+            return Score.of([False] * len(divergence), divergence, further)
         with self._stopwatch.timed("decoding"):
             answers = self._answers(recovered, features, logits, targets, split)
-        accepted = self._task.split(split).accepted
-        right = sum(map(is_right, answers, accepted))
-        return {
-            Objective.ERROR.value: 1 - right / len(answers),
-            "unparsed": answers.count(None) / len(answers),
-            **figures,
-        }
+        right = list(map(is_right, answers, self._task.split(split).accepted))
+        further["unparsed"] = answers.count(None) / len(answers)
+        return Score.of(right, divergence, further)
+
+    def _by_question(
+        self, tokens: Float[Tensor, " tokens"], split: SplitName
+    ) -> Float[Tensor, " questions"]:
+        """Sums over each question's tokens, divided by the mean number of tokens."""
+        questions = self._task.split(split)
+        parts = [
+            part.repeat_interleave(len(questions.answers[int(part[0])]))
+            for part in questions.batches
+        ]
+        sums = torch.zeros(len(questions), dtype=tokens.dtype)
+        sums.index_add_(0, torch.cat(parts), tokens.cpu())
+        return sums * (len(questions) / len(tokens))
 
     def answer(self, configuration: Configuration, question: str, picture: Image | None) -> str:
         """The greedy text for any question, up to its end or the task's limit of tokens.
@@ -223,13 +233,13 @@ class AnswerScorer(Scorer):
         return self._model.generate(batch, limit, features=features, context=recovered.context)
 
     def _full_logits(self, split: SplitName) -> Float[Tensor, "tokens vocabulary"]:
-        kept = self._full.get(split)
-        if kept is not None:
-            return kept[0]
-        (stream,) = self._task.streams(split)
-        logits = self._runner.run(stream, FULL_PLAN)
-        self._full.put(split, [logits])
-        return logits
+        key = FeatureKey(f"{split}/logits", FULL_PLAN)
+        kept = self._features.get(key)
+        if kept is None:
+            (stream,) = self._task.streams(split)
+            kept = (self._runner.run(stream, FULL_PLAN),)
+            self._features.put(key, kept)
+        return kept[0].to(self._model.device)
 
     def _targets(self, split: SplitName) -> Int[Tensor, " tokens"]:
         """The right token at each row of the logits."""

@@ -10,16 +10,27 @@ from PIL.Image import Image
 from torch import Tensor
 
 from bitfront.layers import Tower
-from bitfront.objective import Objective
 from bitfront.plan import Configuration, Plan, Recovery, TeacherText
 from bitfront.vlm.models.captions import ClassNames
 from objectives.data.classification import ClassificationTask
 from objectives.data.splits import first_of_each
 from objectives.data.task import SplitName
-from objectives.evaluation.scorer import KEPT_RECOVERIES, Recoveries, Scorer, ScoringContext
+from objectives.evaluation.scorer import (
+    KEPT_RECOVERIES,
+    Recoveries,
+    Score,
+    Scorer,
+    ScoringContext,
+)
 from objectives.execution.feature_store import FeatureKey
 from objectives.execution.runner import StreamRunner
-from objectives.execution.similarity import class_features, error_rate, logits, loss_nats
+from objectives.execution.similarity import (
+    class_features,
+    divergences_nats,
+    is_highest,
+    logits,
+    loss_nats,
+)
 from objectives.execution.streams import Stream
 from objectives.profiling.full_precision import FULL_PLAN
 from objectives.recovery.class_training import ClassData, ClassRecovered, ClassTraining
@@ -47,8 +58,13 @@ class ClassificationScorer(Scorer):
             for tower in Tower
         }
 
-    def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
-        """`error` and `loss_nats` of the right class among all."""
+    def score(self, configuration: Configuration, split: SplitName) -> Score:
+        """Whether the right class has the highest score; `loss_nats` is its cross-entropy.
+
+        `divergence` is the mean of `KL(p || q)` over the images, `p` and `q` being the softmax over
+        the classes in full precision and under the configuration.
+        """
+        full = self._full_scores(split)
         recovered = self._recoveries.get(configuration)
         images = self._image_features(configuration.plan, split)
         if recovered is None:
@@ -57,10 +73,23 @@ class ClassificationScorer(Scorer):
             images, classes = recovered.adapt(images), recovered.text_features
         scores = logits(images, classes, self._model.logit_scale)
         labels = self._task.split(split).labels
-        return {
-            Objective.ERROR.value: error_rate(scores, labels),
-            "loss_nats": loss_nats(scores, labels),
-        }
+        further = {"loss_nats": loss_nats(scores, labels)}
+        return Score.of(is_highest(scores, labels), divergences_nats(full, scores), further)
+
+    def _full_scores(self, split: SplitName) -> Float[Tensor, "n classes"]:
+        """The logits in full precision: the features behind them are computed once and kept."""
+        images = self._full_features(self._task.images(split, 0))
+        captions = self._full_features(self._task.caption_stream())
+        classes = class_features(captions, len(self._task.templates))
+        return logits(images, classes, self._model.logit_scale)
+
+    def _full_features(self, given: Stream) -> Float[Tensor, "n d"]:
+        key = FeatureKey(given.key, FULL_PLAN)
+        kept = self._features.get(key)
+        if kept is None:
+            kept = (self._runner.run(given, FULL_PLAN, keep=False),)
+            self._features.put(key, kept)
+        return kept[0].to(self._model.device)
 
     def text_features(self, configuration: Configuration) -> Float[Tensor, "classes d"]:
         """The features that the classes have under a configuration, of length 1.

@@ -215,8 +215,10 @@ class Evaluator:
 
         `error` is the share of the split's samples that come out wrong: an image whose own
         class is not the nearest among all, or a question whose greedy answer is not among the
-        right ones. The metrics hold every figure that is known, objectives included: `error`,
-        `loss_nats` and what else the scorer measures, `nbytes` with its parts,
+        right ones; `divergence` is the mean KL of the predictions from those of full precision. The
+        metrics hold every figure that is known, objectives included: `error` and `divergence`
+        with their standard errors (`error_se`, `divergence_se`), `loss_nats` and what else the
+        scorer measures, `nbytes` with its parts,
         `bits_per_weight`, `bit_operations`, the seconds of each stage, and what came from the
         caches (1 or 0).
 
@@ -227,8 +229,8 @@ class Evaluator:
             UnavailableDevice: The job asks for a latency that cannot be measured here.
         """
         self._stopwatch.reset()
-        quality = self.scorer.figures(configuration, split)
-        figures = {**quality, **self._costs(configuration)}
+        score = self.scorer.score(configuration, split)
+        figures = {**score.figures, **self._costs(configuration)}
         if self.latency_meter is not None:
             with self._stopwatch.timed("latency"):
                 seconds = self.latency_meter.seconds(configuration)
@@ -239,7 +241,7 @@ class Evaluator:
         values = {objective.value: figures[objective.value] for objective in self.spec.objectives}
         nbytes = self.nbytes(configuration)
         figures |= {f"nbytes.{part}": float(count) for part, count in nbytes.items()}
-        return Evaluation(values, figures | self._stopwatch.figures())
+        return Evaluation(values, figures | self._stopwatch.figures(), score.samples)
 
     @cached_property
     def _activations(self) -> ActivationMemory:

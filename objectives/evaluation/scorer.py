@@ -1,16 +1,20 @@
 """What every scorer can do: measure a configuration, and train its recovery."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from cachetools import LRUCache
+from jaxtyping import Bool, Float
 from PIL.Image import Image
 from torch import Tensor
 
 from bitfront.errors import SpecError
+from bitfront.objective import Objective
 from bitfront.plan import Configuration
+from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec
 from bitfront.vlm import PlanSwitch
 from objectives.data.task import SplitName
@@ -44,15 +48,60 @@ class ScoringContext:
     cache_nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a configuration makes of a split.
+
+    Attributes:
+        figures: `error`, `divergence`, their standard errors and what else is measured, by name;
+            NaN where the model's output is not finite.
+        samples: What comes out for each sample; None where the model's output is not finite.
+    """
+
+    figures: Mapping[str, float]
+    samples: SampleResults | None
+
+    @classmethod
+    def of(
+        cls,
+        right: Sequence[bool] | Bool[Tensor, " n"],
+        divergence: Float[Tensor, " n"],
+        further: Mapping[str, float],
+    ) -> Self:
+        """The score of samples that came out right or wrong.
+
+        Args:
+            right: Whether each sample came out right.
+            divergence: Each one's share in the divergence from full precision, in nats: their mean
+                is the split's. What is below 0 by round-off becomes 0.
+            further: Other figures, by name.
+        """
+        nats = divergence.clamp_min(0)
+        if not bool(nats.isfinite().all()):
+            unknown = dict.fromkeys((Objective.ERROR.value, Objective.DIVERGENCE.value), math.nan)
+            return cls({**unknown, **further}, None)
+        flags = [bool(flag) for flag in right]
+        samples = SampleResults.of(flags, nats.tolist())
+        figures = {
+            Objective.ERROR.value: flags.count(False) / len(flags),
+            Objective.DIVERGENCE.value: float(nats.mean()),
+        }
+        return cls({**figures, **samples.standard_errors, **further}, samples)
+
+
 class Scorer(ABC):
     """Measures how well a configuration does its task, and trains its recovery."""
 
     @abstractmethod
-    def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
-        """`error`, `loss_nats`, and what else is measured; a figure may be NaN.
+    def score(self, configuration: Configuration, split: SplitName) -> Score:
+        """What comes out for a split's samples.
 
         A recovery that is not known is trained from its start to its end.
         """
+
+    def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
+        """`error`, `loss_nats`, `divergence`, and what else is measured; a figure may be NaN."""
+        return dict(self.score(configuration, split).figures)
 
     @abstractmethod
     def begin(self, configuration: Configuration) -> Training:

@@ -1,7 +1,7 @@
 """Where the towers meet: class features, logits, and the figures that are read off them."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,12 +27,9 @@ def logits(
     return scale * functional.normalize(images.float(), dim=-1) @ classes.float().T
 
 
-def error_rate(scores: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
-    """The share of samples whose label has not the highest score; NaN if a score is not finite."""
-    if not bool(scores.isfinite().all()):
-        return float("nan")
-    wrong = int((scores.argmax(dim=-1) != labels.to(scores.device)).sum())
-    return wrong / len(labels)
+def is_highest(scores: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Whether each sample's label has the highest score."""
+    return scores.argmax(dim=-1) == labels.to(scores.device)
 
 
 def loss_nats(scores: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
@@ -47,7 +44,17 @@ def divergence_nats(
 
     In float64; NaN stays NaN.
     """
+    divergence = float(divergences_nats(reference, scores).mean())
+    return divergence if divergence != divergence else max(0.0, divergence)
+
+
+def divergences_nats(
+    reference: Float[Tensor, "n classes"], scores: Float[Tensor, "n classes"]
+) -> Float64[Tensor, " n"]:
+    """`KL(softmax(reference) || softmax(scores))` of each row, in nats; below 0 by round-off only.
+
+    In float64; NaN stays NaN.
+    """
     wanted = torch.log_softmax(reference.double(), dim=-1)
     given = torch.log_softmax(scores.double(), dim=-1)
-    divergence = float((wanted.exp() * (wanted - given)).sum(dim=-1).mean())
-    return divergence if divergence != divergence else max(0.0, divergence)
+    return (wanted.exp() * (wanted - given)).sum(dim=-1)

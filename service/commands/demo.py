@@ -14,6 +14,7 @@ from bitfront.spec import JobSpec
 from bitfront.trial import Trial, TrialState
 from bitfront.units import percent_text, size_text
 from service.commands.deployment import command_line, file_url
+from service.views.choosing import best_answer, full_precision, shown_front
 from service.views.describe import FULL_NAME, trial_names
 from service.views.pictures import write_pictures
 from service.views.render import best_text, front_table
@@ -51,13 +52,13 @@ def show(store: Store, study: str, out: Path) -> None:
     pruned = len(store.trials(study, {TrialState.PRUNED}))
     early = f", and {pruned} that stopped early" if pruned else ""
     click.echo(f"\nThe front of {len(trials)} trials{early}:\n")
-    click.echo(front_table(store.front(study), names))
+    click.echo(front_table(shown_front(store, study), names, full_precision(store, study)))
     click.echo("\nUniform precision, and the best of the search in at most as many bytes:\n")
     click.echo(_comparison(store, study, baselines, names))
     chosen = next((t for t in baselines if names[t.number] == SHOWN_BASELINE), None)
     if chosen is not None:
         nbytes = chosen.values["nbytes"]
-        best = store.best(study, Limits(max_nbytes=nbytes))
+        best = best_answer(store, study, Limits(max_nbytes=nbytes))
         if best is not None:
             click.echo(f"\nThe best within the size of uniform 3 bits, {size_text(nbytes)}:\n")
             click.echo(best_text(best, names, store.load_profile(study)))
@@ -77,8 +78,8 @@ def show(store: Store, study: str, out: Path) -> None:
 
 
 def _best_number(store: Store, study: str, baseline: Trial) -> int | None:
-    best = store.best(study, Limits(max_nbytes=baseline.values["nbytes"]))
-    return None if best is None else best.number
+    best = best_answer(store, study, Limits(max_nbytes=baseline.values["nbytes"]))
+    return None if best is None else best.trial.number
 
 
 def _comparison(
@@ -87,9 +88,10 @@ def _comparison(
     header = ["uniform", "size", "error", "test error", "search", "size", "error", "test error"]
     rows = []
     for trial in sorted(baselines, key=lambda t: t.values["nbytes"]):
-        best = store.best(study, Limits(max_nbytes=trial.values["nbytes"]))
+        answer = best_answer(store, study, Limits(max_nbytes=trial.values["nbytes"]))
         found = ["-"] * 4
-        if best is not None:
+        if answer is not None:
+            best = answer.trial
             found = [
                 f"trial {best.number}",
                 size_text(best.values["nbytes"]),

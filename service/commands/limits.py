@@ -64,6 +64,18 @@ def limit_options(command: Command) -> Command:
     return command
 
 
+def ranking_option(command: Command) -> Command:
+    """Adds `--by`: what stands for the error of a trial."""
+    option = click.option(
+        "--by",
+        type=click.Choice(["estimate", "error"]),
+        default="estimate",
+        show_default=True,
+        help="What stands for the error: an estimate from all trials, or what was measured.",
+    )
+    return option(command)
+
+
 def refusal(
     scope: str,
     limits: "Limits",

@@ -143,6 +143,7 @@ def find_configuration(
         ClickException: No trial holds the limits.
     """
     from bitfront.errors import SpecError
+    from service.views.choosing import best_answer
     from storage.records import Limits
     from storage.store import open_store
 
@@ -150,13 +151,13 @@ def find_configuration(
         record = store.study(study)
         if trial is None:
             asked = Limits(**limits)
-            best = store.best(study, asked)
+            best = best_answer(store, study, asked)
             if best is None:
                 nearest = store.nearest(study, asked)
                 raise click.ClickException(
                     refusal(f"study {study!r}", asked, nearest, way_out=f"status {study}")
                 )
-            trial = best.number
+            trial = best.trial.number
         found = {known.number: known for known in store.trials(study)}
         if trial not in found:
             raise SpecError(f"study {study!r} has no trial {trial}: see 'bitfront front {study}'")

@@ -10,12 +10,11 @@ import click
 
 from bitfront.errors import SpecError
 from service.commands.deployment import command_line, database_option
-from service.commands.limits import limit_options, nearest_of, refusal
+from service.commands.limits import limit_options, nearest_of, ranking_option, refusal
 from service.views.exports import FORMATS
 
 if TYPE_CHECKING:
-    from bitfront.trial import Trial
-    from storage.records import Limits, LogLine, StudyRecord
+    from storage.records import LogLine, StudyRecord
     from storage.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -160,6 +159,7 @@ def _check_scope(study: str | None, model: str | None) -> None:
     help="json is one object a line.  [default: by the suffix of --out, or table]",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@ranking_option
 @limit_options
 @database_option
 def front(
@@ -167,15 +167,23 @@ def front(
     model: str | None,
     form: str | None,
     out: Path | None,
+    by: str,
     url: str,
     **options: float | None,
 ) -> None:
     """Print the Pareto front of STUDY, lowest error first.
 
+    A trial is on it if it is better by more than chance than each smaller one, or smaller at no
+    loss; --by error gives the front of what was measured, chance included.
+
     With --model, it is the front of all studies of a model, by what all of them minimised. With
     limits, it is the part of the front that holds all of them; if nothing does, the exit code is 1
     and stderr says what comes nearest.
     """
+    from dataclasses import replace
+
+    from search.choice import Ranking
+    from service.views.choosing import full_precision, shown_front, shown_joint_front
     from service.views.describe import trial_names
     from service.views.exports import chosen_format, write, write_rows
     from service.views.render import cross_study_front_table, front_rows, front_table
@@ -186,8 +194,16 @@ def front(
     chosen = chosen_format(form, out, "table")
     limits = Limits(**options)
     with open_store(url, create=False) as store:
-        whole = store.front(study) if study is not None else _joint_front(store, str(model), limits)
-    trials = [trial for trial in whole if limits.hold(trial.values)]
+        if study is not None:
+            shown, full = shown_front(store, study, Ranking(by)), full_precision(store, study)
+        else:
+            shown, full = shown_joint_front(store, str(model), limits, Ranking(by)), None
+    if shown.studies:
+        names = ", ".join(shown.studies)
+        click.echo(f"by {' and '.join(shown.objectives)} over the studies {names}", err=True)
+    whole = shown.trials
+    trials = [trial for trial in whole if limits.hold(shown.values(trial))]
+    shown = replace(shown, trials=tuple(trials))
     if whole and not trials:
         scope = f"the front of {_scope_text(study, model)}"
         nearest = nearest_of(whole, limits)
@@ -199,11 +215,11 @@ def front(
         )
         click.echo(f"{what} has no complete trial yet: see 'bitfront {way_out}'", err=True)
     if chosen != "table":
-        write_rows(front_rows(trials), chosen, out)
+        write_rows(front_rows(shown), chosen, out)
     elif study is None:
-        write(f"{cross_study_front_table(trials)}\n".encode(), out)
+        write(f"{cross_study_front_table(shown)}\n".encode(), out)
     else:
-        write(f"{front_table(trials, trial_names(trials))}\n".encode(), out)
+        write(f"{front_table(shown, trial_names(trials), full)}\n".encode(), out)
 
 
 def _refuse_while_profiling(store: "Store", study: str) -> None:
@@ -220,19 +236,10 @@ def _scope_text(study: str | None, model: str | None) -> str:
     return f"study {study!r}" if model is None else f"model {model!r}"
 
 
-def _joint_front(store: "Store", model: str, limits: "Limits") -> "list[Trial]":
-    from service.views.cross_study_front import cross_study_front
-
-    fronts = store.model_fronts(model, limits)
-    names = ", ".join(fronts.studies)
-    if fronts.studies:
-        click.echo(f"by {' and '.join(fronts.objectives)} over the studies {names}", err=True)
-    return cross_study_front(fronts)
-
-
 @click.command()
 @click.argument("study", required=False)
 @_model_option
+@ranking_option
 @limit_options
 @click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @database_option
@@ -240,24 +247,28 @@ def best(
     study: str | None,
     model: str | None,
     form: str,
+    by: str,
     url: str,
     **options: float | None,
 ) -> None:
     """Print the best configuration of STUDY under limits.
 
-    Any mix of limits will do; the first objective that is not limited is minimised. If nothing
+    Any mix of limits will do; the first objective that is not limited is minimised. The error is
+    an estimate with less chance in it than what was measured, which --by error takes. If nothing
     fits, the exit code is 1 and stderr says what comes nearest. With --model, all studies of a
     model are asked.
     """
+    from search.choice import Ranking
+    from service.views.choosing import best_answer
     from service.views.describe import trial_names
-    from service.views.render import best_text, trial_json
+    from service.views.render import best_json, best_text
     from storage.records import Limits
     from storage.store import open_store
 
     _check_scope(study, model)
     limits = Limits(**options)
     with open_store(url, create=False) as store:
-        found = store.best(study, limits, model=model)
+        found = best_answer(store, study, limits, model=model, ranking=Ranking(by))
         if found is None:
             nearest = store.nearest(study, limits, model=model)
             if nearest is None and study is not None:
@@ -267,11 +278,12 @@ def best(
             raise click.ClickException(
                 refusal(scope, limits, nearest, way_out=way_out, across=across)
             )
-        names = trial_names([found])
+        baselines = trial_names(store.baselines(found.trial.study))
+        names = {**baselines, **trial_names([found.trial])}
         if form == "json":
-            click.echo(trial_json(found, names))
+            click.echo(best_json(found, names))
         else:
-            profile = store.load_profile(found.study)
+            profile = store.load_profile(found.trial.study)
             click.echo(best_text(found, names, profile, across=study is None))
 
 

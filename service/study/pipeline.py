@@ -6,17 +6,19 @@ from collections.abc import Sequence
 
 from bitfront.errors import ChangedJob, Interrupted
 from bitfront.identity.keys import bounds_key, evaluation_key
-from bitfront.objective import Budget
+from bitfront.objective import OBJECTIVES, Budget
 from bitfront.plan import Configuration
 from bitfront.profile import StageArtefactKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
+from search.choice import estimated_front
+from search.estimate import estimate_errors
 from search.keep import check_keep
 from search.space import SearchSpace
 from service.study.bounds import stored_bounds
 from service.study.heartbeat import StopSignals
 from service.study.profiling import measure_profile
-from service.study.proxy_search import ProxySearch
+from service.study.proxy_search import ProxyCorrelation, ProxySearch
 from service.study.spec_diff import result_differences
 from service.study.warm_start import warm_seeds
 from service.views.progress import Reporter
@@ -197,9 +199,17 @@ class Run:
                 break
             self._wait_out_pause()
         self._stop_reason = scheduler.stop_reason
-        self._store.set_correlation(
-            self.lease, proxy_search.correlation(self._store.trials(self.lease.name))
-        )
+        found = self._correlation(proxy_search, self._store.trials(self.lease.name))
+        self._store.set_correlation(self.lease, None if found is None else found.value)
+
+    def _correlation(
+        self, proxy_search: ProxySearch, trials: Sequence[Trial]
+    ) -> ProxyCorrelation | None:
+        """How well the proxy ranks the trials, by their estimated errors."""
+        known = self._store.measured(self.lease.name)
+        estimates = {} if known is None else estimate_errors(known.trials)
+        by_number = {number: own.error for (_, number), own in estimates.items()}
+        return proxy_search.correlation(trials, by_number)
 
     def _wait_out_pause(self) -> None:
         """Holds the study without a worker until it is to go on or to end."""
@@ -211,13 +221,16 @@ class Run:
         self._store.set_state(self.lease, StudyState.RUNNING)
 
     def _review(self, proxy_search: ProxySearch, trials: Sequence[Trial]) -> SearchSpace | None:
-        """Says how far the proxy can be trusted, and widens the space where it cannot."""
-        correlation = proxy_search.correlation(trials)
-        self._store.set_correlation(self.lease, correlation)
-        if correlation is None:
+        """Says how far the proxy can be trusted, and widens the space where it surely cannot."""
+        found = self._correlation(proxy_search, trials)
+        self._store.set_correlation(self.lease, None if found is None else found.value)
+        if found is None:
             return None
-        text = f"rank correlation of proxy and measured error: {correlation:.2f}"
-        if correlation >= self._spec.search.min_correlation:
+        text = (
+            f"rank correlation of proxy and estimated error: {found.value:.2f} "
+            f"(95 % interval {found.low:.2f} to {found.high:.2f})"
+        )
+        if found.high >= self._spec.search.min_correlation:
             self._reporter.note(text)
             return None
         if not self._spec.search.prune:
@@ -246,6 +259,7 @@ class Run:
     def _test_front(self) -> None:
         """Evaluates the finished front once on the test split, and the baselines beside it."""
         numbers = {row.number for row in self._store.front(self.lease.name)}
+        numbers |= self._answers()
         chosen = [
             trial
             for trial in self._store.trials(self.lease.name)
@@ -255,6 +269,17 @@ class Run:
         ]
         self._reporter.stage("test split", total=len(chosen))
         for position, evaluation in self._pool.test([trial.configuration for trial in chosen]):
-            values = {chosen[position].number: evaluation.values}
-            self._store.save_test_values(self.lease, values)
+            number = chosen[position].number
+            own = {f.name for f in OBJECTIVES if f.per_split and not f.on_demand}
+            known = {name: value for name, value in evaluation.metrics.items() if name in own}
+            samples = {} if evaluation.samples is None else {number: evaluation.samples}
+            values = {number: {**known, **evaluation.values}}
+            self._store.save_test_values(self.lease, values, samples)
             self._reporter.advance()
+
+    def _answers(self) -> set[int]:
+        """The trials that are best by the estimated error within some limit on the costs."""
+        known = self._store.measured(self.lease.name)
+        if known is None:
+            return set()
+        return {trial.number for trial in estimated_front(known.trials, known.objectives)}

@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Cell, Profile, Resource
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
-from search.correlation import rank_correlation
+from search.correlation import rank_correlation, rank_interval
 from search.keep import kept_width
 from search.knapsack_items import KnapsackItems, by_block
 from search.options import undominated
@@ -36,6 +37,15 @@ logger = logging.getLogger(__name__)
 
 # How much larger epsilon becomes where the proxy is not to be trusted.
 _WIDER = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyCorrelation:
+    """How well the proxy ranks trials, with the ends of the 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 class ProxySearch:
@@ -200,20 +210,29 @@ class ProxySearch:
             total += error
         return total
 
-    def correlation(self, trials: Sequence[Trial]) -> float | None:
-        """Spearman's rank correlation of proxy and measured error, over trials without recovery.
+    def correlation(
+        self, trials: Sequence[Trial], estimates: Mapping[int, float] = MappingProxyType({})
+    ) -> ProxyCorrelation | None:
+        """Spearman's rank correlation of proxy and error, over trials without recovery.
 
         None where fewer than four trials have both, or where one of the two does not vary.
+
+        Args:
+            trials: Of the study.
+            estimates: The estimated errors that are known, by number; they stand for the measured.
         """
         pairs = [
-            (proxy, trial.values["error"])
+            (proxy, estimates.get(trial.number, trial.values["error"]))
             for trial in trials
             if trial.state is TrialState.COMPLETE and trial.configuration.recovery is None
             if (proxy := self.proxy_error(trial.configuration.plan)) is not None
         ]
         if len(pairs) < 4:
             return None
-        return rank_correlation([proxy for proxy, _ in pairs], [error for _, error in pairs])
+        value = rank_correlation([proxy for proxy, _ in pairs], [error for _, error in pairs])
+        if value is None:
+            return None
+        return ProxyCorrelation(value, *rank_interval(value, len(pairs)))
 
     def widened(self) -> SearchSpace:
         """The space under a larger epsilon, for where the proxy misleads."""

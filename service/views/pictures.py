@@ -1,11 +1,13 @@
 """From stored trials to pictures on the disk."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bitfront.errors import SpecError
 from bitfront.trial import Trial, TrialState
 from bitfront.units import percent_text, size_text
+from service.views.choosing import best_answer, full_precision, shown_front
 from service.views.describe import FULL_NAME, recovery_text, reported_budget, trial_names
 from service.views.plot.images import write_bits, write_front
 from service.views.plot.page import write_page
@@ -51,10 +53,14 @@ def front_picture(store: Store, study: str, trials: Sequence[Trial]) -> FrontPic
         SpecError: There are none with a size.
     """
     names = trial_names(trials)
-    numbers = {result.number for result in store.front(study)}
+    numbers = {result.number for result in shown_front(store, study).trials}
     points = [point for trial in trials if (point := _point(trial, names, trial.number in numbers))]
     full = next((point for point in points if point.label == FULL_NAME), None)
     quantized = tuple(point for point in points if point is not full)
+    measured = full_precision(store, study)
+    if full is not None and measured is not None and measured.trial.number == full.trial:
+        ends, test_ends = measured.interval("selection"), measured.interval("test")
+        full = replace(full, interval=ends, test_interval=test_ends)
     if not quantized:
         raise SpecError(f"study {study!r} has no complete trial to draw yet")
     return FrontPicture(study, quantized, full)
@@ -79,10 +85,10 @@ def _point(trial: Trial, names: Mapping[int, str], is_front: bool) -> Point | No
 
 def _default_trial(store: Store, study: str, picture: FrontPicture) -> int:
     budget = reported_budget(store.study(study))
-    best = None if budget is None else store.best(study, Limits(**budget.limits))
+    best = None if budget is None else best_answer(store, study, Limits(**budget.limits))
     if best is not None:
-        return best.number
-    on_front = store.front(study)
+        return best.trial.number
+    on_front = shown_front(store, study).trials
     if on_front:
         return on_front[0].number
     return min(picture.points, key=lambda point: (point.error, point.nbytes)).trial

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 from bitfront.objective import FIGURES, OBJECTIVES, Figure, Quantity
 from bitfront.plan import canonical_json
 from bitfront.trial import Origin, Trial, TrialState
+from bitfront.units import percent_text
 from service.views.describe import (
+    FULL_NAME,
     baseline_names,
     layer_lines,
     origin_text,
@@ -21,40 +24,91 @@ from service.views.describe import (
 from service.views.tables import pairs_text, table
 
 if TYPE_CHECKING:
+    from search.estimate import Estimate
+    from service.views.choosing import Answer, FullPrecision, ShownFront
     from storage.records import ProfileRecord
 
 MISSING = "-"
+_SHOWN_PEERS = 3
+_MOST_SAMPLES = 1e7
 
 
-def front_table(front: Sequence[Trial], names: Mapping[int, str]) -> str:
-    """A study's front, one trial a line; `names` are those of uniform baselines."""
-    return _front_table(front, lambda _: names)
+def front_table(
+    shown: "ShownFront", names: Mapping[int, str], full: "FullPrecision | None" = None
+) -> str:
+    """A study's front, one trial a line, and full precision below it.
+
+    Args:
+        shown: The front.
+        names: Trial numbers to names of uniform baselines.
+        full: Full precision, where it was measured.
+    """
+    text = _front_table(shown, lambda _: names)
+    return text if full is None else f"{text}\n\n{full_text(full)}"
 
 
-def cross_study_front_table(front: Sequence[Trial]) -> str:
+def full_text(full: "FullPrecision") -> str:
+    """Full precision's errors on both splits, with their intervals."""
+    parts = []
+    errors = (full.trial.values.get("error"), full.trial.test_values.get("error"))
+    for split, error in zip(("selection", "test"), errors, strict=True):
+        if error is not None:
+            found = full.interval(split)
+            ends = (
+                ""
+                if found is None
+                else f" ({_ends(found)} on {len(full.samples[split]):,} samples)"
+            )
+            parts.append(
+                f"{'' if split == 'selection' else 'test '}error {percent_text(error)}{ends}"
+            )
+    return f"full precision, trial {full.trial.number}: {', '.join(parts)}"
+
+
+def _ends(interval: tuple[float, float]) -> str:
+    low, high = map(percent_text, interval)
+    return f"95 % interval {low} to {high}"
+
+
+def cross_study_front_table(shown: "ShownFront") -> str:
     """A front of several studies, one trial a line, with the study that each comes from."""
+    front = shown.trials
     names = names_by_study(front)
-    text = _front_table(front, lambda trial: names[trial.study])
+    text = _front_table(shown, lambda trial: names[trial.study])
     studies = table(["study"], [[trial.study] for trial in front], left=(0,)).split("\n")
     width = max(map(len, studies))
     pairs = zip(studies, text.split("\n"), strict=True)
     return "\n".join(f"{study.ljust(width)}  {line}" for study, line in pairs)
 
 
-def _front_table(front: Sequence[Trial], names_of: Callable[[Trial], Mapping[int, str]]) -> str:
-    figures = [f for f in FIGURES if f.is_tabled and not (f.on_demand and _is_unknown(f, front))]
-    labels = [label for figure in figures for label, _ in _columns(figure)]
-    header = ["trial", *labels, "recovery", "origin"]
+def _front_table(shown: "ShownFront", names_of: Callable[[Trial], Mapping[int, str]]) -> str:
+    front = shown.trials
+    figures = [f for f in FIGURES if f.is_tabled and not (f.is_objective and _is_unknown(f, front))]
+    columns = [column for figure in figures for column in _columns(figure)]
+    if shown.estimates:
+        columns.insert(1, ("estimate", lambda trial: _estimate_text(shown.estimates, trial)))
+    header = ["trial", *(label for label, _ in columns), "recovery", "origin"]
     rows = [
         [
             str(trial.number),
-            *(text(trial) for figure in figures for _, text in _columns(figure)),
+            *(text(trial) for _, text in columns),
             recovery_text(trial.configuration.recovery),
             origin_text(trial, names_of(trial)),
         ]
         for trial in front
     ]
     return table(header, rows, left=(len(header) - 2, len(header) - 1))
+
+
+def _estimate_text(estimates: "Mapping[tuple[str, int], Estimate]", trial: Trial) -> str:
+    found = estimates.get((trial.study, trial.number))
+    return MISSING if found is None else with_error(found.error, found.standard_error)
+
+
+def with_error(share: float, standard_error: float | None) -> str:
+    """A share with its standard error, such as `9.4 % ± 1.3`."""
+    text = percent_text(share)
+    return text if standard_error is None else f"{text} ± {100 * standard_error:.1f}"
 
 
 def _is_unknown(figure: Figure, trials: Sequence[Trial]) -> bool:
@@ -110,22 +164,53 @@ def _figures(trial: Trial) -> dict[str, object]:
     return row
 
 
-def trial_json(trial: Trial, names: Mapping[int, str]) -> str:
-    """A trial with its whole configuration, as one line of JSON."""
-    configuration = trial.configuration.to_dict()
-    return json.dumps({**_front_row(trial, names), "configuration": configuration})
+def best_json(answer: "Answer", names: Mapping[int, str]) -> str:
+    """The best trial with its whole configuration, as one line of JSON.
+
+    `not_told_apart` lists the trials whose errors cannot be told from its own, with McNemar's
+    probability and the samples that it would take (null for more than could be counted).
+    """
+    trial = answer.trial
+    peers = [
+        {
+            "study": peer.trial.study,
+            "trial": peer.trial.number,
+            "p": peer.comparison.error_p,
+            "samples_needed": int(n) if math.isfinite(n := peer.samples_needed) else None,
+        }
+        for peer in answer.peers
+    ]
+    return json.dumps(
+        {
+            **_front_row(trial, names),
+            **_uncertainty(trial, answer.estimate),
+            "not_told_apart": peers,
+            "configuration": trial.configuration.to_dict(),
+        }
+    )
 
 
-def front_rows(trials: Sequence[Trial]) -> list[dict[str, object]]:
+def front_rows(shown: "ShownFront") -> list[dict[str, object]]:
     """Trials of one or several studies under stable names, with their configurations."""
-    names = names_by_study(trials)
+    names = names_by_study(shown.trials)
     return [
         {
             **_front_row(trial, names[trial.study]),
+            **_uncertainty(trial, shown.estimates.get((trial.study, trial.number))),
             "configuration": trial.configuration.to_dict(),
         }
-        for trial in trials
+        for trial in shown.trials
     ]
+
+
+def _uncertainty(trial: Trial, estimate: "Estimate | None") -> dict[str, float | None]:
+    """The standard errors of what depends on samples, and the estimated error."""
+    return {
+        "error_se": trial.metrics.get("error_se"),
+        "divergence_se": trial.metrics.get("divergence_se"),
+        "estimated_error": None if estimate is None else estimate.error,
+        "estimated_error_se": None if estimate is None else estimate.standard_error,
+    }
 
 
 def trial_rows(trials: Sequence[Trial]) -> list[dict[str, object]]:
@@ -200,7 +285,7 @@ def _inert(value: object) -> object:
 
 
 def best_text(
-    trial: Trial,
+    answer: "Answer",
     names: Mapping[int, str],
     profile: "ProfileRecord | None",
     *,
@@ -209,11 +294,12 @@ def best_text(
     """A trial in full: values on both splits, size, recovery, and the bits of each layer.
 
     Args:
-        trial: The trial.
-        names: Trial numbers to names of uniform baselines.
+        answer: The trial, and what cannot be told from it.
+        names: Trial numbers to names of uniform baselines, of peers as well.
         profile: The layers of its study, if they are known.
         across: Whether several studies were asked, so that its own is worth naming.
     """
+    trial = answer.trial
     configuration = trial.configuration
     pairs = [("study", trial.study)] if across else []
     pairs += [
@@ -221,15 +307,59 @@ def best_text(
     ]
     for figure in FIGURES:
         value = trial.values.get(figure.name)
-        if value is None and (figure.on_demand or not figure.is_tabled):
+        if value is None and (figure.is_objective or not figure.is_tabled):
             continue
         has_bytes = value is not None and figure.quantity is Quantity.NBYTES
         exact = f" ({value:,.0f} bytes)" if has_bytes else ""
         pairs += [(label, f"{text(trial)}{exact}") for label, text in _columns(figure)]
+        if figure.name == "error" and answer.estimate is not None:
+            own = answer.estimate
+            pairs.append(("estimate", with_error(own.error, own.standard_error)))
     pairs.append(("recovery", recovery_details(configuration.recovery)))
+    if answer.peers:
+        pairs.append(("told apart", peers_text(answer, names)))
     lines = ["", "precision of each layer"]
     if profile is not None:
         lines += layer_lines(configuration.plan, profile.layers)
     else:
         lines += [f"  {name} {precision}" for name, precision in configuration.plan]
     return "\n".join([pairs_text(pairs), *lines])
+
+
+def peers_text(answer: "Answer", names: Mapping[int, str]) -> str:
+    """Which trials' errors cannot be told from that of the best one, and what it would take.
+
+    Uniform baselines are named first: they are what a person has without a search.
+    """
+    peers = answer.peers
+    shown = sorted(peers, key=lambda peer: peer.trial.number not in names)[:_SHOWN_PEERS]
+    parts = [
+        f"{peer_name(peer.trial.number, names)} ({needed_text(peer.samples_needed)})"
+        for peer in shown
+    ]
+    more = len(peers) - len(shown)
+    rest = f", nor from {more} more" if more else ""
+    return (
+        f"by its error it cannot be told from {'; '.join(parts)} with these "
+        f"{answer.samples:,} samples{rest}"
+    )
+
+
+def peer_name(number: int, names: Mapping[int, str]) -> str:
+    """A trial as a sentence names it, such as `uniform w3`."""
+    name = names.get(number)
+    if name is None:
+        return f"trial {number}"
+    return (
+        f"full precision (trial {number})"
+        if name == FULL_NAME
+        else f"uniform {name} (trial {number})"
+    )
+
+
+def needed_text(samples: float) -> str:
+    """A number of samples in two digits, such as `about 4,000 would be needed`."""
+    if not samples < _MOST_SAMPLES:
+        return "no number of samples would do"
+    step = 10 ** max(int(math.log10(samples)) - 1, 0)
+    return f"about {math.ceil(samples / step) * step:,} would be needed"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.correlation import rank_correlation
+from search.correlation import rank_correlation, rank_interval
 
 coarse = st.integers(-3, 3).map(float)
 pairs = st.lists(st.tuples(coarse, coarse), max_size=20)
@@ -33,3 +33,18 @@ def test_it_is_spearmans(values: list[tuple[float, float]]) -> None:
 
 def test_any_rising_function_correlates_fully() -> None:
     assert rank_correlation([1.0, 2.0, 5.0, 9.0], [0.1, 0.2, 0.3, 100.0]) == pytest.approx(1.0)
+
+
+def test_an_interval_of_a_rank_correlation_covers_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    true = 6 / np.pi * np.arcsin(0.8 / 2)  # of normal pairs that correlate by 0.8
+    inside = []
+    for _ in range(400):
+        x, y = rng.normal(size=30), rng.normal(size=30)
+        value = rank_correlation(x.tolist(), (0.8 * x + 0.6 * y).tolist())
+        assert value is not None
+        low, high = rank_interval(value, 30)
+        inside.append(low <= true <= high)
+
+    assert 0.9 < np.mean(inside) < 0.99
+    assert rank_interval(1.0, 9) == (1.0, 1.0)

@@ -9,6 +9,7 @@ from bitfront.attempt import Attempt, Evaluated, Failed, IntermediateValue, Prun
 from bitfront.identity.identities import Identities
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
+from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, Trial
 from storage.records import Event, Lease
@@ -63,12 +64,13 @@ def complete(
     constraints: Mapping[str, float] | None = None,
     front: FrontChange | None = None,
     key: str | None = None,
+    samples: SampleResults | None = None,
 ) -> bool:
     """Completes an attempt; what is not named is of no interest."""
     return store.finish_attempt(
         lease,
         attempt(number, at, key or f"{lease.name} {number}"),
-        Evaluated(Evaluation(values, metrics or {}), seconds=0.5, worker="a worker"),
+        Evaluated(Evaluation(values, metrics or {}, samples), seconds=0.5, worker="a worker"),
         constraints=constraints or {},
         front=front,
     )

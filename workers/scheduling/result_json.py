@@ -2,9 +2,11 @@
 
 import json
 import math
+from base64 import b64decode, b64encode
 
 from bitfront.attempt import AttemptResult, Evaluated, Failed, Pruned
 from bitfront.plan import canonical_json
+from bitfront.samples import SampleResults
 from bitfront.trial import Cause, Evaluation
 
 
@@ -19,6 +21,8 @@ def to_json(result: AttemptResult) -> str:
         case Evaluated(evaluation=evaluation):
             content["values"] = dict(evaluation.values)
             content["metrics"] = dict(evaluation.metrics)
+            if evaluation.samples is not None:
+                content["samples"] = b64encode(evaluation.samples.packed).decode()
         case Failed():
             content["cause"] = result.cause
             content["message"] = result.message
@@ -53,11 +57,17 @@ def from_json(text: str) -> AttemptResult:
                 digest=digest,
             )
         if "values" in content:
-            evaluation = Evaluation(_figures(content["values"]), _figures(content["metrics"]))
+            values, metrics = _figures(content["values"]), _figures(content["metrics"])
+            evaluation = Evaluation(values, metrics, _samples(content.get("samples")))
             return Evaluated(evaluation, seconds=seconds, worker=worker, digest=digest)
     except (KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"this is not the result of an attempt: {error}") from error
     return Pruned(seconds=seconds, worker=worker, digest=digest)
+
+
+def _samples(content: object) -> SampleResults | None:
+    """What came out for each sample; earlier versions did not tell."""
+    return None if content is None else SampleResults(b64decode(_text(content), validate=True))
 
 
 def _figures(content: object) -> dict[str, float]:

@@ -253,7 +253,7 @@ class TrialScheduler:
 
     def _answer_from_cache(self, attempt: Attempt) -> bool:
         known = self._store.evaluation(attempt.evaluation_key)
-        if known is None:
+        if known is None or known.samples is None:  # earlier versions kept no samples
             return False
         self._complete(attempt, Evaluated(known, worker="cache", is_cached=True))
         self._metrics.cache_hit()

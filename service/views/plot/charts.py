@@ -16,6 +16,7 @@ from service.views.plot.records import (
     FrontPicture,
     LayerBits,
     Point,
+    full_label,
     is_wide,
     short_names,
     staircase_line,
@@ -125,8 +126,12 @@ def _details(point: Point) -> str:
 def _add_full_precision(figure: go.Figure, full: Point, *, on_log: bool) -> None:
     line = {"color": palette.INK, "width": 1.2, "dash": "dash"}
     figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=full.error, y1=full.error, line=line)
+    if full.interval is not None:
+        low, high = full.interval
+        band = {"fillcolor": palette.INK, "opacity": 0.07, "line_width": 0, "layer": "below"}
+        figure.add_shape(type="rect", xref="paper", x0=0, x1=1, y0=low, y1=high, **band)
     figure.add_annotation(
-        text=f"16 bits: {percent_text(full.error)} at {size_text(full.nbytes)}",
+        text=full_label(full),
         xref="paper",
         x=0,
         xanchor="left",

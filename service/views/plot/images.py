@@ -14,12 +14,12 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bitfront.layers import Tower
-from bitfront.units import percent_text, size_text
 from service.views.plot import palette
 from service.views.plot.records import (
     BitsPicture,
     FrontPicture,
     Point,
+    full_label,
     is_wide,
     short_names,
     staircase_line,
@@ -209,9 +209,11 @@ def _draw_full_precision(axes: Axes, picture: FrontPicture) -> None:
     full = picture.full
     if full is None:
         return
+    if full.interval is not None:
+        axes.axhspan(*full.interval, color=palette.INK, alpha=0.07, linewidth=0, zorder=0.5)
     axes.axhline(full.error, color=palette.INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=3)
     axes.annotate(
-        _full_label(full),
+        full_label(full),
         (0, full.error),
         (6, -4),
         xycoords=axes.get_yaxis_transform(),
@@ -220,10 +222,6 @@ def _draw_full_precision(axes: Axes, picture: FrontPicture) -> None:
         fontsize=9,
         path_effects=_HALO,
     )
-
-
-def _full_label(full: Point) -> str:
-    return f"16 bits: {percent_text(full.error)} at {size_text(full.nbytes)}"
 
 
 def _draw_tower(axes: Axes, picture: BitsPicture, tower: Tower) -> None:

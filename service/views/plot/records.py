@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bitfront.layers import Tower
 from bitfront.trial import Origin
-from bitfront.units import size_unit
+from bitfront.units import percent_text, size_text, size_unit
 
 LOG_RANGE = 20.0
 """An axis is logarithmic where its values span more than this factor."""
@@ -42,6 +42,8 @@ class Point:
         label: The name of a uniform baseline, such as `w4`; None for any other trial.
         bits_per_weight: Mean over all weights; None if it was not measured.
         recovery: A few words about its P4Q settings.
+        interval: The 95 % interval of its error on the selection split; None if it is not known.
+        test_interval: The same on the test split.
     """
 
     trial: int
@@ -53,6 +55,8 @@ class Point:
     label: str | None = None
     bits_per_weight: float | None = None
     recovery: str = "none"
+    interval: tuple[float, float] | None = None
+    test_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,21 @@ class BitsPicture:
         """Whether each layer has a band behind it: neighbouring blocks alternate."""
         blocks = list(dict.fromkeys(layer.block for layer in self.tower(tower)))
         return [blocks.index(layer.block) % 2 == 1 for layer in self.tower(tower)]
+
+
+def full_label(full: Point) -> str:
+    """What stands at the line of full precision: its errors with their intervals, and its size."""
+    text = f"16 bits: {_with_ends(full.error, full.interval)}"
+    if full.test_error is not None:
+        text += f", test {_with_ends(full.test_error, full.test_interval)}"
+    return f"{text} at {size_text(full.nbytes)}"
+
+
+def _with_ends(error: float, interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return percent_text(error)
+    low, high = interval
+    return f"{percent_text(error)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def staircase(front: Sequence[Point]) -> list[Point]:

@@ -119,7 +119,7 @@ class Oracle:
                     part = functional.kl_div(given, full, log_target=True, reduction="sum")
                     divergences.append(float(part))
         self.loss_nats = sum(losses) / len(losses)
-        self.output_kl_nats = sum(divergences) / len(divergences)
+        self.divergence = sum(divergences) / len(divergences)
 
     @torch.no_grad()
     def next(self, model: GenerativeModel, tokens: Tensor, pixels: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def test_the_figures_are_those_of_answering_one_by_one(
     assert figures["error"] == pytest.approx(sum(wrong) / COUNT, abs=1e-12)
     assert figures["unparsed"] == answers.count(None) / COUNT
     assert figures["loss_nats"] == pytest.approx(oracle.loss_nats, rel=1e-4)
-    assert figures["output_kl_nats"] == pytest.approx(oracle.output_kl_nats, rel=1e-3, abs=1e-9)
+    assert figures["divergence"] == pytest.approx(oracle.divergence, rel=1e-3, abs=1e-9)
 
 
 def test_the_questions_have_answers_of_every_kind(
@@ -186,7 +186,7 @@ def test_the_questions_have_answers_of_every_kind(
     assert cut["unparsed"] > 0
     assert cut["error"] > good["error"]
     assert good["loss_nats"] < bad["loss_nats"]
-    assert 0 < good["output_kl_nats"] < bad["output_kl_nats"]
+    assert 0 < good["divergence"] < bad["divergence"]
     lengths = [len(answer) for answer in task.split(SplitName.SELECTION).answers]
     assert set(lengths) == {2, 3}
 
@@ -194,7 +194,7 @@ def test_the_questions_have_answers_of_every_kind(
 def test_full_precision_does_not_diverge_from_itself(task: QuestionTask, ranges: Ranges) -> None:
     (figures,) = judged(task, ranges, [Plan(())])
 
-    assert figures["output_kl_nats"] == 0.0
+    assert figures["divergence"] == 0.0
 
 
 class Relabelled(ReferenceQuestions):

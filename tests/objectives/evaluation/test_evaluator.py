@@ -556,3 +556,43 @@ def test_a_packed_weight_is_the_one_that_a_trial_measured() -> None:
         tensors = packed_weight(original, precision, spec.quantizer, moment)
         read_back = unpacked_weight(tensors, layer.rows, layer.columns, precision, spec.quantizer)
         assert torch.equal(read_back, put_on.flatten(1))
+
+
+def test_the_divergence_is_that_from_full_precision_by_hand(
+    evaluator: Evaluator, model: DualEncoder, task: Task
+) -> None:
+    plan = uniform(model, 3)
+
+    evaluation = evaluator.evaluate(Configuration(plan))
+
+    encoder = evaluator.model
+    assert isinstance(encoder, DualEncoder)
+
+    def log_p(plan: Plan) -> Tensor:
+        evaluator.switch.to(plan)
+        with torch.no_grad():
+            images = encoder.encode_images(all_pixels(task, SplitName.SELECTION))
+            texts = [encoder.encode_texts(part) for part in task.tokens]
+        units = torch.stack([functional.normalize(part, dim=-1) for part in texts]).mean(dim=0)
+        cosine = functional.normalize(images, dim=-1) @ functional.normalize(units, dim=-1).T
+        scores: Tensor = encoder.logit_scale * cosine
+        return scores.double().log_softmax(dim=-1)
+
+    full, changed = log_p(Plan(())), log_p(plan)
+    wanted = (full.exp() * (full - changed)).sum(dim=-1)
+    samples, metrics = evaluation.samples, evaluation.metrics
+    assert samples is not None
+    assert samples.divergence == pytest.approx(wanted.numpy(), rel=2e-2, abs=1e-7)
+    assert metrics["divergence"] == pytest.approx(samples.divergence.mean(), rel=1e-5)
+    assert metrics["error"] == pytest.approx(1 - samples.right.mean())
+    spread = samples.divergence.std(ddof=1) / len(samples) ** 0.5
+    assert metrics["divergence_se"] == pytest.approx(spread)
+    share = metrics["error"]
+    assert metrics["error_se"] == pytest.approx((share * (1 - share) / len(samples)) ** 0.5)
+
+
+def test_full_precision_diverges_from_nothing(evaluator: Evaluator, model: DualEncoder) -> None:
+    in_16_bits = Plan.uniform([layer.name for layer in model.layers], FULL)
+
+    assert evaluator.evaluate(Configuration(Plan(()))).metrics["divergence"] == 0.0
+    assert evaluator.evaluate(Configuration(in_16_bits)).metrics["divergence"] < 1e-5

@@ -168,6 +168,7 @@ def test_front_is_a_table_with_named_baselines(database: Path) -> None:
         "    5   8.0 %       9.0 %  1.90 kB         3.80  prompt 4, adapter /4  sampler\n"
         "    4  20.0 %           -  1.45 kB         2.90  -                     program\n"
         "    1  60.0 %           -  1.00 kB         2.00  -                     baseline w2\n"
+        "\nfull precision, trial 0: error 5.0 %\n"
     )
 
 

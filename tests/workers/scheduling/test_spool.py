@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bitfront.attempt import AttemptResult, Evaluated, Failed, Pruned
 from bitfront.errors import InvalidMetric
+from bitfront.samples import SampleResults
 from bitfront.trial import Cause, Evaluation
 from workers.scheduling.failures import failed_by
 from workers.scheduling.result_json import from_json, to_json
@@ -16,7 +17,10 @@ from workers.scheduling.spool import Spool
 finite = st.floats(allow_nan=False, allow_infinity=False)
 ends = {"seconds": finite, "worker": st.text(), "digest": st.text()}
 figures = st.dictionaries(st.text(), finite)
-evaluations = st.builds(Evaluation, values=figures, metrics=figures)
+samples = st.lists(st.tuples(st.booleans(), st.floats(0, 9, width=32)), min_size=1).map(
+    lambda rows: SampleResults.of([right for right, _ in rows], [nats for _, nats in rows])
+)
+evaluations = st.builds(Evaluation, values=figures, metrics=figures, samples=st.none() | samples)
 results: st.SearchStrategy[AttemptResult] = (
     st.builds(Evaluated, evaluations, **ends)
     | st.builds(Failed, st.sampled_from(Cause), st.text(), st.text(), **ends)

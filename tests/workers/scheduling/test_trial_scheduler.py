@@ -20,6 +20,7 @@ from bitfront.layers import Block, Tower
 from bitfront.objective import Budget
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import FULL, Precision
+from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Evaluation, Origin, Proposal, Trial, TrialState
 from search.front import hypervolume, pareto_front
@@ -56,9 +57,9 @@ def make_spec(**stop: object) -> JobSpec:
 def measure(configuration: Configuration) -> Evaluated:
     bits = [precision.weight_bits for _, precision in configuration.plan]
     error = sum(2.0**-b * (i + 1) for i, b in enumerate(bits)) / 15
-    return Evaluated(
-        Evaluation({"error": error, "nbytes": float(sum(bits))}), seconds=0.1, worker="test:1"
-    )
+    values = {"error": error, "nbytes": float(sum(bits))}
+    samples = SampleResults.of([True, False], [0.0, error])
+    return Evaluated(Evaluation(values, {}, samples), seconds=0.1, worker="test:1")
 
 
 def evaluation_key(configuration: Configuration, halvings: int) -> str:

@@ -1,0 +1,101 @@
+"""Two configurations compared on the same samples."""
+
+import math
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+from scipy.special import bdtr, ndtr, ndtri
+
+from bitfront.samples import SampleResults
+
+SIGNIFICANCE: Final = 0.05
+"""How often a difference is seen that is none."""
+POWER: Final = 0.8
+"""How often a difference is to be seen that is one, where needed samples are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How the first of two configurations does against the second.
+
+    Attributes:
+        samples: How many samples both were evaluated on.
+        fixed: Samples that the first gets right and the second wrong.
+        broken: Samples that the second gets right and the first wrong.
+        divergence: The first's divergence less the second's, in nats.
+        divergence_se: The standard error of that mean of paired differences.
+    """
+
+    samples: int
+    fixed: int
+    broken: int
+    divergence: float
+    divergence_se: float
+
+    @classmethod
+    def of(cls, first: SampleResults, second: SampleResults) -> Self:
+        """The comparison of results on the same samples, in the same order."""
+        gains, losses = first.right & ~second.right, second.right & ~first.right
+        differences = first.divergence - second.divergence
+        count = len(differences)
+        spread = float(differences.std(ddof=1)) if count > 1 else math.inf
+        return cls(
+            count,
+            int(gains.sum()),
+            int(losses.sum()),
+            float(differences.mean()),
+            spread / math.sqrt(count),
+        )
+
+    @property
+    def error(self) -> float:
+        """The first's error less the second's."""
+        return (self.broken - self.fixed) / self.samples
+
+    @property
+    def error_p(self) -> float:
+        """McNemar's exact test, two-sided: how probable such unequal counts are by chance alone."""
+        rarer, differing = min(self.fixed, self.broken), self.fixed + self.broken
+        return min(1.0, 2.0 * float(bdtr(rarer, differing, 0.5)))
+
+    @property
+    def error_variance(self) -> float:
+        """The variance of the difference in error, never 0: half a sample is added each way.
+
+        Agresti and Min, Statistics in Medicine 24 (2005) 729-740.
+        """
+        share = (self.fixed + self.broken + 1) / self.samples
+        return (share - self.error**2) / self.samples
+
+    @property
+    def divergence_p(self) -> float:
+        """The two-sided normal test of the paired differences in divergence."""
+        if self.divergence_se == 0:
+            return 0.0 if self.divergence else 1.0
+        return 2.0 * float(ndtr(-abs(self.divergence) / self.divergence_se))
+
+    @property
+    def errors_differ(self) -> bool:
+        """Whether the errors differ by more than chance."""
+        return self.error_p < SIGNIFICANCE
+
+    def samples_needed(self, difference: float) -> float:
+        """About how many samples would show a true difference in error; infinite for none.
+
+        At `SIGNIFICANCE` and `POWER`, with as many samples that tell the two apart as here.
+        """
+        if difference == 0:
+            return math.inf
+        reach = float(ndtri(1 - SIGNIFICANCE / 2) + ndtri(POWER))
+        needed = reach**2 * self.error_variance * self.samples / difference**2
+        return float(np.ceil(needed))
+
+
+def proportion_interval(count: int, samples: int) -> tuple[float, float]:
+    """Wilson's interval of a share at `SIGNIFICANCE`, such as the 95 % interval of an error."""
+    reach = float(ndtri(1 - SIGNIFICANCE / 2))
+    share, slack = count / samples, reach**2 / samples
+    middle = share + slack / 2
+    half = reach * math.sqrt(share * (1 - share) / samples + slack / (4 * samples))
+    return max(0.0, (middle - half) / (1 + slack)), min(1.0, (middle + half) / (1 + slack))
