@@ -81,6 +81,7 @@ def test_a_killed_tuning_resumes_with_all_that_it_stored(tmp_path: Path) -> None
             assert (after.state, after.attempt, after.errors) == (sample.state, 1, sample.errors)
 
 
+@pytest.mark.slow
 def test_a_generative_model_is_tuned_on_a_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
