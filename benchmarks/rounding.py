@@ -5,6 +5,7 @@ python -m benchmarks.rounding --model clip
 
 import gc
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -14,37 +15,46 @@ from scipy.stats import t
 
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
-from bitfront.spec import JobSpec, Rounding
+from bitfront.spec import JobSpec
 from objectives.data.task import SplitName
 from objectives.evaluation.evaluator import Evaluator
 
 PRECISIONS = ("w2a8", "w2a8g32", "w2a8g64", "w3a8", "w4a4", "w4a8")
 NAMES = {"clip": "digit-clip", "llava": "digit-llava"}
+METHODS: dict[str, dict[str, str]] = {
+    "nearest": {"ranges": "measured"},
+    "nearest, searched ranges": {"ranges": "searched"},
+    "gptq": {"rounding": "gptq", "target": "own"},
+    "descent": {"rounding": "descent"},
+    "descent, own": {"rounding": "descent", "target": "own"},
+    "descent, output": {"rounding": "descent", "target": "output"},
+    "descent, residual": {"rounding": "descent", "target": "residual"},
+}
 
 
-def job(model: str, rounding: Rounding, seed: int, test: int) -> JobSpec:
+def job(model: str, method: str, seed: int, test: int) -> JobSpec:
     """A job with fresh scenes or questions: the seed says which."""
     return JobSpec.model_validate(
         {
             "study": "rounding",
             "model": {"source": "reference", "name": NAMES[model]},
             "data": {"source": "reference", "seed": seed, "samples": {"test": test}},
-            "quantizer": {"rounding": rounding},
+            "quantizer": METHODS[method],
         }
     )
 
 
-def accuracies(spec: JobSpec) -> dict[str, tuple[float, float]]:
-    """The test accuracy of each precision, and the seconds that its weights took."""
+def accuracies(spec: JobSpec, precisions: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """The test accuracy of each precision, and the processor seconds that its weights took."""
     gc.collect()  # the evaluator before this one
     evaluator = Evaluator.from_spec(spec)
     names = [layer.name for layer in evaluator.model.layers]
     found = {}
-    for text in PRECISIONS:
+    for text in precisions:
         plan = Plan.uniform(names, Precision.parse(text))
-        started_s = time.perf_counter()
+        started_s = time.process_time()
         evaluator.switch.to(plan)
-        seconds = time.perf_counter() - started_s
+        seconds = time.process_time() - started_s
         error = evaluator.evaluate(Configuration(plan), split=SplitName.TEST).values["error"]
         found[text] = (1 - error, seconds)
     return found
@@ -54,23 +64,31 @@ def accuracies(spec: JobSpec) -> dict[str, tuple[float, float]]:
 @click.option("--model", type=click.Choice([*NAMES]), default="clip")
 @click.option("--seeds", default="10,11,12,13,14")
 @click.option("--test", default=4000)
+@click.option("--methods", default=";".join(METHODS), help="Separated by semicolons.")
+@click.option("--precisions", default=",".join(PRECISIONS))
 @click.option("--out", type=click.Path(path_type=Path))
-def main(model: str, seeds: str, test: int, out: Path | None) -> None:
+def main(
+    model: str, seeds: str, test: int, methods: str, precisions: str, out: Path | None
+) -> None:
     """Prints a table: mean accuracy in per cent with its 95 % interval over seeds, and seconds."""
     torch.set_num_threads(1)
-    measured: dict[Rounding, list[dict[str, tuple[float, float]]]] = {r: [] for r in Rounding}
+    chosen, wanted = methods.split(";"), precisions.split(",")
+    measured: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in chosen}
     for seed in seeds.split(","):
-        for rounding in Rounding:
-            measured[rounding].append(accuracies(job(model, rounding, int(seed), test)))
-            click.echo(f"seed {seed}, {rounding.value}: {measured[rounding][-1]}", err=True)
-    lines = ["| precision | " + " | ".join(r.value for r in Rounding) + " |", "|---|---|---|---|"]
-    for text in PRECISIONS:
-        cells = [_cell([run[text] for run in measured[rounding]]) for rounding in Rounding]
+        for name in chosen:
+            measured[name].append(accuracies(job(model, name, int(seed), test), wanted))
+            click.echo(f"seed {seed}, {name}: {measured[name][-1]}", err=True)
+        if out is not None:
+            out.write_text(_table(measured, wanted) + "\n")
+    click.echo(_table(measured, wanted))
+
+
+def _table(measured: dict[str, list[dict[str, tuple[float, float]]]], wanted: list[str]) -> str:
+    lines = ["| precision | " + " | ".join(measured) + " |", "|---" * (len(measured) + 1) + "|"]
+    for text in wanted:
+        cells = [_cell([run[text] for run in runs]) for runs in measured.values()]
         lines.append(f"| {text} | " + " | ".join(cells) + " |")
-    table = "\n".join(lines)
-    click.echo(table)
-    if out is not None:
-        out.write_text(table + "\n")
+    return "\n".join(lines)
 
 
 def _cell(runs: list[tuple[float, float]]) -> str:

@@ -25,6 +25,7 @@ REVISIONS = (
     "0012",
     "0013",
     "0014",
+    "0015",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

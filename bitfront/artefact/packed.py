@@ -27,14 +27,13 @@ def packed_layers(
         Tensors by name, the layer's and that of its part; and for each layer its precision, its
         shape, the modules that hold its weight, and the names of its tensors.
     """
-    precisions = dict(plan)
+    precisions, stored = dict(plan), switch.packed(plan)
     paths = {module: path for path, module in model.module.named_modules()}
     tensors: dict[str, Tensor] = {}
     entries: dict[str, dict[str, object]] = {}
     for layer in model.layers:
         precision = precisions.get(layer.name, Precision(_FULL_BITS))
-        packed = switch.packed_layer(layer.name, precision)
-        own = {f"{layer.name}.{part}": tensor.cpu() for part, tensor in packed.items()}
+        own = {f"{layer.name}.{part}": tensor.cpu() for part, tensor in stored[layer.name].items()}
         modules = model.modules(layer.name)
         entries[layer.name] = {
             "weight_bits": precision.weight_bits,

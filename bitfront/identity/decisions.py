@@ -103,15 +103,26 @@ DECISIONS: Final = MappingProxyType(
         # Of the splits, of augmented views, and of the labels that gradients are drawn for.
         "data.seed": _enters(Key.CELL, Key.CLIPS, Key.EVALUATION, Key.FEATURES, Part.SPLITS),
         # Of latencies, of ranges that are cut at a percentile, of the measures that sum within
-        # a batch, and of the batches that bounds are trained in. Elsewhere it moves rounding
-        # errors at most: an attempt whose memory ran out goes on with smaller batches.
+        # a batch, of the batches that bounds are trained in, and of the moments that a rounding
+        # method takes. Elsewhere it moves rounding errors at most: an attempt whose memory ran
+        # out goes on with smaller batches.
         "data.batch_size": _enters(
-            Key.CELL, Key.CLIPS, Key.BOUNDS, Key.EVALUATION, Part.BATCHES, Part.RANGES
+            Key.CELL,
+            Key.CLIPS,
+            Key.BOUNDS,
+            Key.EVALUATION,
+            Key.FEATURES,
+            Part.BATCHES,
+            Part.RANGES,
         ),
         "quantizer.scheme": _EVERY_KEY,
         "quantizer.scale_search": _EVERY_KEY,
         "quantizer.activations": _EVERY_KEY,
         "quantizer.rounding": _EVERY_KEY,
+        # Cells and clips are measured on the inputs of the full model, where the target is `own`;
+        # learned bounds with the nearest codes.
+        "quantizer.target": _enters(Key.EVALUATION, Key.FEATURES),
+        "quantizer.ranges": _enters(Key.CELL, Key.CLIPS, Key.EVALUATION, Key.FEATURES),
         "space.weight_bits": _CONTENT,
         "space.activation_bits": _CONTENT,
         "space.groups": _CONTENT,

@@ -6,12 +6,13 @@ digest stays what it was, so a database made by an earlier version keeps its res
 enters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bitfront.identity.identities import CellKey, Identities
 from bitfront.layers import Block
 from bitfront.objective import BY_NAME, Objective
 from bitfront.plan import Configuration, Option, Plan, digest
+from bitfront.precision import Precision
 from bitfront.spec import DataSpec, ErrorMeasure, JobSpec, QuantizerSpec, Rounding, VisionSpec
 
 # Goes up when the same option of the same model would come out with another error.
@@ -60,6 +61,10 @@ def cell_key(spec: JobSpec, identities: Identities, block: Block, option: Option
     quantizer = identities.quantizer
     is_batched = spec.profile.measure in _BATCHED_MEASURES
     is_batched |= spec.quantizer.rounding is not Rounding.NEAREST  # moments are sums over batches
+    searched = _searched_entry(spec.quantizer, option.precisions)
+    if searched:
+        quantizer = digest([quantizer, searched])
+        is_batched = True  # the rows that a range is searched on are taken batch by batch
     if is_batched or any(precision.clip < 1.0 for precision in option.precisions):
         batch = _batch_entry(spec)
         quantizer = digest([quantizer, batch]) if batch else quantizer
@@ -70,9 +75,12 @@ def clips_key(
     spec: JobSpec, identities: Identities, chain: Sequence[tuple[Block, Option]], prefix: Plan
 ) -> str:
     """The key of the clips that are searched for a chain of blocks, after a prefix."""
+    precisions = [precision for _, option in chain for precision in option.precisions]
+    precisions += [precision for _, precision in prefix]
     return digest(
         {
             **_batch_entry(spec),
+            **_searched_entry(spec.quantizer, precisions),
             "chain": [[list(block.layers), str(option)] for block, option in chain],
             "prefix": prefix.to_dict(),
             "model": [identities.model, identities.calibration, identities.quantizer],
@@ -137,7 +145,10 @@ def evaluation_key(
         content["bounds"] = ids.quantizer
     if configuration.recovery is not None and configuration.recovery.views:
         content["views"] = {"flip": spec.data.horizontal_flip, "seed": spec.data.seed}
-    rounds_by_batches = spec.quantizer.rounding is not Rounding.NEAREST
+    precisions = [precision for _, precision in configuration.plan]
+    searched = _searched_entry(spec.quantizer, precisions)
+    content |= searched | _target_entry(spec.quantizer)
+    rounds_by_batches = bool(searched) or spec.quantizer.rounding is not Rounding.NEAREST
     if rounds_by_batches or any(precision.clip < 1.0 for _, precision in configuration.plan):
         content["ranges"] = {"batch_size": spec.data.batch_size}
     # Such as a latency: taken at the job's batch size, and only for a job that needs it.
@@ -182,7 +193,11 @@ def features_key(
     }
     if any(cut.values()):
         content["ranges"] = _range_content(cut)
-    if spec.quantizer.rounding is not Rounding.NEAREST:
+    searches = spec.quantizer.may_search
+    if searches:
+        content["searched"] = spec.quantizer.ranges.value
+    content |= _target_entry(spec.quantizer)
+    if searches or spec.quantizer.rounding is not Rounding.NEAREST:
         content["moments"] = {"batch_size": spec.data.batch_size}
     return digest(content)
 
@@ -261,11 +276,27 @@ def _range_content(ranges: RangeTable) -> dict[str, dict[str, list[float]]]:
 
 
 def _quantizer_content(quantizer: QuantizerSpec) -> dict[str, object]:
-    """The settings; without the default rounding method, so that older digests stay valid."""
-    content: dict[str, object] = quantizer.model_dump(mode="json")
+    """The settings that count wherever a weight is rounded.
+
+    Without the default rounding method, so that older digests stay valid; target and ranges count
+    for some keys only, which name them themselves.
+    """
+    content: dict[str, object] = quantizer.model_dump(mode="json", exclude={"target", "ranges"})
     if quantizer.rounding is Rounding.NEAREST:
         del content["rounding"]
     return content
+
+
+def _target_entry(quantizer: QuantizerSpec) -> dict[str, object]:
+    """The target, where weights depend on the layers before them."""
+    return {"target": quantizer.target.value} if quantizer.is_sequential else {}
+
+
+def _searched_entry(quantizer: QuantizerSpec, precisions: Iterable[Precision]) -> dict[str, object]:
+    """The widths of inputs whose ranges are searched; empty where there are none."""
+    widths = {p.activation_bits for p in precisions if p.clip == 1.0}
+    searched = sorted(bits for bits in widths if quantizer.searches_range(bits))
+    return {"searched": searched} if searched else {}
 
 
 def _batch_entry(spec: JobSpec) -> dict[str, int]:

@@ -86,7 +86,11 @@ def packed_weight(
     """
     if not precision.quantizes_weight:
         return {"weight": round_weight(weight)}
-    quantized = rounded_weight(weight, precision, quantizer, moment)
+    return packed_codes(rounded_weight(weight, precision, quantizer, moment))
+
+
+def packed_codes(quantized: QuantizedWeight) -> dict[str, Tensor]:
+    """What a packed checkpoint stores for codes; see `packed_weight`."""
     tensors = {"codes": pack_codes(quantized.codes, quantized.bits), "scale": quantized.scale}
     if quantized.zero is not None:
         tensors["zero"] = quantized.zero

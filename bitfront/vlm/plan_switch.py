@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -13,12 +14,33 @@ from bitfront.errors import SpecError
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds, input_grid
-from bitfront.quant.packing import packed_weight
-from bitfront.quant.rounding.methods import fake_rounded_weight
+from bitfront.quant.packing import packed_codes
+from bitfront.quant.rounding.methods import rounded_weight
+from bitfront.quant.weights import (
+    QuantizedWeight,
+    fake_quantize_weight,
+    read_back,
+    round_weight,
+)
 from bitfront.spec import QuantizerSpec, Rounding
 from bitfront.vlm.models.layered import LayeredModel
 
-_WeightKey = tuple[str, int, int]  # layer, bits, group
+# A layer's name and its activation bits to the range that was searched for its input; None
+# where it was seen to have none.
+SearchedRanges = Callable[[str, int], InputRange | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerForm:
+    """What decides a layer's weight and input range under a plan.
+
+    Attributes:
+        precision: The layer's own.
+        prefix: A hash of the plan of the layers before it, where these matter; else empty.
+    """
+
+    precision: Precision
+    prefix: str = ""
 
 
 class PlanSwitch:
@@ -38,6 +60,7 @@ class PlanSwitch:
         bounds: What static ranges are scaled by, by layer and activation bits.
         moments: Layer name to the second moment of its inputs, `X^T X / n`, which every rounding
             method but `nearest` needs.
+        searched: Finds the ranges that the quantizer asks to be searched.
 
     Attributes:
         ranges: The same as the argument.
@@ -52,16 +75,18 @@ class PlanSwitch:
         cache_nbytes: int = 2 << 30,
         bounds: LearnedBounds = MappingProxyType({}),
         moments: Mapping[str, Tensor] = MappingProxyType({}),
+        searched: SearchedRanges = lambda _layer, _bits: None,
     ) -> None:
         self._model = model
         self.bounds = bounds
         self._quantizer = quantizer
         self._moments = moments
         self.ranges = ranges
+        self._searched = searched
         self._cache_nbytes = cache_nbytes
         self._cached_nbytes = 0
-        self._weights: OrderedDict[_WeightKey, Tensor] = OrderedDict()
-        self._applied: dict[str, Precision] = {}
+        self._weights: OrderedDict[tuple[str, int, int], Tensor] = OrderedDict()
+        self._applied: dict[str, LayerForm] = {}
         self._hooks: dict[str, list[RemovableHandle]] = {}
 
     def to(self, plan: Plan) -> int:
@@ -74,14 +99,45 @@ class PlanSwitch:
             SpecError: The plan names an unknown layer, or one whose input range is not known.
         """
         self._take_over()
-        wanted = dict(plan)
         for layer, precision in plan:
             self.input_quantizer(layer, precision)
+        wanted = self._forms(plan)
         names = [layer.name for layer in self._model.layers]
         changed = [name for name in names if self._applied.get(name) != wanted.get(name)]
         for name in changed:
             self._set(name, wanted.get(name))
         return len(changed)
+
+    def packed(self, plan: Plan) -> dict[str, dict[str, Tensor]]:
+        """What a packed checkpoint stores for each layer under a plan: what the model has then.
+
+        Returns:
+            For each layer what `packed_weight` gives (float16 where the plan does not name it)
+            and, where its input has a static range, `input_scale`, a float16, and `input_zero`, a
+            uint8: the code of zero.
+
+        Raises:
+            SpecError: As for `to`.
+        """
+        forms = self._forms(plan)
+        found = {}
+        for layer in self._model.layers:
+            form = forms.get(layer.name)
+            if form is None or not form.precision.quantizes_weight:
+                found[layer.name] = {"weight": round_weight(self._model.weight(layer.name))}
+            else:
+                found[layer.name] = packed_codes(self._codes(layer.name, form))
+            quantize = None if form is None else self._input_quantizer(layer.name, form)
+            if quantize is not None and quantize.range is not None:
+                low, high = torch.tensor(quantize.range.low), torch.tensor(quantize.range.high)
+                scale, zero = input_grid(low, high, quantize.bits)
+                found[layer.name]["input_scale"] = scale.to(torch.float16)
+                found[layer.name]["input_zero"] = zero.to(torch.uint8)
+        return found
+
+    def _forms(self, plan: Plan) -> dict[str, LayerForm]:
+        """What decides each layer of a plan."""
+        return {layer: LayerForm(precision) for layer, precision in plan}
 
     def _take_over(self) -> None:
         other = self._model.switch
@@ -99,22 +155,23 @@ class PlanSwitch:
         """Brings the model back to full precision, bit for bit; returns how many changed."""
         return self.to(Plan(()))
 
-    def _set(self, layer: str, precision: Precision | None) -> None:
-        self._model.put_weight(layer, None if precision is None else self._weight(layer, precision))
+    def _set(self, layer: str, form: LayerForm | None) -> None:
+        self._model.put_weight(layer, None if form is None else self._weight(layer, form))
         for hook in self._hooks.pop(layer, []):
             hook.remove()
-        if precision is None:
+        if form is None:
             self._applied.pop(layer, None)
             return
-        quantize = self.input_quantizer(layer, precision)
+        quantize = self._input_quantizer(layer, form)
         if quantize is not None:
             self._hooks[layer] = [
                 module.register_forward_pre_hook(_hook(quantize, module), prepend=True)
                 for module in self._model.multiplying(layer)
             ]
-        self._applied[layer] = precision
+        self._applied[layer] = form
 
-    def _weight(self, layer: str, precision: Precision) -> Float[Tensor, "rows columns"]:
+    def _weight(self, layer: str, form: LayerForm) -> Float[Tensor, "rows columns"]:
+        precision = form.precision
         key = (layer, precision.weight_bits, precision.group)
         weight = self._weights.pop(key, None)
         if weight is None:
@@ -129,76 +186,79 @@ class PlanSwitch:
     def fake_quantized_weight(self, layer: str, precision: Precision) -> Float[Tensor, "*shape"]:
         """The layer's weight as a packed checkpoint gives it back; nothing is put on the model.
 
+        Where weights depend on the layers before, it is the one on the inputs of the full model.
+
         Raises:
             SpecError: The rounding method needs the second moment of the layer's inputs, and
                 it is not known.
         """
-        weight, moment = self._model.weight(layer), self._moment(layer)
-        return fake_rounded_weight(weight, precision, self._quantizer, moment)
+        weight = self._model.weight(layer)
+        if not precision.quantizes_weight:
+            return fake_quantize_weight(weight, precision, self._quantizer)
+        return read_back(PlanSwitch._codes(self, layer, LayerForm(precision)), weight)
 
-    def packed_layer(self, layer: str, precision: Precision) -> dict[str, Tensor]:
-        """What a packed checkpoint stores for the layer: its weight, and its static input format.
-
-        Returns:
-            What `packed_weight` gives and, where the input has a static range, `input_scale`,
-            a float16, and `input_zero`, a uint8: the code of zero.
-
-        Raises:
-            SpecError: As for `fake_quantized_weight` and `input_quantizer`.
-        """
-        weight, moment = self._model.weight(layer), self._moment(layer)
-        tensors = packed_weight(weight, precision, self._quantizer, moment)
-        quantize = self.input_quantizer(layer, precision)
-        if quantize is not None and quantize.range is not None:
-            low, high = torch.tensor(quantize.range.low), torch.tensor(quantize.range.high)
-            scale, zero = input_grid(low, high, quantize.bits)
-            tensors["input_scale"] = scale.to(torch.float16)
-            tensors["input_zero"] = zero.to(torch.uint8)
-        return tensors
-
-    def _moment(self, layer: str) -> Tensor | None:
-        moment = self._moments.get(layer)
+    def _codes(self, layer: str, form: LayerForm) -> QuantizedWeight:
+        weight, moment = self._model.weight(layer), self._moments.get(layer)
         needs_moment = self._quantizer.rounding is not Rounding.NEAREST
         if needs_moment and moment is None and self._model.multiplying(layer):
             raise SpecError(
                 f"the second moment of the inputs of {layer} is not known, and the rounding method "
                 f"{self._quantizer.rounding.value} needs it: calibrate the model for it first"
             )
-        return moment
+        return rounded_weight(weight, form.precision, self._quantizer, moment)
+
+    def _input_quantizer(self, layer: str, form: LayerForm) -> InputQuantizer | None:
+        return self.input_quantizer(layer, form.precision)
 
     def input_quantizer(self, layer: str, precision: Precision) -> InputQuantizer | None:
         """What the layer's input goes through; None where it stays as it is.
+
+        Where ranges depend on the layers before, it is the one on the inputs of the full model.
 
         Raises:
             SpecError: There is no such layer, or its range is not known.
         """
         if not self._model.multiplying(layer) or not precision.quantizes_input:
             return None
+        bits = precision.activation_bits
         if self._quantizer.activations == "dynamic":
-            return InputQuantizer(precision.activation_bits, None)
+            return InputQuantizer(bits, None)
         known = self.ranges.get(layer, {}).get(precision.clip)
         if known is None:
             raise SpecError(
                 f"the input range of {layer} at clip {precision.clip} is not known: "
                 "calibrate the model for it first"
             )
-        scale = self.bounds.get(layer, {}).get(precision.activation_bits)
-        return InputQuantizer(
-            precision.activation_bits, known if scale is None else scale.of(known)
-        )
+        scale = self.bounds.get(layer, {}).get(bits)
+        if scale is not None:
+            return InputQuantizer(bits, scale.of(known))
+        searched = self._searched(layer, bits) if self._searches(layer, precision) else None
+        return InputQuantizer(bits, searched or known)
+
+    def _searches(self, layer: str, precision: Precision) -> bool:
+        """Whether the layer's range is searched: no clip and no learned bound gives it."""
+        bits = precision.activation_bits
+        given = precision.clip < 1 or bits in self.bounds.get(layer, {})
+        return self._quantizer.searches_range(bits) and not given
+
+
+def quantized_input(
+    quantize: InputQuantizer, module: nn.Module, inputs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """A module's input on its levels; a convolution's dynamic range is that of a whole sample."""
+    if isinstance(module, nn.Conv2d):
+        return quantize(inputs.flatten(1)).view_as(inputs)
+    return quantize(inputs)
 
 
 def _hook(
     quantize: InputQuantizer, module: nn.Module
 ) -> Callable[[nn.Module, tuple[object, ...]], tuple[object, ...]]:
     """A forward pre-hook that passes the first argument through the quantizer."""
-    whole_sample = isinstance(module, nn.Conv2d)
 
     def hook(_module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
         given, *rest = args
         assert isinstance(given, Tensor)
-        if whole_sample:
-            return quantize(given.flatten(1)).view_as(given), *rest
-        return quantize(given), *rest
+        return quantized_input(quantize, module, given), *rest
 
     return hook

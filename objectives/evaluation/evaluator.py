@@ -14,7 +14,7 @@ from bitfront.errors import InvalidMetric
 from bitfront.files import SharedPath
 from bitfront.identity.keys import features_key, recovery_checkpoint_key
 from bitfront.objective import Objective
-from bitfront.plan import Configuration
+from bitfront.plan import Configuration, Plan
 from bitfront.quant.inputs import LearnedBounds, bounds_to_json
 from bitfront.spec import JobSpec, Rounding
 from bitfront.trial import Evaluation
@@ -31,7 +31,9 @@ from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.profiling.calibration import Ranges, calibrate, range_table
 from objectives.profiling.moments import measure_moments
+from objectives.profiling.range_search import RangeSearch
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
+from objectives.rounding.sequential import SequentialSwitch
 
 
 class Evaluator:
@@ -56,7 +58,9 @@ class Evaluator:
         task: The family's task.
         model: The task's model.
         ranges: The static input ranges.
-        switch: The model's switch.
+        switch: What puts the plans of trials onto the model.
+        cell_switch: What cells are measured with: it rounds each layer on the inputs of the full
+            model. The same as `switch` where no weight depends on the layers before it.
         scorer: What measures how well a configuration does.
         latency_meter: What times a configuration; None for a job that needs no latency.
     """
@@ -78,7 +82,21 @@ class Evaluator:
         self.task = family.task
         self.model = family.task.model
         self.ranges = ranges
-        self.switch = PlanSwitch(self.model, spec.quantizer, ranges, bounds=bounds, moments=moments)
+        searched = RangeSearch(self.task)
+        self.cell_switch = PlanSwitch(
+            self.model, spec.quantizer, ranges, bounds=bounds, moments=moments, searched=searched
+        )
+        self.switch = self.cell_switch
+        if spec.quantizer.is_sequential:
+            self.switch = SequentialSwitch(
+                self.task,
+                spec.quantizer,
+                ranges,
+                bounds=bounds,
+                moments=moments,
+                searched=searched,
+                cache_nbytes=cache_nbytes // 2,
+            )
         self._stopwatch = Stopwatch(self.model.device)
         self.latency_meter = self._build_latency_meter()
         # Hashing the samples takes a while: only what is written to files needs it.
@@ -91,7 +109,7 @@ class Evaluator:
     def _build_latency_meter(self) -> LatencyMeter | None:
         if not self.spec.needs(Objective.LATENCY_S):
             return None
-        return self.family.latency_meter(self.switch, self.spec.quantizer)
+        return self.family.latency_meter(self.cell_switch, self.spec.quantizer)
 
     @cached_property
     def identity(self) -> str:
@@ -229,6 +247,7 @@ class Evaluator:
             UnavailableDevice: The job asks for a latency that cannot be measured here.
         """
         self._stopwatch.reset()
+        self._round(configuration.plan)
         score = self.scorer.score(configuration, split)
         figures = {**score.figures, **self._costs(configuration)}
         if self.latency_meter is not None:
@@ -243,7 +262,16 @@ class Evaluator:
         figures |= {f"nbytes.{part}": float(count) for part, count in nbytes.items()}
         return Evaluation(values, figures | self._stopwatch.figures(), score.samples)
 
+    def _round(self, plan: Plan) -> None:
+        """Chooses the weights of a plan where they depend on each other, and times it."""
+        if not isinstance(self.switch, SequentialSwitch):
+            return
+        decided = self.switch.decided
+        with self._stopwatch.timed("rounding"):
+            self.switch.to(plan)
+        self._stopwatch.hit("rounding", self.switch.decided == decided)
+
     @cached_property
     def _activations(self) -> ActivationMemory:
         streams = self.task.streams(SplitName.SELECTION)
-        return ActivationMemory(self.model, streams, self.switch)
+        return ActivationMemory(self.model, streams, self.cell_switch)

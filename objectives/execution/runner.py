@@ -5,8 +5,8 @@ on the layers up to it only. So the activations between blocks are kept by the p
 to there, and a run starts after the last block whose part it shares with an earlier one.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from bitfront.layers import Tower
 from bitfront.plan import Plan
+from bitfront.quant.inputs import InputQuantizer
 from bitfront.vlm import LayeredModel, PlanSwitch
+from objectives.execution.lockstep import Arrival, Lockstep
 from objectives.execution.streams import Stream
 from objectives.execution.tensor_cache import TensorCache
 
@@ -178,6 +180,54 @@ class StreamRunner:
         if last > start:
             self.cache.put(keys[last], passed)
         return calls
+
+    def walk(
+        self,
+        given: Stream,
+        plan: Plan,
+        undecided: Collection[str],
+        quantizer: Callable[[str], InputQuantizer | None],
+        decide: Callable[[str, Sequence[Arrival]], None],
+    ) -> None:
+        """Runs the samples side by side, and decides layers of a plan where they reach them.
+
+        The weights of the plan's other layers are on the model already, and no switch's input
+        quantizers. A run starts after the last transformer block that is known to the cache and
+        holds no undecided layer.
+
+        Args:
+            given: The samples.
+            plan: The precisions of all layers, decided or not.
+            undecided: Layers of the stream; those that no sample reaches stay undecided.
+            quantizer: What the input of a decided layer goes through.
+            decide: See `Lockstep.run`.
+        """
+        joints = self._joints_of(given)
+        keys = [(given.key, depth, plan.part(joint.layers)) for depth, joint in enumerate(joints)]
+        before = [n for n, joint in enumerate(joints) if joint.layers.isdisjoint(undecided)]
+        start = next((n for n in reversed(before) if keys[n] in self.cache), -1)
+        begun = self.cache.get(keys[start]) if start >= 0 else None
+        layers = [x.name for x in self._model.layers if x.tower in given.towers]
+        last = max(undecided, key=layers.index)
+        passed: dict[int, dict[int, Tensor]] = {
+            depth: {}
+            for depth in self._admitted(keys, joints, start, sum(given.sizes))
+            if last not in joints[depth].layers
+        }
+
+        def started(batch: int) -> AbstractContextManager[None]:
+            return nullcontext() if begun is None else joints[start].skipped(begun[batch])
+
+        stand_in = begun is not None
+        Lockstep(self._model, layers, undecided, quantizer).run(
+            [partial(given.run, batch, stand_in=stand_in) for batch in range(len(given.sizes))],
+            decide,
+            started,
+            {joints[depth].modules[-1]: outputs.__setitem__ for depth, outputs in passed.items()},
+        )
+        for depth, outputs in passed.items():
+            filled = [outputs.get(batch, torch.empty(0)) for batch in range(len(given.sizes))]
+            self.cache.put(keys[depth], filled)
 
     def _watchable(self, layer: str) -> tuple[nn.Module, ...]:
         return self._model.multiplying(layer) or self._model.modules(layer)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from bitfront.errors import SpecError
 from bitfront.units import size_text
+from bitfront.vlm.layers.rows import multiplied_rows
 from objectives.data.task import Task
 from objectives.profiling.calibration import watch_calibration
 
@@ -48,7 +48,7 @@ def measure_moments(task: Task) -> Mapping[str, Tensor]:
     def add(layer: str, inputs: Tensor) -> None:
         if layer not in watched:
             return
-        x = _rows(model.multiplying(layer)[0], inputs.detach().float())
+        x = multiplied_rows(model.multiplying(layer)[0], inputs.detach().float())
         product = x.T @ x
         sums[layer] = sums[layer] + product if layer in sums else product
         counts[layer] = counts.get(layer, 0) + len(x)
@@ -72,17 +72,3 @@ def _with_embedding(moment: Tensor) -> Tensor:
     mean = moment.diagonal().mean()
     identity = torch.eye(len(moment), device=moment.device)
     return moment / mean + identity if mean > 0 else identity
-
-
-def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
-    """What the weight multiplies, `(n, columns)`: tokens, or a convolution's patches."""
-    if not isinstance(module, nn.Conv2d):
-        return inputs.flatten(0, -2)
-    padding = 0 if module.padding == "valid" else module.padding
-    if isinstance(padding, str) or module.groups > 1:
-        raise SpecError(
-            "a convolution with groups or padding 'same' has no second moment here: set "
-            "quantizer.rounding to nearest"
-        )
-    patches = functional.unfold(inputs, module.kernel_size, module.dilation, padding, module.stride)
-    return patches.transpose(1, 2).flatten(0, 1)

@@ -330,3 +330,18 @@ def test_a_study_from_before_recoveries_had_learning_rates_is_the_same_job(
     engine.dispose()
     with open_store(url) as store:
         assert store.study("digits").spec == spec
+
+
+def test_an_older_job_with_a_rounding_method_keeps_the_target_and_the_ranges_that_it_had(
+    databases: Databases,
+) -> None:
+    url = databases.ready()
+    had = {"rounding": "descent", "target": "own", "ranges": "measured"}
+    with open_store(url) as store:
+        store.create_study(job(quantizer={"rounding": "descent"}), {})
+
+    downgrade(url, "0014")
+    upgrade(url)
+
+    with open_store(url) as store:
+        assert store.study("digits").spec == job(quantizer=had)

@@ -84,7 +84,7 @@ def _cache_folder() -> Path:
 def cell_meter(config: WorkerConfig) -> CellMeter:
     """The process's cell meter for a worker configuration, on the same model as its evaluator."""
     loaded = evaluator(config)
-    return CellMeter(loaded.task, loaded.switch, loaded.spec, loaded.latency_meter)
+    return CellMeter(loaded.task, loaded.cell_switch, loaded.spec, loaded.latency_meter)
 
 
 @lru_cache(maxsize=1)
@@ -92,7 +92,7 @@ def clip_search(config: WorkerConfig) -> ClipSearch:
     """The process's clip search for a worker configuration, on the same model as its evaluator."""
     loaded = evaluator(config)
     clips = sorted(loaded.spec.space.clips, reverse=True)
-    return ClipSearch(loaded.task, loaded.switch, clips)
+    return ClipSearch(loaded.task, loaded.cell_switch, clips)
 
 
 def inspect(config: WorkerConfig) -> ModelInfo:
@@ -135,11 +135,11 @@ def _entropies(loaded: Evaluator) -> list[LayerEntropy]:
         precision = Precision(vision.weight_bits, vision.activation_bits)
         layers = [layer.name for layer in loaded.model.layers if layer.tower is Tower.VISION]
         plan = Plan.uniform(layers, precision)
-    loaded.switch.to(plan)
+    loaded.cell_switch.to(plan)
     try:
         return measure_entropies(loaded.task, loaded.ranges, _ENTROPY_BITS)
     finally:
-        loaded.switch.clear()
+        loaded.cell_switch.clear()
 
 
 def optimise(config: WorkerConfig, checkpoint: SharedPath) -> dict[str, object]:

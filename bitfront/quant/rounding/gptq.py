@@ -20,10 +20,10 @@ def gptq_on(problem: RoundingProblem, start: QuantizedWeight) -> QuantizedWeight
     hessian = problem.hessian[order][:, order]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    rest = problem.target.double()[:, order]
+    rest = problem.target.double()[:, order].T.contiguous()  # a column is then contiguous
     for place, column in enumerate(order.tolist()):
-        codes = levels.encode(column, rest[:, place])
+        codes = levels.encode(column, rest[place])
         levels.codes[:, column] = codes
-        error = (rest[:, place] - levels.decode(column, codes)) / factor[place, place]
-        rest[:, place + 1 :] -= error[:, None] * factor[place, place + 1 :]
+        error = (rest[place] - levels.decode(column, codes)).div_(factor[place, place])
+        rest[place + 1 :].addr_(factor[place, place + 1 :], error, alpha=-1)
     return stored(levels, start)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from bitfront.precision import Precision
@@ -11,12 +11,7 @@ from bitfront.quant.rounding.descent import descent
 from bitfront.quant.rounding.gptq import gptq
 from bitfront.quant.rounding.nearest import nearest
 from bitfront.quant.rounding.problem import RoundingMethod, RoundingProblem, damped_hessian
-from bitfront.quant.weights import (
-    QuantizedWeight,
-    fake_quantize_weight,
-    quantize_for,
-    read_back,
-)
+from bitfront.quant.weights import QuantizedWeight, quantize_for
 from bitfront.spec import QuantizerSpec, Rounding
 
 METHODS: Final[Mapping[Rounding, RoundingMethod]] = {
@@ -46,27 +41,26 @@ def rounded_weight(
     """
     if moment is None or quantizer.rounding is Rounding.NEAREST:
         return quantize_for(weight, precision, quantizer)
+    return rounded_target(weight.detach().flatten(1), damped_hessian(moment), precision, quantizer)
+
+
+def rounded_target(
+    target: Float[Tensor, "rows columns"],
+    hessian: Float64[Tensor, "columns columns"],
+    precision: Precision,
+    quantizer: QuantizerSpec,
+) -> QuantizedWeight:
+    """The codes of any target under a Hessian; see `RoundingProblem`.
+
+    Raises:
+        InvalidModel: The target is empty, or not finite.
+    """
     problem = RoundingProblem(
-        weight.detach().flatten(1),
-        damped_hessian(moment),
+        target,
+        hessian,
         precision.weight_bits,
         precision.group,
         quantizer.scheme == "symmetric",
         quantizer.scale_search,
     )
     return METHODS[quantizer.rounding](problem)
-
-
-def fake_rounded_weight(
-    weight: Float[Tensor, "*shape"],
-    precision: Precision,
-    quantizer: QuantizerSpec,
-    moment: Float[Tensor, "columns columns"] | None,
-) -> Float[Tensor, "*shape"]:
-    """The weight that a packed checkpoint gives back, in the shape and dtype of `weight`.
-
-    Arguments and errors as in `rounded_weight`; at 16 bits as `fake_quantize_weight`.
-    """
-    if not precision.quantizes_weight:
-        return fake_quantize_weight(weight, precision, quantizer)
-    return read_back(rounded_weight(weight, precision, quantizer, moment), weight)

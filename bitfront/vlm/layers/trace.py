@@ -7,14 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.vlm.layers.residual import ResidualWatch
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A layer and the modules that hold its weight (several when it is tied)."""
+    """A layer, and where it is in the model.
+
+    Attributes:
+        layer: The layer.
+        modules: Those that hold its weight (several when it is tied).
+        stream: The module whose input is the residual stream that the layer's output is added
+            to; None where it is added to none.
+    """
 
     layer: Layer
     modules: tuple[nn.Module, ...]
+    stream: nn.Module | None = None
 
 
 @dataclass(slots=True)
@@ -68,18 +77,25 @@ def find_sites(
         names: The modules to look for with the names of their weights.
         runs: For each tower, what runs it on one sample.
     """
-    watch = _Watch(names)
+    watch, residual = _Watch(names), ResidualWatch(names)
     hooks = [module.register_forward_hook(watch) for module in names]
+    hooks += [module.register_forward_hook(residual.after) for module in names]
+    hooks += [module.register_forward_pre_hook(residual.before) for module in model.modules()]
     try:
         for tower, run in runs.items():
             watch.tower = tower
-            run()
+            with residual:
+                run()
     finally:
         for hook in hooks:
             hook.remove()
     paths = {module: path for path, module in model.named_modules()}
     return [
-        Site(_layer(name, seen, _scope(paths[next(iter(seen.modules))])), (*seen.modules,))
+        Site(
+            _layer(name, seen, _scope(paths[next(iter(seen.modules))])),
+            (*seen.modules,),
+            residual.streams.get(name),
+        )
         for name, seen in watch.seen.items()
     ]
 

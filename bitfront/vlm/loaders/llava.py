@@ -278,7 +278,10 @@ def _tile_tokens(inner: Inner) -> int:
 
 
 def _image_features(inner: Inner, pixels: Tensor, sizes: Tensor | None) -> Tensor:
-    """The projector's output; what the model would make of it is thrown away."""
+    """The projector's output; what the model would make of it is thrown away.
+
+    Other batches may be under way in the same model, and see their outputs first.
+    """
     seen: list[Tensor] = []
     hook = inner.multi_modal_projector.register_forward_hook(
         lambda _module, _args, output: seen.append(output)
@@ -290,7 +293,7 @@ def _image_features(inner: Inner, pixels: Tensor, sizes: Tensor | None) -> Tenso
             inner.get_image_features(pixels)
     finally:
         hook.remove()
-    return seen[0]
+    return seen[-1]
 
 
 def _image_vectors(inner: Inner, features: Tensor, sizes: Tensor | None) -> Tensor:

@@ -159,6 +159,14 @@ class LayeredModel(ABC):
         """Those of the layer's modules that multiply an input: all but embeddings."""
         return tuple(m for m in self.modules(layer) if not isinstance(m, nn.Embedding))
 
+    def stream(self, layer: str) -> nn.Module | None:
+        """The module whose input is the residual stream that the layer's output is added to.
+
+        None where the output is not added to one, or not as it is.
+        """
+        self.modules(layer)
+        return self._sites[layer].stream
+
     def acts_from_the_start(self, layer: str) -> bool:
         """Whether the weight is tied to an embedding, and so at work before its place in order."""
         embeds = any(isinstance(module, nn.Embedding) for module in self.modules(layer))

@@ -19,11 +19,13 @@ OPTION = Option((Precision(4, 8, clip=0.99), Precision(2, 8)))
 CONFIGURATION = Configuration(Plan.from_options([(BLOCK, OPTION)]), Recovery(views=2))
 RANGES = {"x": {1.0: (-1.0, 2.0)}}
 
-# A job in which every field may count: with learned bounds, clips, a recovery and its views.
+# A job in which every field may count: with learned bounds, clips, a recovery and its views, and
+# a rounding method with a target.
 CONTENT: dict[str, Any] = {
     "study": "digits",
     "model": {"source": "reference"},
     "data": {"source": "reference"},
+    "quantizer": {"rounding": "descent"},
     "space": {"clips": [1.0, 0.99], "recovery": {"views": [2]}},
     "profile": {"vision": {}},
 }
@@ -36,7 +38,9 @@ OTHERS: dict[str, object] = {
     "quantizer.scheme": "symmetric",
     "quantizer.scale_search": False,
     "quantizer.activations": "dynamic",
-    "quantizer.rounding": "descent",
+    "quantizer.rounding": "gptq",
+    "quantizer.target": "output",
+    "quantizer.ranges": "searched",
     "space.clips": [1.0, 0.98],
     "profile.measure": "gradient",
     "profile.clip_search": "sequential",

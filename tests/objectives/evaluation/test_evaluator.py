@@ -526,7 +526,8 @@ def test_descent_keeps_at_two_bits_what_nearest_codes_lose() -> None:
     errors, sizes = [], []
     for rounding in Rounding:
         spec = scene_spec(
-            data={"source": "reference", "samples": samples}, quantizer={"rounding": rounding}
+            data={"source": "reference", "samples": samples},
+            quantizer={"rounding": rounding, "target": "own"},
         )
         evaluator = Evaluator.from_spec(spec)
         found = evaluator.evaluate(Configuration(uniform(evaluator.model, 2)))
@@ -542,7 +543,7 @@ def test_descent_keeps_at_two_bits_what_nearest_codes_lose() -> None:
 def test_a_packed_weight_is_the_one_that_a_trial_measured() -> None:
     spec = scene_spec(
         data={"source": "reference", "samples": {"calibration": 32, "selection": 16}},
-        quantizer={"rounding": "descent"},
+        quantizer={"rounding": "descent", "target": "own"},
     )
     evaluator = Evaluator.from_spec(spec)
     moments, precision = measure_moments(evaluator.task), Precision(3, 8, group=16)

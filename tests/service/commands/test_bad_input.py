@@ -55,6 +55,14 @@ ADDITIONS = {
         "line 7: space.activation_bits: 5 is not possible: "
         "activation bits must be among 4, 6, 8, 16",
     ),
+    "an unknown target of rounding": (
+        "quantizer:\n  target: layer",
+        "line 7: quantizer.target: 'layer' is not possible: write own, output, residual or auto",
+    ),
+    "an unknown kind of input ranges": (
+        "quantizer:\n  ranges: best",
+        "line 7: quantizer.ranges: 'best' is not possible: it must be measured, searched or auto",
+    ),
     "an empty search space": (
         "space:\n  weight_bits: []",
         "line 7: space.weight_bits is empty: there is nothing to search",

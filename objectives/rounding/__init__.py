@@ -1,0 +1,1 @@
+"""Rounding that follows a plan through the model: each layer makes up for the ones before it."""
