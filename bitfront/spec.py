@@ -488,6 +488,13 @@ class JobSpec(Section):
         return self.model_copy(update={"data": smaller})
 
     @property
+    def is_bundled(self) -> bool:
+        """Whether model and data are bitfront's own, so that nothing of a person's is read."""
+        return (
+            self.model.source is ModelSource.REFERENCE and self.data.source is DataSource.REFERENCE
+        )
+
+    @property
     def digest(self) -> str:
         """The hash of the whole specification."""
         return digest(self.model_dump(mode="json"))

@@ -1,27 +1,68 @@
 """A job file becomes a `JobSpec`: every mistake is one sentence with its file, line and field."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from bitfront.errors import SpecError
+from bitfront.job.consistency import inconsistencies
 from bitfront.job.document import Document, Place, cut, place_name, read_document
 from bitfront.job.error_messages import place_of, sentence
-from bitfront.spec import CLASS_LISTS, DataSource, JobSpec, ModelSource
+from bitfront.spec import CLASS_LISTS, DataSource, JobSpec, ModelSource, Section
 
 _LOCAL_FOLDER: Final = "local-dir:"  # how open_clip marks a folder
 
 CHECKPOINT_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
-_LOCAL_KEYS: Final[Mapping[ModelSource, tuple[str, ...]]] = {
-    ModelSource.REFERENCE: (),
-    ModelSource.OPEN_CLIP: ("weights",),
-    ModelSource.TRANSFORMERS: ("name", "weights"),
-}
+_MOST_TOLD: Final = 50
+_UNNAMED: Final = "unnamed"
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A job file and what is wrong in it.
+
+    Attributes:
+        document: The file.
+        spec: The job without what is wrong, which is left out; None where nothing remains.
+        mistakes: Each mistake with its place, in the order of the file's lines.
+        unsure: The sections of which something was left out.
+        given: What the command line set.
+    """
+
+    document: Document
+    spec: JobSpec | None
+    mistakes: list[tuple[Place, str]]
+    unsure: frozenset[str]
+    given: frozenset[Place]
+
+    def sound(self) -> JobSpec:
+        """The job, which has no mistakes.
+
+        Raises:
+            SpecError: It has some; all are told.
+        """
+        if self.mistakes or self.spec is None:
+            raise SpecError(self.told())
+        return self.spec
+
+    def told(self, further: Sequence[tuple[Place, str]] = ()) -> str:
+        """All mistakes and further ones, a line each, in the order of the file's lines."""
+        every = dict.fromkeys((*self.mistakes, *further))
+        found = sorted(every, key=lambda one: self.document.line(one[0]))
+        lines = [f"{self._where(place)}: {text}" for place, text in found[:_MOST_TOLD]]
+        if len(found) > _MOST_TOLD:
+            lines.append(f"and {len(found) - _MOST_TOLD} more mistakes")
+        return "\n".join(lines)
+
+    def _where(self, place: Place) -> str:
+        if place in self.given:
+            return "on the command line"
+        return f"{self.document.path}, line {self.document.line(place)}"
 
 
 def load_job(
@@ -37,67 +78,90 @@ def load_job(
             looked at there.
 
     Raises:
-        SpecError: The file cannot be read, or it is not a valid job. If there are several
-            mistakes, the first one is told with the number of further ones.
+        SpecError: The file cannot be read, or it is not a valid job: all mistakes that show in
+            the file are told, a line each.
+    """
+    return examine_job(path, overrides, elsewhere=elsewhere).sound()
+
+
+def examine_job(
+    path: Path, overrides: Mapping[str, object] | None = None, *, elsewhere: bool = False
+) -> Examined:
+    """Every mistake of a job file that shows in the file itself; see `load_job`.
+
+    Raises:
+        SpecError: The file cannot be read, or is no mapping in YAML.
     """
     document = read_document(Path(path))
     given = {tuple(key.split(".")): value for key, value in (overrides or {}).items()}
     content = document.content
     for place, value in given.items():
         content = _replaced(content, place, value)
-    try:
-        spec = JobSpec.model_validate(content)
-    except ValidationError as error:
-        raise SpecError(_first_mistake(error, document, given)) from error
-    if elsewhere:
-        _refuse_relative_paths(spec, document)
-        return spec
-    return _with_found_paths(spec, document)
+    spec, mistakes = _validated(content)
+    idle: list[tuple[Place, str]] = []
+    if spec is not None:
+        mistaken = {place for place, _ in mistakes}
+        idle = [one for one in inconsistencies(spec) if one[0] not in mistaken]
+        if elsewhere:
+            mistakes += _relative_paths(spec)
+        else:
+            spec, lost = _with_found_paths(spec, document)
+            mistakes += lost
+    unsure = frozenset(str(place[0]) for place, _ in mistakes if place)
+    known = {place for place, _ in mistakes}
+    mistakes += [one for one in idle if one[0] not in known]
+    mistakes.sort(key=lambda one: document.line(one[0]))
+    return Examined(document, spec, mistakes, unsure, frozenset(given))
 
 
-def job_mistakes(path: Path, overrides: Mapping[str, object] | None = None) -> list[str]:
-    """Every mistake of a job file that shows in the file itself, in the order of its lines.
-
-    Where the file's values are right, the first of its paths that is wrong.
-    """
-    try:
-        document = read_document(Path(path))
-        given = {tuple(key.split(".")): value for key, value in (overrides or {}).items()}
-        content = document.content
-        for place, value in given.items():
-            content = _replaced(content, place, value)
-        _with_found_paths(JobSpec.model_validate(content), document)
-    except ValidationError as error:
-        mistakes = sorted(
-            error.errors(include_url=False),
-            key=lambda mistake: document.line(place_of(mistake, JobSpec)),
-        )
-        return [f"{_where(one, document, given)}: {sentence(one, JobSpec)}" for one in mistakes]
-    except SpecError as error:
-        return [str(error)]
-    return []
+def _validated(content: Mapping[str, object]) -> tuple[JobSpec | None, list[tuple[Place, str]]]:
+    """The job without what is wrong in it, and each mistake with its place."""
+    found: dict[Place, str] = {}
+    while True:
+        try:
+            return JobSpec.model_validate(content), list(found.items())
+        except ValidationError as error:
+            mistakes = {place_of(one, JobSpec): one for one in error.errors(include_url=False)}
+        remaining = content
+        for place, mistake in mistakes.items():
+            # What was wrong is left out, and then it, or the section it was in, is missing.
+            if not any(known[: len(place)] == place for known in found):
+                found[place] = sentence(mistake, JobSpec)
+                remaining = _without(remaining, place)
+        if ("study",) in mistakes:  # its name matters to nothing else
+            remaining = {**remaining, "study": _UNNAMED}
+        if remaining == content:
+            return None, list(found.items())
+        content = remaining
 
 
-def place_text(path: Path, place: Place) -> str:
-    """A place of a job file as messages name it: the file and the line."""
-    return f"{path}, line {read_document(Path(path)).line(place)}"
+def _without(content: Mapping[str, object], place: Place) -> Mapping[str, object]:
+    """The content without a place, or without the whole of a list that it is in."""
+    if not place or place[0] not in content:
+        return content
+    key = str(place[0])
+    inner = content[key]
+    if len(place) > 1 and isinstance(inner, dict) and place[1] in inner:
+        return {**content, key: _without(inner, place[1:])}
+    return {name: value for name, value in content.items() if name != key}
 
 
-def _refuse_relative_paths(spec: JobSpec, document: Document) -> None:
+def _relative_paths(spec: JobSpec) -> list[tuple[Place, str]]:
     path = None if spec.data.source is DataSource.REFERENCE else spec.data.path
     folder = spec.model.name.removeprefix(_LOCAL_FOLDER) if _is_open_clip_folder(spec) else None
-    for section, key, text in (
-        ("data", "path", path),
-        ("data", "classes", spec.data.classes_file),
-        ("model", "name", folder),
-    ):
-        if not text or Path(text).is_absolute():
-            continue
-        raise SpecError(
-            f"{document.path}, line {document.line((section, key))}: {section}.{key}: "
-            f"{cut(repr(text))} starts at this machine's folder: write the absolute path that the "
-            "cluster's machines have"
+    return [
+        (
+            (section, key),
+            f"{section}.{key}: {cut(repr(text))} starts at this machine's folder: write the "
+            "absolute path that the cluster's machines have",
         )
+        for section, key, text in (
+            ("data", "path", path),
+            ("data", "classes", spec.data.classes_file),
+            ("model", "name", folder),
+        )
+        if text and not Path(text).is_absolute()
+    ]
 
 
 def _replaced(content: Mapping[str, object], place: Place, value: object) -> dict[str, object]:
@@ -112,65 +176,89 @@ def _replaced(content: Mapping[str, object], place: Place, value: object) -> dic
     return {**content, key: _replaced(section, place[1:], value)}
 
 
-def _first_mistake(
-    error: ValidationError, document: Document, given: Mapping[tuple[str, ...], object]
-) -> str:
-    mistakes = error.errors(include_url=False)
-    first = min(mistakes, key=lambda mistake: document.line(place_of(mistake, JobSpec)))
-    more = len(mistakes) - 1
-    tail = f" (and {more} more mistake{'s' if more > 1 else ''})" if more else ""
-    return f"{_where(first, document, given)}: {sentence(first, JobSpec)}{tail}"
+def _with_found_paths(spec: JobSpec, document: Document) -> tuple[JobSpec, list[tuple[Place, str]]]:
+    """The job with its local paths made absolute, and what is wrong with those."""
+    mistakes: list[tuple[Place, str]] = []
+    sections: dict[str, Section] = {"data": spec.data, "model": spec.model}
+    for place, find in _LOCAL_PATHS.items():
+        section, key = place
+        try:
+            found = find(spec, document)
+        except SpecError as error:
+            mistakes.append((place, f"{place_name(place)}: {error}"))
+        else:
+            if found is not None:
+                sections[section] = sections[section].model_copy(update={key: found})
+    return spec.model_copy(update=sections), mistakes
 
 
-def _where(
-    mistake: ErrorDetails, document: Document, given: Mapping[tuple[str, ...], object]
-) -> str:
-    place = place_of(mistake, JobSpec)
-    if place in given:
-        return "on the command line"
-    return f"{document.path}, line {document.line(place)}"
+def _data_path(spec: JobSpec, document: Document) -> str | None:
+    data = spec.data
+    if not data.path or data.source is DataSource.REFERENCE:
+        return None
+    found = _found(document, data.path)
+    is_file = data.source is DataSource.QUESTIONS
+    if not (found.is_file() if is_file else found.is_dir()):
+        wanted = "file" if is_file else "folder"
+        kind = f"is not a {wanted}" if found.exists() else "does not exist"
+        raise SpecError(f"the {wanted} {found} {kind}")
+    return str(found)
 
 
-def _with_found_paths(spec: JobSpec, document: Document) -> JobSpec:
-    """The job with its local paths made absolute; each of them exists."""
-    data, model = spec.data, spec.model
-    if data.path and data.source is not DataSource.REFERENCE:
-        found = _found(document, ("data", "path"), data.path)
-        is_file = data.source is DataSource.QUESTIONS
-        if not (found.is_file() if is_file else found.is_dir()):
-            wanted = "file" if is_file else "folder"
-            kind = f"is not a {wanted}" if found.exists() else "does not exist"
-            raise SpecError(
-                f"{document.path}, line {document.line(('data', 'path'))}: "
-                f"data.path: the {wanted} {found} {kind}"
-            )
-        data = data.model_copy(update={"path": str(found)})
-    if data.classes_file is not None:
-        found = _found(document, ("data", "classes"), data.classes_file)
-        if not found.is_file():
-            raise SpecError(
-                f"{document.path}, line {document.line(('data', 'classes'))}: data.classes: "
-                f"the file {found} does not exist: give one, a list, a mapping, or one of "
-                f"{', '.join(CLASS_LISTS)}"
-            )
-        data = data.model_copy(update={"classes": str(found)})
-    updates: dict[str, str] = {}
+def _classes_path(spec: JobSpec, document: Document) -> str | None:
+    if spec.data.classes_file is None:
+        return None
+    found = _found(document, spec.data.classes_file)
+    if not found.is_file():
+        raise SpecError(
+            f"the file {found} does not exist: give one, a list, a mapping, or one of "
+            f"{', '.join(CLASS_LISTS)}"
+        )
+    return str(found)
+
+
+def _model_name(spec: JobSpec, document: Document) -> str | None:
     if _is_open_clip_folder(spec):
-        updates["name"] = _LOCAL_FOLDER + str(_open_clip_folder(spec, document))
-    for key in _LOCAL_KEYS[model.source]:
-        text = cast("str | None", getattr(model, key))
-        found_model = _found(document, ("model", key), text) if text else None
-        if found_model is not None and found_model.exists():
-            updates[key] = str(found_model)
-        elif text and _looks_local(text):
-            raise SpecError(
-                f"{document.path}, line {document.line(('model', key))}: "
-                f"model.{key}: the file or folder {found_model} does not exist"
-            )
-    return spec.model_copy(update={"data": data, "model": model.model_copy(update=updates)})
+        found = _found(document, spec.model.name.removeprefix(_LOCAL_FOLDER))
+        if not found.is_dir():
+            raise SpecError(f"the folder {found} does not exist")
+        return _LOCAL_FOLDER + str(found)
+    if spec.model.source is not ModelSource.TRANSFORMERS:
+        return None
+    return _local(document, spec.model.name)
 
 
-def _found(document: Document, place: Place, text: str) -> Path:
+def _model_weights(spec: JobSpec, document: Document) -> str | None:
+    text = spec.model.weights
+    if text is None or spec.model.source is not ModelSource.OPEN_CLIP:
+        return None
+    if _is_open_clip_folder(spec):
+        raise SpecError(
+            f"the folder of {spec.model.name} has its own weights: leave these out, or name the "
+            "model that they are of in its place"
+        )
+    return _local(document, text)
+
+
+def _local(document: Document, text: str) -> str | None:
+    """The path of what is there, or None where it may be a name on a hub."""
+    found = _found(document, text)
+    if found.exists():
+        return str(found)
+    if _looks_local(text):
+        raise SpecError(f"the file or folder {found} does not exist")
+    return None
+
+
+_LOCAL_PATHS: Final = {
+    ("data", "path"): _data_path,
+    ("data", "classes"): _classes_path,
+    ("model", "name"): _model_name,
+    ("model", "weights"): _model_weights,
+}
+
+
+def _found(document: Document, text: str) -> Path:
     """The path as the person meant it: from the job file's folder, `~` being their home.
 
     Raises:
@@ -182,33 +270,13 @@ def _found(document: Document, place: Place, text: str) -> Path:
         found.exists()  # says where a name is too long, or a folder is not ours to look into
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise SpecError(
-            f"{document.path}, line {document.line(place)}: {place_name(place)}: "
-            f"{cut(repr(text))} is not a path that can be read: {reason}"
-        ) from error
+        raise SpecError(f"{cut(repr(text))} is not a path that can be read: {reason}") from error
     return found
 
 
 def _is_open_clip_folder(spec: JobSpec) -> bool:
     model = spec.model
     return model.source is ModelSource.OPEN_CLIP and model.name.startswith(_LOCAL_FOLDER)
-
-
-def _open_clip_folder(spec: JobSpec, document: Document) -> Path:
-    """The folder that `local-dir:` names, from the job file's folder."""
-    if spec.model.weights is not None:
-        raise SpecError(
-            f"{document.path}, line {document.line(('model', 'weights'))}: model.weights: the "
-            f"folder of {spec.model.name} has its own weights: leave these out, or name the model "
-            "that they are of in its place"
-        )
-    found = _found(document, ("model", "name"), spec.model.name.removeprefix(_LOCAL_FOLDER))
-    if not found.is_dir():
-        raise SpecError(
-            f"{document.path}, line {document.line(('model', 'name'))}: "
-            f"model.name: the folder {found} does not exist"
-        )
-    return found
 
 
 def _looks_local(text: str) -> bool:

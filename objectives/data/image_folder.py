@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from bitfront.errors import MissingData
+from bitfront.job.document import one_line
 
 SUFFIXES: Final = frozenset(
     {
@@ -97,8 +98,11 @@ def list_images(root: Path) -> ImageFolder:
 
 
 def shown(path: Path | str) -> str:
-    """A path as text that can be printed and stored, whatever bytes its name is made of."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    """A path as text that can be printed and stored, whatever bytes its name is made of.
+
+    What is no character, or one that a terminal obeys, is written as an escape.
+    """
+    return one_line(os.fsencode(path).decode(errors="backslashreplace"))
 
 
 def _entries(folder: Path) -> list[Path]:

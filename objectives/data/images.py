@@ -2,6 +2,7 @@
 
 import struct
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +27,14 @@ MAX_PIXELS: Final = 1 << 27
 READING: Final = 1
 """Goes up with every change of what an image is read as: results of another reading differ."""
 
+_BEGINNINGS: Final = {
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "PNG": (b"\x89PNG",),
+    "JPEG": (b"\xff\xd8",),
+    "GIF": (b"GIF8",),
+    "BMP": (b"BM",),
+    "WEBP": (b"RIFF",),
+}
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _MIN_IS_WHITE = 258, 262, 0
 _UPRIGHT = {
@@ -72,19 +81,17 @@ def decode_image(content: bytes, where: str, background: str = WHITE) -> Image.I
             f"the image {where} is a Git LFS pointer, not the image: run 'git lfs pull'"
         )
     try:
-        # What Pillow only warns of (damaged EXIF, many pixels) is dealt with here.
+        # What Pillow only warns of (damaged EXIF, many pixels, lost tags) is dealt with here.
         with (
-            warnings.catch_warnings(action="ignore"),
+            warnings.catch_warnings(record=True, action="always") as warned,
             Image.open(BytesIO(content), formats=FORMATS) as image,
         ):
             _refuse_huge(image.size, where)
+            _refuse_lost_tags(image, [str(warning.message) for warning in warned])
             image.load()
             return _as_seen(image, where, background)
     except UnidentifiedImageError as error:
-        raise InvalidSample(
-            f"the image {where} cannot be read: it is in none of the formats "
-            f"{', '.join(sorted(FORMATS))}; convert it to PNG or JPEG, or remove it"
-        ) from error
+        raise InvalidSample(f"the image {where} cannot be read: {_unknown(content)}") from error
     except _DAMAGED as error:
         raise InvalidSample(
             f"the image {where} cannot be read ({error}): replace or remove it"
@@ -121,6 +128,31 @@ def _refuse_huge(size: tuple[int, int], where: str) -> None:
             f"the image {where} has {width} x {height} pixels, more than "
             f"{MAX_PIXELS / 1e6:.0f} million: make it smaller or remove it"
         )
+
+
+def _unknown(content: bytes) -> str:
+    """Why no format was recognised, and what to do."""
+    for form, beginnings in _BEGINNINGS.items():
+        if content.startswith(beginnings):
+            return (
+                f"it begins like a {form}, but is damaged or of a kind that is not read; convert "
+                "it to PNG or JPEG with 8 or 16 bits a channel, or remove it"
+            )
+    return (
+        f"it is in none of the formats {', '.join(sorted(FORMATS))}; convert it to PNG or JPEG, "
+        "or remove it"
+    )
+
+
+def _refuse_lost_tags(image: Image.Image, warned: Sequence[str]) -> None:
+    """A TIFF without all of its tags may look like another image: on its side, in other colours.
+
+    Raises:
+        ValueError: Pillow left a tag out.
+    """
+    lost = [text for text in warned if not text.startswith("Metadata Warning")]
+    if image.format == "TIFF" and lost:
+        raise ValueError(f"a tag of its is damaged or cut off: {lost[0]}")
 
 
 def _as_seen(image: Image.Image, where: str, background: str) -> Image.Image:

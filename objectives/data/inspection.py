@@ -15,8 +15,9 @@ from bitfront.errors import InvalidSample
 from objectives.data.image_folder import shown
 from objectives.data.images import decode_image, read_content
 
-# Goes up with whatever makes an image that was readable unreadable, or the other way round.
-_VERSION: Final = 1
+# Goes up with whatever makes an image that was readable unreadable, or the other way round, and
+# with what is remembered of it.
+_VERSION: Final = 2
 # Fewer unknown samples are opened in this process: others take a second to start.
 _FEW: Final = 256
 _CHUNK: Final = 16
@@ -29,7 +30,8 @@ class Inspection:
     """What opening a sample's image showed.
 
     Attributes:
-        digest: SHA-256 of the encoded image; empty where it cannot be read.
+        digest: SHA-256 of the pixels, so that two files of one image are known as such; of the
+            file where it cannot be decoded; empty where it cannot even be read.
         problem: Why it cannot be used, as one sentence; None where it can.
     """
 
@@ -67,14 +69,13 @@ def inspect_sample(sample: Sample) -> Inspection:
     """Reads and decodes one image."""
     try:
         content = sample.read()
-        digest = hashlib.sha256(content).hexdigest()
     except InvalidSample as error:
         return Inspection("", str(error))
     try:
-        decode_image(content, sample.place)
+        image = decode_image(content, sample.place)
     except InvalidSample as error:
-        return Inspection(digest, str(error))
-    return Inspection(digest)
+        return Inspection(hashlib.sha256(content).hexdigest(), str(error))
+    return Inspection(hashlib.sha256(f"{image.size}/".encode() + image.tobytes()).hexdigest())
 
 
 class Inspector:

@@ -51,11 +51,13 @@ def list_studies(form: str, url: str) -> None:
 def status(study: str, form: str, url: str) -> None:
     """Show how far STUDY is."""
     from service.views.status import status_dict, status_text
+    from service.views.watching import best_error_at_budget
     from storage.store import open_store
 
     with open_store(url, create=False) as store:
         found = store.status(study)
-    click.echo(json.dumps(status_dict(found)) if form == "json" else status_text(found))
+        best = best_error_at_budget(store, found.study)
+    click.echo(json.dumps(status_dict(found)) if form == "json" else status_text(found, best))
 
 
 @click.command()

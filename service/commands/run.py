@@ -1,6 +1,7 @@
 """Commands that work on a model: demo, submit, resume, profile."""
 
 import sys
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from service.commands.deployment import (
 )
 
 if TYPE_CHECKING:
+    from bitfront.job import Examined
     from bitfront.spec import JobSpec
     from bitfront.trial import StudyState
 
@@ -68,24 +70,23 @@ def submit(
     With the --address of a cluster's dashboard (http://HEAD:8265) it runs there, on a copy of
     this bitfront, and its results go to the database that the cluster's environment names.
     """
-    from bitfront.job import load_job
+    from bitfront.job import examine_job, load_job
     from service.study.submission import JOB_FILE, is_cluster, submit_driver
-    from storage.store import open_store
 
     changes = overrides(study=study, trials=trials, workers=workers, warm_start=warm_start)
-    spec = load_job(job, changes, elsewhere=is_cluster(address))
     if address is not None and is_cluster(address):
+        spec = load_job(job, changes, elsewhere=True)
         flags = {"--accept-changes": accept_changes, "--resume": goes_on, "--trust": trust}
         chosen = [flag for flag, is_set in flags.items() if is_set]
         submit_driver(address, spec.study, ["submit", JOB_FILE, *chosen], spec)
         return
-    with open_store(url) as store:
-        store.replace_untried(spec.study)
-        known = any(summary.name == spec.study for summary in store.studies())
+    examined = examine_job(job, changes)
+    known = _is_known(examined, url)
     if not known:
-        _check(spec, job, trust=trust)
+        depth = Depth.FILE if trust else Depth.DATA if address is not None else Depth.MODEL
+        _check(examined, depth)
     _run(
-        spec,
+        examined.sound(),
         url,
         address,
         resume=known and (accept_changes or goes_on),
@@ -101,41 +102,70 @@ def validate(job: Path, trust: bool) -> None:
 
     Everything that is wrong is shown at once, each with its line; then the exit code is 2.
     """
-    from bitfront.job import job_mistakes, load_job
+    from bitfront.job import examine_job
 
-    mistakes = job_mistakes(job)
-    if mistakes:
-        raise SpecError("\n".join(mistakes))
-    _check(load_job(job), job, trust=trust, with_model=not trust)
+    _check(examine_job(job), Depth.FILE if trust else Depth.MEASURED)
     click.echo(f"{job} can be submitted", err=True)
 
 
-def _check(spec: "JobSpec", job: Path, *, trust: bool, with_model: bool = False) -> None:
+def _is_known(examined: "Examined", url: str) -> bool:
+    """Whether there is a study of the job's name that has trials."""
+    from storage.store import open_store
+
+    name = examined.sound().study if not examined.mistakes else None
+    if name is None:
+        return False
+    with open_store(url) as store:
+        store.replace_untried(name)
+        return any(summary.name == name for summary in store.studies())
+
+
+class Depth(IntEnum):
+    """How far a job is looked into before there is a study."""
+
+    FILE = 0
+    DATA = 1
+    MODEL = 2
+    MEASURED = 3
+
+
+def _check(examined: "Examined", depth: Depth) -> None:
     """Shows what a job's data are, and refuses one that cannot run.
 
     Raises:
         SpecError: The job has problems; all are named, a line each.
     """
-    from bitfront.job import place_text
-    from service.study.check import check_job, check_model
+    from service.study.check import check_full_precision, check_job, check_model
     from service.views.progress import reporter_for
     from workers.observability.logs import messages
 
+    spec = examined.spec
+    if spec is None:
+        raise SpecError(examined.told())
     with reporter_for(messages()) as reporter:
-        total = sum(spec.data.samples.model_dump().values())
-        if spec.data.source != "reference" and not trust:
+        opens = spec.data.source != "reference" and "data" not in examined.unsure
+        if opens and depth >= Depth.DATA:
+            total = sum(spec.data.samples.model_dump().values())
             reporter.stage("check the samples", total=total)
-        findings = check_job(spec, trust=trust, on_progress=reporter.advance)
-        if with_model and not findings.problems:
-            reporter.stage("load the model, calibrate, evaluate full precision", total=None)
-            check_model(spec, findings)
+        findings = check_job(
+            spec,
+            trust=depth < Depth.DATA,
+            unsure=examined.unsure,
+            on_progress=reporter.advance,
+        )
+        if depth >= Depth.MODEL and not findings.problems and not examined.mistakes:
+            if depth is Depth.MEASURED:
+                reporter.stage("load the model, calibrate, evaluate full precision", total=None)
+                check_full_precision(spec, findings)
+            elif not spec.is_bundled:
+                reporter.stage("load the model", total=None)
+                check_model(spec, findings)
         for note in findings.notes:
             reporter.note(note)
         for warning in findings.warnings:
             reporter.warn(warning)
-    if findings.problems:
-        lines = [f"{place_text(job, place)}: {text}" for place, text in findings.problems]
-        raise SpecError("\n".join(lines))
+    if findings.problems or examined.mistakes:
+        raise SpecError(examined.told(findings.problems))
 
 
 @click.command()
@@ -156,6 +186,7 @@ def resume(
     url: str,
 ) -> None:
     """Go on with STUDY where it ended, however it ended; or where it was paused."""
+    from bitfront.trial import StudyState
     from service.study.submission import is_cluster, submit_driver
     from service.views.status import is_driven
     from storage.records import Request
@@ -167,6 +198,15 @@ def resume(
             store.withdraw_request(study)
             click.echo(f"study {study} goes on", err=True)
             return
+        finished = store.status(study).finished
+    wanted = record.spec.stop.trials if trials is None else trials
+    if record.state is StudyState.COMPLETE and finished >= wanted and not accept_changes:
+        click.echo(
+            f"study {study} is complete: {finished} trials are done, and "
+            f"--trials {finished + 1} or more adds to them",
+            err=True,
+        )
+        return
     if address is not None and is_cluster(address):
         given = {"--trials": trials, "--workers": workers}
         options = [word for name, n in given.items() if n is not None for word in (name, str(n))]
@@ -188,9 +228,12 @@ def profile(
     job: Path, study: str | None, workers: int | None, address: str | None, url: str
 ) -> None:
     """Measure and print the blocks and cells of JOB's model."""
-    from bitfront.job import load_job
+    from bitfront.job import examine_job
 
-    spec = load_job(job, overrides(study=study, workers=workers))
+    examined = examine_job(job, overrides(study=study, workers=workers))
+    if not _is_known(examined, url):
+        _check(examined, Depth.MODEL if address is None else Depth.DATA)
+    spec = examined.sound()
 
     from service.study.driver import profile_model
     from service.views.profile import profile_table

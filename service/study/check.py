@@ -1,9 +1,13 @@
 """The check before a study: everything that can be known without its model, in one list."""
 
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Set
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from typing import Final
 
-from bitfront.errors import BitfrontError
+from bitfront.errors import BitfrontError, InvalidModel
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.job.document import Place
 from bitfront.objective import Objective
@@ -33,21 +37,31 @@ class Findings:
             self.problems.append((place, str(error)))
 
 
+_KERNEL_SECTIONS: Final = frozenset({"model", "quantizer", "space", "objectives", "constraints"})
+
+
 def check_job(
-    spec: JobSpec, *, trust: bool = False, on_progress: Callable[[int], None] = lambda _: None
+    spec: JobSpec,
+    *,
+    trust: bool = False,
+    unsure: Set[str] = frozenset(),
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> Findings:
     """Looks at paths, data, samples and kernels of a job, all of it, before there is a study.
 
     Args:
         spec: The job.
         trust: Leaves the samples unopened, because that was done before.
+        unsure: Sections that are not as the person meant them, so that nothing follows from them.
         on_progress: Hears how many more samples have been looked at.
     """
     findings = Findings()
-    findings.attempt(("data", "path"), lambda: check_allowed_roots(spec))
+    if not {"data", "model"} & unsure:
+        findings.attempt(("data", "path"), lambda: check_allowed_roots(spec))
     may_read = not findings.problems or spec.data.source is DataSource.REFERENCE
-    findings.attempt(("model", "device"), lambda: _check_kernels(spec, findings))
-    if may_read:
+    if not _KERNEL_SECTIONS & unsure:
+        findings.attempt(("model", "device"), lambda: _check_kernels(spec, findings))
+    if may_read and "data" not in unsure:
         findings.attempt(
             ("data", "path"), lambda: _check_data(spec, findings, trust=trust, hear=on_progress)
         )
@@ -55,6 +69,27 @@ def check_job(
 
 
 def check_model(spec: JobSpec, findings: Findings) -> None:
+    """Loads the model in a process of its own, which gives its memory back; see `load_and_look`."""
+
+    def load() -> None:
+        from search.keep import check_keep
+        from workers.process.model_check import load_and_look
+
+        context = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                layers = pool.submit(load_and_look, spec).result()
+        except BrokenProcessPool as error:
+            raise InvalidModel(
+                f"the process that loaded {spec.model.name} was ended from outside, as systems do "
+                "where memory runs out: use a smaller model or a larger machine"
+            ) from error
+        check_keep(layers, spec.space)
+
+    findings.attempt(("model",), load)
+
+
+def check_full_precision(spec: JobSpec, findings: Findings) -> None:
     """Loads the model here and measures it at full precision; what is wrong is added."""
 
     def load() -> None:

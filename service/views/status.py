@@ -18,7 +18,7 @@ ENDED = frozenset(
 
 def studies_table(studies: Sequence["StudySummary"]) -> str:
     """All studies, one a line."""
-    header = ["study", "state", "trials", "front", "best error", "model", "updated"]
+    header = ["study", "state", "trials", "front", "lowest error", "model", "updated"]
     rows = [
         [
             study.name,
@@ -89,8 +89,8 @@ def is_over(study: "StudyRecord") -> bool:
     return (study.state in ENDED and study.owner is None) or is_interrupted(study)
 
 
-def status_text(status: "Status") -> str:
-    """How far a study is."""
+def status_text(status: "Status", best_error_at_budget: float | None) -> str:
+    """How far a study is, with the best error that `watch` shows beside the lowest of all."""
     study = status.study
     finished = f"{status.finished} of {study.planned_trials}"
     counts = [f"{n} {state}" for state, n in status.counts.items() if n]
@@ -99,7 +99,8 @@ def status_text(status: "Status") -> str:
         ("state", _state_text(study)),
         ("trials", f"{finished} ({', '.join(counts)})" if counts else finished),
         ("front", str(status.front_size)),
-        ("best error", MISSING if status.best_error is None else percent_text(status.best_error)),
+        ("lowest error", optional(status.best_error, percent_text)),
+        ("best error at the budget", optional(best_error_at_budget, percent_text)),
         ("hypervolume", MISSING if status.hypervolume is None else f"{status.hypervolume:,.6g}"),
         ("correlation", MISSING if study.correlation is None else f"{study.correlation:.2f}"),
         ("cells", f"{status.cells} measured"),

@@ -100,13 +100,17 @@ def _begin(reporter: Reporter, state: StudyState, study: StudyRecord) -> None:
 
 
 def _show_trials(store: Store, status: Status, reporter: Reporter) -> None:
-    budget = reported_budget(status.study)
-    name = status.study.name
-    best = None if budget is None else store.best(name, Limits(**budget.limits))
     reporter.trial(
         done=status.finished,
         total=status.study.planned_trials,
-        best_error=None if best is None else best.values["error"],
+        best_error=best_error_at_budget(store, status.study),
         hypervolume=status.hypervolume or 0.0,
         front=status.front_size,
     )
+
+
+def best_error_at_budget(store: Store, study: StudyRecord) -> float | None:
+    """The lowest error within the study's budget, as its driver shows it; None if there is none."""
+    budget = reported_budget(study)
+    best = None if budget is None else store.best(study.name, Limits(**budget.limits))
+    return None if best is None else best.values["error"]

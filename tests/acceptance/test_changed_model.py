@@ -32,7 +32,7 @@ def test_another_preprocessing_is_named_and_measured_anew(tmp_path: Path) -> Non
     first = study.rows("SELECT error FROM cell ORDER BY id")
 
     edit_json(model / "preprocessor_config.json", image_mean=[3.0, 3.0, 3.0])
-    assert run(study, "resume", "changed") == 2
+    assert run(study, "resume", "changed", "--trials", "7") == 2
     refusal = study.log.read_text().splitlines()[-1]
     assert refusal.startswith(
         "Error: study 'changed' was started with something else "

@@ -27,17 +27,18 @@ RELAXED = settings(
 QUICK = settings(RELAXED, max_examples=150, derandomize=True)
 LONG = settings(RELAXED, max_examples=10_000)
 
-LONGEST_MESSAGE = 2_000
+LONGEST_LINE, MOST_LINES = 2_000, 51
 
 Path_ = tuple[str | int, ...]
 
 # A whole job in which every section and most keys are written down.
 WHOLE: dict[str, object] = {
     "study": "first",
-    "model": {"source": "reference", "name": "digit-clip", "weights": None, "device": "auto"},
+    # Of a kind that only loading tells, so that settings of both kinds have an effect.
+    "model": {"source": "transformers", "name": "owner/name", "weights": None, "device": "auto"},
     "data": {
-        "source": "reference",
-        "path": "photos",
+        "source": "datasets",
+        "path": ".",
         "templates": ["a photo of a {}.", "{}"],
         "prompt": "USER: {}",
         "answer_pattern": "[0-9]+",
@@ -63,7 +64,7 @@ WHOLE: dict[str, object] = {
             "steps": [20],
         },
     },
-    "partition": {"granularity": "layer", "depth": 2, "threshold": 0.5},
+    "partition": {"granularity": "entropy", "depth": 2, "threshold": 0.5},
     "profile": {
         "measure": "output_kl",
         "slack": 1.5,
@@ -225,11 +226,14 @@ def check_file(path: Path, content: bytes) -> JobSpec | None:
 
 
 def check_message(error: BitfrontError) -> None:
-    message = str(error)
-    assert message
-    assert message.isprintable(), repr(message)
-    assert len(message) <= LONGEST_MESSAGE
-    message.encode()
+    lines = str(error).splitlines()
+    assert lines
+    assert len(lines) <= MOST_LINES
+    for line in lines:
+        assert line
+        assert line.isprintable(), repr(line)
+        assert len(line) <= LONGEST_LINE
+        line.encode()
 
 
 def check_round_trip(spec: JobSpec) -> None:

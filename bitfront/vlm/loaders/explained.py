@@ -38,7 +38,8 @@ _TABLE: Final = (
         "ImportError",
         r"requires the SentencePiece library",
         MissingModel,
-        "its tokenizer needs the package sentencepiece: 'pip install sentencepiece' installs it",
+        "its tokenizer needs the package sentencepiece: 'pip install bitfront[sentencepiece]' "
+        "installs it",
     ),
     _Row(
         "ImportError",

@@ -107,3 +107,11 @@ def test_a_folder_that_is_no_task_is_one_sentence(
 @given(name=st.binary(min_size=1, max_size=40).filter(lambda n: b"/" not in n and b"\0" not in n))
 def test_a_path_of_any_bytes_is_shown_as_text(name: bytes) -> None:
     assert shown(os.fsdecode(name)).encode()
+    assert shown(os.fsdecode(name)).isprintable()
+
+
+def test_a_name_with_an_escape_code_is_shown_without_it(tmp_path: Path) -> None:
+    touch(tmp_path, "\x1b[31mred/notes.txt", "b/1.png")
+
+    with pytest.raises(MissingData, match=r"the class folder .*\\x1b\[31mred has no images"):
+        list_images(tmp_path)

@@ -190,6 +190,7 @@ def test_the_first_frame_of_an_animation_is_taken(form: str) -> None:
         (b"", r"x.png is empty \(0 bytes\)"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         (b"%PDF-1.7 and more", "cannot be read: it is in none of the formats"),
+        (b"II*\x00\x08\x00\x00\x00", "begins like a TIFF, but is damaged or of a kind that is not"),
         (encoded(Image.fromarray(sample(64)), "JPEG")[:-400], "cannot be read"),
         (encoded(Image.fromarray(sample(64)))[:-400], "cannot be read"),
     ],
@@ -206,3 +207,14 @@ def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch: pytest.Monkey
 
     with pytest.raises(InvalidSample, match="has 16 x 12 pixels, more than"):
         decode_image(encoded(Image.fromarray(sample())), "x.png")
+
+
+@pytest.mark.parametrize("short_by", [1, 10, 40, 100])
+def test_a_tiff_without_all_of_its_tags_is_refused(short_by: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(sample())
+    content = encoded(image, "TIFF", exif=exif, compression="tiff_lzw", icc_profile=wide_gamut())
+
+    with pytest.raises(InvalidSample, match=r"the image x\.png cannot be read"):
+        decode_image(content[:-short_by], "x.png")

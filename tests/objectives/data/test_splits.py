@@ -71,6 +71,17 @@ def test_no_image_lies_in_two_splits(numbers: list[int], seed: int) -> None:
     assert not any(contents[a] & contents[b] for a in names for b in names if a is not b)
 
 
+def test_an_image_that_is_stored_in_two_ways_is_one_image() -> None:
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    stored = []
+    for form in ("PNG", "BMP", "TIFF"):
+        stream = BytesIO()
+        picture.save(stream, form)
+        stored.append(inspect_sample(Sample(stream.getvalue(), "here")).digest)
+
+    assert len(set(stored)) == 1
+
+
 def test_a_further_sample_moves_no_other_one() -> None:
     fewer = split(Images(list(range(40))), data(5))
     more = split(Images([*range(40), 99]), data(5))

@@ -107,11 +107,15 @@ ADDITIONS = {
     ),
     "two mistakes": (
         "search:\n  seed: -1\n  workers: many",
-        "line 7: search.seed: -1 is not possible: it must be at least 0 (and 1 more mistake)",
+        "line 7: search.seed: -1 is not possible: it must be at least 0\n"
+        "JOB, line 8: search.workers must be a whole number, not 'many'",
     ),
     "three mistakes": (
         "partition:\n  depth: 4\n  granularity: entropic\n  threshold: x",
-        "line 7: partition.depth: 4 is not possible: it must be at most 3 (and 2 more mistakes)",
+        "line 7: partition.depth: 4 is not possible: it must be at most 3\n"
+        "JOB, line 8: partition.granularity: 'entropic' is not possible: write entropy, layer or "
+        "transformer_block (did you mean entropy?)\n"
+        "JOB, line 9: partition.threshold must be a number, not 'x'",
     ),
     "a budget axis upside down": (
         "search:\n  from_bits: 4\n  to_bits: 3",
@@ -260,7 +264,8 @@ FILES = {
     ),
     "only a study": (
         b"study: first\n",
-        ", line 1: model is missing: write this section with at least source (and 1 more mistake)",
+        ", line 1: model is missing: write this section with at least source\n"
+        "JOB, line 1: data is missing: write this section with at least source",
     ),
     "a study name with a space": (
         WHOLE.replace("first", "my study").encode(),
@@ -334,7 +339,7 @@ def test_a_mistake_in_a_job_is_told_with_its_line(
     path = tmp_path / "job.yaml"
     path.write_text(WHOLE + addition)
 
-    assert refusal(path) == f"{path}, {message}"
+    assert refusal(path) == f"{path}, {message.replace('JOB', str(path))}"
 
 
 @pytest.mark.parametrize(("content", "message"), FILES.values(), ids=FILES)
@@ -342,7 +347,7 @@ def test_a_file_that_is_no_job_is_told_apart(tmp_path: Path, content: bytes, mes
     path = tmp_path / "job.yaml"
     path.write_bytes(content)
 
-    assert refusal(path) == f"{path}{message}"
+    assert refusal(path) == f"{path}{message.replace('JOB', str(path))}"
 
 
 @pytest.mark.parametrize(("content", "message"), PATHS.values(), ids=PATHS)

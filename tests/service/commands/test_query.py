@@ -116,7 +116,7 @@ def test_list_shows_every_study(database: Path) -> None:
         "state",
         "trials",
         "front",
-        "best",
+        "lowest",
         "error",
         "model",
         "updated",
@@ -134,9 +134,10 @@ def test_list_as_json_is_an_object_a_line(database: Path) -> None:
 def test_status_counts_trials_and_tells_failures(database: Path) -> None:
     result = run(database, "status", "first")
 
-    assert "state        complete\n" in result.stdout
-    assert "trials       8 of 8 (6 complete, 1 failed, 1 pruned)\n" in result.stdout
-    assert "failures     1 x out_of_memory: 12 GB asked for\n" in result.stdout
+    shown = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "state complete" in shown
+    assert "trials 8 of 8 (6 complete, 1 failed, 1 pruned)" in shown
+    assert "failures 1 x out_of_memory: 12 GB asked for" in shown
 
 
 def test_counts_by_state_name_every_state(database: Path) -> None:
@@ -434,6 +435,28 @@ def test_watching_a_finished_study_shows_it_and_ends(database: Path) -> None:
     assert result.exit_code == 0
     assert "8 of 8, best error at the budget 8.0 %, hypervolume" in result.stderr
     assert result.stderr.endswith("study first is complete: 8 trials\n")
+
+
+def test_status_and_watch_name_the_same_best_error(database: Path) -> None:
+    status = run(database, "status", "first").stdout.splitlines()
+    watched = run(database, "watch", "first").stderr
+
+    (line,) = [line for line in status if line.startswith("best error at the budget")]
+    shown = line.removeprefix("best error at the budget").strip()
+    assert f"best error at the budget {shown}, " in watched
+
+
+def test_resuming_a_complete_study_loads_nothing(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.study.driver.run_study", None)  # it is not called
+
+    result = run(database, "resume", "first")
+
+    assert result.exit_code == 0, result.output
+    assert (
+        "study first is complete: 8 trials are done, and --trials 9 or more adds" in result.stderr
+    )
 
 
 def test_watching_a_study_that_nobody_runs_does_not_wait_for_ever(database: Path) -> None:

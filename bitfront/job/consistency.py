@@ -1,0 +1,303 @@
+"""Settings of a job that have no effect beside the others, or that contradict them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, cast
+
+from pydantic import BaseModel
+
+from bitfront.job.document import Place
+from bitfront.spec import (
+    REFERENCE_CLIP,
+    REFERENCE_LLAVA,
+    DataSource,
+    Granularity,
+    JobSpec,
+    ModelSource,
+    RecoverySpace,
+    Sampler,
+    VisionSpec,
+)
+
+_UNQUANTIZED: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Dependent:
+    """A setting that has an effect only beside others.
+
+    Attributes:
+        has_effect: Whether it has one in a job.
+        reason: Why it has none otherwise, and what would give it one.
+    """
+
+    has_effect: Callable[[JobSpec], bool]
+    reason: str
+
+
+def inconsistencies(spec: JobSpec) -> list[tuple[Place, str]]:
+    """What does not go together in a job: each place, and a sentence that starts with its name.
+
+    A setting at its default counts as not given, so that a job which spells out all of them
+    means the same as one that gives none.
+    """
+    contradictions = list(_contradictions(spec))
+    known = {place for place, _ in contradictions}
+    return contradictions + [
+        (place, f"{name} has no effect: {dependent.reason}")
+        for name, dependent in DEPENDENT.items()
+        if (place := tuple(name.split("."))) not in known
+        and _is_set(spec, place)
+        and not dependent.has_effect(spec)
+    ]
+
+
+def _is_set(spec: JobSpec, place: Place) -> bool:
+    """Whether a setting is there and is not the default."""
+    section: BaseModel | None = spec
+    for part in place[:-1]:
+        section = cast("BaseModel | None", getattr(section, str(part)))
+        if section is None:
+            return False
+    name = str(place[-1])
+    assert section is not None
+    value: object = getattr(section, name)
+    return bool(value != type(section).model_fields[name].default)
+
+
+def _asks(spec: JobSpec) -> bool:
+    """Whether the model is known, without loading it, to answer questions."""
+    return spec.data.source is DataSource.QUESTIONS or _is_bundled(spec, REFERENCE_LLAVA)
+
+
+def _classifies(spec: JobSpec) -> bool:
+    """Whether the model is known, without loading it, to tell classes apart."""
+    return (
+        spec.data.source is DataSource.IMAGE_FOLDER
+        or spec.model.source is ModelSource.OPEN_CLIP
+        or _is_bundled(spec, REFERENCE_CLIP)
+    )
+
+
+def _is_bundled(spec: JobSpec, name: str) -> bool:
+    return spec.model.source is ModelSource.REFERENCE and spec.model.name == name
+
+
+def _may_ask(spec: JobSpec) -> bool:
+    return not _classifies(spec)
+
+
+def _may_classify(spec: JobSpec) -> bool:
+    return not _asks(spec)
+
+
+def _recovery(spec: JobSpec) -> RecoverySpace:
+    assert spec.space.recovery is not None
+    return spec.space.recovery
+
+
+def _vision(spec: JobSpec) -> VisionSpec:
+    assert spec.profile.vision is not None
+    return spec.profile.vision
+
+
+def _has_static_ranges(spec: JobSpec) -> bool:
+    return spec.quantizer.activations == "static" and min(spec.space.activation_bits) < _UNQUANTIZED
+
+
+def _on_column(kind: str) -> str:
+    return f"only data of source datasets have a column of {kind}: leave it out"
+
+
+_OF_CLASSES = (
+    "it is for models that tell classes apart, and this one answers questions: leave it out"
+)
+_OF_QUESTIONS = (
+    "it is for models that answer questions, and this one tells classes apart: leave it out"
+)
+_OF_PICTURES = "the bundled samples have no files: leave it out, or name data of your own"
+
+DEPENDENT: Final = {
+    "model.weights": _Dependent(
+        lambda job: job.model.source is ModelSource.OPEN_CLIP,
+        "the model of this source has its own weights: leave it out, and name them in model.name",
+    ),
+    "model.dtype": _Dependent(
+        lambda job: job.model.source is ModelSource.TRANSFORMERS and not _classifies(job),
+        "only a LLaVA of transformers is loaded in it: leave it out",
+    ),
+    "data.path": _Dependent(
+        lambda job: job.data.source is not DataSource.REFERENCE,
+        "the bundled samples have no path: leave it out, or name its source in data.source",
+    ),
+    "data.image_column": _Dependent(
+        lambda job: job.data.source is DataSource.DATASETS, _on_column("images")
+    ),
+    "data.label_column": _Dependent(
+        lambda job: job.data.source is DataSource.DATASETS and not _asks(job),
+        _on_column("labels"),
+    ),
+    "data.question_column": _Dependent(
+        lambda job: job.data.source is DataSource.DATASETS and not _classifies(job),
+        "only data of source datasets have a column of questions, for a model that answers them: "
+        "leave it out",
+    ),
+    "data.answer_column": _Dependent(
+        lambda job: job.data.source is DataSource.DATASETS and not _classifies(job),
+        "only data of source datasets have a column of answers, for a model that gives some: "
+        "leave it out",
+    ),
+    "data.templates": _Dependent(_may_classify, _OF_CLASSES),
+    "data.horizontal_flip": _Dependent(_may_classify, _OF_CLASSES),
+    "data.classes": _Dependent(
+        lambda job: not _asks(job) and job.data.source is not DataSource.REFERENCE,
+        "only the classes of an image folder or a dataset can be named: leave it out",
+    ),
+    "data.prompt": _Dependent(_may_ask, _OF_QUESTIONS),
+    "data.answer_pattern": _Dependent(_may_ask, _OF_QUESTIONS),
+    "data.answer_tokens": _Dependent(_may_ask, _OF_QUESTIONS),
+    "data.background": _Dependent(
+        lambda job: job.data.source is not DataSource.REFERENCE, _OF_PICTURES
+    ),
+    "data.skip_unreadable": _Dependent(
+        lambda job: job.data.source is not DataSource.REFERENCE, _OF_PICTURES
+    ),
+    "space.clips": _Dependent(
+        _has_static_ranges,
+        "inputs have no static range that could be cut: leave it out, or set "
+        "quantizer.activations: static and activation_bits below 16",
+    ),
+    "space.recovery.class_position": _Dependent(
+        lambda job: not _asks(job) and any(_recovery(job).context_length),
+        "a class has a place in a learned prompt only, of a model that tells classes apart: leave "
+        "it out, or put a context_length above 0 beside it",
+    ),
+    "space.recovery.class_specific": _Dependent(
+        lambda job: not _asks(job) and any(_recovery(job).context_length),
+        "a class has a learned prompt of its own only where there is one, in a model that tells "
+        "classes apart: leave it out, or put a context_length above 0 beside it",
+    ),
+    "space.recovery.teacher": _Dependent(
+        lambda job: not _asks(job) and any(_recovery(job).distillation),
+        "without distillation, or with a model that answers questions, no teacher reads texts: "
+        "leave it out, or put a distillation above 0 beside it",
+    ),
+    "space.recovery.views": _Dependent(_may_classify, _OF_CLASSES),
+    "space.recovery.adapter_bits": _Dependent(
+        lambda job: any(_recovery(job).reduction),
+        "there is no adapter: leave it out, or put a reduction above 0 beside it",
+    ),
+    "space.recovery.blend": _Dependent(
+        lambda job: any(_recovery(job).reduction),
+        "there is no adapter: leave it out, or put a reduction above 0 beside it",
+    ),
+    "partition.depth": _Dependent(
+        lambda job: job.partition.granularity is not Granularity.LAYER,
+        "each layer is a block of its own: leave it out, or choose another partition.granularity",
+    ),
+    "partition.threshold": _Dependent(
+        lambda job: job.partition.granularity is Granularity.ENTROPY,
+        "only partition.granularity: entropy has one: leave it out",
+    ),
+    "profile.clip_search": _Dependent(
+        lambda job: len(job.space.clips) > 1 and _has_static_ranges(job),
+        "there are no clips to search: leave it out, or give several in space.clips, with static "
+        "ranges of quantized inputs",
+    ),
+    "profile.vision.output_weight": _Dependent(
+        lambda job: _vision(job).error_weight > 0,
+        "it weighs a part of what error_weight: 0 leaves out: leave it out too",
+    ),
+    "search.epsilon": _Dependent(
+        lambda job: job.search.prune, "search.prune: false prunes nothing: leave one of them out"
+    ),
+    "search.early_stop": _Dependent(
+        lambda job: job.space.recovery is not None,
+        "no trial trains anything: leave it out, or add space.recovery",
+    ),
+    "search.history": _Dependent(
+        lambda job: job.search.sampler is not Sampler.RANDOM,
+        "the sampler random learns from no trial: leave it out",
+    ),
+}
+"""Every setting that has an effect only beside others. A test finds those that are missing."""
+
+
+def _contradictions(spec: JobSpec) -> Iterator[tuple[Place, str]]:
+    """Settings of which at most one can be meant."""
+    model, search = spec.model, spec.search
+    bundled = (REFERENCE_CLIP, REFERENCE_LLAVA)
+    if model.source is ModelSource.REFERENCE and model.name not in bundled:
+        yield (
+            ("model", "name"),
+            f"model.name: there is no bundled model {model.name!r}: write {' or '.join(bundled)}, "
+            "or name its library in model.source",
+        )
+    yield from _of_another_kind(spec)
+    if (
+        isinstance(search.gpus_per_worker, float)
+        and search.gpus_per_worker
+        and model.device == "cpu"
+    ):
+        yield (
+            ("search", "gpus_per_worker"),
+            f"search.gpus_per_worker: workers take {search.gpus_per_worker:g} GPUs each, but "
+            "model.device: cpu uses none: leave one of them out",
+        )
+    yield from _impossible_widths(spec)
+
+
+def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
+    """What is for the other kind of model than the job's."""
+    source = ("data", "source")
+    if _asks(spec) and _classifies(spec):
+        if spec.data.source is DataSource.QUESTIONS:
+            text = "asks questions, but the model tells classes apart: use image_folder or datasets"
+        else:
+            text = "has classes, but the model answers questions: use questions or datasets"
+        yield source, f"data.source: {spec.data.source} {text}"
+    if spec.profile.vision is not None:
+        place = ("profile", "vision")
+        if _classifies(spec):
+            yield (
+                place,
+                "profile.vision needs a model that answers questions, since it trains on the "
+                "language model's loss: leave it out",
+            )
+        elif spec.quantizer.activations == "dynamic":
+            yield (
+                place,
+                "profile.vision learns static ranges, but quantizer.activations is dynamic: leave "
+                "one of them out",
+            )
+        elif spec.profile.vision.activation_bits == _UNQUANTIZED:
+            yield (
+                (*place, "activation_bits"),
+                "profile.vision.activation_bits: inputs of 16 bits have no range to learn: write "
+                "4, 6 or 8, or leave profile.vision out",
+            )
+
+
+def _impossible_widths(spec: JobSpec) -> Iterator[tuple[Place, str]]:
+    """Bounds of the mean width that no choice of widths can hold."""
+    search, most = spec.search, spec.constraints.max_bits
+    searched = spec.space.weight_bits
+    narrowest = min((*searched, *spec.space.keep.values()))
+    if search.to_bits is not None and search.to_bits < min(searched):
+        yield (
+            ("search", "to_bits"),
+            f"search.to_bits: no plan has {search.to_bits:g} bits a weight or fewer, since the "
+            f"least of space.weight_bits is {min(searched)}",
+        )
+    if search.from_bits is not None and search.from_bits > max(searched):
+        yield (
+            ("search", "from_bits"),
+            f"search.from_bits: no plan has {search.from_bits:g} bits a weight or more, since the "
+            f"most of space.weight_bits is {max(searched)}",
+        )
+    if most is not None and most < narrowest:
+        yield (
+            ("constraints", "max_bits"),
+            f"constraints.max_bits: no plan has {most:g} bits a weight or fewer, since the least "
+            f"of space.weight_bits and space.keep is {narrowest}",
+        )

@@ -1,0 +1,26 @@
+"""Loads a job's model once before there is a study, to find what is wrong with it."""
+
+from bitfront.layers import Layer
+from bitfront.spec import JobSpec
+from bitfront.vlm import load_model
+from objectives.data.inspection import Inspector
+from objectives.evaluation.chance import refuse_like_classes
+from objectives.evaluation.families.registry import load_family
+from workers.observability.logs import set_up
+from workers.process.model_cache import inspection_file
+
+
+def load_and_look(spec: JobSpec) -> tuple[Layer, ...]:
+    """The layers of a job's model, which loads, fits the data and tells their classes apart.
+
+    Nothing is calibrated or evaluated.
+
+    Raises:
+        BitfrontError: The model or the data cannot be used.
+    """
+    set_up()
+    model = load_model(spec.model)
+    family = load_family(spec.data, model, Inspector(inspection_file(), workers=1))
+    family.check(spec)
+    refuse_like_classes(family.task)
+    return model.layers
