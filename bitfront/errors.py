@@ -1,5 +1,7 @@
 """Every error that bitfront raises on purpose; each one crosses processes unharmed."""
 
+import traceback
+
 
 class BitfrontError(Exception):
     """The root of bitfront's own errors: the message is one sentence for the person.
@@ -265,3 +267,9 @@ class Interrupted(BitfrontError):
 
     def __str__(self) -> str:
         return "the study was told to end; it can be resumed"
+
+
+def traceback_text(error: Exception) -> str:
+    """Where an error was raised, on whichever machine."""
+    remote = error.remote_traceback if isinstance(error, BitfrontError) else None
+    return remote or "".join(traceback.format_exception(error))

@@ -19,14 +19,16 @@ Data goes to stdout, messages to stderr. The exit code is 0, 1 where nothing fit
 not end well, and 2 for a mistake, with a sentence that says what to do.
 """
 
-from typing import cast
+from typing import Final, cast
 
 import click
 
-from bitfront.errors import BitfrontError
+from bitfront.errors import BitfrontError, traceback_text
 from bitfront.passwords import masked
 from service.commands import build, model, query, request, run, share, tune
 from workers.observability.logs import set_up
+
+_VERBOSE: Final = "bitfront.verbose"
 
 
 class Refusal(click.ClickException):
@@ -43,11 +45,34 @@ class Group(click.Group):
         try:
             return cast("object", super().invoke(ctx))
         except BitfrontError as error:
-            raise Refusal(masked(str(error))) from error
+            if ctx.meta.get(_VERBOSE):
+                click.echo(masked(traceback_text(error)), err=True)
+            raise Refusal(_plain(masked(str(error)))) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order in which they are met, not by the alphabet."""
         return [name for name in self.commands if self.get_command(ctx, name) is not None]
+
+
+def _plain(text: str) -> str:
+    """The text without what a terminal would obey, such as an escape code in a file's name."""
+    from bitfront.job.document import one_line  # not needed where nothing goes wrong
+
+    return "\n".join(map(one_line, text.splitlines()))
+
+
+def _remember(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    ctx.meta[_VERBOSE] = value or ctx.meta.get(_VERBOSE, False)
+
+
+def _verbose() -> click.Option:
+    return click.Option(
+        ["--verbose"],
+        is_flag=True,
+        expose_value=False,
+        callback=_remember,
+        help="Show where an error was raised, on whichever machine.",
+    )
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,4 +94,6 @@ for command in (
     *model.COMMANDS,
     *build.COMMANDS,
 ):
+    command.params.append(_verbose())
     main.add_command(command)
+main.params.append(_verbose())

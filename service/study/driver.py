@@ -1,10 +1,9 @@
 """Drives a study: holds its lease, hears signals and requests, and leaves it in a state."""
 
-import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from bitfront.errors import BitfrontError
+from bitfront.errors import BitfrontError, traceback_text
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.passwords import masked
 from bitfront.spec import JobSpec
@@ -119,7 +118,8 @@ def _driving(
                 store.release(lease, StudyState.CANCELLED, "ended while connecting to Ray")
             case Exception():
                 store.cancel_running(lease)
-                store.release(lease, StudyState.FAILED, _one_line(error), _traceback_of(error))
+                trace = masked(traceback_text(error))
+                store.release(lease, StudyState.FAILED, _one_line(error), trace)
             case _:
                 pass  # such as a second Ctrl-C: the lease ends by itself
 
@@ -135,12 +135,6 @@ def _driving(
             run = Run(spec, store, lease, stop_signals, reporter, spool, pool, metrics)
             yield run
             pool.leave()
-
-
-def _traceback_of(error: Exception) -> str:
-    """Where the error was raised, on whichever machine."""
-    remote = error.remote_traceback if isinstance(error, BitfrontError) else None
-    return masked(remote or "".join(traceback.format_exception(error)))
 
 
 def _one_line(error: Exception) -> str:

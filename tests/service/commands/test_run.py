@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bitfront.errors import SpecError, traceback_text
 from service.cli import main
 from service.commands.deployment import file_url
 from service.commands.run import overrides
@@ -88,3 +89,27 @@ def test_every_command_is_listed_in_the_order_of_use() -> None:
         "demo validate submit resume profile pause stop cancel delete list status watch logs "
         "front best plot export export-optuna tune classify ask"
     )
+
+
+@pytest.mark.parametrize("words", [["--verbose", "submit"], ["submit", "--verbose"]])
+def test_a_traceback_is_shown_only_where_it_is_asked_for(tmp_path: Path, words: list[str]) -> None:
+    job = tmp_path / "\x1b[31mjob.yaml"
+    job.write_text("study: first")
+    given = [str(job), "--db", str(tmp_path / "a.db")]
+
+    quiet = CliRunner().invoke(main, ["submit", *given])
+    told = CliRunner().invoke(main, [*words, *given])
+
+    assert (quiet.exit_code, told.exit_code) == (2, 2)
+    assert quiet.stderr.startswith("Error: ")
+    assert "Traceback" not in quiet.stderr
+    assert "\x1b" not in quiet.stderr
+    assert "Traceback (most recent call last):" in told.stderr
+    assert told.stderr.endswith(quiet.stderr)
+
+
+def test_a_remote_traceback_is_shown_in_place_of_the_local_one() -> None:
+    error = SpecError("wrong")
+    error.remote_traceback = "there"
+
+    assert traceback_text(error) == "there"
