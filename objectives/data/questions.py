@@ -245,8 +245,8 @@ def load_questions(
             for.
         InvalidSample: A line of the file is not a question. (A sample whose image or answer is
             missing raises it when its split is used.)
-        SpecError: A column is missing, the source has classes instead of questions, or the
-            prompt has no image token.
+        SpecError: A column is missing, the source has classes instead of questions, the
+            prompt has no image token, or right answers are longer than answers may be.
     """
     if spec.source is DataSource.REFERENCE:
         is_default = spec.prompt == DataSpec.model_fields["prompt"].default
@@ -273,4 +273,34 @@ def load_questions(
     splits = {
         name: QuestionSplit(name, model, source, indices, spec) for name, indices in found.items()
     }
+    if spec.answer_pattern is None:  # with one, the answer is a part of what may be said
+        for name in (SplitName.SELECTION, SplitName.TEST):
+            _refuse_long_answers(name, model, source, found[name], spec.answer_tokens)
     return QuestionTask(model, splits, spec.answer_pattern, spec.answer_tokens)
+
+
+def _refuse_long_answers(
+    name: SplitName,
+    model: GenerativeModel,
+    source: QuestionSource,
+    indices: Sequence[int],
+    answer_tokens: int,
+) -> None:
+    """Refuses questions that no answer of the allowed length can be right for.
+
+    Raises:
+        SpecError: There are some; the message names the first one.
+    """
+    least = {
+        index: min(len(model.encode_answer(answer)) for answer in answers)
+        for index in indices
+        if (answers := [one for one in source.answers(index) if normalise(one)])
+    }
+    long = [index for index, length in least.items() if length > answer_tokens]
+    if long:
+        raise SpecError(
+            f"data.answer_tokens: {len(long)} of the {len(indices)} questions for {name} have no "
+            f"right answer of at most {answer_tokens} tokens, its end included, such as "
+            f"{source.where(long[0])}, which takes {least[long[0]]}: raise it to "
+            f"{max(least.values())}, or give shorter answers"
+        )

@@ -223,7 +223,7 @@ def test_the_identity_follows_images_questions_and_answers(
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompt": "<image>\nQ: {}"}, {"answer_pattern": "A"}, {"answer_tokens": 3}]
+    "change", [{"prompt": "<image>\nQ: {}"}, {"answer_pattern": "A"}, {"answer_tokens": 9}]
 )
 def test_the_identity_follows_what_is_asked_for(
     change: dict[str, object], tmp_path: Path, model: GenerativeModel
@@ -244,6 +244,32 @@ def test_the_identity_does_not_follow_batches_and_folders(
     other = load_questions(json_spec(there, batch_size=7), model)
 
     assert one.identity == other.identity
+
+
+def test_answers_that_are_longer_than_answers_may_be_are_refused(
+    tmp_path: Path, model: GenerativeModel
+) -> None:
+    lines = [{**line, "answers": ["a red bird"]} for line in lines_of(COUNT)]
+    file = write(tmp_path, lines)
+    needed = len(model.encode_answer("a red bird"))
+
+    with pytest.raises(SpecError) as caught:
+        load_questions(json_spec(file, answer_tokens=needed - 1), model)
+
+    assert str(caught.value).startswith(
+        f"data.answer_tokens: 4 of the 4 questions for selection have no right answer of at most "
+        f"{needed - 1} tokens, its end included, such as line "
+    )
+    load_questions(json_spec(file, answer_tokens=needed), model)
+    load_questions(json_spec(file, answer_tokens=1, answer_pattern="red"), model)
+
+
+def test_one_short_answer_among_the_right_ones_is_enough(
+    tmp_path: Path, model: GenerativeModel
+) -> None:
+    lines = [{**line, "answers": ["a red bird", "no"]} for line in lines_of(COUNT)]
+
+    load_questions(json_spec(write(tmp_path, lines), answer_tokens=2), model)
 
 
 def test_batches_have_one_shape_and_cover_the_split(tmp_path: Path, model: GenerativeModel) -> None:
