@@ -14,6 +14,7 @@ from storage.store import open_store
 from tests.support.reporters import NullReporter
 from workers.process import model_cache
 from workers.scheduling.metrics import NullMetrics
+from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.worker_config import WorkerConfig
 
 
@@ -66,7 +67,8 @@ def profile(spec: JobSpec) -> tuple[Profile, float]:
         store.create_study(spec, {})
         lease = store.acquire(spec.study, "benchmark", 3600)
         started_s = time.perf_counter()
-        info = model_cache.inspect(config)
+        *_, info = model_cache.inspect(config)
+        assert isinstance(info, ModelInfo)
         measured = measure_profile(
             spec, store, lease, InProcess(config), info, NullReporter(), NullMetrics()
         )

@@ -19,6 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., object])
 VARIABLE: Final = "BITFRONT_DB"
 PATIENCE_VARIABLE: Final = "BITFRONT_DB_PATIENCE_S"
 
+_FILE: Final = "sqlite:///"
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+]+:", re.IGNORECASE)
 
 
@@ -29,7 +30,12 @@ def default_database() -> str:
 
 def file_url(path: Path) -> str:
     """The URL of an SQLite file."""
-    return f"sqlite:///{path.absolute()}"
+    return f"{_FILE}{path.absolute()}"
+
+
+def file_folder(url: str) -> Path | None:
+    """The folder of a database that is an SQLite file; None for one on a server."""
+    return Path(url.removeprefix(_FILE)).parent if url.startswith(_FILE) else None
 
 
 def as_url(text: str) -> str:
@@ -64,9 +70,9 @@ def command_line(command: str, url: str) -> str:
     usual = os.environ.get(VARIABLE)
     if url == (as_url(usual) if usual else default_database()):
         return f"bitfront {command}"
-    if not url.startswith("sqlite:///"):
+    if not url.startswith(_FILE):
         return f"bitfront {command} --db URL"  # a URL may hold a password
-    path = Path(url.removeprefix("sqlite:///"))
+    path = Path(url.removeprefix(_FILE))
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     return f"bitfront {command} --db {shlex.quote(str(path))}"

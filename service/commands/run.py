@@ -12,6 +12,7 @@ from service.commands.deployment import (
     address_option,
     command_line,
     database_option,
+    file_folder,
     file_url,
     patience_s,
     workers_option,
@@ -84,7 +85,7 @@ def submit(
     known = _is_known(examined, url)
     if not known:
         depth = Depth.FILE if trust else Depth.DATA if address is not None else Depth.MODEL
-        _check(examined, depth)
+        _check(examined, depth, url)
     _run(
         examined.sound(),
         url,
@@ -129,7 +130,7 @@ class Depth(IntEnum):
     MEASURED = 3
 
 
-def _check(examined: "Examined", depth: Depth) -> None:
+def _check(examined: "Examined", depth: Depth, url: str | None = None) -> None:
     """Shows what a job's data are, and refuses one that cannot run.
 
     Raises:
@@ -151,12 +152,12 @@ def _check(examined: "Examined", depth: Depth) -> None:
             spec,
             trust=depth < Depth.DATA,
             unsure=examined.unsure,
+            folder=None if url is None else file_folder(url),
             on_progress=reporter.advance,
         )
         if depth >= Depth.MODEL and not findings.problems and not examined.mistakes:
             if depth is Depth.MEASURED:
-                reporter.stage("load the model, calibrate, evaluate full precision", total=None)
-                check_full_precision(spec, findings)
+                check_full_precision(spec, findings, lambda name: reporter.stage(name, total=None))
             elif not spec.is_bundled:
                 reporter.stage("load the model", total=None)
                 check_model(spec, findings)
@@ -232,7 +233,7 @@ def profile(
 
     examined = examine_job(job, overrides(study=study, workers=workers))
     if not _is_known(examined, url):
-        _check(examined, Depth.MODEL if address is None else Depth.DATA)
+        _check(examined, Depth.MODEL if address is None else Depth.DATA, url)
     spec = examined.sound()
 
     from service.study.driver import profile_model

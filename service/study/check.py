@@ -5,6 +5,7 @@ from collections.abc import Callable, Set
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from bitfront.errors import BitfrontError, InvalidModel
@@ -13,6 +14,7 @@ from bitfront.job.document import Place
 from bitfront.objective import Objective
 from bitfront.spec import DataSource, JobSpec
 from bitfront.units import percent_text
+from service.study.room import check_disk, check_memory
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ def check_job(
     *,
     trust: bool = False,
     unsure: Set[str] = frozenset(),
+    folder: Path | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Findings:
     """Looks at paths, data, samples and kernels of a job, all of it, before there is a study.
@@ -53,6 +56,7 @@ def check_job(
         spec: The job.
         trust: Leaves the samples unopened, because that was done before.
         unsure: Sections that are not as the person meant them, so that nothing follows from them.
+        folder: Where the database is to lie as a file; None for another, or for none.
         on_progress: Hears how many more samples have been looked at.
     """
     findings = Findings()
@@ -61,6 +65,10 @@ def check_job(
     may_read = not findings.problems or spec.data.source is DataSource.REFERENCE
     if not _KERNEL_SECTIONS & unsure:
         findings.attempt(("model", "device"), lambda: _check_kernels(spec, findings))
+    if "model" not in unsure:
+        findings.attempt(("model", "name"), lambda: check_memory(spec.model))
+    if folder is not None and "stop" not in unsure:
+        findings.attempt(("stop", "trials"), lambda: check_disk(spec, folder))
     if may_read and "data" not in unsure:
         findings.attempt(
             ("data", "path"), lambda: _check_data(spec, findings, trust=trust, hear=on_progress)
@@ -89,7 +97,9 @@ def check_model(spec: JobSpec, findings: Findings) -> None:
     findings.attempt(("model",), load)
 
 
-def check_full_precision(spec: JobSpec, findings: Findings) -> None:
+def check_full_precision(
+    spec: JobSpec, findings: Findings, on_stage: Callable[[str], None]
+) -> None:
     """Loads the model here and measures it at full precision; what is wrong is added."""
 
     def load() -> None:
@@ -97,13 +107,14 @@ def check_full_precision(spec: JobSpec, findings: Findings) -> None:
         from workers.process.model_cache import inspect
         from workers.scheduling.worker_config import WorkerConfig
 
-        model_info = inspect(WorkerConfig(spec))
-        check_keep(model_info.layers, spec.space)
-        findings.warnings += model_info.warnings
-        error = model_info.full.values["error"]
-        findings.notes.append(
-            f"{len(model_info.layers)} layers; full precision: error {percent_text(error)}"
-        )
+        for found in inspect(WorkerConfig(spec)):
+            if isinstance(found, str):
+                on_stage(found)
+                continue
+            check_keep(found.layers, spec.space)
+            findings.warnings += found.warnings
+            error = percent_text(found.full.values["error"])
+            findings.notes.append(f"{len(found.layers)} layers; full precision: error {error}")
 
     findings.attempt(("model",), load)
 

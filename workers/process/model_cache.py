@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import socket
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -95,17 +96,22 @@ def clip_search(config: WorkerConfig) -> ClipSearch:
     return ClipSearch(loaded.task, loaded.cell_switch, clips)
 
 
-def inspect(config: WorkerConfig) -> ModelInfo:
-    """Loads a job's model and data, and returns what the driver plans with."""
+def inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
+    """Loads a job's model and data: the name of each stage as it begins, then what is known."""
+    yield "load the model, calibrate it"
     loaded = evaluator(config)
     model, task, times = loaded.model, loaded.task, loaded.latency_meter
     refuse_like_classes(task)
+    yield "evaluate full precision"
     full = loaded.evaluate(full_precision(model.layers))
+    yield "hash the samples"
     splits = {name.value: task.split_identity(name) for name in SplitName}
-    return ModelInfo(
+    yield "measure the layers' entropies"
+    entropies = tuple(_entropies(loaded))
+    yield ModelInfo(
         layers=model.layers,
         fixed_nbytes=model.fixed_nbytes,
-        entropies=tuple(_entropies(loaded)),
+        entropies=entropies,
         full=full,
         footprint=footprint(model.device),
         identities=Identities(

@@ -1,6 +1,9 @@
 """Databases as a person names them, and commands as a shell takes them."""
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ from bitfront.errors import SpecError
 from service.cli import main
 from service.commands.deployment import as_url, command_line
 from service.views.exports import chosen_format, write_rows
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_printed_command_is_quoted_for_a_shell(
@@ -79,6 +84,21 @@ def test_a_home_that_cannot_be_written_is_one_sentence(
 
     assert done.exit_code == 2
     assert done.stderr.startswith("Error: the folder /proc/nowhere/.local/state/bitfront of the")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unset_home_is_the_one_that_the_system_knows() -> None:
+    environment = {name: text for name, text in os.environ.items() if name != "HOME"}
+    for name in ("BITFRONT_DB", "XDG_STATE_HOME"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "service", "status", "nothing"]
+
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: there is no ")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from storage.records import Request
 from storage.store import open_store
 from tests.support.store_samples import attempt, complete, fail, prune
 
+ROOT = Path(__file__).parents[3]
 SCOPE = "visual.transformer.resblocks.0"
 LAYERS = tuple(
     Layer(name, tower, LayerKind.LINEAR, 10, 100, 1, name, scope)
@@ -508,3 +510,17 @@ def test_the_demo_sets_its_front_beside_uniform_precision(
     assert "The best within the size of uniform 3 bits, 1.50 kB:\n\ntrial        4" in shown
     assert f"  {tmp_path / 'front.png'}\n" in shown
     assert f"  bitfront best first --max-error 0.1 --db {tmp_path / 'bitfront.db'}\n" in shown
+
+
+def test_the_demo_ends_with_the_way_to_a_model_of_ones_own(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_store(file_url(database)) as store:
+        show(store, "first", tmp_path)
+
+    *_, hint, files, _, command = capsys.readouterr().out.splitlines()
+    assert hint.startswith("For a model of your own, write a job with your model and data")
+    named = re.findall(r"\w+\.yaml", f"{hint}\n{files}")
+    assert named == ["open_clip.yaml", "transformers.yaml", "llava.yaml"]
+    assert all((ROOT / "examples" / name).is_file() for name in named)
+    assert command == "  bitfront submit job.yaml"

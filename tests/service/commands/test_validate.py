@@ -1,5 +1,6 @@
 """The check before a study: all that is wrong in one list, and no study left behind."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from service.cli import main
 from service.commands.deployment import file_url
 from storage.store import open_store
+from tests.support.llava_models import photo, save_llava
 
 SAMPLES = "{calibration: 1, tuning: 1, selection: 1, test: 1}"
 
@@ -55,6 +57,8 @@ def test_a_good_job_shows_its_captions_and_what_was_found(tmp_path: Path) -> Non
     assert "4 images in 2 classes" in result.stderr
     assert "captions: 'a photo of an eight.', 'a photo of a one left.'" in result.stderr
     assert "full precision: error" in result.stderr
+    stages = ("load the model, calibrate it", "evaluate full precision", "hash the samples")
+    assert all(stage in result.stderr.splitlines() for stage in stages)
 
 
 def test_what_only_the_model_shows_is_told_with_its_line(tmp_path: Path) -> None:
@@ -129,3 +133,121 @@ def test_all_mistakes_of_a_file_are_listed(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "line 8: search.seed" in result.stderr
     assert "line 9: search.workers" in result.stderr
+
+
+def test_a_disk_that_is_too_small_is_told_before_there_is_a_study(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", "ant", "bee")
+    path = job(tmp_path, "stop: {trials: 1000000000000}\n")
+
+    result = run("submit", path)
+
+    assert result.exit_code == 2
+    assert f"{path}, line 7: stop.trials: 1,000,000,000,000 trials take about" in result.stderr
+    assert studies(path) == []
+
+
+def test_weights_that_are_larger_than_the_memory_are_not_loaded(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", "ant", "bee")
+    path = job(tmp_path)
+    (tmp_path / "model").mkdir()
+    with (tmp_path / "model" / "model.safetensors").open("wb") as weights:
+        weights.truncate(1 << 42)  # of holes only
+    path.write_text(
+        path.read_text().replace("{source: reference}", "{source: transformers, name: ./model}", 1)
+    )
+
+    result = run("submit", path)
+
+    assert result.exit_code == 2
+    assert f"{path}, line 2: model.name: the weights take 4.4 TB" in result.stderr
+    assert studies(path) == []
+
+
+def test_a_model_that_cannot_be_used_is_told_before_ray_starts(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", "one", "ant")
+    path = job(tmp_path)
+
+    result = run("submit", path)
+
+    assert result.exit_code == 2
+    assert f"Error: {path}, line 2: 'a photo of an ant.' has the word 'ant'" in result.stderr
+    assert "driven by" not in result.stderr
+    assert studies(path) == []
+
+
+def test_profile_checks_the_job_too(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", "ant")
+    path = job(tmp_path)
+
+    result = run("profile", path)
+
+    assert result.exit_code == 2
+    assert f"Error: {path}, line 5: " in result.stderr
+    assert "has 1 class folder" in result.stderr
+    assert studies(path) == []
+
+
+def test_mistakes_of_the_file_and_of_the_data_are_one_list(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", "ant")
+    path = job(tmp_path, "search:\n  seed: -1\nquantizer:\n  activations: dynamic\n")
+    path.write_text(path.read_text() + "space:\n  clips: [1.0, 0.9]\n")
+
+    result = run("submit", path)
+
+    lines = result.stderr[result.stderr.index("Error: ") :].removeprefix("Error: ").splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"{path}, line {number}" for number in (5, 8, 12)
+    ]
+
+
+def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
+    images(tmp_path / "pictures", "one", "eight")
+    path = job(tmp_path, "search:\n  seed: 3\n")
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+
+    assert run("validate", path, "--trust").exit_code == 0
+
+    path.write_bytes(path.read_bytes().replace(b"seed: 3", b"seed: -3"))
+    assert f"{path}, line 8: search.seed: -3 is not possible" in run("validate", path).stderr
+
+
+@pytest.mark.parametrize("command", ["validate", "submit"])
+def test_a_missing_folder_is_one_sentence_and_leaves_no_study(tmp_path: Path, command: str) -> None:
+    path = job(tmp_path)
+
+    result = run(command, path)
+
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"Error: {path}, line 5: data.path: the folder {tmp_path / 'pictures'} does not exist\n"
+    )
+    assert command == "validate" or studies(path) == []
+
+
+@pytest.mark.parametrize("command", ["validate", "submit"])
+def test_a_llava_without_a_tokenizer_is_one_sentence_and_leaves_no_study(
+    tmp_path: Path, command: str
+) -> None:
+    save_llava(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).unlink(missing_ok=True)
+    lines = [
+        {"question": f"what is {n}?", "answers": ["two"], "image": f"{n}.png"} for n in range(4)
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for number in range(4):
+        photo(number).save(tmp_path / f"{number}.png")
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "study: first\nmodel: {source: transformers, name: ./model, device: cpu}\ndata:\n"
+        f"  source: questions\n  path: questions.jsonl\n  samples: {SAMPLES}\n"
+    )
+
+    result = run(command, path)
+
+    assert result.exit_code == 2
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert sentence.startswith(f"Error: {path}, line 2: ")
+    assert "tokenizer" in sentence
+    assert "Traceback" not in result.stderr
+    assert command == "validate" or studies(path) == []
