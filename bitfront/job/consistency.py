@@ -1,5 +1,6 @@
 """Settings of a job that have no effect beside the others, or that contradict them."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, cast
@@ -20,6 +21,7 @@ from bitfront.spec import (
 )
 
 _UNQUANTIZED: Final = 16
+_DEVICE: Final = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,11 @@ def _contradictions(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             ("model", "name"),
             f"model.name: there is no bundled model {model.name!r}: write {' or '.join(bundled)}, "
             "or name its library in model.source",
+        )
+    if not _DEVICE.fullmatch(model.device):
+        yield (
+            ("model", "device"),
+            f"model.device: {model.device!r} is not possible: write auto, cpu, cuda or cuda:0",
         )
     yield from _of_another_kind(spec)
     if (

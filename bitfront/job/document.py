@@ -20,6 +20,7 @@ LONGEST_QUOTE: Final = 60
 
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
 _OCTAL: Final = re.compile(r"[-+]?0[0-7_]+")
+_BASE_60: Final = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _PLAIN_TAGS: Final = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 Place = tuple[str | int, ...]
@@ -226,6 +227,11 @@ class _Reader:
             raise SpecError(
                 f"{self.path}, line {_line(node)}: {node.value} is {value} in YAML, where a 0 in "
                 f"front means octal: write {node.value.replace('0', '', 1)} or {value}"
+            )
+        if isinstance(value, int | float) and _BASE_60.fullmatch(node.value) and node.style is None:
+            raise SpecError(
+                f"{self.path}, line {_line(node)}: {cut(node.value)} is {cut(f'{value:g}')} in "
+                "YAML, where colons mean base 60: write the number itself"
             )
         if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
             raise SpecError(

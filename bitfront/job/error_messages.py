@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import cast, get_args
+from typing import Final, cast, get_args
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -28,6 +28,14 @@ _TYPES = {
     "dict": "a section with keys under it",
     "model": "a section with keys under it",
 }
+# Fields that take values of several kinds, and which: pydantic tells what is wrong for each.
+_SEVERAL: Final[Mapping[Place, str]] = {
+    ("data", "classes"): (
+        "a mapping of texts to texts, a list of texts, or the name of a file or a known data set "
+        "(words such as no and on, and numbers, need quotes to be texts)"
+    ),
+    ("search", "gpus_per_worker"): "a number of at least 0, or auto",
+}
 _LONGEST_REASON = 500
 _NAMED = re.compile(r"[a-z_]+(?:\.[a-z_]+)*")
 
@@ -39,6 +47,8 @@ def place_of(error: ErrorDetails, schema: type[BaseModel]) -> Place:
     `key` or `section.key`, the place goes down to that key.
     """
     place: Place = error["loc"]
+    if place[:2] in _SEVERAL:
+        return place[:2]
     section = _section(schema, place)
     if error["type"] != "value_error" or section is None:
         return place
@@ -54,6 +64,8 @@ def sentence(error: ErrorDetails, schema: type[BaseModel]) -> str:
     place = place_of(error, schema)
     name = _name(place)
     value = error["input"]
+    if place in _SEVERAL:
+        return f"{name}: {_shown(value)} is not possible: write {_SEVERAL[place]}"
     limits: Mapping[str, object] = error.get("ctx", {})
     kind = error["type"]
     if kind == "missing":

@@ -185,8 +185,9 @@ def _parted(image: Image.Image, where: str) -> tuple[Image.Image | None, Image.I
             "white: convert it to 8 or 16 bits"
         )
     if image.has_transparency_data:
-        whole = image.convert("RGBA")
-        return whole.getchannel("A"), whole.convert("RGB")
+        colours = "L" if image.mode in ("L", "LA") else "RGB"  # as its profile, if any, wants it
+        whole = image.convert(f"{colours}A")
+        return whole.getchannel("A"), whole.convert(colours)
     return None, image.convert("RGB") if image.mode in ("P", "PA") else image
 
 

@@ -144,6 +144,7 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
     ("settings", "place", "sentence"),
     [
         ({**BUNDLED, "model.name": "digit"}, "model.name", "there is no bundled model 'digit'"),
+        ({**BUNDLED, "model.device": "gpu"}, "model.device", "'gpu' is not possible: write auto"),
         ({**CLIP, "data.source": "questions"}, "data.source", "but the model tells classes apart"),
         ({**FOLDER, "model.name": "digit-llava"}, "data.source", "but the model answers questions"),
         (

@@ -53,7 +53,7 @@ class Picture:
 
 @cache
 def profiles() -> dict[str, bytes]:
-    """ICC profiles: sRGB itself, a wider one, one whose red is blue, greys and print colours."""
+    """ICC profiles: sRGB itself, a wider one, one whose red is blue, greys, print colours."""
     srgb = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     swapped = bytearray(srgb)
     red, blue = swapped.find(b"rXYZ", 128), swapped.find(b"bXYZ", 128)
@@ -61,7 +61,10 @@ def profiles() -> dict[str, bytes]:
     stored = {
         name: bytes(pyvips.Operation.call("profile_load", name)) for name in ("p3", "sgrey", "cmyk")
     }
-    return {"srgb": bytes(srgb), "swapped": bytes(swapped), **stored}
+    light = bytearray(stored["sgrey"])
+    curve = light.find(b"para")
+    light[curve + 12 : curve + 16] = int(1.2 * 65536).to_bytes(4, "big")  # its exponent
+    return {"srgb": bytes(srgb), "swapped": bytes(swapped), "light": bytes(light), **stored}
 
 
 def reference_pixels(content: bytes) -> np.ndarray:
@@ -148,7 +151,7 @@ def _by_pillow(choices: Choices) -> Picture:
         mode = "RGB"
     image = in_mode(values(choices, _CHANNELS[mode]), mode, choices.draw(st.integers(2, 256)))
     names: tuple[str, ...] = ("srgb", "p3", "swapped") if mode in ("RGB", "RGBA") else ()
-    names = ("sgrey",) if mode == "L" and form in ("PNG", "TIFF") else names
+    names = ("sgrey", "light") if mode in ("L", "LA") and form in ("PNG", "TIFF") else names
     options = {
         **_LOSSLESS.get(form, {}),
         **_described(choices, form, () if form == "GIF" else names),
@@ -176,7 +179,7 @@ def _photo(choices: Choices) -> Picture:
     """A JPEG or an AVIF: with loss, so every decoder may differ a little."""
     mode = choices.draw(st.sampled_from(["L", "RGB", "CMYK"]))
     image = in_mode(values(choices, {"L": 1, "RGB": 3, "CMYK": 4}[mode]), mode)
-    names = {"L": ("sgrey",), "RGB": ("srgb", "p3", "swapped"), "CMYK": ("cmyk",)}[mode]
+    names = {"L": ("sgrey", "light"), "RGB": ("srgb", "p3", "swapped"), "CMYK": ("cmyk",)}[mode]
     options = _described(choices, "JPEG", names)
     options["quality"] = choices.draw(st.integers(30, 100))
     options["progressive"] = "icc_profile" not in options and choices.draw(st.booleans())

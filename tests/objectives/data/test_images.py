@@ -11,6 +11,7 @@ from PIL import Image, ImageCms, ImageOps
 from bitfront.errors import InvalidSample
 from objectives.data import images
 from objectives.data.images import decode_image
+from tests.support.pictures import profiles, reference_pixels
 
 
 def sample(side: int = 12, seed: int = 0) -> np.ndarray:
@@ -218,3 +219,18 @@ def test_a_tiff_without_all_of_its_tags_is_refused(short_by: int) -> None:
 
     with pytest.raises(InvalidSample, match=r"the image x\.png cannot be read"):
         decode_image(content[:-short_by], "x.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_profile_of_greys_counts_with_and_without_transparency(mode: str) -> None:
+    greys = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    image = Image.fromarray(greys)
+    if mode == "LA":
+        image.putalpha(255)
+    profile = profiles()["light"]
+
+    read = pixels(encoded(image, icc_profile=profile))
+
+    wanted = reference_pixels(encoded(Image.fromarray(greys), icc_profile=profile))
+    assert np.abs(read.astype(int) - wanted).max() <= 1
+    assert np.abs(read[..., 0].astype(int) - greys).max() > 20

@@ -141,6 +141,21 @@ ADDITIONS = {
         "stop:\n  trials: 2026-01-02",
         "line 7: stop.trials must be a whole number, not 2026-01-02",
     ),
+    "a number with colons": (
+        "stop:\n  trials: 1:30",
+        "line 7: 1:30 is 90 in YAML, where colons mean base 60: write the number itself",
+    ),
+    "a field of several kinds": (
+        "search:\n  gpus_per_worker: all",
+        "line 7: search.gpus_per_worker: 'all' is not possible: "
+        "write a number of at least 0, or auto",
+    ),
+    "names of classes that are no texts": (
+        "  classes: [on, 2]",
+        "line 6: data.classes: [True, 2] is not possible: write a mapping of texts to texts, a "
+        "list of texts, or the name of a file or a known data set (words such as no and on, and "
+        "numbers, need quotes to be texts)",
+    ),
     "a switch that is neither": (
         "search:\n  prune: maybe",
         "line 7: search.prune must be true or false, not 'maybe'",
