@@ -40,7 +40,8 @@ def test_another_preprocessing_is_named_and_measured_anew(tmp_path: Path) -> Non
     )
     assert study.rows("SELECT DISTINCT state FROM trial") == [("complete",)]
 
-    assert run(study, "resume", "changed", "--accept-changes") == 0, study.log.read_text()
+    accepted = ("resume", "changed", "--accept-changes", "--trials", "6")
+    assert run(study, *accepted) == 0, study.log.read_text()
     counts = study.rows("SELECT state, count(*) FROM trial GROUP BY state ORDER BY state")
     assert counts == [("complete", 6), ("outdated", 6)]
     joined = "SELECT count(*) FROM front JOIN trial ON trial.id = trial_id WHERE state = 'outdated'"
