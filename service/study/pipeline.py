@@ -103,7 +103,9 @@ class Run:
         """Loads the model on a worker, and makes sure that it is still the same."""
         for note in self._pool.notes:
             self._reporter.warn(note)
-        model_info = self._pool.inspect(self._name_stage)
+        stage = "load the model, calibrate it, evaluate full precision, measure entropies"
+        self._reporter.stage(stage, total=None)
+        model_info = self._pool.inspect()
         check_keep(model_info.layers, self._spec.space)
         for warning in model_info.warnings:
             self._reporter.warn(warning)
@@ -124,10 +126,7 @@ class Run:
         if self._spec.profile.vision is None:
             return model_info
         self._pool.use_bounds(self._bounds(model_info))
-        return self._pool.inspect(self._name_stage)
-
-    def _name_stage(self, name: str) -> None:
-        self._reporter.stage(name, total=None)
+        return self._pool.inspect()
 
     def _bounds(self, model_info: ModelInfo) -> dict[str, object]:
         """The learned bounds of the vision tower's inputs: known already, or learned now."""

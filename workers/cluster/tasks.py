@@ -24,10 +24,12 @@ from workers.scheduling.worker_config import WorkerConfig
 _PATIENCE_S = 0.5
 
 
-def _inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
+def _inspect(config: WorkerConfig) -> ModelInfo:
     from workers.process import model_cache
 
-    yield from model_cache.inspect(config)
+    *_, info = model_cache.inspect(config)
+    assert isinstance(info, ModelInfo)
+    return info
 
 
 def _measure(config: WorkerConfig, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
@@ -118,19 +120,10 @@ class RayTasks:
         """Tells all later work the learned bounds."""
         self.config = WorkerConfig(self._spec, bounds)
 
-    def inspect(self, on_stage: Callable[[str], None]) -> ModelInfo:
-        """Loads the model on a worker and returns what it is; each stage is named as it begins."""
-        task = ray.remote(_inspect).options(num_returns="streaming", **self._options)
-        stream = task.remote(self.config)
-        while True:
-            ready, _ = ray.wait([stream], timeout=_PATIENCE_S)
-            self._raise_if_over([stream])
-            if not ready:
-                continue
-            found: str | ModelInfo = result_of(next(cast("ray.ObjectRefGenerator", stream)))
-            if isinstance(found, ModelInfo):
-                return found
-            on_stage(found)
+    def inspect(self) -> ModelInfo:
+        """Loads the model on a worker and returns what it is."""
+        info: ModelInfo = self._run(ray.remote(_inspect), self.config)
+        return info
 
     def optimise_vision(self, checkpoint: SharedPath) -> dict[str, object]:
         """Learns the bounds of the vision tower's inputs on a worker, as JSON content."""
