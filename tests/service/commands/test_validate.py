@@ -159,7 +159,7 @@ def test_weights_that_are_larger_than_the_memory_are_not_loaded(tmp_path: Path) 
     result = run("submit", path)
 
     assert result.exit_code == 2
-    assert f"{path}, line 2: model.name: the weights take 4.4 TB" in result.stderr
+    assert f"{path}, line 2: model.name: the weights take 4398 GB" in result.stderr
     assert studies(path) == []
 
 
