@@ -1,17 +1,39 @@
 """Checks the shapes and data types of tensors wherever an annotation names them."""
 
 from collections.abc import Callable, Iterator
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import ParamSpec, TypeVar, get_args
 
 from beartype import beartype
-from jaxtyping import AbstractArray
+from jaxtyping import AbstractArray, _import_hook, install_import_hook
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("bitfront/quant", "bitfront/vlm", "objectives")
+
+
+_tagged = _import_hook._optimized_cache_from_source
+
+
+def _bytecode_of(typechecker_hash: str, /, path: str, debug_override: bool | None = None) -> str:
+    """Where a module's bytecode lies: that of checked modules apart from what others have.
+
+    jaxtyping's hook looks there for all that a checked module imports too: without this, every test
+    process compiles PyTorch, torchvision and transformers from their sources.
+    """
+    if Path(path).is_relative_to(ROOT) and "site-packages" not in path:
+        found: str = _tagged(typechecker_hash, path, debug_override)  # type: ignore[no-untyped-call] # jaxtyping's
+        return found
+    return cache_from_source(path, debug_override)
+
+
+def check_imports() -> None:
+    """From now on the modules that name shapes are imported with their checks."""
+    _import_hook._optimized_cache_from_source = _bytecode_of
+    install_import_hook(list(checked_modules()), "tests.support.shapes.check_shapes")
 
 
 def checked_modules() -> Iterator[str]:
