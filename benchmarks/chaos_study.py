@@ -16,7 +16,7 @@ _ENDS_S = 60
 # Each study has calibration data of its own, so that none finds its cells measured already.
 _JOB = """
 study: {name}
-model: {{source: reference, device: cpu}}
+model: {{source: reference}}
 data:
   source: reference
   samples: {{calibration: {calibration}, tuning: 64, selection: 128, test: 64}}
