@@ -61,7 +61,7 @@ ADDITIONS = {
     ),
     "an unknown kind of input ranges": (
         "quantizer:\n  ranges: best",
-        "line 7: quantizer.ranges: 'best' is not possible: it must be measured, searched or auto",
+        "line 7: quantizer.ranges: 'best' is not possible: write measured, searched or auto",
     ),
     "an empty search space": (
         "space:\n  weight_bits: []",
