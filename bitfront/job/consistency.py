@@ -16,6 +16,7 @@ from bitfront.spec import (
     JobSpec,
     ModelSource,
     RecoverySpace,
+    Rounding,
     Sampler,
     VisionSpec,
 )
@@ -163,6 +164,16 @@ DEPENDENT: Final = {
     ),
     "data.skip_unreadable": _Dependent(
         lambda job: job.data.source is not DataSource.REFERENCE, _OF_PICTURES
+    ),
+    "quantizer.target": _Dependent(
+        lambda job: job.quantizer.rounding is not Rounding.NEAREST,
+        "quantizer.rounding: nearest fits the codes to nothing but the weights: leave it out, or "
+        "choose another rounding",
+    ),
+    "quantizer.ranges": _Dependent(
+        _has_static_ranges,
+        "inputs have no static range that could be searched: leave it out, or set "
+        "quantizer.activations: static and activation_bits below 16",
     ),
     "space.clips": _Dependent(
         _has_static_ranges,
