@@ -246,6 +246,8 @@ class Evaluator:
                 the configuration has a recovery that the model cannot have.
             UnavailableDevice: The job asks for a latency that cannot be measured here.
         """
+        for layer, _ in configuration.plan:
+            self.model.modules(layer)  # refuses an unknown one, whatever the caches know
         self._stopwatch.reset()
         self._round(configuration.plan)
         score = self.scorer.score(configuration, split)

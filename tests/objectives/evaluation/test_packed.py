@@ -238,6 +238,7 @@ def open_clip_folder(folder: Path) -> JobSpec:
                 "path": str(pictures),
                 "samples": {"calibration": 8, "tuning": 4, "selection": 8, "test": 4},
             },
+            "space": {"clips": [1.0, 0.999]},
         }
     )
 
@@ -267,12 +268,10 @@ def test_a_model_of_ones_own_loads_with_torch_alone_and_reads_pictures_alike(
 
 
 def test_a_model_whose_architecture_is_not_known_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    model = tmp_path / "model"
+    model = tmp_path / "siglip"
     model.mkdir()
     save_transformers("siglip", model)
-    content = open_clip_folder(tmp_path / ".").model_dump() | {
-        "model": folder_spec(model).model_dump()
-    }
+    content = open_clip_folder(tmp_path).model_dump() | {"model": folder_spec(model).model_dump()}
     kept = Evaluator.from_spec(JobSpec.model_validate(content))
     folder = tmp_path / "artefact"
     folder.mkdir()
