@@ -4,10 +4,11 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # a query that needs no samples does not wait for NumPy
+    import numpy as np
+    from numpy.typing import NDArray
 
 _COUNT = struct.Struct("<I")
 
@@ -35,6 +36,8 @@ class SampleResults:
             right: Whether each sample comes out right.
             divergence: Each sample's share in the divergence, so that their mean is the split's.
         """
+        import numpy as np
+
         bits = np.packbits(np.asarray(right, dtype=bool), bitorder="little")
         nats = np.asarray(divergence, dtype="<f4")
         return cls(_COUNT.pack(len(right)) + bits.tobytes() + nats.tobytes())
@@ -43,15 +46,19 @@ class SampleResults:
         return int(_COUNT.unpack_from(self.packed)[0])
 
     @property
-    def right(self) -> NDArray[np.bool_]:
+    def right(self) -> "NDArray[np.bool_]":
         """Whether each sample comes out right."""
+        import numpy as np
+
         count = len(self)
         bits = np.frombuffer(self.packed, np.uint8, -(-count // 8), _COUNT.size)
         return np.unpackbits(bits, count=count, bitorder="little").astype(np.bool_)
 
     @property
-    def divergence(self) -> NDArray[np.float64]:
+    def divergence(self) -> "NDArray[np.float64]":
         """Each sample's share in the divergence, in nats, as precise as float32."""
+        import numpy as np
+
         count = len(self)
         start = _COUNT.size + -(-count // 8)
         return np.frombuffer(self.packed, "<f4", count, start).astype(np.float64)
