@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bitfront.errors import UnstartedCluster
 from workers.cluster.connection import connected
 
 TESTS = """
@@ -54,5 +55,5 @@ def test_a_tier_follows_from_the_fixtures_that_a_test_uses(
 
 
 def test_ray_does_not_start_in_a_test_that_did_not_ask_for_it() -> None:
-    with pytest.raises(NotADirectoryError), connected(1):
+    with pytest.raises(UnstartedCluster, match="no-fixture"), connected(1):
         pass
