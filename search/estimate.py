@@ -43,22 +43,18 @@ def estimate_errors(trials: Sequence[Measured]) -> dict[tuple[str, int], Estimat
     Args:
         trials: Those of one study, or of several with the same selection samples.
     """
-    known = [(trial, trial.samples) for trial in trials if _is_known(trial)]
+    known = [(t, t.samples) for t in trials if t.samples is not None and "divergence" in t.values]
     found: dict[tuple[str, int], Estimate] = {}
+    if not known:
+        return found
+    reference = min((s for _, s in known), key=lambda s: float(s.divergence.mean()))
     for has_recovery in (False, True):
-        members = [(t, s) for t, s in known if s is not None and t.has_recovery is has_recovery]
-        if not members:
-            continue
-        reference = min(
-            (s for _, s in known if s is not None), key=lambda s: float(s.divergence.mean())
-        )
-        alike = [(t, s) for t, s in members if len(s) == len(reference)]
-        found |= _estimate([t for t, _ in alike], [s for _, s in alike], reference)
+        alike = [
+            (t, s) for t, s in known if t.has_recovery is has_recovery and len(s) == len(reference)
+        ]
+        if alike:
+            found |= _estimate([t for t, _ in alike], [s for _, s in alike], reference)
     return found
-
-
-def _is_known(trial: Measured) -> bool:
-    return trial.samples is not None and "divergence" in trial.values
 
 
 def _estimate(

@@ -104,6 +104,17 @@ def outputs(
     return Outputs(kept.scorer.logits(configuration, batch), found)
 
 
+def check_packed(kept: Evaluator, configuration: Configuration, folder: Path) -> None:
+    """A configuration takes the promised bytes, and computes what was measured."""
+    write_packed(kept, configuration, folder, {})
+
+    promised = kept.costs(configuration)["nbytes"]
+    assert stored_nbytes(folder / "model.safetensors") == promised
+    found = outputs(kept, configuration, folder)
+    assert torch.equal(found.measured.argmax(-1), found.loaded.argmax(-1))
+    assert found.difference < 1e-4
+
+
 @pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("name", MODELS)
 def test_any_configuration_takes_the_promised_bytes_and_computes_what_was_measured(
@@ -112,13 +123,7 @@ def test_any_configuration_takes_the_promised_bytes_and_computes_what_was_measur
     kept = evaluator(name)
     configuration = random_configuration(kept, seed, None)
 
-    write_packed(kept, configuration, tmp_path, {})
-
-    promised = kept.costs(configuration)["nbytes"]
-    assert stored_nbytes(tmp_path / "model.safetensors") == promised
-    found = outputs(kept, configuration, tmp_path)
-    assert torch.equal(found.measured.argmax(-1), found.loaded.argmax(-1))
-    assert found.difference < 1e-4
+    check_packed(kept, configuration, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +144,7 @@ def test_every_way_of_rounding_and_a_recovery_travel_along(
     # Descent takes its time; embedding, convolution, head and packed products are among these.
     configuration = random_configuration(kept, 1, recovery, of=3)
 
-    write_packed(kept, configuration, tmp_path, {})
-
-    promised = kept.costs(configuration)["nbytes"]
-    assert stored_nbytes(tmp_path / "model.safetensors") == promised
-    found = outputs(kept, configuration, tmp_path)
-    assert torch.equal(found.measured.argmax(-1), found.loaded.argmax(-1))
-    assert found.difference < 1e-4
+    check_packed(kept, configuration, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +162,7 @@ def test_every_form_of_recovery_travels_along(changes: dict[str, object], tmp_pa
     settings = {"context_length": 2, "reduction": 8, "steps": 3, **changes}
     configuration = random_configuration(kept, 2, Recovery(**settings))  # type: ignore[arg-type]  # checked there
 
-    write_packed(kept, configuration, tmp_path, {})
-
-    promised = kept.costs(configuration)["nbytes"]
-    assert stored_nbytes(tmp_path / "model.safetensors") == promised
-    assert outputs(kept, configuration, tmp_path).difference < 1e-4
+    check_packed(kept, configuration, tmp_path)
 
 
 @pytest.mark.parametrize("name", MODELS)
