@@ -102,6 +102,7 @@ class PlanSwitch:
         for layer, precision in plan:
             self.input_quantizer(layer, precision)
         wanted = self._forms(plan)
+        self._prepare(plan, wanted)
         names = [layer.name for layer in self._model.layers]
         changed = [name for name in names if self._applied.get(name) != wanted.get(name)]
         for name in changed:
@@ -138,6 +139,9 @@ class PlanSwitch:
     def _forms(self, plan: Plan) -> dict[str, LayerForm]:
         """What decides each layer of a plan."""
         return {layer: LayerForm(precision) for layer, precision in plan}
+
+    def _prepare(self, plan: Plan, forms: Mapping[str, LayerForm]) -> None:
+        """Makes the weights of a plan known that depend on each other; here none do."""
 
     def _take_over(self) -> None:
         other = self._model.switch

@@ -1,11 +1,12 @@
 """Plans whose weights are chosen layer after layer, on what the layers before really give."""
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+from cachetools import LRUCache
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,7 +34,7 @@ _Key = tuple[str, LayerForm]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Decision:
-    """What a layer shows behind a quantized prefix."""
+    """What a layer shows after a quantized prefix."""
 
     codes: QuantizedWeight
     quantize: InputQuantizer | None
@@ -47,7 +48,7 @@ class _Decision:
 
 
 class SequentialSwitch(PlanSwitch):
-    """A switch that rounds each layer on the inputs behind the quantized layers before it.
+    """A switch that rounds each layer on what the quantized layers before it give it.
 
     Putting a plan on walks the calibration samples through the model once, layer by layer: where
     they reach a layer its range is measured anew, its target regressed and its codes chosen. What
@@ -85,22 +86,16 @@ class SequentialSwitch(PlanSwitch):
             task.model, quantizer, ranges, bounds=bounds, moments=moments, searched=searched
         )
         self.decided = 0
-        self._limit_nbytes = cache_nbytes
         self._runner = StreamRunner(task.model, self, cache_nbytes)
         self._streams = task.streams(SplitName.CALIBRATION)
         self._order = {stream.key: self._ordered(stream) for stream in self._streams}
         self._full: dict[str, FullInputs] = {}
-        self._known: OrderedDict[_Key, _Decision] = OrderedDict()
+        self._known: LRUCache[_Key, _Decision] = LRUCache(
+            cache_nbytes, getsizeof=lambda known: known.nbytes
+        )
         self._held: dict[_Key, _Decision] = {}
         self._shared: tuple[object, QuantizedInputs] | None = None
         self._sources = {layer.name: layer.source for layer in task.model.layers}
-
-    def to(self, plan: Plan) -> int:
-        """Brings the model to the plan; see `PlanSwitch.to`."""
-        for layer, precision in plan:
-            self.input_quantizer(layer, precision)
-        self._decide(plan)
-        return super().to(plan)
 
     def packed(self, plan: Plan) -> dict[str, dict[str, Tensor]]:
         """What a packed checkpoint stores for the weights; the plan is put on."""
@@ -141,24 +136,22 @@ class SequentialSwitch(PlanSwitch):
             and not self._model.acts_from_the_start(layer)
         )
 
-    def _decide(self, plan: Plan) -> None:
+    def _prepare(self, plan: Plan, forms: Mapping[str, LayerForm]) -> None:
         """Makes everything known that the plan shows, and holds it."""
-        forms = {layer: form for layer, form in self._forms(plan).items() if form.prefix}
-        wanted = list(forms.items())
+        wanted = [(layer, form) for layer, form in forms.items() if form.prefix]
         self._held = {key: self._known[key] for key in wanted if key in self._known}
-        for key in self._held:
-            self._known.move_to_end(key)
         missing = {layer for layer, form in wanted if (layer, form) not in self._held}
         if missing:
-            self._take_over()
             self.take_off()
         for stream in self._streams:
             layers = self._order[stream.key]
             if not missing.isdisjoint(layers):
-                self._walk(stream, plan, missing.intersection(layers))
+                self._walk(stream, plan, forms, missing.intersection(layers))
 
-    def _walk(self, stream: Stream, plan: Plan, missing: set[str]) -> None:
-        layers, forms = self._order[stream.key], self._forms(plan)
+    def _walk(
+        self, stream: Stream, plan: Plan, forms: Mapping[str, LayerForm], missing: set[str]
+    ) -> None:
+        layers = self._order[stream.key]
         if stream.key not in self._full:
             self._full[stream.key] = record_full_inputs(self._model, layers, stream)
         full = self._full[stream.key]
@@ -186,9 +179,9 @@ class SequentialSwitch(PlanSwitch):
 
     def _keep(self, key: _Key, decision: _Decision) -> None:
         self.decided += 1
-        self._held[key] = self._known[key] = decision
-        while sum(known.nbytes for known in self._known.values()) > self._limit_nbytes:
-            self._known.popitem(last=False)
+        self._held[key] = decision
+        with suppress(ValueError):  # it alone is larger than the limit
+            self._known[key] = decision
 
     def _own(self, layer: str, precision: Precision) -> _Decision:
         codes = super()._codes(layer, LayerForm(precision))
@@ -199,7 +192,7 @@ class SequentialSwitch(PlanSwitch):
     ) -> _Decision:
         if layer in full.repeated:
             return self._own(layer, precision)
-        quantize = self._range_behind(layer, precision, arrivals)
+        quantize = self._range_after(layer, precision, arrivals)
         inputs = self._inputs(layer, quantize, arrivals, full)
         target = self._quantizer.target_for(precision.activation_bits)
         lost = self._lost(layer, arrivals, full) if target is Target.RESIDUAL else None
@@ -241,10 +234,10 @@ class SequentialSwitch(PlanSwitch):
             parts.append((originals[arrival.batch] - arrival.stream).float().flatten(0, -2))
         return torch.cat(parts)
 
-    def _range_behind(
+    def _range_after(
         self, layer: str, precision: Precision, arrivals: Sequence[Arrival]
     ) -> InputQuantizer | None:
-        """What the input goes through, with a range of the inputs behind the prefix."""
+        """What the input goes through, with a range of the inputs after the prefix."""
         quantize = self.input_quantizer(layer, precision)
         bits = precision.activation_bits
         if quantize is None or quantize.range is None or precision.clip < 1:
