@@ -1,5 +1,6 @@
 """Files that outlive a process: on a disk, or wherever fsspec reaches (S3, GCS, ...)."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -67,6 +68,12 @@ def write_whole(path: SharedPath, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -65,6 +65,10 @@ class ModelSource(StrEnum):
     TRANSFORMERS = "transformers"
 
 
+LOCAL_FOLDER: Final = "local-dir:"
+"""How open_clip marks the name of a folder."""
+
+
 class ModelSpec(Section):
     """The model: `name` is an open_clip model name, or a hub name or folder of transformers.
 
@@ -178,7 +182,7 @@ class Target(StrEnum):
     """What the codes of `gptq` and `descent` are fitted to; see `bitfront.quant.rounding.targets`.
 
     `own` is the layer's own weight, on the inputs of the full model. `output` is the full model's
-    output, on the inputs that the layer gets behind the quantized layers before it. `residual` is
+    output, on the inputs that the layer gets from the quantized ones before it. `residual` is
     the same, and layers that write into a residual stream also make good what it has lost before
     them. `auto` is `residual` for layers whose inputs have 8 bits or more, and `own` for others:
     a regression on coarse inputs shrinks the outputs.

@@ -12,9 +12,14 @@ from bitfront.errors import SpecError
 from bitfront.job.consistency import inconsistencies
 from bitfront.job.document import Document, Place, cut, place_name, read_document
 from bitfront.job.error_messages import place_of, sentence
-from bitfront.spec import CLASS_LISTS, DataSource, JobSpec, ModelSource, Section
-
-_LOCAL_FOLDER: Final = "local-dir:"  # how open_clip marks a folder
+from bitfront.spec import (
+    CLASS_LISTS,
+    LOCAL_FOLDER,
+    DataSource,
+    JobSpec,
+    ModelSource,
+    Section,
+)
 
 CHECKPOINT_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
@@ -148,7 +153,7 @@ def _without(content: Mapping[str, object], place: Place) -> Mapping[str, object
 
 def _relative_paths(spec: JobSpec) -> list[tuple[Place, str]]:
     path = None if spec.data.source is DataSource.REFERENCE else spec.data.path
-    folder = spec.model.name.removeprefix(_LOCAL_FOLDER) if _is_open_clip_folder(spec) else None
+    folder = spec.model.name.removeprefix(LOCAL_FOLDER) if _is_open_clip_folder(spec) else None
     return [
         (
             (section, key),
@@ -219,10 +224,10 @@ def _classes_path(spec: JobSpec, document: Document) -> str | None:
 
 def _model_name(spec: JobSpec, document: Document) -> str | None:
     if _is_open_clip_folder(spec):
-        found = _found(document, spec.model.name.removeprefix(_LOCAL_FOLDER))
+        found = _found(document, spec.model.name.removeprefix(LOCAL_FOLDER))
         if not found.is_dir():
             raise SpecError(f"the folder {found} does not exist")
-        return _LOCAL_FOLDER + str(found)
+        return LOCAL_FOLDER + str(found)
     if spec.model.source is not ModelSource.TRANSFORMERS:
         return None
     return _local(document, spec.model.name)
@@ -276,7 +281,7 @@ def _found(document: Document, text: str) -> Path:
 
 def _is_open_clip_folder(spec: JobSpec) -> bool:
     model = spec.model
-    return model.source is ModelSource.OPEN_CLIP and model.name.startswith(_LOCAL_FOLDER)
+    return model.source is ModelSource.OPEN_CLIP and model.name.startswith(LOCAL_FOLDER)
 
 
 def _looks_local(text: str) -> bool:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from bitfront.errors import SpecError
-from bitfront.spec import DataSource, JobSpec, ModelSource
+from bitfront.spec import LOCAL_FOLDER, DataSource, JobSpec, ModelSource
 
 VARIABLE: Final = "BITFRONT_ROOTS"
-_LOCAL: Final = "local-dir:"  # how open_clip marks a folder
 
 
 def check_allowed_roots(spec: JobSpec) -> None:
@@ -44,7 +43,7 @@ def _paths(spec: JobSpec) -> Iterator[tuple[str, str]]:
     if spec.model.source is ModelSource.REFERENCE:
         return
     for field, text in (("model.name", spec.model.name), ("model.weights", spec.model.weights)):
-        local = (text or "").removeprefix(_LOCAL)
+        local = (text or "").removeprefix(LOCAL_FOLDER)
         # Other names are those of a hub, or of a library's own weights.
         if text and (local != text or local.startswith((".", "~", "/")) or Path(local).exists()):
             yield field, local

@@ -198,11 +198,11 @@ DEPENDENT: Final = {
     "space.recovery.views": _Dependent(_may_classify, _OF_CLASSES),
     "space.recovery.adapter_bits": _Dependent(
         lambda job: any(_recovery(job).reduction),
-        "there is no adapter: leave it out, or put a reduction above 0 beside it",
+        "no recovery has an adapter: leave it out, or add a reduction above 0",
     ),
     "space.recovery.blend": _Dependent(
         lambda job: any(_recovery(job).reduction),
-        "there is no adapter: leave it out, or put a reduction above 0 beside it",
+        "no recovery has an adapter: leave it out, or add a reduction above 0",
     ),
     "partition.depth": _Dependent(
         lambda job: job.partition.granularity is not Granularity.LAYER,
@@ -214,8 +214,8 @@ DEPENDENT: Final = {
     ),
     "profile.clip_search": _Dependent(
         lambda job: len(job.space.clips) > 1 and _has_static_ranges(job),
-        "there are no clips to search: leave it out, or give several in space.clips, with static "
-        "ranges of quantized inputs",
+        "there is nothing to choose between: leave it out, or list several space.clips, with "
+        "static ranges of quantized inputs",
     ),
     "profile.vision.output_weight": _Dependent(
         lambda job: _vision(job).error_weight > 0,

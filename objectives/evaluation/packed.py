@@ -6,7 +6,6 @@ a recovery's prompt and adapter: its tensors take exactly the configuration's `n
 all is; `packed_model.py` and `architecture.py` load it, and `example.py` shows how.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from bitfront.artefact.example import example_script
 from bitfront.artefact.packed import kept_tensors, packed_layers
 from bitfront.artefact.runtime.packed_model import CARD, CLASSES, FORMAT, WEIGHTS
 from bitfront.errors import InvalidModel
+from bitfront.files import file_digest
 from bitfront.plan import Configuration
 from bitfront.vlm import DualEncoder, GenerativeModel
 from objectives.data.classification import ClassificationTask
@@ -85,9 +85,7 @@ def write_card(card: dict[str, object], folder: Path) -> None:
 
 
 def _digest(path: Path) -> dict[str, object]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"nbytes": path.stat().st_size, "sha256": digest}
+    return {"nbytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _check_size(

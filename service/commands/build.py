@@ -56,15 +56,13 @@ def build(
 
     del target
     found = find_configuration(url, study, trial, limits)
-    with open_store(url, create=False) as store:
-        (chosen,) = (known for known in store.trials(study) if known.number == found.number)
-    check_trial(study, chosen)
+    check_trial(study, found.trial)
     check_place(out)
-    click.echo(f"trial {found.number} of study {study}", err=True)
+    click.echo(f"trial {found.trial.number} of study {study}", err=True)
     evaluator = load_evaluator(found.study, found.bounds, None)
     with open_store(url) as store:
-        verification = build_packed(evaluator, found.study, chosen, out, store)
-    click.echo(_report(out, chosen, verification))
+        verification = build_packed(evaluator, found.study, found.trial, out, store)
+    click.echo(_report(out, found.trial, verification))
     click.echo(f"\nIt needs {', '.join(requirements(out))}. Use it as {out / 'example.py'} does:\n")
     click.echo(read_example(out))
 

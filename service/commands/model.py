@@ -12,6 +12,7 @@ from service.commands.limits import limit_options, refusal
 
 if TYPE_CHECKING:
     from bitfront.plan import Configuration
+    from bitfront.trial import Trial
     from objectives.evaluation.evaluator import Evaluator
     from storage.records import StudyRecord
     from storage.store import Store
@@ -116,14 +117,12 @@ class StoredConfiguration:
 
     Attributes:
         study: The study.
-        number: The trial.
-        configuration: What it evaluated.
+        trial: The trial that evaluated it.
         bounds: Learned bounds of the vision tower's inputs, as JSON content; empty without.
     """
 
     study: "StudyRecord"
-    number: int
-    configuration: "Configuration"
+    trial: "Trial"
     bounds: dict[str, object]
 
 
@@ -162,7 +161,7 @@ def find_configuration(
         if trial not in found:
             raise SpecError(f"study {study!r} has no trial {trial}: see 'bitfront front {study}'")
         bounds = _bounds(store, record)
-    return StoredConfiguration(record, trial, found[trial].configuration, bounds)
+    return StoredConfiguration(record, found[trial], bounds)
 
 
 def _bounds(store: "Store", study: "StudyRecord") -> dict[str, object]:
@@ -207,8 +206,8 @@ def load_configuration(
         ClickException: No trial holds the limits.
     """
     found = find_configuration(url, study, trial, limits)
-    click.echo(f"trial {found.number} of study {study}", err=True)
-    return load_evaluator(found.study, found.bounds, features), found.configuration
+    click.echo(f"trial {found.trial.number} of study {study}", err=True)
+    return load_evaluator(found.study, found.bounds, features), found.trial.configuration
 
 
 def load_evaluator(

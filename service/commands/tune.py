@@ -165,8 +165,8 @@ def tune(
         if study is None or plan is not None:
             raise SpecError("say what to tune: a study, or --job FILE with --plan PLAN")
         found = find_configuration(url, study, trial, limits)
-        click.echo(f"trial {found.number} of study {study}", err=True)
-        stored = found.configuration
+        click.echo(f"trial {found.trial.number} of study {study}", err=True)
+        stored = found.trial.configuration
         configuration = Configuration(stored.plan, _chosen(stored.recovery, given))
         if samples is not None:
             fixed = {name for name, value in given.items() if value is not None} - {"steps"}

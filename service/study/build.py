@@ -1,6 +1,5 @@
 """Building an artefact: written beside its place, verified, recorded, and only then put there."""
 
-import hashlib
 import json
 import os
 import re
@@ -14,12 +13,13 @@ from safetensors import SafetensorError
 from bitfront.artefact.runtime.packed_model import CARD
 from bitfront.errors import FailedBuild, SpecError
 from bitfront.failpoints import failpoint
-from bitfront.files import sync_folder
+from bitfront.files import file_digest, sync_folder
 from bitfront.plan import Configuration
 from bitfront.trial import Trial, TrialState
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.packed import write_card, write_packed
 from objectives.evaluation.verification import Verification, verify
+from service.study.heartbeat import is_running
 from storage.artefacts import ArtefactRecord
 from storage.records import StudyRecord
 from storage.store import Store
@@ -135,11 +135,7 @@ def _record(out: Path, folder: Path, trial: Trial, found: Verification) -> Artef
 
 def digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file of a folder, by name."""
-    found = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def artefact_state(record: ArtefactRecord) -> str:
@@ -182,18 +178,8 @@ def _remove_left_over(out: Path) -> None:
     """Removes what builds of the same folder left that were killed."""
     for path in out.parent.glob(f".{out.name}.*.partial"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is not None and match["name"] == out.name and not _is_running(int(match["pid"])):
+        if match is not None and match["name"] == out.name and not is_running(int(match["pid"])):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _sync(folder: Path) -> None:

@@ -111,13 +111,18 @@ def _is_dead(owner: str) -> bool:
     host, _, process = owner.rpartition(":")
     if host != socket.gethostname() or not process.isdecimal():
         return False
+    return not is_running(int(process))
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of that number on this machine, whoever owns it."""
     try:
-        os.kill(int(process), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from bitfront.errors import InvalidModel, SpecError
-from bitfront.spec import JobSpec, ModelSpec
+from bitfront.job import CHECKPOINT_SUFFIXES
+from bitfront.spec import LOCAL_FOLDER, JobSpec, ModelSpec
 from bitfront.units import size_text
 
-_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_LOCAL_FOLDER: Final = "local-dir:"  # how open_clip marks a folder
 # A trial's configuration, figures, attempts and log lines for a model of some hundred layers.
 _TRIAL_NBYTES: Final = 20_000
 
@@ -53,13 +52,13 @@ def check_disk(spec: JobSpec, folder: Path) -> None:
 
 def _weights_nbytes(spec: ModelSpec) -> int:
     """The bytes of the files of weights that a model names on this machine; 0 without any."""
-    named = Path(spec.weights or spec.name.removeprefix(_LOCAL_FOLDER)).expanduser()
+    named = Path(spec.weights or spec.name.removeprefix(LOCAL_FOLDER)).expanduser()
     try:
         if named.is_file():
             return named.stat().st_size
-        files = [file for file in named.iterdir() if file.suffix.lower() in _WEIGHTS]
+        files = [file for file in named.iterdir() if file.suffix.lower() in CHECKPOINT_SUFFIXES]
         # The same weights may lie there in several forms.
-        sizes = dict.fromkeys(_WEIGHTS, 0)
+        sizes = dict.fromkeys(CHECKPOINT_SUFFIXES, 0)
         for file in files:
             sizes[file.suffix.lower()] += file.stat().st_size
     except OSError:
