@@ -8,7 +8,7 @@ symmetric, one scale a channel, a block a layer.
 
     OMP_NUM_THREADS=1 python -m benchmarks.choice --calibrations 5 --out choice.json
 
-Studies that are known already are read from `--out`: a run goes on where the last one ended.
+Studies that `--out` already holds are read from it, so an interrupted run resumes.
 """
 
 import json

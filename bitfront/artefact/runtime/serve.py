@@ -60,7 +60,7 @@ def outputs(model: Any, given: dict[str, Tensor]) -> Tensor:  # noqa: ANN401  # 
 
 
 def serve(folder: Path, asked: IO[bytes], told: IO[bytes]) -> None:
-    """Answers messages until there are no more."""
+    """Answers messages until their stream ends."""
     before = resident_nbytes()
     sys.path.insert(0, str(folder))
     model = import_module("packed_model").load(folder)
