@@ -1,21 +1,27 @@
 """Checks the shapes and data types of tensors wherever an annotation names them."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from functools import wraps
 from importlib.util import cache_from_source
 from pathlib import Path
 from typing import ParamSpec, TypeVar, get_args
 
+import jaxtyping
 from beartype import beartype
 from jaxtyping import AbstractArray, _import_hook, install_import_hook
+from torch import Tensor
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("bitfront/quant", "bitfront/vlm", "objectives")
-
+# A function in an inner loop is called a million times with the same shapes.
+CHECKS_OF_EQUAL_CALLS = 10
 
 _tagged = _import_hook._optimized_cache_from_source
+_jaxtyped = jaxtyping.jaxtyped
 
 
 def _bytecode_of(typechecker_hash: str, /, path: str, debug_override: bool | None = None) -> str:
@@ -33,6 +39,8 @@ def _bytecode_of(typechecker_hash: str, /, path: str, debug_override: bool | Non
 def check_imports() -> None:
     """From now on the modules that name shapes are imported with their checks."""
     _import_hook._optimized_cache_from_source = _bytecode_of
+    # The hook decorates each function and class of such a module with this.
+    jaxtyping.jaxtyped = _checked_until_equal  # type: ignore[assignment] # keyword only
     install_import_hook(list(checked_modules()), "tests.support.shapes.check_shapes")
 
 
@@ -58,3 +66,34 @@ def names_shape(hint: object) -> bool:
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return True
     return any(names_shape(part) for part in get_args(hint))
+
+
+def _checked_until_equal(
+    *, typechecker: Callable[[Callable[..., object]], Callable[..., object]]
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """jaxtyping's decorator, which leaves out calls that equal many that were checked."""
+
+    def decorate(target: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        checked = _jaxtyped(target, typechecker=typechecker)
+        if isinstance(target, type):
+            return checked
+        if not any(names_shape(hint) for hint in target.__annotations__.values()):
+            return target
+        calls: Counter[Hashable] = Counter()
+
+        @wraps(target)
+        def check_new_shapes(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            call = (*map(_looks, args), *((name, _looks(kwargs[name])) for name in kwargs))
+            calls[call] += 1
+            return (checked if calls[call] <= CHECKS_OF_EQUAL_CALLS else target)(*args, **kwargs)
+
+        return check_new_shapes
+
+    return decorate
+
+
+def _looks(argument: object) -> Hashable:
+    """What a check sees of an argument: a tensor's shape and data type, of another its type."""
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.dtype
+    return type(argument).__qualname__
