@@ -25,6 +25,7 @@ from bitfront.reference.scenes import (
     TEMPLATES,
     WORDS,
     SplitTitle,
+    digit_scans,
     draw_scenes,
     normalise,
     picture,
@@ -44,6 +45,14 @@ from bitfront.reference.train import (
 SPLITS: tuple[SplitTitle, ...] = get_args(SplitTitle)
 
 
+def test_the_scans_are_those_of_scikit_learn() -> None:
+    images, digits = digit_scans()
+    expected = load_digits()
+
+    assert np.array_equal(images.numpy(), expected.images / 16)
+    assert np.array_equal(digits, expected.target)
+
+
 def test_every_scan_is_in_exactly_one_split() -> None:
     dealt = np.concatenate([split_scans(split) for split in SPLITS])
 
@@ -54,7 +63,7 @@ def test_every_scan_is_in_exactly_one_split() -> None:
 def test_every_split_has_its_share_of_every_digit(split: SplitTitle) -> None:
     scans = split_scans(split)
 
-    counts = np.bincount(load_digits().target[scans], minlength=10)
+    counts = np.bincount(digit_scans()[1][scans], minlength=10)
 
     assert 0.75 * len(scans) / 10 <= counts.min() <= counts.max() <= 1.25 * len(scans) / 10
 
@@ -81,7 +90,7 @@ def test_equal_arguments_draw_equal_scenes_and_others_draw_others() -> None:
 
 def test_labels_name_what_the_scenes_show() -> None:
     scenes = draw_scenes("test", 1000, seed=0)
-    digits = load_digits().target
+    _, digits = digit_scans()
 
     for label, scans, centres in zip(
         scenes.labels.tolist(), scenes.scans.tolist(), scenes.centres.tolist(), strict=True
