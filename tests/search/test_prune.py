@@ -187,7 +187,7 @@ def test_an_option_beyond_a_limit_is_removed_and_its_certificate_names_the_limit
 def test_limits_that_bind_on_a_real_profile_remove_options_and_every_removal_is_proven() -> None:
     rng = np.random.default_rng(0)
     cells = {}
-    for number in range(12):
+    for number in range(6):
         name, size, positions = f"b{number}", int(rng.lognormal(10, 1)), int(rng.integers(1, 50))
         sensitivity = rng.lognormal(0, 1)
         cells[name] = [

@@ -254,7 +254,7 @@ def test_a_folder_that_holds_no_tuned_recovery_is_refused(
 
 def test_a_killed_tuning_goes_on_to_the_same_bytes(job_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "service", "tune", "--job", str(job_file), "--plan", "w2a8"]
-    command += ["--steps", "400", "--context-length", "2", "--keep-worse"]
+    command += ["--steps", "80", "--context-length", "2", "--keep-worse"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, "--out", str(whole)], check=True, env=environment)
