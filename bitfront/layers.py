@@ -69,10 +69,10 @@ class Block:
     layers: tuple[str, ...]
 
 
-def steps(block: Block, layers: Mapping[str, Layer]) -> list[Block]:
+def input_groups(block: Block, layers: Mapping[str, Layer]) -> list[Block]:
     """The block's layers in order, those that share an input (q, k and v) together.
 
-    Layers of one step do not see each other: what the block gives leaves all of the last one's.
+    Layers of one group do not see each other: what the block gives leaves all of the last one's.
 
     Args:
         block: The block; its layers are in order of execution.

@@ -8,7 +8,7 @@ from bitfront.layers import Block, Layer, LayerKind
 from bitfront.profile import LayerEntropy
 from bitfront.spec import Granularity, PartitionSpec
 
-Step = tuple[Layer, ...]
+Layers = tuple[Layer, ...]
 
 
 def partition(
@@ -24,43 +24,47 @@ def partition(
             layers of one transformer block are cut into blocks of at most `depth` layers;
             what lies outside of one stays alone.
     """
-    groups: list[Step] = []
+    groups: list[Layers] = []
     for _, tower in groupby(layers, key=lambda layer: layer.tower):
         groups += _GROUPINGS[spec.granularity](tuple(tower), entropies, spec)
     return tuple(Block(_name(group), group[0].tower, _names(group)) for group in groups)
 
 
 def _each_layer(
-    tower: Step, _entropies: Sequence[LayerEntropy], _spec: PartitionSpec
-) -> list[Step]:
+    tower: Layers, _entropies: Sequence[LayerEntropy], _spec: PartitionSpec
+) -> list[Layers]:
     return [(layer,) for layer in tower]
 
 
-def _by_scope(tower: Step, _entropies: Sequence[LayerEntropy], spec: PartitionSpec) -> list[Step]:
-    groups: list[Step] = []
+def _by_scope(
+    tower: Layers, _entropies: Sequence[LayerEntropy], spec: PartitionSpec
+) -> list[Layers]:
+    groups: list[Layers] = []
     for scope, members in groupby(tower, key=lambda layer: layer.scope):
         depth = 1 if scope == tower[0].tower else spec.depth
         groups += _cut(tuple(members), depth)
     return groups
 
 
-def _by_entropy(tower: Step, entropies: Sequence[LayerEntropy], spec: PartitionSpec) -> list[Step]:
-    """Walks the tower's steps, and extends a block while its mean dependency exceeds h0."""
+def _by_entropy(
+    tower: Layers, entropies: Sequence[LayerEntropy], spec: PartitionSpec
+) -> list[Layers]:
+    """Walks the tower's input groups, and extends a block while its mean dependency exceeds h0."""
     known = {entropy.layer: entropy for entropy in entropies}
     threshold = _threshold(known, spec)
-    groups: list[Step] = []
-    block: list[Step] = []
+    groups: list[Layers] = []
+    block: list[Layers] = []
     inside: list[float] = []
-    for step in _steps(tower, spec.depth):
-        link = _dependency(block[-1], step, known) if block else None
-        width = sum(map(len, block)) + len(step)
+    for shared in _input_groups(tower, spec.depth):
+        link = _dependency(block[-1], shared, known) if block else None
+        width = sum(map(len, block)) + len(shared)
         if link is not None and width <= spec.depth and fmean([*inside, link]) > threshold:
-            block.append(step)
+            block.append(shared)
             inside.append(link)
             continue
         if block:
             groups.append(sum(block, ()))
-        block, inside = [step], []
+        block, inside = [shared], []
     if block:
         groups.append(sum(block, ()))
     return groups
@@ -81,20 +85,20 @@ def _threshold(known: Mapping[str, LayerEntropy], spec: PartitionSpec) -> float:
     return fmean(dependencies) if dependencies else float("inf")
 
 
-def _steps(tower: Step, depth: int) -> list[Step]:
-    """Layers that share one input (q, k and v) are one step, cut where it exceeds the depth."""
-    steps: list[Step] = []
+def _input_groups(tower: Layers, depth: int) -> list[Layers]:
+    """Layers that share one input (q, k and v) together, cut where they exceed the depth."""
+    groups: list[Layers] = []
     for _, members in groupby(tower, key=lambda layer: layer.source):
-        steps += _cut(tuple(members), depth)
-    return steps
+        groups += _cut(tuple(members), depth)
+    return groups
 
 
-def _cut(layers: Step, depth: int) -> list[Step]:
+def _cut(layers: Layers, depth: int) -> list[Layers]:
     return [layers[start : start + depth] for start in range(0, len(layers), depth)]
 
 
-def _dependency(before: Step, after: Step, known: Mapping[str, LayerEntropy]) -> float | None:
-    """The dependency of one step on the one before; None where a layer takes no input."""
+def _dependency(before: Layers, after: Layers, known: Mapping[str, LayerEntropy]) -> float | None:
+    """The dependency of one input group on the one before; None where a layer takes no input."""
     if LayerKind.EMBEDDING in (before[0].kind, after[0].kind):
         return None
     if before[0].name not in known or after[0].name not in known:
@@ -102,11 +106,11 @@ def _dependency(before: Step, after: Step, known: Mapping[str, LayerEntropy]) ->
     return known[before[-1].name].dependency
 
 
-def _names(group: Step) -> tuple[str, ...]:
+def _names(group: Layers) -> tuple[str, ...]:
     return tuple(layer.name for layer in group)
 
 
-def _name(group: Step) -> str:
+def _name(group: Layers) -> str:
     """A short, unique name: the first layer's, and how the last one's differs from it."""
     names = [layer.name.removesuffix(".weight") for layer in group]
     if len(names) == 1:

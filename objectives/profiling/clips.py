@@ -10,7 +10,7 @@ from itertools import product
 
 from torch import Tensor
 
-from bitfront.layers import Block, Tower, steps
+from bitfront.layers import Block, Tower, input_groups
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import ClipChoice
@@ -55,9 +55,9 @@ class ClipSearch:
     def joint(self, block: Block, option: Option, prefix: Plan) -> ClipChoice:
         """The best clips of all layers together, by the block's output error.
 
-        Layers of the block's last step share their input and do not see each other, so their
+        Layers of the block's last input group share their input and do not see each other, so their
         clips are told apart within the same runs: a block of `d` layers with `s` of them in
-        the last step takes `c^(d - s + 1)` runs for `c` candidates, and the result is that of
+        the last group takes `c^(d - s + 1)` runs for `c` candidates, and the result is that of
         all `c^d`.
 
         Args:
@@ -71,15 +71,15 @@ class ClipSearch:
             self._switch.to(FULL_PLAN)
 
     def sequential(self, block: Block, option: Option, prefix: Plan) -> ClipChoice:
-        """The best clips step by step, each by its own output error: the baseline (Eq 2)."""
+        """The best clips group by group, each by its own output error: the baseline (Eq 2)."""
         try:
             chosen = dict(zip(block.layers, option.precisions, strict=True))
             evaluations, error = 0, 0.0
-            for step in steps(block, self._layers):
-                part = Option(tuple(chosen[name] for name in step.layers))
-                found = self._joint(step, part, prefix)
+            for group in input_groups(block, self._layers):
+                part = Option(tuple(chosen[name] for name in group.layers))
+                found = self._joint(group, part, prefix)
                 evaluations, error = evaluations + found.evaluations, found.error
-                chosen |= dict(zip(step.layers, found.option.precisions, strict=True))
+                chosen |= dict(zip(group.layers, found.option.precisions, strict=True))
                 prefix = Plan.of({**dict(prefix), **chosen})
             return ClipChoice(
                 Option(tuple(chosen[name] for name in block.layers)), error, evaluations
@@ -92,7 +92,9 @@ class ClipSearch:
         assigned = dict(zip(block.layers, option.precisions, strict=True))
         plan = Plan.of({**dict(prefix), **assigned})
         try:
-            return sum(self._errors(block, steps(block, self._layers)[-1].layers, plan).values())
+            return sum(
+                self._errors(block, input_groups(block, self._layers)[-1].layers, plan).values()
+            )
         finally:
             self._switch.to(FULL_PLAN)
 
@@ -102,7 +104,7 @@ class ClipSearch:
 
     def _joint(self, block: Block, option: Option, prefix: Plan) -> ClipChoice:
         given = dict(zip(block.layers, option.precisions, strict=True))
-        last = steps(block, self._layers)[-1].layers
+        last = input_groups(block, self._layers)[-1].layers
         earlier = [name for name in block.layers if name not in last]
         best: tuple[float, dict[str, Precision]] | None = None
         evaluations = 0

@@ -71,9 +71,9 @@ def measure_entropies(
       tokens (after pooling, or after a patch embedding) there are no pairs, and it is the
       next layer's own entropy, the upper bound.
 
-    Layers that share their input (q, k and v) are one step: each has the dependency of that
-    step on the next. An embedding has no quantized input: its entropy is 0. The last layer of
-    a tower has no dependency.
+    Layers that share their input (q, k and v) are one input group: each has the dependency
+    of that group on the next. An embedding has no quantized input: its entropy is 0. The last
+    layer of a tower has no dependency.
 
     At most about `SAMPLED_VALUES` values a layer enter, picked at fixed strides, so memory
     does not grow with the split, and equal runs give equal numbers.
@@ -90,7 +90,7 @@ def measure_entropies(
     if not 2 <= bits <= 8:
         raise SpecError(f"entropies are over codes of 2 to 8 bits, got {bits}")
     layers = task.model.layers
-    chain = Chain(list_steps(layers, ranges, bits), temperature)
+    chain = Chain(list_input_groups(layers, ranges, bits), temperature)
     batches = calibration_batches(task)
     quotas = {layer.name: max(1, SAMPLED_VALUES // batches[layer.tower]) for layer in layers}
     watch_calibration(task, lambda name, x: chain.add(name, x, quotas[name]))
@@ -98,7 +98,7 @@ def measure_entropies(
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class InputGroup:
     """Neighbouring layers that share their input; no levels where it is not a number."""
 
     layers: tuple[Layer, ...]
@@ -110,17 +110,17 @@ class Step:
         return self.layers[0]
 
 
-def list_steps(layers: Sequence[Layer], ranges: Ranges, bits: int) -> list[Step]:
+def list_input_groups(layers: Sequence[Layer], ranges: Ranges, bits: int) -> list[InputGroup]:
     """The layers' inputs in order of execution, with the levels of their widest range."""
-    steps = []
+    groups = []
     for _, members in groupby(layers, key=lambda layer: (layer.tower, layer.source)):
         shared = tuple(members)
         levels = None
         if shared[0].kind is not LayerKind.EMBEDDING:
             known = ranges[shared[0].name]
             levels = input_levels(known[max(known)], bits)
-        steps.append(Step(shared, levels))
-    return steps
+        groups.append(InputGroup(shared, levels))
+    return groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +151,22 @@ def spaced_channels(rows: Float[Tensor, "n c"], width: int) -> Float[Tensor, "n 
 
 
 class Chain:
-    """Accumulates each step's distribution, and its joint distribution with the next step."""
+    """Accumulates each input group's distribution, and its joint one with the next group."""
 
-    def __init__(self, steps: Sequence[Step], temperature: float) -> None:
-        self._steps = steps
+    def __init__(self, groups: Sequence[InputGroup], temperature: float) -> None:
+        self._groups = groups
         self._temperature = temperature
-        self._places = {step.lead.name: place for place, step in enumerate(steps)}
+        self._places = {group.lead.name: place for place, group in enumerate(groups)}
         self._marginals: dict[int, Tensor] = {}
         self._joints: dict[int, Tensor] = {}
         self._before: tuple[int, _Sample] | None = None
 
     def add(self, name: str, inputs: Tensor, quota: int) -> None:
-        """Takes in about `quota` values of a layer's input; only a step's first layer counts."""
+        """Takes in about `quota` values of a layer's input; only a group's first layer counts."""
         place = self._places.get(name)
         if place is None:
             return
-        sample = _sample(inputs, self._steps[place].lead.kind, quota)
+        sample = _sample(inputs, self._groups[place].lead.kind, quota)
         for values in torch.split(sample.rows.flatten(), self._chunk(place)):
             _accumulate(self._marginals, place, self._assign(place, values).sum(dim=0))
         if self._before is not None:
@@ -174,7 +174,7 @@ class Chain:
             if (
                 earlier == place - 1
                 and before.tokens == sample.tokens
-                and self._steps[earlier].lead.tower is self._steps[place].lead.tower
+                and self._groups[earlier].lead.tower is self._groups[place].lead.tower
             ):
                 self._pair(earlier, before.rows, sample.rows)
         self._before = place, sample
@@ -189,7 +189,7 @@ class Chain:
             _accumulate(self._joints, place, joint)
 
     def _levels(self, place: int) -> Tensor:
-        levels = self._steps[place].levels
+        levels = self._groups[place].levels
         assert levels is not None, "an embedding's input was shown"
         return levels
 
@@ -203,12 +203,12 @@ class Chain:
     def entropies(self) -> list[LayerEntropy]:
         """What the accumulated distributions amount to."""
         result = []
-        for place, step in enumerate(self._steps):
+        for place, group in enumerate(self._groups):
             entropy, dependency = self._entropy(place), self._dependency(place)
-            result += [LayerEntropy(layer.name, entropy, dependency) for layer in step.layers]
-            following = self._steps[place + 1 : place + 2]
-            if not following or following[0].lead.tower is not step.lead.tower:
-                result[-1] = LayerEntropy(step.layers[-1].name, entropy, None)
+            result += [LayerEntropy(layer.name, entropy, dependency) for layer in group.layers]
+            following = self._groups[place + 1 : place + 2]
+            if not following or following[0].lead.tower is not group.lead.tower:
+                result[-1] = LayerEntropy(group.layers[-1].name, entropy, None)
         return result
 
     def _entropy(self, place: int) -> float:
@@ -218,10 +218,10 @@ class Chain:
         return _share(entropy_nats(marginal / marginal.sum()), len(marginal))
 
     def _dependency(self, place: int) -> float:
-        """`H(X' | X)`; within the last step of a tower, whose layers share X, `H(X)`."""
+        """`H(X' | X)`; within the last group of a tower, whose layers share X, `H(X)`."""
         if place not in self._joints:
-            following = self._steps[place + 1 : place + 2]
-            same = following and following[0].lead.tower is self._steps[place].lead.tower
+            following = self._groups[place + 1 : place + 2]
+            same = following and following[0].lead.tower is self._groups[place].lead.tower
             return self._entropy(place + 1 if same else place)
         joint = self._joints[place] / self._joints[place].sum()
         conditional = entropy_nats(joint) - entropy_nats(joint.sum(dim=1))

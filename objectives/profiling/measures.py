@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bitfront.layers import Block, steps
+from bitfront.layers import Block, input_groups
 from bitfront.plan import Plan
 from bitfront.spec import ErrorMeasure
 from objectives.execution.similarity import divergence_nats
@@ -93,7 +93,7 @@ class WeightedOutput:
 
     def error(self, block: Block, plan: Plan) -> float:
         """The weighted squared change of the block's outputs."""
-        last = steps(block, self._layers)[-1].layers
+        last = input_groups(block, self._layers)[-1].layers
         if list(self._weights) != list(last):
             self._weights = self._squared_gradients(block, last)
         changes = self._outputs.changes(block, last, plan)

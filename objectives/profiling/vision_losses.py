@@ -21,13 +21,13 @@ from bitfront.vlm import GenerativeModel, QuestionBatch
 from objectives.profiling.calibration import Ranges
 from objectives.profiling.entropy import (
     CHANNELS,
-    Step,
-    list_steps,
+    InputGroup,
+    list_input_groups,
     soft_assignment,
     spaced_channels,
 )
 
-# Values of a step's input in one batch that its entropy is estimated from.
+# Values of an input group's input in one batch that its entropy is estimated from.
 ENTROPY_VALUES = 1 << 13
 
 
@@ -84,13 +84,13 @@ class LossParts:
 
     Attributes:
         language: L_reg, the mean cross-entropy of the answers' tokens in nats.
-        entropies: H_k of every step, in [0, 1].
+        entropies: H_k of every input group, in [0, 1].
         tower_error: The relative error of what goes into the projector.
         output_error: The relative error of the logits.
     """
 
     language: Float[Tensor, ""]
-    entropies: Float[Tensor, " steps"]
+    entropies: Float[Tensor, " groups"]
     tower_error: Float[Tensor, ""]
     output_error: Float[Tensor, ""]
 
@@ -104,19 +104,21 @@ class VisionLoss:
         spec: The weights of the parts, and the bits of the levels.
 
     Attributes:
-        steps: The inputs of the projector and of the decoder, in order of execution.
+        groups: The inputs of the projector and of the decoder, in order of execution.
     """
 
     def __init__(self, model: GenerativeModel, ranges: Ranges, spec: VisionSpec) -> None:
         self._model = model
         self._spec = spec
         after = [layer for layer in model.layers if layer.tower is not Tower.VISION]
-        steps = list_steps(after, ranges, spec.activation_bits)
-        self.steps: tuple[Step, ...] = tuple(step for step in steps if step.levels is not None)
+        groups = list_input_groups(after, ranges, spec.activation_bits)
+        self.groups: tuple[InputGroup, ...] = tuple(
+            group for group in groups if group.levels is not None
+        )
         self._levels = [
-            step.levels.to(model.device) for step in self.steps if step.levels is not None
+            group.levels.to(model.device) for group in self.groups if group.levels is not None
         ]
-        self._places = {step.lead.name: place for place, step in enumerate(self.steps)}
+        self._places = {group.lead.name: place for place, group in enumerate(self.groups)}
         self._entry = next(layer.name for layer in after if layer.tower is Tower.PROJECTOR)
 
     @torch.no_grad()
@@ -135,7 +137,7 @@ class VisionLoss:
     def parts(self, sample: Sample) -> LossParts:
         """The parts of the loss; gradients flow to whatever the vision tower depends on."""
         tower: list[Tensor] = []
-        values: list[list[Tensor]] = [[] for _ in self.steps]
+        values: list[list[Tensor]] = [[] for _ in self.groups]
 
         def note(name: str, inputs: Tensor) -> None:
             if name == self._entry:
@@ -153,7 +155,7 @@ class VisionLoss:
         )
 
     def total(
-        self, parts: LossParts, influences: Float[Tensor, " steps"], entropy_weight: float
+        self, parts: LossParts, influences: Float[Tensor, " groups"], entropy_weight: float
     ) -> Float[Tensor, ""]:
         """The loss (Q-VLM, Eq 10): `L_reg + lambda1 * L_ent + lambda2 * L_err`.
 
@@ -166,8 +168,8 @@ class VisionLoss:
         entropy = influences @ parts.entropies
         return parts.language + entropy_weight * entropy + self._spec.error_weight * error
 
-    def influences(self, samples: Iterable[Sample], leaf: Tensor) -> Float[Tensor, " steps"]:
-        """How much each step's input weighs in the output's quantization error, 1 on average.
+    def influences(self, samples: Iterable[Sample], leaf: Tensor) -> Float[Tensor, " groups"]:
+        """How much each group's input weighs in the output's quantization error, 1 on average.
 
         The w_k of Q-VLM, Eq 8: the norm of `dE / dX_k` over all samples, with E the squared
         error of the logits. All are 1 where there is no error.
@@ -176,7 +178,7 @@ class VisionLoss:
             samples: What E is summed over.
             leaf: What the vision tower depends on; the gradients are taken on the way to it.
         """
-        squares = torch.zeros(len(self.steps), device=self._model.device)
+        squares = torch.zeros(len(self.groups), device=self._model.device)
 
         def add(place: int, gradient: Tensor) -> None:
             squares[place] += gradient.float().square().sum()
@@ -199,7 +201,7 @@ class VisionLoss:
             return self._model.answer_logits(sample.batch)
 
     def _entropy(self, place: int, values: list[Tensor]) -> Tensor:
-        # Computed again on the way back: the assignments of all steps would fill the memory.
+        # Computed again on the way back: the assignments of all groups would fill the memory.
         entropy: Tensor = checkpoint(
             soft_entropy,
             torch.cat(values),

@@ -66,7 +66,7 @@ def test_towers_never_share_a_block() -> None:
     assert shape(vision + text, first + second, PartitionSpec(threshold=0.0)) == [2, 2]
 
 
-def test_layers_that_share_one_input_are_one_step() -> None:
+def test_layers_that_share_one_input_are_one_group() -> None:
     layers = [make_layer(name, source="x") for name in "qkv"]
     layers += [make_layer("out"), make_layer("up"), make_layer("down")]
     entropies = [LayerEntropy(layer.name, 0.5, 0.9) for layer in layers]
@@ -76,7 +76,7 @@ def test_layers_that_share_one_input_are_one_step() -> None:
     assert [block.layers for block in blocks] == [("q", "k", "v"), ("out", "up", "down")]
 
 
-def test_a_step_is_cut_only_where_it_exceeds_the_depth() -> None:
+def test_an_input_group_is_cut_only_where_it_exceeds_the_depth() -> None:
     layers = [make_layer(name, source="x") for name in "qkv"]
     entropies = [LayerEntropy(layer.name, 0.5, 0.9) for layer in layers]
 

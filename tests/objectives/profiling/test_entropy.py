@@ -19,7 +19,7 @@ from objectives.profiling.calibration import Ranges, calibrate
 from objectives.profiling.entropy import (
     TEMPERATURE,
     Chain,
-    Step,
+    InputGroup,
     measure_entropies,
     soft_assignment,
     spaced_channels,
@@ -166,19 +166,19 @@ def test_an_identical_layer_leaves_least_open(seed: int) -> None:
     assert same < chain_of(values, shuffled.view_as(values), tokens=1)[1]
 
 
-def step_of(name: str, width: int) -> Step:
+def group_of(name: str, width: int) -> InputGroup:
     layer = Layer(name, Tower.VISION, LayerKind.LINEAR, 1, width, 1, name, "vision")
-    return Step((layer,), input_levels(InputRange(-4.0, 4.0), BITS))
+    return InputGroup((layer,), input_levels(InputRange(-4.0, 4.0), BITS))
 
 
 def chain_of(before: Tensor, after: Tensor, *, tokens: int) -> tuple[float, float]:
     """The entropy and dependency of two linear layers with these inputs, tokens repeated."""
     first, second = (
-        step_of(name, values.shape[-1]) for name, values in (("a", before), ("b", after))
+        group_of(name, values.shape[-1]) for name, values in (("a", before), ("b", after))
     )
     chain = Chain([first, second], TEMPERATURE)
-    for step, values in ((first, before), (second, after)):
-        chain.add(step.lead.name, values.repeat(1, tokens, 1), 1 << 20)
+    for group, values in ((first, before), (second, after)):
+        chain.add(group.lead.name, values.repeat(1, tokens, 1), 1 << 20)
     entry = chain.entropies()[0]
     assert entry.dependency is not None
     return entry.entropy, entry.dependency

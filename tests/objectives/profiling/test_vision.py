@@ -110,12 +110,12 @@ def inputs_of(model: GenerativeModel, sample: Sample) -> tuple[dict[str, Tensor]
 def measured_entropies(
     model: GenerativeModel, loss: VisionLoss, sample: Sample, quota: int
 ) -> list[float]:
-    """Of the steps' inputs under whatever is on the model, as the partition measures it."""
-    chain = Chain(loss.steps, TEMPERATURE)
+    """Of the groups' inputs under whatever is on the model, as the partition measures it."""
+    chain = Chain(loss.groups, TEMPERATURE)
     with torch.no_grad(), model.watch_inputs(lambda name, x: chain.add(name, x, quota)):
         model.answer_logits(sample.batch)
     found = {entropy.layer: entropy.entropy for entropy in chain.entropies()}
-    return [found[step.lead.name] for step in loss.steps]
+    return [found[group.lead.name] for group in loss.groups]
 
 
 def test_entropy_of_values_is_that_of_their_mean_assignment() -> None:
@@ -144,7 +144,7 @@ def test_entropy_has_a_gradient_where_most_levels_are_far_away() -> None:
     assert gradient[1] > 0
 
 
-def test_steps_have_the_entropies_that_the_partition_measures(
+def test_input_groups_have_the_entropies_that_the_partition_measures(
     model: GenerativeModel, loss: VisionLoss, samples: list[Sample]
 ) -> None:
     for sample in samples:
@@ -155,12 +155,12 @@ def test_steps_have_the_entropies_that_the_partition_measures(
         np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
 
 
-def test_steps_are_the_inputs_after_the_vision_tower_each_once(
+def test_input_groups_are_the_inputs_after_the_vision_tower_each_once(
     model: GenerativeModel, loss: VisionLoss
 ) -> None:
     sources = [layer.source for layer in model.layers if layer.tower is not Tower.VISION]
 
-    assert [step.lead.source for step in loss.steps] == list(dict.fromkeys(sources))
+    assert [group.lead.source for group in loss.groups] == list(dict.fromkeys(sources))
 
 
 def test_full_precision_has_no_errors(loss: VisionLoss, samples: list[Sample]) -> None:
@@ -205,13 +205,13 @@ def test_influences_are_the_norms_that_plain_autograd_finds(
     samples: list[Sample],
     bounds: TrainedBounds,
 ) -> None:
-    squares = np.zeros(len(loss.steps))
+    squares = np.zeros(len(loss.groups))
     with quantized(model, ranges, bounds):
         found = loss.influences(samples, bounds.factors)
         for sample in samples:
             seen, logits = inputs_of(model, sample)
             error = (logits - sample.logits).square().sum()
-            gradients = torch.autograd.grad(error, [seen[step.lead.name] for step in loss.steps])
+            gradients = torch.autograd.grad(error, [seen[group.lead.name] for group in loss.groups])
             squares += [float(gradient.double().square().sum()) for gradient in gradients]
 
     assert not found.requires_grad
@@ -227,19 +227,19 @@ def test_influences_are_equal_where_nothing_is_lost(
     with quantized(model, ranges, bounds):
         lossless = loss.sample(samples[0].batch)
 
-        assert loss.influences([lossless], bounds.factors).tolist() == [1] * len(loss.steps)
+        assert loss.influences([lossless], bounds.factors).tolist() == [1] * len(loss.groups)
 
 
 def test_total_adds_entropies_and_errors_with_their_weights(loss: VisionLoss) -> None:
     def total(language: float, entropy: float, tower: float, output: float) -> float:
-        entropies = torch.full((len(loss.steps),), entropy)
+        entropies = torch.full((len(loss.groups),), entropy)
         parts = LossParts(
             torch.tensor(language), entropies, torch.tensor(tower), torch.tensor(output)
         )
-        return float(loss.total(parts, torch.ones(len(loss.steps)), 0.25))
+        return float(loss.total(parts, torch.ones(len(loss.groups)), 0.25))
 
     assert total(1.0, 0.0, 0.0, 0.0) == 1
-    assert total(0.0, 1.0, 0.0, 0.0) == pytest.approx(0.25 * len(loss.steps))
+    assert total(0.0, 1.0, 0.0, 0.0) == pytest.approx(0.25 * len(loss.groups))
     assert total(0.0, 0.0, 1.0, 0.0) == pytest.approx(SPEC.error_weight)
     assert total(0.0, 0.0, 0.0, 1.0) == pytest.approx(SPEC.error_weight * SPEC.output_weight)
 
@@ -279,7 +279,7 @@ def test_every_bound_has_a_gradient(
 ) -> None:
     with quantized(model, ranges, bounds):
         parts = loss.parts(samples[0])
-        total = loss.total(parts, torch.ones(len(loss.steps)), 0.1)
+        total = loss.total(parts, torch.ones(len(loss.groups)), 0.1)
         (gradient,) = torch.autograd.grad(total, bounds.factors)
 
     assert bounds.layers == [layer.name for layer in model.layers if layer.tower is Tower.VISION]
@@ -361,7 +361,7 @@ def test_gradients_of_clipping_are_those_of_finite_differences(part: str, cut: C
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_steps_down_the_entropy_term_lower_the_entropies(sign: int, cut: Cut) -> None:
-    ones, nothing = torch.ones(len(cut.loss.steps)), torch.tensor(0.0)
+    ones, nothing = torch.ones(len(cut.loss.groups)), torch.tensor(0.0)
     before = measured_entropies(cut.model, cut.loss, cut.sample, ENTROPY_VALUES)
 
     for _ in range(5):
