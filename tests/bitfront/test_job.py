@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront.errors import SpecError
@@ -40,7 +40,6 @@ def test_a_short_job_takes_every_default(job: Path) -> None:
     )
 
 
-@settings(deadline=None)
 @given(
     bits=st.lists(st.sampled_from(WEIGHT_BITS), min_size=1, unique=True),
     study=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),

@@ -44,7 +44,6 @@ from workers.scheduling.spool import Spool
 from workers.scheduling.trial_scheduler import TrialScheduler
 
 RELAXED = settings(
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 QUICK = settings(RELAXED, max_examples=25, stateful_step_count=40, derandomize=True)

@@ -39,7 +39,6 @@ from tests.support.llava_models import photo, questions
 from tests.support.model_folders import load_saved, save_model
 
 RELAXED = settings(
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 QUICK = settings(RELAXED, max_examples=40, derandomize=True)

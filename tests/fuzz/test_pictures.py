@@ -41,7 +41,6 @@ from tests.support.model_folders import load_saved, save_model
 from tests.support.pictures import Choices, Picture, draw_picture, encoded
 
 RELAXED = settings(
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.generate, Phase.shrink],  # explaining takes minutes
 )

@@ -23,7 +23,6 @@ from tests.fuzz.test_rows import fill
 from tests.support.store_samples import job
 
 RELAXED = settings(
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 QUICK = settings(RELAXED, max_examples=100, derandomize=True)

@@ -32,7 +32,6 @@ from tests.support.store_samples import complete, fail, job, show
 from workers.scheduling.spool import Spool
 
 RELAXED = settings(
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 QUICK = settings(RELAXED, max_examples=60, derandomize=True)

@@ -21,7 +21,6 @@ from workers.scheduling.result_json import from_json, to_json
 from workers.scheduling.worker_config import WorkerConfig
 
 RELAXED = settings(
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 QUICK = settings(RELAXED, max_examples=150, derandomize=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from search.correlation import rank_correlation, rank_interval
@@ -19,7 +19,6 @@ def ranks(values: list[float]) -> list[float]:
 
 
 @given(pairs)
-@settings(deadline=None)
 def test_it_is_spearmans(values: list[tuple[float, float]]) -> None:
     first, second = [a for a, _ in values], [b for _, b in values]
 

@@ -1,7 +1,7 @@
 """Options: no two ways to say the same, and nothing lost that is worth measuring."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront.errors import SpecError
@@ -80,7 +80,6 @@ BITS = (2, 3, 4, 8)
     st.lists(st.floats(0.01, 1), min_size=8, max_size=8),
     st.sampled_from([0.5, 1.0, 1.5, 3.0]),
 )
-@settings(deadline=None)
 def test_screening_keeps_all_that_is_near_the_predicted_front(
     errors: list[float], slack: float
 ) -> None:
@@ -129,7 +128,6 @@ cells = st.lists(
 
 @pytest.mark.parametrize("counted", [False, True])
 @given(found=cells)
-@settings(deadline=None)
 def test_what_is_dropped_is_beaten_by_what_is_kept(counted: bool, found: list[Cell]) -> None:
     resources = (Resource.NBYTES, Resource.BIT_OPERATIONS)[: 1 + counted]
 

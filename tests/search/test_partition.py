@@ -1,7 +1,7 @@
 """The partition follows Q-VLM, Eq 7: dependent neighbours share a block, towers never do."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront.layers import Layer, LayerKind, Tower
@@ -110,7 +110,6 @@ def test_transformer_blocks_are_cut_at_the_depth() -> None:
     st.integers(1, 3),
     st.none() | st.floats(0, 1),
 )
-@settings(deadline=None)
 def test_every_layer_is_in_one_block_in_order_and_names_are_unique(
     dependencies: list[float], granularity: Granularity, depth: int, threshold: float | None
 ) -> None:

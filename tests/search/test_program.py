@@ -72,7 +72,7 @@ def all_plans(cells: Cells) -> list[tuple[int, float, float]]:
 
 
 @given(instances(), st.floats(0, 1.1))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_solution_is_the_brute_force_optimum(cells: Cells, share: float) -> None:
     plans = all_plans(cells)
     sizes = [nbytes for nbytes, _, _ in plans]
@@ -125,7 +125,7 @@ def problems(draw: st.DrawFn) -> tuple[Cells, Resource, int, list[Limit]]:
 
 
 @given(problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_mix_of_limits_is_held_at_the_optimum(
     problem: tuple[Cells, Resource, int, list[Limit]],
 ) -> None:
@@ -153,7 +153,7 @@ def test_any_mix_of_limits_is_held_at_the_optimum(
 
 
 @given(problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_cannot_be_held_is_named_with_the_least_possible_value(
     problem: tuple[Cells, Resource, int, list[Limit]],
 ) -> None:
@@ -177,7 +177,7 @@ def test_what_cannot_be_held_is_named_with_the_least_possible_value(
 
 
 @given(problems())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_floor_is_the_cheapest_plan_within_the_limits_and_the_ceiling_the_best(
     problem: tuple[Cells, Resource, int, list[Limit]],
 ) -> None:
@@ -242,7 +242,6 @@ def test_our_search_and_highs_agree_on_instances_beyond_brute_force(seed: int) -
 
 
 @given(instances())
-@settings(deadline=None)
 def test_more_bytes_never_make_it_worse(cells: Cells) -> None:
     program = Program.of(cells)
     low, high = program.relaxation.floor, program.relaxation.ceiling

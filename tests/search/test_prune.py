@@ -35,7 +35,7 @@ def all_plans(cells: Cells) -> list[tuple[int, float, tuple[Cell, ...]]]:
 
 
 @given(instances(), st.sampled_from([0.0, 0.1, 0.5, 2.0]), st.integers(1, 5), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_plan_within_epsilon_of_the_optimum_is_lost_at_any_budget(
     cells: Cells, epsilon: float, count: int, upper_half: bool
 ) -> None:
@@ -54,7 +54,7 @@ def test_no_plan_within_epsilon_of_the_optimum_is_lost_at_any_budget(
 
 
 @given(instances(), st.sampled_from([0.0, 0.5]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_no_such_plan_uses_is_removed_with_a_certificate(cells: Cells, epsilon: float) -> None:
     budgets = some_budgets(cells, 3)
 
@@ -116,7 +116,7 @@ def limited_problems(draw: st.DrawFn) -> tuple[Program, list[int], list[tuple[in
 
 
 @given(limited_problems(), st.sampled_from([0.0, 0.1, 0.5]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_plan_within_epsilon_and_all_limits_is_lost(
     problem: tuple[Program, list[int], list[tuple[int, float, Plan]]], epsilon: float
 ) -> None:
@@ -133,7 +133,7 @@ def test_no_plan_within_epsilon_and_all_limits_is_lost(
 
 
 @given(limited_problems(), st.sampled_from([0.0, 0.5]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_no_such_plan_within_the_limits_uses_is_removed(
     problem: tuple[Program, list[int], list[tuple[int, float, Plan]]], epsilon: float
 ) -> None:

@@ -369,9 +369,7 @@ configurations = st.builds(
 )
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=configurations,
     params=st.dictionaries(names, st.integers() | floats | st.text("aé\x00")),

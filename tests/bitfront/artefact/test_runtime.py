@@ -43,7 +43,7 @@ def test_what_travels_imports_nothing_of_bitfront(source: Path) -> None:
     assert imported <= TRAVELS_WITH | set(sys.stdlib_module_names)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(WIDTHS), st.integers(1, 40), st.integers(0, 2**31))
 def test_the_loader_reads_every_stream_of_codes(bits: int, count: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -90,7 +90,7 @@ def test_a_weight_in_memory_takes_its_packed_bytes() -> None:
     assert held < 64 * 64
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.sampled_from([4, 6, 8]),
     st.floats(-8, 8, width=32),
@@ -109,7 +109,7 @@ def test_static_inputs_are_rounded_to_the_bit(
     assert torch.equal(rounding(inputs), InputQuantizer(bits, bounds)(inputs))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([4, 6, 8]),
     st.sampled_from([1e-12, 1e-3, 1.0, 1e5, 1e8]),

@@ -100,7 +100,7 @@ def test_bounds_for_each_channel_get_a_gradient_of_their_shape() -> None:
     torch.testing.assert_close(for_high, above.float(), rtol=0, atol=0.1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(widths, bounds, bounds, st.lists(bounds, min_size=1, max_size=20))
 def test_an_input_goes_to_its_nearest_level_and_stays_there(
     bits: int, one: float, other: float, values: list[float]
@@ -120,7 +120,7 @@ def test_an_input_goes_to_its_nearest_level_and_stays_there(
     assert torch.equal(quantizer(found), found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(widths, bounds, bounds)
 def test_the_levels_cover_the_range_and_zero(bits: int, one: float, other: float) -> None:
     low, high = min(one, other), max(one, other)
@@ -134,7 +134,7 @@ def test_the_levels_cover_the_range_and_zero(bits: int, one: float, other: float
     assert levels[-1] >= max(high, 0) - 0.501 * step
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(widths, st.integers(1, 6), st.integers(1, 30), st.integers(0, 2**31))
 def test_a_dynamic_range_is_each_tokens_own(bits: int, tokens: int, width: int, seed: int) -> None:
     inputs = torch.randn(2, tokens, width, generator=torch.Generator().manual_seed(seed)) * 3

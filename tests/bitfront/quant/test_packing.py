@@ -55,7 +55,7 @@ def test_every_code_round_trips_at_every_place(bits: int) -> None:
         assert torch.equal(unpack_codes(pack_codes(codes, bits), bits, 9), codes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(WIDTHS), st.data())
 def test_any_codes_of_any_shape_round_trip(bits: int, data: st.DataObject) -> None:
     rows, columns = data.draw(st.tuples(st.integers(0, 9), st.integers(0, 9)))
@@ -91,7 +91,7 @@ def test_a_stream_of_another_length_is_refused() -> None:
         unpack_codes(torch.zeros(4, dtype=torch.uint8), 3, 11)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 9),
     st.integers(1, 70),

@@ -19,7 +19,7 @@ def _heavy_tailed(rows: int, columns: int, seed: int) -> Tensor:
     return normal * normal.square()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from([4, 6, 8]), st.integers(0, 1000), st.floats(-5, 5))
 def test_a_searched_range_is_never_worse_than_the_extremes(
     bits: int, seed: int, shift: float

@@ -135,7 +135,7 @@ def test_asymmetric_weights_are_those_of_torch(bits: int) -> None:
     torch.testing.assert_close(dequantize_weight(quantized), expected, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(widths, groups, st.booleans(), st.booleans(), seeds, st.integers(1, 50))
 def test_the_error_is_at_most_half_a_step_inside_the_range(
     bits: int, group: int, symmetric: bool, search: bool, seed: int, columns: int
@@ -152,7 +152,7 @@ def test_the_error_is_at_most_half_a_step_inside_the_range(
     assert (error <= scale * 0.50001)[covered].all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(widths, st.booleans(), seeds, st.integers(1, 80), st.sampled_from([0.5, 1.0, 3.0]))
 def test_search_is_never_worse_than_covering(
     bits: int, symmetric: bool, seed: int, columns: int, power: float
@@ -200,7 +200,7 @@ def test_search_comes_close_to_trying_every_grid(
     assert searched.sum() < best.sum() * slack
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.booleans(), st.booleans(), seeds, st.integers(16, 80))
 def test_a_wider_code_is_not_worse(symmetric: bool, search: bool, seed: int, columns: int) -> None:
     weight = normal(4, columns, seed)
@@ -212,7 +212,7 @@ def test_a_wider_code_is_not_worse(symmetric: bool, search: bool, seed: int, col
     assert all(more <= fewer for fewer, more in itertools.pairwise(errors))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(WIDTHS[:-1]), groups, st.booleans(), seeds, st.integers(1, 50))
 def test_covered_weights_are_left_alone_the_second_time(
     bits: int, group: int, symmetric: bool, seed: int, columns: int
@@ -229,7 +229,7 @@ def test_covered_weights_are_left_alone_the_second_time(
     torch.testing.assert_close(twice, once, rtol=2**-10, atol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     widths,
     st.booleans(),
@@ -307,7 +307,7 @@ def test_a_negative_group_is_refused() -> None:
         quantize_weight(torch.ones(2, 2), 4, group=-1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(widths, st.integers(1, 40), st.integers(1, 40), st.booleans(), seeds)
 def test_groups_are_quantized_apart(
     bits: int, group: int, columns: int, symmetric: bool, seed: int

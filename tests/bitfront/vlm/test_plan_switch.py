@@ -51,7 +51,7 @@ def weights() -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in MODEL.module.state_dict().items()}
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.dictionaries(

@@ -69,7 +69,7 @@ def peak(vision: nn.Module, samples: int, width: int, bits: dict[str, int]) -> i
 
 
 sizes = st.integers(1, 9)
-QUICK = settings(max_examples=30, deadline=None)
+QUICK = settings(max_examples=30)
 
 
 @given(samples=sizes, width=sizes, hidden=sizes, out=sizes, bits=st.sampled_from([4, 6, 8, 16]))

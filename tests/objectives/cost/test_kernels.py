@@ -21,7 +21,7 @@ def _pair(rows: int, columns: int, positions: int, seed: int) -> tuple[Tensor, T
     return weight, 2 * torch.randn(positions, columns, generator=generator) - 0.5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 70),
