@@ -458,6 +458,14 @@ class StopSpec(Section):
     patience: int | None = Field(None, ge=1)
 
 
+class DeploymentTarget(StrEnum):
+    """The runtime that a configuration is for; see `bitfront.targets`."""
+
+    ANY = "any"
+    TORCH = "torch"
+    ONNXRUNTIME = "onnxruntime"
+
+
 class JobSpec(Section):
     """A whole search job."""
 

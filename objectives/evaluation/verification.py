@@ -11,6 +11,7 @@ from typing import IO, Self
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load, save
 from torch import Tensor
 
 from bitfront.artefact.architectures import RUNTIME
@@ -26,14 +27,17 @@ from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 
-PACKAGES = ("bitfront", "objectives", "search", "service", "storage", "workers")
-"""What an artefact's process cannot import."""
+_OWN = ("bitfront", "objectives", "search", "service", "storage", "workers")
+BLOCKED = {"packed": _OWN, "onnx": (*_OWN, "torch", "onnx")}
+"""What an artefact's process cannot import, by the kind of artefact."""
 
 # Outputs may differ by this share of their own spread: what was measured in float32 but is stored
 # in 16 bits (norms, biases) moves them, and where inputs are quantized single codes flip.
 DIFFERENCE_SHARE = 0.02
 _SPREADS = 1.96  # standard errors of a 95 % interval
 _REPEATS = 7
+_LEAST_COSINE = 0.98
+_CAPTIONS = 64
 _TIMED_BATCHES = (1, 32)
 
 
@@ -55,6 +59,8 @@ class Verification:
         files_nbytes: Bytes of all files.
         resident_nbytes: Memory that loading the model took.
         latency_s: Seconds of a forward by batch size, the median of seven.
+        text_cosine: The mean cosine of captions' features with those of the configuration's text
+            tower; None for a model without one.
     """
 
     largest_difference: float
@@ -70,6 +76,7 @@ class Verification:
     files_nbytes: int
     resident_nbytes: int
     latency_s: dict[str, float]
+    text_cosine: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON content."""
@@ -87,6 +94,11 @@ class Verification:
                 f"the artefact's outputs differ from the measured by {self.mean_difference:.3g} "
                 f"in the mean, more than {allowed:.3g}: it is not what was measured"
             )
+        if self.text_cosine is not None and not self.text_cosine >= _LEAST_COSINE:
+            raise FailedBuild(
+                f"the artefact's text features have a mean cosine of {self.text_cosine:.4f} with "
+                f"the measured ones, less than {_LEAST_COSINE}: it is not what was measured"
+            )
         if not self.error_low <= self.measured_error <= self.error_high:
             raise FailedBuild(
                 f"the artefact's error is {self.error:.4f} ({self.error_low:.4f} to "
@@ -95,7 +107,11 @@ class Verification:
 
 
 def verify(
-    evaluator: Evaluator, configuration: Configuration, folder: Path, measured_error: float
+    evaluator: Evaluator,
+    configuration: Configuration,
+    folder: Path,
+    measured_error: float,
+    kind: str,
 ) -> Verification:
     """Runs the artefact in a folder beside the configuration that it is of.
 
@@ -104,18 +120,20 @@ def verify(
         configuration: What the artefact is of.
         folder: The artefact.
         measured_error: What its trial recorded, on the selection split.
+        kind: What it is built as, `packed` or `onnx`.
 
     Raises:
         FailedBuild: It cannot be loaded or run.
     """
     verifier = _verifier(evaluator)
     differences, predictions, spreads = [], [], []
-    with Runner(folder) as runner:
+    with Runner(folder, kind) as runner:
         for given, wanted in verifier.calibration(configuration):
             found = runner.run(given)
             differences.append((found - wanted).abs().flatten())
             predictions.append((found.argmax(-1) == wanted.argmax(-1)).flatten())
             spreads.append(wanted.flatten())
+        text_cosine = verifier.text_cosine(runner)
         wrong, samples = verifier.wrong(runner)
         latency_s = {}
         for size in _TIMED_BATCHES:
@@ -137,6 +155,7 @@ def verify(
         files_nbytes=sum(files),
         resident_nbytes=resident,
         latency_s=latency_s,
+        text_cosine=text_cosine,
     )
 
 
@@ -158,8 +177,9 @@ class Runner:
 
     resident_nbytes: int
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str) -> None:
         self._folder = folder
+        self._kind = kind
 
     def __enter__(self) -> Self:
         """Starts it.
@@ -167,7 +187,8 @@ class Runner:
         Raises:
             FailedBuild: It cannot be loaded.
         """
-        command = [sys.executable, "-IB", str(RUNTIME / "serve.py"), str(self._folder), *PACKAGES]
+        script, blocked = str(RUNTIME / "serve.py"), BLOCKED[self._kind]
+        command = [sys.executable, "-IB", script, self._kind, str(self._folder), *blocked]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -200,7 +221,8 @@ class Runner:
 
     def _write(self, given: dict[str, Tensor]) -> None:
         try:
-            send(_open(self._process.stdin), given)
+            contiguous = {name: tensor.contiguous() for name, tensor in given.items()}
+            send(_open(self._process.stdin), save(contiguous))
         except BrokenPipeError:
             self._fail()
 
@@ -209,7 +231,7 @@ class Runner:
         if found is None:
             self._fail()
         assert found is not None
-        return found
+        return load(found)
 
     def _fail(self) -> None:
         _, said = self._process.communicate()
@@ -252,6 +274,14 @@ class _Classes:
         found = [runner.run({"pixels": p}).argmax(-1) for p in self._batches(SplitName.SELECTION)]
         return int((torch.cat(found) != labels.cpu()).sum()), len(labels)
 
+    def text_cosine(self, runner: Runner) -> float:
+        """How near captions' features are to those of the text tower that has the last plan on."""
+        captions = self._task.captions[:_CAPTIONS].cpu()
+        with torch.no_grad():
+            wanted = self._task.model.encode_texts(captions).float().cpu()
+        found = runner.run({"captions": captions})
+        return float(torch.nn.functional.cosine_similarity(found, wanted, dim=-1).mean())
+
     def sample(self, size: int) -> dict[str, Tensor]:
         """A batch of a size."""
         pixels = next(self._batches(SplitName.CALIBRATION))
@@ -293,6 +323,10 @@ class _Answers:
                     answer = parse(task.model.decode(tokens), task.answer_pattern)
                 wrong += not is_right(answer, split.accepted[place])
         return wrong, len(split)
+
+    def text_cosine(self, runner: Runner) -> None:
+        """None: there is no text tower."""
+        del runner
 
     def sample(self, size: int) -> dict[str, Tensor]:
         """A batch of a size."""

@@ -1,8 +1,8 @@
-"""Commands that bring a configuration out of the database: build, artefacts."""
+"""Commands that bring a configuration out of the database: build, artefacts, targets."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
@@ -13,7 +13,7 @@ from service.commands.query import TEXT_OR_JSON
 
 if TYPE_CHECKING:
     from bitfront.trial import Trial
-    from objectives.evaluation.verification import Verification
+    from service.study.build import Built
 
 
 @click.command()
@@ -25,10 +25,19 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["packed"]),
+    type=click.Choice(["packed", "onnx"]),
     default="packed",
     show_default=True,
-    help="What to build: packed is a checkpoint with its own loader, for torch.",
+    help="What to build: packed is a checkpoint with its own loader, for torch; onnx is models "
+    "for ONNX Runtime. 'bitfront targets' says more.",
+)
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default="4",
+    show_default=True,
+    help="Of onnx: 4 lets the runtime round inputs to 8 bits where the trial did not, which is "
+    "fast; 0 does not.",
 )
 @click.option(
     "--out",
@@ -38,7 +47,13 @@ if TYPE_CHECKING:
 )
 @database_option
 def build(
-    study: str, trial: int | None, target: str, out: Path, url: str, **limits: float | None
+    study: str,
+    trial: int | None,
+    target: str,
+    accuracy_level: str,
+    out: Path,
+    url: str,
+    **limits: float | None,
 ) -> None:
     """Build the best configuration of STUDY under limits into a model that runs without bitfront.
 
@@ -46,31 +61,35 @@ def build(
     its error, its size, its memory and its speed are measured there.
     """
     from service.study.build import (
-        build_packed,
+        build_artefact,
         check_place,
         check_trial,
         read_example,
-        requirements,
+        writer,
     )
     from storage.store import open_store
 
-    del target
+    write = writer(target, int(accuracy_level))
     found = find_configuration(url, study, trial, limits)
     check_trial(study, found.trial)
     check_place(out)
     click.echo(f"trial {found.trial.number} of study {study}", err=True)
     evaluator = load_evaluator(found.study, found.bounds, None)
     with open_store(url) as store:
-        verification = build_packed(evaluator, found.study, found.trial, out, store)
-    click.echo(_report(out, found.trial, verification))
-    click.echo(f"\nIt needs {', '.join(requirements(out))}. Use it as {out / 'example.py'} does:\n")
+        built = build_artefact(
+            evaluator, found.study, found.trial, out, store, target=target, write=write
+        )
+    click.echo(_report(out, found.trial, built))
+    requires = ", ".join(map(str, cast("list[str]", built.card["requires"])))
+    click.echo(f"\nIt needs {requires}. Use it as {out / 'example.py'} does:\n")
     click.echo(read_example(out))
 
 
-def _report(out: Path, trial: "Trial", found: "Verification") -> str:
+def _report(out: Path, trial: "Trial", built: "Built") -> str:
     from bitfront.units import size_text
     from service.views.tables import pairs_text
 
+    found = built.verification
     error = (
         f"{100 * found.error:.2f} % of {found.samples} samples "
         f"({100 * found.error_low:.2f} to {100 * found.error_high:.2f} %), "
@@ -81,7 +100,7 @@ def _report(out: Path, trial: "Trial", found: "Verification") -> str:
         f"mean; {100 * found.same_predictions:.1f} % of the predictions are the same"
     )
     size = (
-        f"{size_text(found.tensors_nbytes)} of tensors, as promised to the byte; "
+        f"{size_text(found.tensors_nbytes)} of the trial's tensors, as promised to the byte; "
         f"{size_text(found.files_nbytes)} with all files"
     )
     times = [f"{1000 * s:.3g} ms at batch {size}" for size, s in found.latency_s.items()]
@@ -92,6 +111,8 @@ def _report(out: Path, trial: "Trial", found: "Verification") -> str:
         ("memory", f"{size_text(found.resident_nbytes)} when loaded"),
         ("latency", ", ".join(times)),
     ]
+    changes = cast("list[str]", built.card.get("changes", []))
+    pairs += [("changed", sentence) for sentence in changes]
     return f"{out} is built, and verified in a process without bitfront:\n{pairs_text(pairs)}"
 
 
@@ -142,4 +163,18 @@ def artefacts(study: str, form: str, url: str) -> None:
     click.echo(table(["trial", "target", "size", "error", "state", "folder"], rows, left=(1, 4, 5)))
 
 
-COMMANDS: Final = (build, artefacts)
+@click.command()
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
+def targets(form: str) -> None:
+    """Say which runtimes a configuration can be built for, and what each has kernels for."""
+    from bitfront.targets import TARGETS
+    from service.views.targets import target_dict, targets_text
+
+    if form == "json":
+        for target in TARGETS:
+            click.echo(json.dumps(target_dict(target)))
+    else:
+        click.echo(targets_text(TARGETS))
+
+
+COMMANDS: Final = (build, artefacts, targets)

@@ -1,31 +1,38 @@
 """Building an artefact: written beside its place, verified, recorded, and only then put there."""
 
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from bitfront.artefact.runtime.packed_model import CARD
 from bitfront.errors import FailedBuild, SpecError
 from bitfront.failpoints import failpoint
 from bitfront.files import file_digest, sync_folder
 from bitfront.plan import Configuration
+from bitfront.targets import ONNXRUNTIME
 from bitfront.trial import Trial, TrialState
+from objectives.evaluation.card import write_card
 from objectives.evaluation.evaluator import Evaluator
-from objectives.evaluation.packed import write_card, write_packed
+from objectives.evaluation.packed import write_packed
 from objectives.evaluation.verification import Verification, verify
 from service.study.heartbeat import is_running
 from storage.artefacts import ArtefactRecord
 from storage.records import StudyRecord
 from storage.store import Store
 
-PACKED = "packed"
+PACKED, ONNX = "packed", "onnx"
 
+Writer = Callable[[Evaluator, Configuration, Path, Mapping[str, object]], dict[str, object]]
+"""What writes an artefact's files into a folder, and gives the card."""
+
+_ONNX_PACKAGES = ("onnx", *ONNXRUNTIME.packages)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)\.partial")
 
 
@@ -56,17 +63,56 @@ def check_trial(study: str, trial: Trial) -> None:
         )
 
 
-def build_packed(
-    evaluator: Evaluator, study: StudyRecord, trial: Trial, out: Path, store: Store
-) -> Verification:
-    """Builds a trial's packed checkpoint into a folder, which is not there yet.
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An artefact that has its name.
+
+    Attributes:
+        card: What it says of itself.
+        verification: What it was seen to do.
+    """
+
+    card: Mapping[str, object]
+    verification: Verification
+
+
+def writer(target: str, accuracy_level: int) -> Writer:
+    """What writes an artefact of a kind.
+
+    Raises:
+        SpecError: A package that this takes is not installed.
+    """
+    if target == PACKED:
+        return write_packed
+    missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
+    if missing:
+        raise SpecError(
+            f"--to {target} needs {' and '.join(missing)}: "
+            f"'pip install bitfront[{ONNXRUNTIME.extra}]'"
+        )
+    from objectives.evaluation.onnx_models import write_onnx  # only then can it be imported
+
+    return partial(write_onnx, accuracy_level=accuracy_level)
+
+
+def build_artefact(
+    evaluator: Evaluator,
+    study: StudyRecord,
+    trial: Trial,
+    out: Path,
+    store: Store,
+    *,
+    target: str = PACKED,
+    write: Writer = write_packed,
+) -> Built:
+    """Builds a trial's artefact into a folder, which is not there yet.
 
     Whatever ends this before its end leaves no folder of that name; what it leaves beside it, the
     next build removes.
 
     Raises:
-        FailedBuild: The checkpoint is not what was measured, or cannot be written.
-        InvalidModel: Its loader does not know the model's architecture.
+        FailedBuild: The artefact is not what was measured, or cannot be written.
+        InvalidModel: The model's architecture is not known.
     """
     out = out.absolute()
     _remove_left_over(out)
@@ -76,14 +122,13 @@ def build_packed(
         temporary.mkdir()
     try:
         with _sentences(out):
-            facts = _facts(evaluator, study, trial)
-            card = write_packed(evaluator, configuration, temporary, facts)
+            card = write(evaluator, configuration, temporary, _facts(evaluator, study, trial))
             failpoint("build.written")
-            found = _verified(evaluator, configuration, temporary, trial)
+            found = _verified(evaluator, configuration, temporary, trial, target)
             card["verification"] = found.to_dict()
             write_card(card, temporary)
             _sync(temporary)
-            store.put_artefact(study.name, _record(out, temporary, trial, found))
+            store.put_artefact(study.name, _record(out, temporary, trial, found, target))
             failpoint("build.recorded")
             temporary.rename(out)
             sync_folder(out.parent)
@@ -91,13 +136,13 @@ def build_packed(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     failpoint("build.placed")
-    return found
+    return Built(card, found)
 
 
 def _verified(
-    evaluator: Evaluator, configuration: Configuration, folder: Path, trial: Trial
+    evaluator: Evaluator, configuration: Configuration, folder: Path, trial: Trial, target: str
 ) -> Verification:
-    found = verify(evaluator, configuration, folder, trial.values["error"])
+    found = verify(evaluator, configuration, folder, trial.values["error"], target)
     failpoint("build.verified")
     found.check()
     return found
@@ -118,14 +163,15 @@ def _facts(evaluator: Evaluator, study: StudyRecord, trial: Trial) -> dict[str, 
         "quantizer": spec.quantizer.model_dump(mode="json"),
         "configuration": trial.configuration.to_dict(),
         "measured": dict(trial.values),
-        "how_to_load": "from packed_model import load; model = load(FOLDER)",
     }
 
 
-def _record(out: Path, folder: Path, trial: Trial, found: Verification) -> ArtefactRecord:
+def _record(
+    out: Path, folder: Path, trial: Trial, found: Verification, target: str
+) -> ArtefactRecord:
     return ArtefactRecord(
         trial=trial.number,
-        target=PACKED,
+        target=target,
         path=str(out),
         nbytes=found.tensors_nbytes,
         files=digests(folder),
@@ -154,12 +200,6 @@ def artefact_state(record: ArtefactRecord) -> str:
 def read_example(out: Path) -> str:
     """The script that shows how the artefact in a folder is used."""
     return (out / "example.py").read_text(encoding="utf-8")
-
-
-def requirements(out: Path) -> list[str]:
-    """The packages that the artefact in a folder needs."""
-    card: Mapping[str, list[str]] = json.loads((out / CARD).read_text(encoding="utf-8"))
-    return card["requires"]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Runs an artefact for a process that compares it: samples come in, outputs go out.
 
-    python -IB serve.py FOLDER [PACKAGE ...]
+    python -IB serve.py packed|onnx FOLDER [PACKAGE ...]
 
 No PACKAGE can be imported. Each message, either way, is eight bytes of length, little-endian, and
 so many bytes of a safetensors file. The first one out says that the model is loaded.
@@ -8,30 +8,28 @@ so many bytes of a safetensors file. The first one out says that the model is lo
 
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-from safetensors.torch import load, save
-from torch import Tensor
-
 _LENGTH = 8
 
+Outputs = Callable[[dict[str, Any]], Any]
 
-def send(stream: IO[bytes], tensors: dict[str, Tensor]) -> None:
+
+def send(stream: IO[bytes], content: bytes) -> None:
     """Writes one message."""
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     stream.write(len(content).to_bytes(_LENGTH, "little") + content)
     stream.flush()
 
 
-def receive(stream: IO[bytes]) -> dict[str, Tensor] | None:
+def receive(stream: IO[bytes]) -> bytes | None:
     """Reads one message; None where there is none any more."""
     length = stream.read(_LENGTH)
     if len(length) < _LENGTH:
         return None
-    return load(stream.read(int.from_bytes(length, "little")))
+    return stream.read(int.from_bytes(length, "little"))
 
 
 def resident_nbytes() -> int:
@@ -42,42 +40,74 @@ def resident_nbytes() -> int:
     return 0
 
 
-def outputs(model: Any, given: dict[str, Tensor]) -> Tensor:  # noqa: ANN401  # the loader's
-    """What a model makes of a message: logits, or with a `limit` the greedy tokens.
+def packed(folder: Path) -> Outputs:
+    """What a packed checkpoint makes of a message: logits, features, or with a `limit` tokens.
 
-    Tokens of rows that end early are filled up with -1.
+    Greedy tokens of rows that end early are filled up with -1.
     """
-    if "tokens" not in given:
-        logits: Tensor = model.logits(given["pixels"])
-        return logits
-    pixels, sizes = given.get("pixels"), given.get("sizes")
-    if "limit" in given:
+    import torch
+
+    sys.path.insert(0, str(folder))
+    model = import_module("packed_model").load(folder)
+
+    def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # a tensor
+        if "captions" in given:
+            with torch.no_grad():
+                features = model.architecture.encode_texts(given["captions"])
+            return torch.nn.functional.normalize(features, dim=-1)
+        if "tokens" not in given:
+            return model.logits(given["pixels"])
+        pixels, sizes = given.get("pixels"), given.get("sizes")
+        if "limit" not in given:
+            return model.logits(given["tokens"], pixels, sizes, int(given["kept"]))
         rows = model.generate(given["tokens"], pixels, sizes, int(given["limit"]))
         longest = max(map(len, rows))
         return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
-    found: Tensor = model.logits(given["tokens"], pixels, sizes, int(given["kept"]))
-    return found
+
+    return outputs
 
 
-def serve(folder: Path, asked: IO[bytes], told: IO[bytes]) -> None:
+def onnx(folder: Path) -> Outputs:
+    """What ONNX models make of a message: logits, or features."""
+    runtime: Any = import_module("onnxruntime")
+    image = runtime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
+
+    def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # an array
+        if "captions" not in given:
+            return image.run(["logits"], given)[0]
+        text = runtime.InferenceSession(folder / "text.onnx", providers=["CPUExecutionProvider"])
+        return text.run(["features"], {"tokens": given["captions"]})[0]
+
+    return outputs
+
+
+RUNTIMES = {"packed": (packed, "torch", "torch"), "onnx": (onnx, "numpy", "onnxruntime")}
+"""How each kind of artefact is loaded, the library of its arrays, and the one that runs it."""
+
+
+def serve(kind: str, folder: Path, asked: IO[bytes], told: IO[bytes]) -> None:
     """Answers messages until their stream ends."""
+    load, library, runtime = RUNTIMES[kind]
+    arrays: Any = import_module(library)
+    files: Any = import_module(f"safetensors.{library}")
+    import_module(runtime)  # its own memory is not the model's
+    make = arrays.tensor if library == "torch" else arrays.array
     before = resident_nbytes()
-    sys.path.insert(0, str(folder))
-    model = import_module("packed_model").load(folder)
-    send(told, {"resident_nbytes": torch.tensor(resident_nbytes() - before)})
-    while (given := receive(asked)) is not None:
-        times = []
-        found = torch.empty(0)
-        for _ in range(int(given.pop("repeats", torch.tensor(1)))):
+    outputs = load(folder)
+    send(told, files.save({"resident_nbytes": make(resident_nbytes() - before)}))
+    while (message := receive(asked)) is not None:
+        given = files.load(message)
+        times, found = [], None
+        for _ in range(int(given.pop("repeats", 1))):
             started = time.perf_counter()
-            found = outputs(model, given)
+            found = outputs(given)
             times.append(time.perf_counter() - started)
-        send(told, {"outputs": found.cpu(), "seconds": torch.tensor(times)})
+        send(told, files.save({"outputs": found, "seconds": make(times)}))
 
 
 if __name__ == "__main__":
-    for package in sys.argv[2:]:
+    for package in sys.argv[3:]:
         sys.modules[package] = None  # type: ignore[assignment]  # then importing it raises
     messages = sys.stdout.buffer
     sys.stdout = sys.stderr  # what a library prints is no message
-    serve(Path(sys.argv[1]), sys.stdin.buffer, messages)
+    serve(sys.argv[1], Path(sys.argv[2]), sys.stdin.buffer, messages)

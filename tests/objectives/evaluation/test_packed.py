@@ -1,21 +1,19 @@
 """A configuration as a packed checkpoint: as large as promised, and what was measured."""
 
 import json
-import random
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bitfront.artefact.example import EXAMPLE
 from bitfront.artefact.runtime.packed_model import (
     Answerer,
     Classifier,
@@ -23,47 +21,17 @@ from bitfront.artefact.runtime.packed_model import (
     load,
 )
 from bitfront.errors import InvalidModel
-from bitfront.layers import LayerKind
-from bitfront.plan import Configuration, Plan, Recovery
-from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
+from bitfront.plan import Configuration, Recovery
 from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA, JobSpec
 from objectives.data.task import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
-from objectives.evaluation.packed import EXAMPLE, write_packed
-from tests.support.clip_models import folder_spec, save_open_clip, save_pictures, save_transformers
+from objectives.evaluation.packed import write_packed
+from tests.support.artefacts import evaluator, open_clip_folder, random_configuration
+from tests.support.clip_models import folder_spec, save_transformers
 
 MODELS = (REFERENCE_CLIP, REFERENCE_LLAVA)
-SAMPLES = {"calibration": 16, "tuning": 24, "selection": 24, "test": 16}
-
-
-@cache
-def evaluator(name: str, **quantizer: str) -> Evaluator:
-    """Kept for all tests: its calibration is the same for all of them."""
-    content = {
-        "study": "packed",
-        "model": {"source": "reference", "name": name, "device": "cpu"},
-        "data": {"source": "reference", "samples": SAMPLES},
-        "space": {"clips": [1.0, 0.999]},
-        "quantizer": {"scale_search": False, **quantizer},
-    }
-    return Evaluator.from_spec(JobSpec.model_validate(content))
-
-
-def random_configuration(
-    loaded: Evaluator, seed: int, recovery: Recovery | None, *, of: int = 1
-) -> Configuration:
-    """Every `of`-th layer with a format of its own; a tenth of them without one."""
-    draw = random.Random(seed)
-    plan = {}
-    for layer in loaded.model.layers[::of]:
-        inputs = (16,) if layer.kind is LayerKind.EMBEDDING else ACTIVATION_BITS
-        bits, group = draw.choice(WEIGHT_BITS), draw.choice((0, 8, 24, 32))
-        clip = draw.choice((1.0, 0.999))
-        if draw.random() < 0.9:
-            plan[layer.name] = Precision(bits, draw.choice(inputs), group, clip)
-    return Configuration(Plan.of(plan), recovery)
 
 
 def stored_nbytes(path: Path) -> int:
@@ -217,29 +185,6 @@ def test_new_captions_have_the_features_of_the_quantized_text_tower(tmp_path: Pa
 
     unit = torch.nn.functional.normalize(found, dim=-1)
     assert torch.allclose(unit, model.class_features, atol=1e-5)
-
-
-def open_clip_folder(folder: Path) -> JobSpec:
-    model = folder / "model"
-    model.mkdir()
-    save_open_clip(model)
-    # Exact in 16 bits, so that what no plan changes is stored as it was measured.
-    path = model / "open_clip_model.safetensors"
-    save_file({name: tensor.half().float() for name, tensor in load_file(path).items()}, path)
-    pictures = folder / "pictures"
-    save_pictures(pictures, {"one": 14, "two": 14})
-    return JobSpec.model_validate(
-        {
-            "study": "own",
-            "model": folder_spec(model, "open_clip").model_dump(),
-            "data": {
-                "source": "image_folder",
-                "path": str(pictures),
-                "samples": {"calibration": 8, "tuning": 4, "selection": 8, "test": 4},
-            },
-            "space": {"clips": [1.0, 0.999]},
-        }
-    )
 
 
 def test_a_model_of_ones_own_loads_with_torch_alone_and_reads_pictures_alike(

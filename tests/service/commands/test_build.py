@@ -176,6 +176,62 @@ def test_a_recovered_generative_model_answers_from_the_folder_alone(
     assert len((out / "example.py").read_text().splitlines()) <= 16
 
 
+@pytest.fixture(scope="module")
+def exported(database: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("exported") / "model"
+    return out, run(database, "build", CLIP, "--trial", "0", "--to", "onnx", "--out", str(out))
+
+
+def test_a_model_for_onnxruntime_is_verified_there_and_recorded(
+    exported: tuple[Path, Result], database: Path
+) -> None:
+    out, result = exported
+
+    assert result.exit_code == 0, result.stderr
+    assert "It needs onnxruntime, numpy, pillow." in result.stdout
+    assert result.stdout.endswith((out / "example.py").read_text() + "\n")
+    assert names(out) == ["card.json", "example.py", "image.onnx", "text.onnx"]
+    card = json.loads((out / "card.json").read_text())
+    assert card["verification"]["text_cosine"] > 0.99
+    assert card["verification"]["error_low"] <= card["measured"]["error"]
+    assert set(card["kernels"].values()) == {"MatMulIntegerToFloat"}
+    assert card["changes"] == []
+    (found,) = [known for known in listed(database, CLIP) if known["path"] == str(out)]
+    assert (found["target"], found["state"]) == ("onnx", "whole")
+
+
+@pytest.mark.parametrize(
+    ("study", "trial", "said"),
+    [
+        (CLIP, "3", r"the artefact's error is 0\.\d+ \(.*\), but 0.9990 was measured"),
+        (LLAVA, "0", "a model that answers questions cannot be built as ONNX yet"),
+    ],
+    ids=["another error", "another model"],
+)
+def test_what_cannot_be_exported_leaves_nothing(
+    study: str, trial: str, said: str, database: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+
+    result = run(database, "build", study, "--trial", trial, "--to", "onnx", "--out", str(out))
+
+    assert result.exit_code == 2
+    assert re.search(said, result.stderr)
+    assert names(tmp_path) == []
+
+
+def test_a_runtime_that_is_not_installed_is_told_before_anything_is_loaded(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    arguments = ("--trial", "0", "--to", "onnx", "--out", str(tmp_path / "model"))
+
+    result = run(database, "build", CLIP, *arguments)
+
+    assert result.exit_code == 2
+    assert "needs onnxruntime: 'pip install bitfront[onnxruntime]'" in result.stderr
+
+
 ALONE = """
 import runpy, sys
 for name in ("bitfront", "objectives", "service", "storage", "open_clip", "transformers", "numpy"):

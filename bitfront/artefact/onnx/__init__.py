@@ -1,0 +1,1 @@
+"""ONNX: a configuration as graphs that ONNX Runtime loads."""

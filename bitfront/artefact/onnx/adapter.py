@@ -1,0 +1,53 @@
+"""The adapter of P4Q as a part of a graph: a low-bit bottleneck after the image features."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bitfront.artefact.onnx.codes import BYTE, PackedLayer
+from bitfront.artefact.onnx.graph import Graph, normalised
+from bitfront.artefact.onnx.products import product
+
+
+class Adapter:
+    """Its two layers, and how they are put together.
+
+    Args:
+        tensors: A recovery's, by name.
+        settings: What a card says of the adapter.
+        accuracy_level: Of MatMulNBits.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], accuracy_level: int
+    ) -> None:
+        self._blend: float = settings["blend"]
+        self._tensors = tensors
+        self._accuracy_level = accuracy_level
+        self.layers = {
+            part: _layer(f"adapter.{part}", tensors, settings["bits"], tuple(shape))
+            for part, shape in settings["shapes"].items()
+        }
+
+    def features(self, graph: Graph, features: str) -> str:
+        """The image features `(n, d)` after the adapter, not normalised."""
+        root = math.sqrt(self.layers["down"].columns)
+        unit = graph.add("Mul", normalised(graph, features), graph.number(root))
+        hidden = graph.add("Relu", self._product(graph, "down", unit))
+        changed = graph.add("Mul", self._product(graph, "up", hidden), graph.number(self._blend))
+        return graph.add("Add", changed, graph.add("Mul", unit, graph.number(1 - self._blend)))
+
+    def _product(self, graph: Graph, part: str, inputs: str) -> str:
+        layer = self.layers[part]
+        bias = layer.key("bias")
+        return product(graph, layer, inputs, (bias, self._tensors[bias]), self._accuracy_level)
+
+
+def _layer(
+    name: str, tensors: Mapping[str, Tensor], bits: int, shape: tuple[int, ...]
+) -> PackedLayer:
+    prefix = f"{name}."
+    own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    return PackedLayer(name, bits, bits if bits <= BYTE else 16, 0, shape, own)

@@ -1,0 +1,107 @@
+"""A graph in the making: nodes and the tensors they take, under short names."""
+
+from collections.abc import Mapping, Sequence
+from itertools import starmap
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import ArrayLike, DTypeLike
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
+_OPSETS = (helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1))
+_IR_VERSION = 10
+
+Attribute = int | float | Sequence[int]
+
+
+class Graph:
+    """Collects nodes in order of execution.
+
+    What a node gives is named by a number; constants with the same content are kept once.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._tensors: dict[str, onnx.TensorProto] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def input(self, name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> str:
+        """An input of the model."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+        return name
+
+    def output(self, value: str, name: str, shape: Sequence[int | str]) -> None:
+        """Makes a value a float32 output of the model."""
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
+
+    def add(self, operator: str, *inputs: str, domain: str = "", **attributes: Attribute) -> str:
+        """A node with one output; an input that is empty is left out."""
+        output = f"v{len(self._nodes)}"
+        node = helper.make_node(operator, list(inputs), [output], domain=domain)
+        node.attribute.extend(starmap(helper.make_attribute, attributes.items()))
+        self._nodes.append(node)
+        return output
+
+    def store(self, name: str, tensor: Tensor) -> str:
+        """A tensor of the checkpoint, under its name and as it is."""
+        if name not in self._tensors:
+            array = tensor.contiguous().numpy()
+            self._tensors[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def constant(self, values: ArrayLike, dtype: DTypeLike) -> str:
+        """Numbers that the graph needs."""
+        array = np.asarray(values, dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"c{len(self._constants)}"
+            self._constants[key] = name
+            self._tensors[name] = numpy_helper.from_array(array, name)
+        return self._constants[key]
+
+    def number(self, value: float) -> str:
+        """A float32 scalar."""
+        return self.constant(value, np.float32)
+
+    def cast(self, value: str, kind: int) -> str:
+        """The value in another type."""
+        return self.add("Cast", value, to=kind)
+
+    def floats(self, name: str, tensor: Tensor) -> str:
+        """A tensor of the checkpoint, as float32."""
+        stored = self.store(name, tensor)
+        return stored if tensor.dtype == torch.float32 else self.cast(stored, TensorProto.FLOAT)
+
+    def shaped(self, value: str, *shape: int) -> str:
+        """The value in another shape; 0 keeps a dimension, -1 is what is left."""
+        return self.add("Reshape", value, self.constant(shape, np.int64))
+
+    def sliced(self, value: str, axis: int, start: int, end: int) -> str:
+        """Part of an axis."""
+        bounds = [self.constant([place], np.int64) for place in (start, end, axis)]
+        return self.add("Slice", value, *bounds)
+
+    def model(self, facts: Mapping[str, str]) -> onnx.ModelProto:
+        """The finished model."""
+        graph = helper.make_graph(
+            self._nodes, "bitfront", self._inputs, self._outputs, list(self._tensors.values())
+        )
+        model = helper.make_model(
+            graph, opset_imports=list(_OPSETS), ir_version=_IR_VERSION, producer_name="bitfront"
+        )
+        helper.set_model_props(model, dict(facts))
+        return model
+
+
+def normalised(graph: Graph, features: str) -> str:
+    """Vectors at length 1; one of length 0 stays."""
+    length = graph.add("ReduceL2", features, graph.constant([-1], np.int64))
+    return graph.add("Div", features, graph.add("Max", length, graph.number(1e-12)))

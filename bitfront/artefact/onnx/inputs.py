@@ -1,0 +1,73 @@
+"""Rounding a layer's input in a graph, exactly as a trial did: with standard operators."""
+
+import numpy as np
+from onnx import TensorProto
+
+from bitfront.artefact.onnx.codes import BYTE, PackedLayer, stored
+from bitfront.artefact.onnx.graph import Graph
+from bitfront.quant.grid import LARGEST_SCALE, SMALLEST_SCALE
+
+_HALF_STEP = 2.0**-11 * (1 + 2.0**-10)  # a little more than half of float16's spacing, relatively
+
+
+def rounded_input(graph: Graph, layer: PackedLayer, inputs: str, axes: tuple[int, ...]) -> str:
+    """The layer's input on its levels.
+
+    Args:
+        graph: Where to.
+        layer: The layer.
+        inputs: Its input.
+        axes: The dimensions that share a dynamic range.
+    """
+    if layer.activation_bits > BYTE:
+        return inputs
+    if "input_scale" in layer.tensors:
+        return _static(graph, layer, inputs)
+    return _dynamic(graph, layer.activation_bits, inputs, axes)
+
+
+def _static(graph: Graph, layer: PackedLayer, inputs: str) -> str:
+    """Codes in a byte, and back; below 8 bits, what is outside of the levels is cut off before."""
+    top = 2**layer.activation_bits - 1
+    scale = graph.floats(layer.key("input_scale"), layer.tensors["input_scale"])
+    zero = stored(graph, layer, "input_zero")
+    if layer.activation_bits < BYTE:
+        known = float(layer.tensors["input_scale"].float()), int(layer.tensors["input_zero"])
+        low, high = -known[1] * known[0], (top - known[1]) * known[0]
+        inputs = graph.add("Clip", inputs, graph.number(low), graph.number(high))
+    codes = graph.add("QuantizeLinear", inputs, scale, zero)
+    return graph.add("DequantizeLinear", codes, scale, zero)
+
+
+def _dynamic(graph: Graph, bits: int, inputs: str, axes: tuple[int, ...]) -> str:
+    """`scale * round(x / scale)` within the range, as `bitfront.quant.inputs` has it."""
+    top = 2**bits - 1
+    limit, nothing = LARGEST_SCALE * top, graph.number(0)
+    chosen = graph.constant(axes, np.int64)
+    low, high = (graph.add(f"Reduce{end}", inputs, chosen) for end in ("Min", "Max"))
+    down = graph.add("Neg", graph.add("Clip", low, graph.number(-limit), nothing))
+    up = graph.add("Clip", high, nothing, graph.number(limit))
+    span = graph.add("Div", graph.add("Add", down, up), graph.number(top))
+    scale = _covering_scale(graph, span)
+    zero = graph.add("Round", graph.add("Div", down, graph.add("Max", scale, span)))
+    multiples = graph.add("Round", graph.add("Div", inputs, scale))
+    multiples = graph.add("Max", multiples, graph.add("Neg", zero))
+    multiples = graph.add("Min", multiples, graph.add("Sub", graph.number(top), zero))
+    return graph.add("Mul", multiples, scale)
+
+
+def _covering_scale(graph: Graph, span: str) -> str:
+    """The smallest float16 scale that is not below a span, as `covering_scale` finds it."""
+    wanted = graph.add("Clip", span, graph.number(SMALLEST_SCALE), graph.number(LARGEST_SCALE))
+    nearest = _through_float16(graph, wanted)
+    larger = graph.add("Mul", nearest, graph.number(1 + _HALF_STEP))
+    following = graph.add(
+        "Max",
+        _through_float16(graph, larger),
+        graph.add("Add", nearest, graph.number(SMALLEST_SCALE)),
+    )
+    return graph.add("Where", graph.add("Less", nearest, wanted), following, nearest)
+
+
+def _through_float16(graph: Graph, value: str) -> str:
+    return graph.cast(graph.cast(value, TensorProto.FLOAT16), TensorProto.FLOAT)

@@ -1,0 +1,193 @@
+"""Targets: the runtimes that a configuration can be built for, and what each has a kernel for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+from bitfront.layers import LayerKind
+from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
+from bitfront.spec import DeploymentTarget, QuantizerSpec
+
+Scheme = Literal["symmetric", "asymmetric"]
+
+_MULTIPLYING: Final = frozenset({LayerKind.LINEAR, LayerKind.CONVOLUTION})
+_NARROW: Final = tuple(bits for bits in WEIGHT_BITS if bits < 16)
+_ROUNDED: Final = tuple(bits for bits in ACTIVATION_BITS if bits < 16)
+_SUGGESTED_GROUPS: Final = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeFormat:
+    """A form of product that a runtime has a kernel for.
+
+    Attributes:
+        kernel: The kernel, as the runtime calls it.
+        kinds: What the weight does with its input.
+        weight_bits: Widths of weights that it takes.
+        activation_bits: Widths of inputs; 16 is an input in floating point.
+        ranges: What quantized inputs' ranges must be; None where it takes both.
+        group_multiple: Groups are multiples of it; 0 where a whole row must share a scale.
+        held_bits: How wide codes lie in memory, by scheme and width; their own width where it
+            says nothing. A file always has their own width.
+    """
+
+    kernel: str
+    kinds: frozenset[LayerKind]
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    ranges: Literal["static"] | None
+    group_multiple: int
+    held_bits: Mapping[Scheme, Mapping[int, int]]
+
+    def takes(self, kind: LayerKind, precision: Precision, quantizer: QuantizerSpec) -> bool:
+        """Whether it computes a layer of that kind and precision."""
+        rounds = precision.quantizes_input and kind is not LayerKind.EMBEDDING
+        return (
+            kind in self.kinds
+            and precision.weight_bits in self.weight_bits
+            and precision.activation_bits in self.activation_bits
+            and (not rounds or self.ranges in (None, quantizer.activations))
+            and self._takes_group(precision)
+        )
+
+    def _takes_group(self, precision: Precision) -> bool:
+        if not precision.group or not precision.quantizes_weight:
+            return True
+        return self.group_multiple > 0 and precision.group % self.group_multiple == 0
+
+    def held(self, weight_bits: int, scheme: Scheme) -> int:
+        """Bits that a weight takes in memory that has `weight_bits` in the file."""
+        return self.held_bits.get(scheme, {}).get(weight_bits, weight_bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A runtime.
+
+    Attributes:
+        name: What a job calls it.
+        artefact: What `bitfront build --to` calls that which it loads.
+        packages: The Python packages that run it.
+        extra: The extra of bitfront that installs what builds and verifies it; empty for none.
+        models: The models that can be built for it.
+        formats: What it has kernels for, the fastest first.
+        rest: What becomes of a layer that it has no kernel for.
+    """
+
+    name: DeploymentTarget
+    artefact: str
+    packages: tuple[str, ...]
+    extra: str
+    models: str
+    formats: tuple[NativeFormat, ...]
+    rest: str
+
+    def native(
+        self, kind: LayerKind, precision: Precision, quantizer: QuantizerSpec
+    ) -> NativeFormat | None:
+        """What computes a layer of that kind and precision; None where there is no kernel."""
+        found = (form for form in self.formats if form.takes(kind, precision, quantizer))
+        return next(found, None)
+
+    def nearest(self, precision: Precision, quantizer: QuantizerSpec) -> list[Precision]:
+        """Precisions of linear layers near this one that it has kernels for, the nearest first.
+
+        The width of weights is kept; a group or the inputs give way.
+        """
+        return list(dict.fromkeys(self._nearest(precision, quantizer)))
+
+    def _nearest(self, precision: Precision, quantizer: QuantizerSpec) -> Iterator[Precision]:
+        bits, inputs, clip = precision.weight_bits, precision.activation_bits, precision.clip
+        by_distance = sorted(_SUGGESTED_GROUPS, key=lambda size: abs(size - precision.group))
+        groups = {precision.group: None, by_distance[0]: None, 0: None}
+        for activation_bits in (inputs, 16):
+            for group in groups:
+                near = Precision(bits, activation_bits, group, clip)
+                if self.native(LayerKind.LINEAR, near, quantizer) is not None:
+                    yield near
+
+
+_Held = Mapping[Scheme, Mapping[int, int]]
+
+_BYTES: Final = MappingProxyType(dict.fromkeys(_NARROW, 8))
+_IN_BYTES: Final[_Held] = MappingProxyType({"symmetric": _BYTES, "asymmetric": _BYTES})
+# A zero point between two codes, as those of asymmetric codes are, is whole in a byte.
+_IN_BLOCKS: Final[_Held] = MappingProxyType(
+    {
+        "symmetric": MappingProxyType({2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 8: 8}),
+        "asymmetric": _BYTES,
+    }
+)
+_FLOATS: Final = MappingProxyType({16: 32})
+_UNPACKED: Final[_Held] = MappingProxyType({"symmetric": _FLOATS, "asymmetric": _FLOATS})
+
+TORCH: Final = Target(
+    name=DeploymentTarget.TORCH,
+    artefact="packed",
+    packages=("torch", "safetensors"),
+    extra="",
+    models="the bundled ones, open_clip's CLIP with a vision transformer",
+    formats=(
+        NativeFormat(
+            kernel="unpacks a layer, multiplies in float32",
+            kinds=frozenset(LayerKind),
+            weight_bits=WEIGHT_BITS,
+            activation_bits=ACTIVATION_BITS,
+            ranges=None,
+            group_multiple=1,
+            held_bits=MappingProxyType({}),
+        ),
+    ),
+    rest="there is no rest",
+)
+
+ONNXRUNTIME: Final = Target(
+    name=DeploymentTarget.ONNXRUNTIME,
+    artefact="onnx",
+    packages=("onnxruntime",),
+    extra="onnxruntime",
+    models="the bundled CLIP, open_clip's CLIP with a vision transformer",
+    formats=(
+        NativeFormat(
+            kernel="MatMulNBits",
+            kinds=_MULTIPLYING,
+            weight_bits=_NARROW,
+            activation_bits=(16,),
+            ranges=None,
+            group_multiple=16,
+            held_bits=_IN_BLOCKS,
+        ),
+        NativeFormat(
+            kernel="MatMulIntegerToFloat",
+            kinds=_MULTIPLYING,
+            weight_bits=_NARROW,
+            activation_bits=_ROUNDED,
+            ranges="static",
+            group_multiple=0,
+            held_bits=_IN_BYTES,
+        ),
+        NativeFormat(
+            kernel="Gather",
+            kinds=frozenset({LayerKind.EMBEDDING}),
+            weight_bits=_NARROW,
+            activation_bits=ACTIVATION_BITS,
+            ranges=None,
+            group_multiple=1,
+            held_bits=_IN_BYTES,
+        ),
+        NativeFormat(
+            kernel="MatMul",
+            kinds=frozenset(LayerKind),
+            weight_bits=(16,),
+            activation_bits=ACTIVATION_BITS,
+            ranges="static",
+            group_multiple=1,
+            held_bits=_UNPACKED,
+        ),
+    ),
+    rest="weights are unpacked to float32 when the model is loaded, and inputs rounded by "
+    "standard operators: the same numbers and the same file, but the memory and time of float32",
+)
+
+TARGETS: Final = (TORCH, ONNXRUNTIME)

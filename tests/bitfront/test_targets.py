@@ -1,0 +1,86 @@
+"""The table of targets: what each runtime has a kernel for, and what is near to it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitfront.layers import LayerKind
+from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
+from bitfront.spec import DeploymentTarget, QuantizerSpec
+from bitfront.targets import ONNXRUNTIME, TARGETS, TORCH
+
+KINDS = st.sampled_from(LayerKind)
+PRECISIONS = st.builds(
+    Precision,
+    st.sampled_from(WEIGHT_BITS),
+    st.sampled_from(ACTIVATION_BITS),
+    st.integers(0, 300),
+)
+QUANTIZERS = st.builds(
+    QuantizerSpec,
+    scheme=st.sampled_from(["symmetric", "asymmetric"]),
+    activations=st.sampled_from(["static", "dynamic"]),
+)
+STATIC, DYNAMIC = QuantizerSpec(), QuantizerSpec(activations="dynamic")
+
+
+def test_every_target_of_a_job_is_in_the_table() -> None:
+    assert {target.name for target in TARGETS} == set(DeploymentTarget) - {DeploymentTarget.ANY}
+
+
+@given(KINDS, PRECISIONS, QUANTIZERS)
+def test_torch_takes_whatever_can_be_searched(
+    kind: LayerKind, precision: Precision, quantizer: QuantizerSpec
+) -> None:
+    assert TORCH.native(kind, precision, quantizer) is not None
+
+
+@given(PRECISIONS, QUANTIZERS)
+def test_what_is_near_has_a_kernel_and_the_same_width(
+    precision: Precision, quantizer: QuantizerSpec
+) -> None:
+    for target in TARGETS:
+        near = target.nearest(precision, quantizer)
+
+        assert near
+        assert len(set(near)) == len(near)
+        for found in near:
+            assert found.weight_bits == precision.weight_bits
+            assert target.native(LayerKind.LINEAR, found, quantizer) is not None
+        if target.native(LayerKind.LINEAR, precision, quantizer) is not None:
+            assert near[0] == precision
+
+
+@pytest.mark.parametrize(
+    ("text", "quantizer", "kernel"),
+    [
+        ("w4a16", STATIC, "MatMulNBits"),
+        ("w3a16g32", STATIC, "MatMulNBits"),
+        ("w4a16g24", STATIC, None),
+        ("w8a8", STATIC, "MatMulIntegerToFloat"),
+        ("w2a4", STATIC, "MatMulIntegerToFloat"),
+        ("w8a8g32", STATIC, None),
+        ("w8a8", DYNAMIC, None),
+        ("w16a16", DYNAMIC, "MatMul"),
+    ],
+)
+def test_onnxruntime_has_a_kernel_or_none(
+    text: str, quantizer: QuantizerSpec, kernel: str | None
+) -> None:
+    found = ONNXRUNTIME.native(LayerKind.LINEAR, Precision.parse(text), quantizer)
+
+    assert (None if found is None else found.kernel) == kernel
+
+
+@pytest.mark.parametrize(
+    ("text", "quantizer", "expected"),
+    [
+        ("w4a16g24", STATIC, ["w4a16g16", "w4a16"]),
+        ("w8a8g48", STATIC, ["w8a8", "w8a16g48", "w8a16g32", "w8a16"]),
+        ("w4a8", DYNAMIC, ["w4a16", "w4a16g16"]),
+    ],
+)
+def test_the_nearest_changes_the_group_or_the_inputs(
+    text: str, quantizer: QuantizerSpec, expected: list[str]
+) -> None:
+    assert list(map(str, ONNXRUNTIME.nearest(Precision.parse(text), quantizer))) == expected
