@@ -170,16 +170,20 @@ class Rounding(StrEnum):
     """How the codes of a weight matrix are chosen; the stored format is the same for all.
 
     `nearest` takes each weight's nearest level. `gptq` and `descent` make the error of the layer's
-    outputs small on the calibration samples; see `bitfront.quant.rounding`.
+    outputs small on the calibration samples; see `bitfront.quant.rounding`. `auto` is `descent`
+    where it can be had: a layer whose moments are not known has its nearest codes, and where the
+    full model's inputs take too much memory the target `auto` is `own`. The other methods are
+    refused there.
     """
 
+    AUTO = "auto"
     NEAREST = "nearest"
     GPTQ = "gptq"
     DESCENT = "descent"
 
 
 class Target(StrEnum):
-    """What the codes of `gptq` and `descent` are fitted to; see `bitfront.quant.rounding.targets`.
+    """What `gptq` and `descent` fit the codes to; see `bitfront.quant.rounding.targets`.
 
     `own` is the layer's own weight, on the inputs of the full model. `output` is the full model's
     output, on the inputs that the layer gets from the quantized ones before it. `residual` is
@@ -199,8 +203,8 @@ class RangeKind(StrEnum):
 
     `measured`: at the extremes of the calibration samples, or at the percentile of a clip.
     `searched`: where the output of the layer changes least (where a clip or learned bounds give
-    no range already). `auto`: `searched` for inputs of fewer than 8 bits where `rounding` is not
-    `nearest`, and else `measured`.
+    no range already; a convolution with groups keeps its measured range). `auto`: `searched` for
+    inputs of fewer than 8 bits where `rounding` is not `nearest`, and else `measured`.
     """
 
     MEASURED = "measured"
@@ -211,13 +215,13 @@ class RangeKind(StrEnum):
 class QuantizerSpec(Section):
     """How weights and inputs are mapped to codes, for all layers alike.
 
-    `target` says what `gptq` and `descent` fit the codes to, and nothing else looks at it.
+    `target` says what every rounding but `nearest` fits the codes to.
     `ranges` is for static activations.
     """
 
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
     scale_search: bool = True
-    rounding: Rounding = Rounding.NEAREST
+    rounding: Rounding = Rounding.AUTO
     target: Target = Target.AUTO
     ranges: RangeKind = RangeKind.AUTO
     activations: Literal["static", "dynamic"] = "static"

@@ -26,6 +26,7 @@ REVISIONS = (
     "0013",
     "0014",
     "0015",
+    "0016",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -58,8 +58,8 @@ class PlanSwitch:
         ranges: Layer name and clip to the static range of the layer's input.
         cache_nbytes: How much quantized weight to keep; the least recently used goes first.
         bounds: What static ranges are scaled by, by layer and activation bits.
-        moments: Layer name to the second moment of its inputs, `X^T X / n`, which every rounding
-            method but `nearest` needs.
+        moments: Layer name to the second moment of its inputs, `X^T X / n`, which `gptq` and
+            `descent` need; under `auto` a layer without one has its nearest codes.
         searched: Finds the ranges that the quantizer asks to be searched.
 
     Attributes:
@@ -203,7 +203,7 @@ class PlanSwitch:
 
     def _codes(self, layer: str, form: LayerForm) -> QuantizedWeight:
         weight, moment = self._model.weight(layer), self._moments.get(layer)
-        needs_moment = self._quantizer.rounding is not Rounding.NEAREST
+        needs_moment = self._quantizer.rounding not in (Rounding.NEAREST, Rounding.AUTO)
         if needs_moment and moment is None and self._model.multiplying(layer):
             raise SpecError(
                 f"the second moment of the inputs of {layer} is not known, and the rounding method "

@@ -30,7 +30,7 @@ from objectives.evaluation.scorer import ScoringContext
 from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.profiling.calibration import Ranges, calibrate, range_table
-from objectives.profiling.moments import measure_moments
+from objectives.profiling.moments import measure_moments, missing_note
 from objectives.profiling.range_search import RangeSearch
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
 from objectives.rounding.sequential import SequentialSwitch
@@ -51,6 +51,7 @@ class Evaluator:
             them nor features nor recoveries.
         bounds: What visual-encoder optimisation learned.
         features: Folder for features that memory has no room for.
+        moments: What `measure_moments` returned, for a job whose rounding is not `nearest`.
 
     Attributes:
         spec: The job.
@@ -82,6 +83,7 @@ class Evaluator:
         self.task = family.task
         self.model = family.task.model
         self.ranges = ranges
+        self._moments = moments
         searched = RangeSearch(self.task)
         self.cell_switch = PlanSwitch(
             self.model, spec.quantizer, ranges, bounds=bounds, moments=moments, searched=searched
@@ -146,10 +148,20 @@ class Evaluator:
         family = load_family(spec.data, model, inspector)
         clips = sorted({1.0, *spec.space.clips})
         ranges = calibrate(family.task, clips)
-        moments = {}
-        if spec.quantizer.rounding is not Rounding.NEAREST:
-            moments = dict(measure_moments(family.task))
+        moments: Mapping[str, Tensor] = {}
+        rounding = spec.quantizer.rounding
+        if rounding is not Rounding.NEAREST:
+            is_open = rounding is Rounding.AUTO
+            moments = measure_moments(family.task, where_possible=is_open)
         return cls(spec, family, ranges, bounds=bounds, features=features, moments=moments)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where `quantizer.rounding: auto` takes a lesser method, and why; known after a trial."""
+        if self.spec.quantizer.rounding is not Rounding.AUTO:
+            return ()
+        sequential = self.switch.notes if isinstance(self.switch, SequentialSwitch) else ()
+        return (*missing_note(self.model, self._moments), *sequential)
 
     def train_recovery(
         self,

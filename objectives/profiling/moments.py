@@ -7,14 +7,15 @@ from torch import Tensor
 
 from bitfront.errors import SpecError
 from bitfront.units import size_text
-from bitfront.vlm.layers.rows import multiplied_rows
+from bitfront.vlm import LayeredModel
+from bitfront.vlm.layers.rows import has_rows, multiplied_rows
 from objectives.data.task import Task
 from objectives.profiling.calibration import watch_calibration
 
 MAX_NBYTES = 8 << 30
 
 
-def measure_moments(task: Task) -> Mapping[str, Tensor]:
+def measure_moments(task: Task, *, where_possible: bool = False) -> Mapping[str, Tensor]:
     """`X^T X / n` of every layer's inputs `X (n, columns)`, in float32, in one pass.
 
     The inputs are those of the model in full precision. Layers that share an input (q, k and v)
@@ -23,17 +24,27 @@ def measure_moments(task: Task) -> Mapping[str, Tensor]:
 
     Args:
         task: Its calibration split runs through its model, which is in full precision.
+        where_possible: Leave out what would be refused: convolutions with groups, and all
+            moments where they take too much memory.
 
     Raises:
-        SpecError: They would take more than `MAX_NBYTES` of memory.
+        SpecError: They would take more than `MAX_NBYTES` of memory, or a layer is a convolution
+            with groups.
     """
     model = task.model
-    sources = {layer.name: layer.source for layer in model.layers if model.multiplying(layer.name)}
+    sources = {
+        layer.name: layer.source
+        for layer in model.layers
+        if (modules := model.multiplying(layer.name))
+        and (has_rows(modules[0]) or not where_possible)
+    }
     columns = {
         sources[layer.name]: layer.columns for layer in model.layers if layer.name in sources
     }
     nbytes = sum(4 * count**2 for count in columns.values())
     if nbytes > MAX_NBYTES:
+        if where_possible:
+            return {}
         raise SpecError(
             f"the second moments of this model's inputs take {size_text(nbytes)}, and at most "
             f"{size_text(MAX_NBYTES)} are kept: set quantizer.rounding to nearest"
@@ -62,6 +73,22 @@ def measure_moments(task: Task) -> Mapping[str, Tensor]:
         layer: _with_embedding(moment) if model.acts_from_the_start(layer) else moment
         for layer, moment in found.items()
     }
+
+
+def missing_note(model: LayeredModel, moments: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """A sentence on the layers that have no moment though they multiply; empty without any."""
+    numeric = [layer.name for layer in model.layers if model.multiplying(layer.name)]
+    missing = sum(name not in moments for name in numeric)
+    if not missing:
+        return ()
+    return (
+        f"quantizer.rounding: auto gives {missing} of {len(numeric)} layers their nearest codes: "
+        + (
+            "they are convolutions with groups, or no calibration sample reaches them"
+            if moments
+            else f"the second moments of this model's inputs take more than {size_text(MAX_NBYTES)}"
+        ),
+    )
 
 
 def _with_embedding(moment: Tensor) -> Tensor:

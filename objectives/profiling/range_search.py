@@ -5,7 +5,7 @@ from torch import Tensor
 
 from bitfront.quant.inputs import InputRange
 from bitfront.quant.ranges import MAX_ROWS, evenly_spread, searched_range
-from bitfront.vlm.layers.rows import multiplied_rows
+from bitfront.vlm.layers.rows import has_rows, multiplied_rows
 from bitfront.vlm.plan_switch import PlanSwitch
 from objectives.data.task import Task
 from objectives.profiling.calibration import calibration_batches, watch_calibration
@@ -27,7 +27,10 @@ class RangeSearch:
         self._found: dict[tuple[str, int], InputRange | None] = {}
 
     def __call__(self, layer: str, bits: int) -> InputRange | None:
-        """The layer's range for inputs of that width; None where its input was never seen."""
+        """The layer's range for inputs of that width.
+
+        None where its input was never seen, or is that of a convolution with groups.
+        """
         if (layer, bits) not in self._found:
             if not self._rows:
                 self._rows = self._gather()
@@ -48,9 +51,12 @@ class RangeSearch:
 
         def gather(layer: str, inputs: Tensor) -> None:
             nonlocal last
+            module = model.multiplying(layer)[0]
+            if not has_rows(module):
+                return
             if last is None or last[0] is not inputs:
                 quota = -(-MAX_ROWS // batches[towers[layer]])
-                rows = multiplied_rows(model.multiplying(layer)[0], inputs)
+                rows = multiplied_rows(module, inputs)
                 last = inputs, evenly_spread(rows, quota).float()
             gathered.setdefault(layer, []).append(last[1])
 

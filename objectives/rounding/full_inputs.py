@@ -1,13 +1,11 @@
 """What every layer gets in the full model, to which quantized inputs are compared."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from bitfront.errors import SpecError
-from bitfront.units import size_text
 from bitfront.vlm import LayeredModel
 from objectives.execution.streams import Stream
 
@@ -29,19 +27,22 @@ class FullInputs:
     repeated: frozenset[str]
 
 
+class _TooLarge(Exception):
+    """More would be kept than may be."""
+
+
 def record_full_inputs(
     model: LayeredModel, layers: list[str], stream: Stream, max_nbytes: int = MAX_NBYTES
-) -> FullInputs:
+) -> FullInputs | None:
     """Runs a stream through the model, which is in full precision, and keeps what layers get.
+
+    None where that takes more than `max_nbytes`.
 
     Args:
         model: The model.
         layers: Those of the stream's towers.
         stream: The samples.
         max_nbytes: What may be kept at most.
-
-    Raises:
-        SpecError: It is more.
     """
     inputs: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers}
     streams: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers}
@@ -57,10 +58,7 @@ def record_full_inputs(
     def keep(tensor: Tensor) -> Tensor:
         kept[id(tensor)] = tensor.nbytes
         if sum(kept.values()) > max_nbytes:
-            raise SpecError(
-                "the inputs of the layers on the calibration samples take more than "
-                f"{size_text(max_nbytes)}: set quantizer.target to own, or take fewer samples"
-            )
+            raise _TooLarge
         return tensor
 
     def watch(layer: str, given: Tensor) -> None:
@@ -74,7 +72,7 @@ def record_full_inputs(
         if module is not None and module in seen:
             streams[layer][batch] = keep(seen[module])
 
-    with torch.no_grad(), ExitStack() as stack:
+    with suppress(_TooLarge), torch.no_grad(), ExitStack() as stack:
         for module in {model.stream(layer) for layer in layers} - {None}:
             assert module is not None
             stack.callback(module.register_forward_pre_hook(note).remove)
@@ -82,4 +80,5 @@ def record_full_inputs(
         for batch in range(len(stream.sizes)):
             seen.clear()
             stream.run(batch)
-    return FullInputs(inputs, streams, frozenset(repeated))
+        return FullInputs(inputs, streams, frozenset(repeated))
+    return None

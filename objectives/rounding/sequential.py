@@ -10,6 +10,7 @@ from cachetools import LRUCache
 from jaxtyping import Float
 from torch import Tensor
 
+from bitfront.errors import SpecError
 from bitfront.layers import Layer
 from bitfront.plan import Plan, digest
 from bitfront.precision import Precision
@@ -19,7 +20,8 @@ from bitfront.quant.rounding.methods import rounded_target
 from bitfront.quant.rounding.problem import damped_hessian
 from bitfront.quant.rounding.targets import REGRESSION_DAMPING, QuantizedInputs, output_target
 from bitfront.quant.weights import QuantizedWeight, read_back
-from bitfront.spec import QuantizerSpec, Target
+from bitfront.spec import QuantizerSpec, Rounding, Target
+from bitfront.units import size_text
 from bitfront.vlm.layers.rows import multiplied_rows
 from bitfront.vlm.plan_switch import LayerForm, PlanSwitch, SearchedRanges, quantized_input
 from objectives.data.task import SplitName, Task
@@ -27,7 +29,7 @@ from objectives.execution.lockstep import Arrival
 from objectives.execution.runner import StreamRunner
 from objectives.execution.streams import Stream
 from objectives.profiling.calibration import Ranges
-from objectives.rounding.full_inputs import FullInputs, record_full_inputs
+from objectives.rounding.full_inputs import MAX_NBYTES, FullInputs, record_full_inputs
 
 _Key = tuple[str, LayerForm]
 
@@ -57,6 +59,7 @@ class SequentialSwitch(PlanSwitch):
 
     Layers whose target is `own`, embeddings, heads that are tied to one, and layers that run
     several times a sample are rounded as `PlanSwitch` does, on the inputs of the full model.
+    Under `auto` so are layers without a moment, and streams whose inputs take too much memory.
 
     Args:
         task: Its calibration split walks through its model.
@@ -66,6 +69,7 @@ class SequentialSwitch(PlanSwitch):
         moments: As for `PlanSwitch`.
         searched: As for `PlanSwitch`.
         cache_nbytes: How many bytes of codes to keep, and of activations between blocks.
+        input_nbytes: How many bytes the full model's inputs may take, stream by stream.
 
     Attributes:
         decided: How many layers were rounded so far.
@@ -81,6 +85,7 @@ class SequentialSwitch(PlanSwitch):
         moments: Mapping[str, Tensor] = MappingProxyType({}),
         searched: SearchedRanges = lambda _layer, _bits: None,
         cache_nbytes: int = 512 << 20,
+        input_nbytes: int = MAX_NBYTES,
     ) -> None:
         super().__init__(
             task.model, quantizer, ranges, bounds=bounds, moments=moments, searched=searched
@@ -89,13 +94,24 @@ class SequentialSwitch(PlanSwitch):
         self._runner = StreamRunner(task.model, self, cache_nbytes)
         self._streams = task.streams(SplitName.CALIBRATION)
         self._order = {stream.key: self._ordered(stream) for stream in self._streams}
-        self._full: dict[str, FullInputs] = {}
+        self._full: dict[str, FullInputs | None] = {}
+        self._input_nbytes = input_nbytes
         self._known: LRUCache[_Key, _Decision] = LRUCache(
             cache_nbytes, getsizeof=lambda known: known.nbytes
         )
         self._held: dict[_Key, _Decision] = {}
         self._shared: tuple[object, QuantizedInputs] | None = None
         self._sources = {layer.name: layer.source for layer in task.model.layers}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence where `auto` fits layers to less than `residual`; known after a first plan."""
+        if None not in self._full.values():
+            return ()
+        return (
+            "quantizer.target: auto fits weights on the inputs of the full model alone: to compare "
+            f"with those behind quantized layers takes more than {size_text(self._input_nbytes)}",
+        )
 
     def packed(self, plan: Plan) -> dict[str, dict[str, Tensor]]:
         """What a packed checkpoint stores for the weights; the plan is put on."""
@@ -115,13 +131,13 @@ class SequentialSwitch(PlanSwitch):
 
     def _forms(self, plan: Plan) -> dict[str, LayerForm]:
         wanted, forms = dict(plan), {}
-        for stream in self._streams:
-            prefix = digest(stream.key)
+        for stream in self._streams if wanted else ():
+            prefix, known = digest(stream.key), self._full_inputs(stream) is not None
             for layer in self._order[stream.key]:
                 if layer not in wanted:
                     continue
                 precision = wanted[layer]
-                follows = self._follows(layer, precision)
+                follows = known and self._follows(layer, precision)
                 forms[layer] = LayerForm(precision, prefix if follows else "")
                 prefix = digest([prefix, layer, str(precision)])
         return forms
@@ -134,7 +150,24 @@ class SequentialSwitch(PlanSwitch):
             and target is not Target.OWN
             and bool(self._model.multiplying(layer))
             and not self._model.acts_from_the_start(layer)
+            and (layer in self._moments or self._quantizer.rounding is not Rounding.AUTO)
         )
+
+    def _full_inputs(self, stream: Stream) -> FullInputs | None:
+        """What the layers of a stream get in the full model; None where that is too much."""
+        if stream.key not in self._full:
+            self.take_off()
+            layers, limit = self._order[stream.key], self._input_nbytes
+            found = record_full_inputs(self._model, layers, stream, limit)
+            quantizer = self._quantizer
+            is_open = quantizer.rounding is Rounding.AUTO and quantizer.target is Target.AUTO
+            if found is None and not is_open:
+                raise SpecError(
+                    "the inputs of the layers on the calibration samples take more than "
+                    f"{size_text(limit)}: set quantizer.target to own, or take fewer samples"
+                )
+            self._full[stream.key] = found
+        return self._full[stream.key]
 
     def _prepare(self, plan: Plan, forms: Mapping[str, LayerForm]) -> None:
         """Makes everything known that the plan shows, and holds it."""
@@ -152,9 +185,8 @@ class SequentialSwitch(PlanSwitch):
         self, stream: Stream, plan: Plan, forms: Mapping[str, LayerForm], missing: set[str]
     ) -> None:
         layers = self._order[stream.key]
-        if stream.key not in self._full:
-            self._full[stream.key] = record_full_inputs(self._model, layers, stream)
-        full = self._full[stream.key]
+        full = self._full_inputs(stream)
+        assert full is not None
 
         def quantizer(layer: str) -> InputQuantizer | None:
             return self._input_quantizer(layer, forms[layer]) if layer in forms else None

@@ -40,7 +40,7 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.answer_tokens": (3, ASKING, FOLDER),
     "data.background": ("black", FOLDER, BUNDLED),
     "data.skip_unreadable": (True, FOLDER, BUNDLED),
-    "quantizer.target": ("output", {**BUNDLED, "quantizer.rounding": "descent"}, BUNDLED),
+    "quantizer.target": ("output", BUNDLED, {**BUNDLED, "quantizer.rounding": "nearest"}),
     "quantizer.ranges": ("searched", BUNDLED, {**BUNDLED, "quantizer.activations": "dynamic"}),
     "space.clips": ([1.0, 0.9], BUNDLED, {**BUNDLED, "quantizer.activations": "dynamic"}),
     "space.recovery.class_position": (

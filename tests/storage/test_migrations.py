@@ -345,3 +345,17 @@ def test_an_older_job_with_a_rounding_method_keeps_the_target_and_the_ranges_tha
 
     with open_store(url) as store:
         assert store.study("digits").spec == job(quantizer=had)
+
+
+def test_a_job_that_leaves_the_rounding_open_is_descent_to_the_version_before(
+    databases: Databases,
+) -> None:
+    url = databases.ready()
+    with open_store(url) as store:
+        store.create_study(job(quantizer={}), {})
+
+    downgrade(url, "0015")
+    upgrade(url)
+
+    with open_store(url) as store:
+        assert store.study("digits").spec == job(quantizer={"rounding": "descent"})

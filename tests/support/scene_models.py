@@ -32,7 +32,7 @@ def untrained_encoder(seed: int = 0) -> DualEncoder:
 
 
 def scene_spec(**changes: object) -> JobSpec:
-    """A job on few scenes, with one template and in small batches."""
+    """A job on few scenes, with one template, in small batches, and with the nearest codes."""
     samples = {"calibration": 20, "tuning": 24, "selection": 20, "test": 12}
     content: dict[str, object] = {
         "study": "scenes",
@@ -43,6 +43,7 @@ def scene_spec(**changes: object) -> JobSpec:
             "batch_size": 16,
             "templates": ["a picture of {}"],
         },
+        "quantizer": {"rounding": "nearest"},
     }
     return JobSpec.model_validate({**content, **changes})
 

@@ -19,8 +19,13 @@ WIDTHS = (2, 3, 4, 5, 6, 8)
 
 
 def job(study: str = "digits", **sections: object) -> JobSpec:
-    """A job on the reference; `sections` replace the defaults."""
-    content = {"study": study, "model": {"source": "reference"}, "data": {"source": "reference"}}
+    """A job on the reference, with the nearest codes; `sections` replace the defaults."""
+    content = {
+        "study": study,
+        "model": {"source": "reference"},
+        "data": {"source": "reference"},
+        "quantizer": {"rounding": "nearest"},
+    }
     return JobSpec.model_validate({**content, **sections})
 
 

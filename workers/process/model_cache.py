@@ -119,7 +119,7 @@ def inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
         ),
         provenance=_provenance(model),
         model_parts=model.parts,
-        warnings=chance_warnings(task, full.values["error"]),
+        warnings=(*chance_warnings(task, full.values["error"]), *loaded.notes),
         fixed_latency_s=0.0 if times is None else times.fixed_seconds(),
     )
 

@@ -15,6 +15,7 @@ from bitfront.quant.weights import QuantizedWeight, quantize_for
 from bitfront.spec import QuantizerSpec, Rounding
 
 METHODS: Final[Mapping[Rounding, RoundingMethod]] = {
+    Rounding.AUTO: descent,
     Rounding.NEAREST: nearest,
     Rounding.GPTQ: gptq,
     Rounding.DESCENT: descent,
@@ -34,7 +35,8 @@ def rounded_weight(
         precision: Of the layer; below 16 bits.
         quantizer: Of the job.
         moment: `X^T X / n` of the layer's inputs `X (n, columns)`. None for a weight that
-            multiplies nothing (an embedding), which gets its nearest codes.
+            multiplies nothing (an embedding), and under `auto` where it is not known: the
+            weight then gets its nearest codes.
 
     Raises:
         InvalidModel: The weight has one dimension, is empty, or it or the moment is not finite.

@@ -7,6 +7,13 @@ from torch.nn import functional
 from bitfront.errors import SpecError
 
 
+def has_rows(module: nn.Module) -> bool:
+    """Whether `multiplied_rows` takes the module."""
+    if not isinstance(module, nn.Conv2d):
+        return True
+    return module.groups == 1 and module.padding != "same"
+
+
 def multiplied_rows(
     module: nn.Module, inputs: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "n columns"]:
@@ -18,7 +25,7 @@ def multiplied_rows(
     if not isinstance(module, nn.Conv2d):
         return inputs.flatten(0, -2)
     padding = 0 if module.padding == "valid" else module.padding
-    if isinstance(padding, str) or module.groups > 1:
+    if isinstance(padding, str) or not has_rows(module):
         raise SpecError(
             "a convolution with groups or padding 'same' has no rows of inputs here: set "
             "quantizer.rounding to nearest"

@@ -174,3 +174,17 @@ def test_identities_are_read_back_from_a_provenance() -> None:
 def test_a_study_that_never_loaded_its_model_has_no_identities() -> None:
     with pytest.raises(SpecError, match="never loaded its model"):
         Identities.from_provenance({"host": "h"})
+
+
+def test_what_is_left_open_shares_no_result_with_a_method_that_is_named() -> None:
+    open_, *named = (
+        job(quantizer={"rounding": rounding}) for rounding in ("auto", "nearest", "gptq", "descent")
+    )
+
+    for spec in named:
+        for device in ("cpu", "cuda"):
+            assert keys.quantizer_identity(open_, device, {}) != keys.quantizer_identity(
+                spec, device, {}
+            )
+        assert evaluation(open_, PLAIN) != evaluation(spec, PLAIN)
+        assert features(open_, {}, "cpu") != features(spec, {}, "cpu")

@@ -22,9 +22,8 @@ from objectives.data.task import SplitName, Task
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.registry import load_family
 from objectives.profiling.calibration import Ranges, calibrate
-from objectives.profiling.moments import measure_moments
+from objectives.profiling.moments import measure_moments, missing_note
 from objectives.profiling.range_search import RangeSearch
-from objectives.rounding.full_inputs import record_full_inputs
 from objectives.rounding.sequential import SequentialSwitch
 from tests.support.scene_models import scene_spec, scene_task, untrained_encoder
 
@@ -74,7 +73,9 @@ def measured(task: Task) -> tuple[Ranges, Mapping[str, Tensor]]:
     return _MEASURED[task.model]
 
 
-def switch_of(task: Task, spec: QuantizerSpec, cache_nbytes: int = 64 << 20) -> SequentialSwitch:
+def switch_of(
+    task: Task, spec: QuantizerSpec, cache_nbytes: int = 64 << 20, input_nbytes: int = 1 << 30
+) -> SequentialSwitch:
     ranges, moments = measured(task)
     return SequentialSwitch(
         task,
@@ -83,6 +84,7 @@ def switch_of(task: Task, spec: QuantizerSpec, cache_nbytes: int = 64 << 20) -> 
         moments=moments,
         searched=RangeSearch(task),
         cache_nbytes=cache_nbytes,
+        input_nbytes=input_nbytes,
     )
 
 
@@ -280,12 +282,68 @@ def test_an_unknown_layer_is_refused_before_anything_runs(task: Task) -> None:
     assert switch.decided == 0
 
 
-def test_inputs_that_take_too_much_memory_are_refused_with_the_way_out(task: Task) -> None:
-    (stream, *_) = task.streams(SplitName.CALIBRATION)
-    layers = [layer.name for layer in task.model.layers if layer.tower in stream.towers]
+@pytest.mark.parametrize(
+    "spec",
+    [quantizer(target="auto"), quantizer(rounding="auto")],
+    ids=["a method that is named", "a target that is named"],
+)
+def test_inputs_that_take_too_much_memory_are_refused_with_the_way_out(
+    task: Task, spec: QuantizerSpec
+) -> None:
+    switch = switch_of(task, spec, input_nbytes=1000)
 
     with pytest.raises(SpecError, match=r"set quantizer\.target to own, or take fewer samples"):
-        record_full_inputs(task.model, layers, stream, max_nbytes=1000)
+        switch.to(Plan.uniform(names(task.model), Precision(2, 8)))
+
+
+def test_what_is_left_open_is_descent_with_the_target_that_the_inputs_ask_for(task: Task) -> None:
+    plan = Plan.uniform(names(task.model), Precision(2, 8))
+    found = []
+
+    for spec in (QuantizerSpec(), quantizer(rounding="descent")):
+        switch = switch_of(task, spec)
+        switch.to(plan)
+        found.append(shown(task.model))
+        assert spec != QuantizerSpec() or switch.notes == ()
+        switch.clear()
+
+    assert equal(*found)
+
+
+def test_what_is_left_open_takes_the_own_target_where_memory_does_not_suffice(task: Task) -> None:
+    plan = Plan.uniform(names(task.model), Precision(2, 8))
+    own = quantizer(rounding="descent", target="own")
+    ranges, moments = measured(task)
+    little = switch_of(task, QuantizerSpec(), input_nbytes=1000)
+
+    little.to(plan)
+    weights = shown(task.model)
+    parallel = PlanSwitch(task.model, own, ranges, moments=moments)
+    parallel.to(plan)
+
+    assert equal(shown(task.model), weights)
+    assert little.decided == 0
+    assert [note.startswith("quantizer.target: auto fits") for note in little.notes] == [True]
+    parallel.clear()
+
+
+def test_what_is_left_open_takes_the_nearest_codes_where_a_layer_has_no_moment(task: Task) -> None:
+    plan = Plan.uniform(names(task.model), Precision(2, 8))
+    ranges, moments = measured(task)
+    *fitted, last = moments
+    some = {layer: moments[layer] for layer in fitted}
+    nearest = PlanSwitch(task.model, quantizer(rounding="nearest"), ranges)
+
+    SequentialSwitch(task, QuantizerSpec(), ranges, moments=some).to(plan)
+    open_weights = shown(task.model)
+    nearest.to(plan)
+
+    weights = shown(task.model)
+    assert [x for x in moments if torch.equal(open_weights[x], weights[x])] == [last]
+    nearest.clear()
+    (note,) = missing_note(task.model, some)
+    assert f"gives 1 of {len(moments)} layers their nearest codes" in note
+    assert missing_note(task.model, moments) == ()
 
 
 def test_an_error_within_a_walk_leaves_the_model_as_it_was(

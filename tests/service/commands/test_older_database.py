@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import create_engine, inspect, text
 
-from bitfront.spec import Granularity
+from bitfront.spec import Granularity, Rounding
 from service.cli import main
 from service.study.spec_diff import accept_spec, spec_differences
 from storage.location import parse_url
@@ -45,6 +45,7 @@ def test_a_study_of_it_is_resumed_as_the_same_job(url: str, study: str) -> None:
         accept_spec(store, lease, spec, accept_changes=False)
 
         assert spec.partition.granularity is Granularity.LAYER
+        assert spec.quantizer.rounding is Rounding.NEAREST  # all that there was
         assert spec_differences(store.study(study).spec, spec) == ()
 
 
