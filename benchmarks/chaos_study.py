@@ -20,6 +20,7 @@ model: {{source: reference}}
 data:
   source: reference
   samples: {{calibration: {calibration}, tuning: 64, selection: 128, test: 64}}
+quantizer: {{rounding: nearest}}
 space:
   weight_bits: [3, 8]
   recovery: {{context_length: [4], reduction: [4], blend: [0.2], steps: [{steps}]}}

@@ -106,7 +106,7 @@ def job(model: str, seed: int, folder: Path) -> JobSpec:
             "study": f"{model}-{seed}",
             "model": source,
             "data": data,
-            "quantizer": {"scheme": "symmetric"},
+            "quantizer": {"scheme": "symmetric", "rounding": "nearest"},
             "partition": {"granularity": "layer"},
             "space": {"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [16]},
             "search": {"from_bits": low, "to_bits": high, "budgets": len(BUDGETS), "seed": seed},

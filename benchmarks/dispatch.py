@@ -119,6 +119,7 @@ def make_spec(trials: int, workers: int, sampler: Sampler, history: int | None =
             "study": STUDY,
             "model": {"source": "reference"},
             "data": {"source": "reference"},
+            "quantizer": {"rounding": "nearest"},
             "space": {"recovery": {}},
             "search": {"sampler": sampler, "workers": workers, "history": history},
             "stop": {"trials": trials},

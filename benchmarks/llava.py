@@ -61,6 +61,7 @@ SPEC = JobSpec.model_validate(
         "study": "llava",
         "model": {"source": "transformers", "name": "llava"},
         "data": {"source": "questions", "path": "questions.jsonl"},
+        "quantizer": {"rounding": "nearest"},
         "space": {"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [8]},
     }
 )

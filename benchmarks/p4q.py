@@ -73,6 +73,7 @@ def job(seed: int, model: str = "digit-clip", **sections: object) -> JobSpec:
             "study": "p4q",
             "model": {"source": "reference", "name": model, "device": "cpu"},
             "data": {"source": "reference", "samples": samples, "seed": seed, "batch_size": 128},
+            "quantizer": {"rounding": "nearest"},
             "space": {"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [4, 8]},
             "search": {"seed": seed},
             **sections,

@@ -26,7 +26,7 @@ from bitfront.plan import Configuration, Option, Plan, full_precision
 from bitfront.precision import Precision
 from bitfront.profile import ClipChoice, LayerEntropy
 from bitfront.quant.inputs import InputQuantizer, LearnedBounds, input_levels
-from bitfront.spec import JobSpec, PartitionSpec, QuantizerSpec, VisionSpec
+from bitfront.spec import JobSpec, PartitionSpec, QuantizerSpec, Rounding, VisionSpec
 from bitfront.vlm import LayeredModel, PlanSwitch, load_model
 from objectives.data.task import SplitName, Task
 from objectives.evaluation.evaluator import Evaluator
@@ -42,7 +42,7 @@ from workers.scheduling.worker_config import WorkerConfig
 
 CLIPS = (1.0, 0.995, 0.99, 0.985, 0.98)
 MODELS = ("digit-llava", "digit-clip")
-QUANTIZER = QuantizerSpec()
+QUANTIZER = QuantizerSpec(rounding=Rounding.NEAREST)
 _ELEMENTS = 60_000
 # Models whose vision tower can be optimised.
 OPTIMISED = frozenset({"digit-llava"})
@@ -59,6 +59,7 @@ def job(model: str, seed: int, **sections: object) -> JobSpec:
             "study": "qvlm",
             "model": {"source": "reference", "name": model, "device": "cpu"},
             "data": data,
+            "quantizer": {"rounding": "nearest"},
             **sections,
         }
     )

@@ -22,9 +22,10 @@ from objectives.evaluation.evaluator import Evaluator
 PRECISIONS = ("w2a8", "w2a8g32", "w2a8g64", "w3a8", "w4a4", "w4a8")
 NAMES = {"clip": "digit-clip", "llava": "digit-llava"}
 METHODS: dict[str, dict[str, str]] = {
-    "nearest": {"ranges": "measured"},
-    "nearest, searched ranges": {"ranges": "searched"},
-    "gptq": {"rounding": "gptq", "target": "own"},
+    "nearest": {"rounding": "nearest"},
+    "nearest, searched ranges": {"rounding": "nearest", "ranges": "searched"},
+    "gptq": {"rounding": "gptq"},
+    "gptq, own": {"rounding": "gptq", "target": "own"},
     "descent": {"rounding": "descent"},
     "descent, own": {"rounding": "descent", "target": "own"},
     "descent, output": {"rounding": "descent", "target": "output"},

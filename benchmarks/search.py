@@ -39,6 +39,7 @@ SPEC = {
         "source": "reference",
         "samples": {"calibration": 96, "tuning": 64, "selection": 384, "test": 64},
     },
+    "quantizer": {"rounding": "nearest"},
     "space": {"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [8]},
     "search": {"budgets": 12},
 }

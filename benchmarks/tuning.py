@@ -93,6 +93,7 @@ def job(seed: int) -> JobSpec:
             "study": f"seed-{seed}",
             "model": {"source": "reference", "device": "cpu"},
             "data": {"source": "reference", "samples": SPLITS, "seed": seed},
+            "quantizer": {"rounding": "nearest"},
             "search": {"workers": 2, "seed": seed, "checkpoint_s": 1},
         }
     )

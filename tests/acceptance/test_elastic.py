@@ -26,6 +26,7 @@ model: {source: reference, device: cpu}
 data:
   source: reference
   samples: {calibration: 32, tuning: 64, selection: 128, test: 64}
+quantizer: {rounding: nearest}
 space:
   weight_bits: [3, 8]
   recovery: {context_length: [4], reduction: [4], blend: [0.2], steps: [2000]}

@@ -25,6 +25,7 @@ def job(model: Mapping[str, str]) -> JobSpec:
             "study": "digits",
             "model": {"source": "reference", "device": "cpu", **model},
             "data": {"source": "reference", "samples": samples},
+            "quantizer": {"rounding": "nearest"},
             "search": {"workers": 2, "checkpoint_s": 0.1},
         }
     )

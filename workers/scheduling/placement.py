@@ -18,6 +18,7 @@ _GPU_SHARE = 0.9  # the rest is the driver's own and fragments
 _MOST_A_GPU = 8
 _KEPT_WEIGHTS = 2 << 30  # `bitfront.vlm.PlanSwitch` keeps at most so many bytes of weights
 _KEPT_ACTIVATIONS = 1 << 30  # what each `StreamRunner` keeps of the activations between blocks
+_KEPT_ROUNDING = 512 << 20  # what `SequentialSwitch` keeps of codes, and of its activations
 _KEPT_FEATURES = 256 << 20  # what `FeatureStore` keeps of a recovery's samples
 
 
@@ -70,13 +71,20 @@ def plan_nbytes(footprint: Footprint, layers: Sequence[Layer], spec: JobSpec) ->
     """The memory that a worker takes for the costliest plan of the space, estimated.
 
     Beside the full-precision model it keeps quantized weights of every width (4 bytes each,
-    within the switch's limit), the features of what a recovery trains on, and activations.
+    within the switch's limit), the features of what a recovery trains on, and activations. Where
+    weights depend on the layers before them, it keeps codes (a byte each) and activations of the
+    calibration samples too; the moments and the full model's inputs are in the footprint.
     """
     widths = len(spec.space.weight_bits)
     weights = 4 * widths * sum(layer.weights for layer in layers)
     features = 0 if spec.space.recovery is None else _KEPT_FEATURES
     activations = _activation_nbytes(layers, spec)
-    return footprint.peak_nbytes + min(_KEPT_WEIGHTS, weights) + features + activations
+    kept = min(_KEPT_WEIGHTS, weights) + features + activations
+    if spec.quantizer.is_sequential:
+        kept += min(_KEPT_ROUNDING, spec.stop.trials * sum(layer.weights for layer in layers))
+        walked = _block_nbytes(layers) * spec.data.samples.calibration * spec.stop.trials
+        kept += min(_KEPT_ROUNDING, walked)
+    return footprint.peak_nbytes + kept
 
 
 def _activation_nbytes(layers: Sequence[Layer], spec: JobSpec) -> int:
@@ -85,12 +93,16 @@ def _activation_nbytes(layers: Sequence[Layer], spec: JobSpec) -> int:
     After each transformer block that is one vector a position, as wide as what the block's first
     layer takes, of 4 bytes a value. A trial may differ from all others from the first block on.
     """
-    first = {layer.scope: layer for layer in reversed(layers) if layer.scope != layer.tower.value}
-    sample = sum(4 * layer.positions * layer.columns for layer in first.values())
-    samples = spec.data.samples
+    sample, samples = _block_nbytes(layers), spec.data.samples
     evaluator = sample * samples.selection * spec.stop.trials
     meter = sample * samples.calibration
     return min(_KEPT_ACTIVATIONS, evaluator) + min(_KEPT_ACTIVATIONS, meter)
+
+
+def _block_nbytes(layers: Sequence[Layer]) -> int:
+    """The activations of a sample after all transformer blocks."""
+    first = {layer.scope: layer for layer in reversed(layers) if layer.scope != layer.tower.value}
+    return sum(4 * layer.positions * layer.columns for layer in first.values())
 
 
 def first_placement(spec: JobSpec, nodes: Sequence[Resources]) -> Placement:

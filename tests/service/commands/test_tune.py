@@ -47,6 +47,7 @@ def job_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "study": "tuned",
         "model": {"source": "reference", "device": "cpu"},
         "data": {"source": "reference", "samples": SAMPLES},
+        "quantizer": {"rounding": "nearest"},
         "search": {"checkpoint_s": 0.01},
     }
     path.write_text(yaml.safe_dump(content))

@@ -30,6 +30,7 @@ def spec(*, latency: bool = False, **search: object) -> JobSpec:
             "study": "placed",
             "model": {"source": "reference"},
             "data": {"source": "reference"},
+            "quantizer": {"rounding": "nearest"},
             "space": {"weight_bits": [2, 4]},
             "objectives": ["error", "latency_s" if latency else "nbytes"],
             "search": search,
@@ -82,6 +83,32 @@ def test_activations_between_blocks_are_counted_for_evaluator_and_cell_meter(
     found = plan_nbytes(Footprint(0, 0), blocks, JobSpec.model_validate(job))
 
     assert found == weights + kept
+
+
+@pytest.mark.parametrize(
+    ("trials", "kept"), [(10, 10 * (10000 + 2 * 4 * 4 * 1000 * 8)), (10**6, 1 << 30)]
+)
+def test_codes_and_activations_of_weights_that_depend_on_each_other_are_counted(
+    trials: int, kept: int
+) -> None:
+    blocks = [
+        Layer(f"{scope}.{name}", Tower.VISION, LayerKind.LINEAR, 1, columns, 4, "x", scope)
+        for scope in ("block.0", "block.1")
+        for name, columns in (("in", 1000), ("out", 4000))
+    ]
+    asked = {"samples": {"calibration": 8, "selection": 16}, "source": "reference"}
+    job = {**spec().model_dump(), "data": asked, "stop": {"trials": trials}}
+
+    with_them, without = (
+        plan_nbytes(
+            Footprint(0, 0),
+            blocks,
+            JobSpec.model_validate({**job, "quantizer": {"rounding": "auto", "target": target}}),
+        )
+        for target in ("auto", "own")
+    )
+
+    assert with_them - without == kept
 
 
 @pytest.mark.parametrize(("needed", "workers"), [(30e9, 1), (17e9, 2), (8.9e9, 4), (1e6, 8)])
