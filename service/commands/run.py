@@ -50,6 +50,9 @@ trust_option = click.option(
 @click.option(
     "--resume", "goes_on", is_flag=True, help="Go on with a study of that name if there is one."
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what the study would take: time, memory and disk."
+)
 @trust_option
 @workers_option
 @address_option
@@ -61,6 +64,7 @@ def submit(
     accept_changes: bool,
     warm_start: tuple[str, ...],
     goes_on: bool,
+    dry_run: bool,
     trust: bool,
     workers: int | None,
     address: str | None,
@@ -75,6 +79,11 @@ def submit(
     from service.study.submission import JOB_FILE, is_cluster, submit_driver
 
     changes = overrides(study=study, trials=trials, workers=workers, warm_start=warm_start)
+    if dry_run:
+        if address is not None:
+            raise SpecError("--dry-run times this machine: leave --address out")
+        _dry_run(examine_job(job, changes), trust=trust)
+        return
     if address is not None and is_cluster(address):
         spec = load_job(job, changes, elsewhere=True)
         flags = {"--accept-changes": accept_changes, "--resume": goes_on, "--trust": trust}
@@ -107,6 +116,21 @@ def validate(job: Path, trust: bool) -> None:
 
     _check(examine_job(job), Depth.FILE if trust else Depth.MEASURED)
     click.echo(f"{job} can be submitted", err=True)
+
+
+def _dry_run(examined: "Examined", *, trust: bool) -> None:
+    """Prints what the study would take; nothing is stored."""
+    from service.study.dry_run import dry_run
+    from service.views.dry_run import dry_run_lines
+    from service.views.progress import reporter_for
+    from workers.observability.logs import messages
+
+    _check(examined, Depth.FILE if trust else Depth.DATA)
+    spec = examined.sound()
+    with reporter_for(messages()) as reporter:
+        estimate = dry_run(spec, lambda name: reporter.stage(name, total=None))
+    for line in dry_run_lines(estimate, spec):
+        click.echo(line)
 
 
 def _is_known(examined: "Examined", url: str) -> bool:

@@ -11,7 +11,7 @@ from bitfront.spec import LOCAL_FOLDER, JobSpec, ModelSpec
 from bitfront.units import size_text
 
 # A trial's configuration, figures, attempts and log lines for a model of some hundred layers.
-_TRIAL_NBYTES: Final = 20_000
+TRIAL_NBYTES: Final = 20_000
 
 
 def check_memory(spec: ModelSpec) -> None:
@@ -38,7 +38,7 @@ def check_disk(spec: JobSpec, folder: Path) -> None:
     Raises:
         SpecError: They do.
     """
-    needed = _TRIAL_NBYTES * spec.stop.trials
+    needed = TRIAL_NBYTES * spec.stop.trials
     while not folder.exists():
         folder = folder.parent
     total, _, free = shutil.disk_usage(folder)

@@ -1,0 +1,106 @@
+"""A dry run: a job's model loaded and looked at, a few cells and trials timed, nothing stored."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+
+from bitfront.layers import Block, Layer
+from bitfront.plan import Option, Plan, Recovery
+from bitfront.spec import JobSpec, RecoverySpace
+from search.keep import check_keep
+from search.options import block_options, layer_precisions
+from search.partition import partition
+from service.study.room import TRIAL_NBYTES
+from service.views.dry_run import DryRun
+from workers.scheduling.model_info import ModelInfo
+from workers.scheduling.placement import plan_nbytes
+
+_TIMED_OPTIONS = 3
+
+
+def dry_run(spec: JobSpec, on_stage: Callable[[str], None]) -> DryRun:
+    """Loads and calibrates a job's model in this process, and times a few cells and trials.
+
+    Raises:
+        BitfrontError: The model or the data cannot be used.
+    """
+    from workers.process.model_cache import inspect
+    from workers.process.timing import time_parts
+    from workers.scheduling.worker_config import WorkerConfig
+
+    config = WorkerConfig(spec)
+    started_s = time.perf_counter()
+    info: ModelInfo | None = None
+    for found in inspect(config):
+        if isinstance(found, str):
+            on_stage(found)
+        else:
+            info = found
+    assert info is not None  # the last thing that it gives
+    start_s = time.perf_counter() - started_s
+    check_keep(info.layers, spec.space)
+    on_stage("time two blocks and a trial")
+    blocks = partition(info.layers, info.entropies, spec.partition)
+    options = {block.name: block_options(block, info.layers, spec.space) for block in blocks}
+    timed = [
+        (block, _spread(options[block.name]))
+        for block in dict.fromkeys((blocks[0], blocks[-1]))
+        if len(options[block.name]) > 1
+    ]
+    plan = Plan.from_options([(block, options[block.name][0]) for block in blocks])
+    recovery = None if spec.space.recovery is None else _shortest(spec.space.recovery)
+    times = time_parts(config, timed, plan, recovery)
+    recovery_s = None
+    if recovery is not None and spec.space.recovery is not None and times.recovery_s is not None:
+        added_s = max(0.0, times.recovery_s - times.trial_s)
+        recovery_s = added_s * max(spec.space.recovery.steps) / recovery.steps
+    return DryRun(
+        layers=len(info.layers),
+        weights=sum(layer.weights for layer in info.layers),
+        blocks=len(blocks),
+        options=max(map(len, options.values())),
+        log10_plans=sum(math.log10(len(choices)) for choices in options.values()),
+        cells=_count_cells(spec, blocks, info.layers, options),
+        start_s=start_s,
+        cell_s=times.cell_s,
+        trials=spec.stop.trials,
+        trial_s=times.trial_s,
+        recovery_s=recovery_s,
+        workers=spec.search.workers,
+        worker_nbytes=plan_nbytes(info.footprint, info.layers, spec),
+        disk_nbytes=TRIAL_NBYTES * spec.stop.trials,
+    )
+
+
+def _spread(options: Sequence[Option]) -> list[Option]:
+    """A few options, spread evenly over all of them."""
+    count = min(_TIMED_OPTIONS, len(options))
+    return [options[place * (len(options) - 1) // (count - 1)] for place in range(count)]
+
+
+def _shortest(space: RecoverySpace) -> Recovery:
+    """The space's recovery with the fewest steps, and the largest of every other setting."""
+    largest = {name: max(getattr(space, name)) for name in ("context_length", "shots", "views")}
+    reductions = [reduction for reduction in space.reduction if reduction]
+    settings = {field.name: getattr(space, field.name)[0] for field in fields(Recovery)}
+    settings |= largest
+    settings |= {"steps": min(space.steps), "reduction": min(reductions, default=0)}
+    return Recovery(**settings)
+
+
+def _count_cells(
+    spec: JobSpec,
+    blocks: Sequence[Block],
+    layers: Sequence[Layer],
+    options: Mapping[str, Sequence[Option]],
+) -> int:
+    """Every option of every block; where joint ones are screened, every layer alone as well."""
+    known = {layer.name: layer for layer in layers}
+    alone = sum(
+        len(layer_precisions(known[name], spec.space))
+        for block in blocks
+        if len(block.layers) > 1
+        for name in block.layers
+    )
+    return sum(map(len, options.values())) + (alone if spec.profile.slack else 0)

@@ -1,0 +1,101 @@
+"""What a study takes, as a person reads it before it starts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bitfront.spec import ErrorMeasure, Granularity, JobSpec
+from bitfront.units import duration_text, size_text
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """A study's size and its estimated costs on this machine.
+
+    Attributes:
+        layers: How many there are to quantize.
+        weights: How many weights they have.
+        blocks: How many blocks the partition makes of them.
+        options: The options of a block, most first to say.
+        log10_plans: The plans of the space before pruning, as a logarithm.
+        cells: How many the profile measures at most: screening leaves some out.
+        start_s: Loading, calibration, full precision and entropies, as measured.
+        cell_s: One cell.
+        trials: How many at most.
+        trial_s: One trial without a recovery.
+        recovery_s: What the longest recovery adds to a trial; None where none is searched.
+        workers: How many share cells and trials.
+        worker_nbytes: Memory of a worker, estimated.
+        disk_nbytes: What the trials take in the database, estimated.
+    """
+
+    layers: int
+    weights: int
+    blocks: int
+    options: int
+    log10_plans: float
+    cells: int
+    start_s: float
+    cell_s: float
+    trials: int
+    trial_s: float
+    recovery_s: float | None
+    workers: int
+    worker_nbytes: int
+    disk_nbytes: int
+
+    @property
+    def profile_s(self) -> float:
+        """All cells, with as many processors as workers."""
+        return self.cells * self.cell_s / self.workers
+
+    @property
+    def trials_s(self) -> tuple[float, float]:
+        """All trials without and with the longest recovery in each of them."""
+        alone = self.trials * self.trial_s / self.workers
+        return alone, alone + self.trials * (self.recovery_s or 0.0) / self.workers
+
+
+def dry_run_lines(estimate: DryRun, spec: JobSpec) -> Iterator[str]:
+    """What a person reads of it, and what would shorten it."""
+    e = estimate
+    yield f"{e.layers} layers with {e.weights:,} weights, in {e.blocks} blocks"
+    yield (
+        f"up to {e.options} options a block, 10^{e.log10_plans:.1f} plans; "
+        f"the profile measures up to {e.cells:,} cells"
+    )
+    yield f"start: {duration_text(e.start_s)} in every process that loads the model"
+    yield (
+        f"profile: {duration_text(e.profile_s)} at most ({1000 * e.cell_s:.0f} ms a cell, "
+        f"{e.workers} at once)"
+    )
+    alone_s, recovered_s = e.trials_s
+    if e.recovery_s is None:
+        yield f"trials: {duration_text(alone_s)} ({e.trials} of {e.trial_s:.2g} s each)"
+    else:
+        yield (
+            f"trials: {duration_text(alone_s)} without recoveries, {duration_text(recovered_s)} if "
+            f"all have the longest one ({e.trials} of {e.trial_s:.2g} s, a recovery "
+            f"{e.recovery_s:.2g} s)"
+        )
+    yield (
+        f"memory: {size_text(e.worker_nbytes)} a worker; disk: {size_text(e.disk_nbytes)} in the "
+        "database"
+    )
+    yield from (f"shorter with {hint}" for hint in _hints(estimate, spec))
+
+
+def _hints(estimate: DryRun, spec: JobSpec) -> Iterator[str]:
+    profile_s, (_, trials_s) = estimate.profile_s, estimate.trials_s
+    if profile_s >= trials_s:
+        if spec.partition.granularity is not Granularity.LAYER:
+            yield "partition.granularity: layer, which measures no joint options"
+        if spec.profile.measure is ErrorMeasure.OUTPUT_KL:
+            yield "profile.measure: gradient or fisher, which run blocks and not the whole model"
+        yield "fewer of space.weight_bits, space.activation_bits and space.groups"
+        yield f"fewer than {spec.data.samples.calibration} data.samples.calibration"
+    else:
+        if spec.space.recovery is not None:
+            yield "fewer space.recovery.steps, or no recovery: 'bitfront tune' trains one later"
+        yield f"fewer than {spec.stop.trials} stop.trials"
+        yield f"fewer than {spec.data.samples.selection} data.samples.selection"
+    yield f"more than {spec.search.workers} search.workers, where there are processors for them"
