@@ -1,5 +1,6 @@
 """Coordinate descent over codes, as QuantEase (https://arxiv.org/abs/2309.01885), with a refit."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,9 +25,11 @@ def descent(problem: RoundingProblem, rounds: int = 6) -> QuantizedWeight:
     starts = (near, gptq_on(problem, near))
     levels = _stacked([levels_of(start) for start in starts])
     targets = problem.target.double().repeat(2, 1)
+    gradient = (targets - levels.values()) @ problem.hessian  # minus half of it
+    sweep = _sweep_compiled if gradient.device.type == "cpu" else _sweep
     for _ in range(rounds):
-        _refit(problem, targets, levels)
-        if not _sweep(problem, targets, levels):
+        _refit(problem, gradient, levels)
+        if not sweep(problem, gradient, levels):
             break
     best = starts[0]
     for candidate in (starts[1], *(stored(part, near) for part in _halves(levels))):
@@ -62,21 +65,20 @@ def _better(
     return QuantizedWeight(codes, scale, zero, best.bits, best.group)
 
 
-def _refit(problem: RoundingProblem, targets: Tensor, levels: Levels) -> None:
-    """Fits each group's scale and zero point to its codes, in place."""
-    error = targets - levels.values()
-    gradient = error @ problem.hessian  # minus half of it
-    for group, columns in enumerate(column_groups(error.shape[1], problem.group)):
+def _refit(problem: RoundingProblem, gradient: Tensor, levels: Levels) -> None:
+    """Fits each group's scale and zero point to its codes; gradient and levels change in place."""
+    for group, columns in enumerate(column_groups(gradient.shape[1], problem.group)):
         hessian, slope = problem.hessian[columns, columns], gradient[:, columns]
         codes, scale, zero = levels.codes[:, columns], levels.scale[:, group], levels.zero[:, group]
         fitted, fitted_zero = _fit(codes, scale, zero, hessian, slope, problem)
         old = scale[:, None] * (codes - zero[:, None])
         change = fitted[:, None] * (codes - fitted_zero[:, None]) - old
-        gain = 2 * (change * slope).sum(1) - ((change @ hessian) * change).sum(1)
+        pull = change @ problem.hessian[columns]
+        gain = 2 * (change * slope).sum(1) - (pull[:, columns] * change).sum(1)
         chosen = gain > 0  # false for NaN: where all codes are the same there is no fit
         levels.scale[:, group] = torch.where(chosen, fitted, scale)
         levels.zero[:, group] = torch.where(chosen, fitted_zero, zero)
-        gradient -= torch.where(chosen[:, None], change, 0) @ problem.hessian[columns]
+        gradient -= torch.where(chosen[:, None], pull, 0)
 
 
 def _fit(
@@ -105,29 +107,48 @@ def _fit(
     return fitted, storable_zero(offset / fitted, problem.bits)
 
 
-def _sweep(problem: RoundingProblem, targets: Tensor, levels: Levels) -> bool:
-    """Gives each code its best value with the others fixed, in place; whether one changed.
+def _sweep_compiled(problem: RoundingProblem, gradient: Tensor, levels: Levels) -> bool:
+    """What `_sweep` does, row by row; on the CPU."""
+    from bitfront.quant.rounding import compiled  # numba takes a while to import
+
+    order = problem.hessian.diagonal().argsort(descending=True, stable=True)
+    return compiled.sweep(
+        gradient.numpy(),
+        levels.codes.numpy(),
+        levels.scale.contiguous().numpy(),
+        np.array(levels.group_of),
+        problem.hessian.contiguous().numpy(),
+        order.numpy(),
+        float(2**problem.bits - 1),
+    )
+
+
+def _sweep(problem: RoundingProblem, gradient: Tensor, levels: Levels) -> bool:
+    """Gives each code its best value with the others fixed; whether one changed.
+
+    Gradient and levels change in place.
 
     The best value of a code is a whole number away from where it is: the gradient says how far,
     in codes. So a column takes seven operations on its rows, and few of them allocate.
     """
     hessian, top = problem.hessian, 2**problem.bits - 1
     # Transposed: a column of the weight is then contiguous.
-    gradient = ((targets - levels.values()) @ hessian).T.contiguous()
+    slope_of = gradient.T.contiguous()
     codes = levels.codes.T.contiguous()
     scale = levels.scale.T.contiguous()
     steps = scale.reciprocal()
     diagonal = hessian.diagonal()
     order = diagonal.argsort(descending=True, stable=True).tolist()
     inverse = diagonal.reciprocal().tolist()
-    slopes, own, lines = gradient.unbind(), codes.unbind(), hessian.unbind()
+    slopes, own, lines = slope_of.unbind(), codes.unbind(), hessian.unbind()
     scales, reciprocals = scale.unbind(), steps.unbind()
     for column in order:
         group, code = levels.group_of[column], own[column]
         best = torch.addcmul(code, slopes[column], reciprocals[group], value=inverse[column])
         change = best.round_().clamp_(0, top).sub_(code)
         code.add_(change)
-        gradient.addr_(lines[column], change.mul_(scales[group]), alpha=-1)
+        slope_of.addr_(lines[column], change.mul_(scales[group]), alpha=-1)
     has_changed = not torch.equal(codes.T, levels.codes)
     levels.codes = codes.T.contiguous()
+    gradient.copy_(slope_of.T)
     return has_changed

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from bitfront.errors import InvalidModel
 from bitfront.quant.packing import pack_codes, unpack_codes
+from bitfront.quant.rounding import descent as descent_module
 from bitfront.quant.rounding.descent import descent
-from bitfront.quant.rounding.gptq import gptq
+from bitfront.quant.rounding.gptq import _spread, _spread_compiled, gptq
 from bitfront.quant.rounding.levels import levels_of
 from bitfront.quant.rounding.nearest import nearest
 from bitfront.quant.rounding.problem import (
@@ -64,6 +65,33 @@ def test_two_columns_of_independent_inputs_get_the_best_of_all_codes(bits: int) 
         errors.append(((error @ problem.hessian) * error).sum(1))
     best = torch.stack(errors).amin(0)
     torch.testing.assert_close(rounding_error(problem, found), best, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+@pytest.mark.parametrize("group", [0, 8, 5])
+def test_compiled_loops_choose_the_codes_that_tensor_operations_choose(
+    group: int, symmetric: bool
+) -> None:
+    problem = _problem(_inputs(100, 24), bits=3, group=group, symmetric=symmetric)
+    start = nearest(problem)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(2))
+    factor = torch.linalg.cholesky(problem.hessian[order][:, order], upper=True)
+    found = []
+
+    for spread, sweep in (
+        (_spread, descent_module._sweep),
+        (_spread_compiled, descent_module._sweep_compiled),
+    ):
+        levels = levels_of(start)
+        spread(problem.target.double()[:, order], levels, order, factor)
+        after_spread = levels.codes.clone()
+        gradient = (problem.target.double() - levels.values()) @ problem.hessian
+        assert sweep(problem, gradient, levels)
+        rest = (problem.target.double() - levels.values()) @ problem.hessian
+        torch.testing.assert_close(gradient, rest)
+        found.append((after_spread, levels.codes))
+
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
