@@ -25,7 +25,7 @@ import click
 
 from bitfront.errors import BitfrontError, traceback_text
 from bitfront.passwords import masked
-from service.commands import build, model, query, request, run, share, tune
+from service.commands import build, methods, model, query, request, run, share, tune
 from workers.observability.logs import set_up
 
 _VERBOSE: Final = "bitfront.verbose"
@@ -93,6 +93,7 @@ for command in (
     *tune.COMMANDS,
     *model.COMMANDS,
     *build.COMMANDS,
+    *methods.COMMANDS,
 ):
     command.params.append(_verbose())
     main.add_command(command)

@@ -1,0 +1,199 @@
+"""Every method that a job can ask for: where it comes from, and what it brought here.
+
+The figures are those of docs/results.md, which says how each was measured; a test looks for them
+there.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A value of a setting.
+
+    Attributes:
+        setting: The setting of a job, or what decides where none does.
+        value: What the job writes there.
+        source: The paper, or the field's name for what is older than papers.
+        brought: On the bundled models; empty where it was not measured.
+        section: The heading in docs/results.md that has the figures; empty where there are none.
+    """
+
+    setting: str
+    value: str
+    source: str
+    brought: str = ""
+    section: str = ""
+
+
+_ROUNDING: Final = "Rounding methods: uniform precisions at equal bytes"
+_P4Q: Final = "P4Q"
+_CLIPS: Final = "Q-VLM: searches of clips, and visual-encoder optimisation"
+_SEARCH: Final = "Search: hypervolume against trials"
+
+_CLIP_P4Q: Final = "digit-clip, w2a8: 67.58 % without"
+
+METHODS: Final = (
+    Method(
+        "quantizer.rounding",
+        "auto",
+        "descent where the model allows it, and else nearest",
+        "the default",
+    ),
+    Method(
+        "quantizer.rounding",
+        "nearest",
+        "round to nearest, with a search of scales",
+        "digit-clip: w2a8 66.6 %, w3a8 90.4 %, w4a4 86.7 %",
+        _ROUNDING,
+    ),
+    Method(
+        "quantizer.rounding",
+        "gptq",
+        "GPTQ, arXiv:2210.17323",
+        "digit-clip: w2a8 89.9 %, w3a8 92.5 %, w4a4 90.4 %",
+        _ROUNDING,
+    ),
+    Method(
+        "quantizer.rounding",
+        "descent",
+        "QuantEase, arXiv:2309.01885, with a refit of scales",
+        "digit-clip: w2a8 90.7 %, w3a8 92.5 %, w4a4 90.7 %",
+        _ROUNDING,
+    ),
+    Method(
+        "quantizer.target",
+        "own",
+        "the layer's own output, as in GPTQ",
+        "digit-clip, descent: w2a8 84.2 %, w4a4 88.2 % (one seed)",
+        _ROUNDING,
+    ),
+    Method(
+        "quantizer.target",
+        "output",
+        "asymmetric calibration of GPTAQ, arXiv:2504.02692",
+        "digit-clip, descent: w2a8 88.2 %, w4a4 87.5 % (one seed)",
+        _ROUNDING,
+    ),
+    Method(
+        "quantizer.target",
+        "residual",
+        "bitfront, on GPTAQ: what the residual stream has lost, too",
+        "digit-clip, descent: w2a8 88.6 %, w4a4 87.9 % (one seed)",
+        _ROUNDING,
+    ),
+    Method(
+        "quantizer.target",
+        "auto",
+        "residual with inputs of 8 bits or more, own below",
+        "the default",
+    ),
+    Method(
+        "quantizer.ranges",
+        "measured",
+        "the extremes, or the percentile of a clip",
+        "digit-clip, w4a4: 83.8 % with nearest, 83.4 % with descent",
+        _ROUNDING,
+    ),
+    Method(
+        "quantizer.ranges",
+        "searched",
+        "bitfront: the least error of the layer's output",
+        "digit-clip, w4a4: 87.7 % with nearest, 88.1 % with descent",
+        _ROUNDING,
+    ),
+    Method(
+        "quantizer.ranges",
+        "auto",
+        "searched below 8 bits, unless rounding is nearest",
+        "the default",
+    ),
+    Method(
+        "profile.clip_search",
+        "sequential",
+        "percentile clips layer by layer",
+        "digit-llava, w4a4: 93.3 %, where 91.0 % are without clips",
+        _CLIPS,
+    ),
+    Method(
+        "profile.clip_search",
+        "joint",
+        "Q-VLM: the clips of a block together",
+        "digit-llava, w4a4: 92.6 %, where 91.0 % are without clips",
+        _CLIPS,
+    ),
+    Method(
+        "profile.vision",
+        "{}",
+        "Q-VLM: visual-encoder optimisation",
+        "digit-llava, w4a4: 91.8 % in place of 91.0; nothing after a search of clips",
+        _CLIPS,
+    ),
+    Method(
+        "space.recovery",
+        "context_length",
+        "prompt of P4Q, as CoOp's, arXiv:2109.01134",
+        f"{_CLIP_P4Q}, 73.85 % with it",
+        _P4Q,
+    ),
+    Method(
+        "space.recovery",
+        "reduction",
+        "low-bit adapter of P4Q",
+        f"{_CLIP_P4Q}, 80.05 % with it",
+        _P4Q,
+    ),
+    Method(
+        "space.recovery",
+        "distillation",
+        "P4Q: the full model as a teacher",
+        "digit-clip, w2a8, prompt and adapter: 80.02 % with it, 77.61 % without",
+        _P4Q,
+    ),
+    Method(
+        "profile.measure",
+        "output_kl",
+        "divergence of the model's output, as in ZeroQ, arXiv:2001.00281",
+        "the default; rank correlation with measured errors 0.95 over the demo's trials",
+        "The demo",
+    ),
+    Method(
+        "profile.measure",
+        "gradient",
+        "output error times squared gradient: BRECQ, arXiv:2102.05426",
+    ),
+    Method(
+        "profile.measure", "fisher", "Fisher information times squared error: FIT, arXiv:2210.08502"
+    ),
+    Method("profile.measure", "entropy", "relative output error times the entropy of Q-VLM, Eq 5"),
+    Method(
+        "search",
+        "program",
+        "integer program over cells, as in HAWQ-V3, arXiv:2011.10680",
+        "hypervolume 0.72815 with 100 budgets, each a trial",
+        _SEARCH,
+    ),
+    Method(
+        "search.sampler",
+        "tpe",
+        "Optuna's tree-structured Parzen estimator",
+        "the default; hypervolume after the program 0.72574, 0.66024 alone",
+        _SEARCH,
+    ),
+    Method(
+        "search.sampler",
+        "nsga2",
+        "Optuna's NSGA-II",
+        "hypervolume 0.65183 without the program",
+        _SEARCH,
+    ),
+    Method(
+        "search.sampler",
+        "random",
+        "uniform draws",
+        "hypervolume 0.64828 without the program",
+        _SEARCH,
+    ),
+)
+"""The methods, by setting."""
