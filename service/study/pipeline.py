@@ -103,9 +103,8 @@ class Run:
         """Loads the model on a worker, and makes sure that it is still the same."""
         for note in self._pool.notes:
             self._reporter.warn(note)
-        stage = "load the model, calibrate it, evaluate full precision, measure entropies"
-        self._reporter.stage(stage, total=None)
-        model_info = self._pool.inspect()
+        self._reporter.stage("start a worker", total=None)
+        model_info = self._load()
         check_keep(model_info.layers, self._spec.space)
         for warning in model_info.warnings:
             self._reporter.warn(warning)
@@ -126,7 +125,10 @@ class Run:
         if self._spec.profile.vision is None:
             return model_info
         self._pool.use_bounds(self._bounds(model_info))
-        return self._pool.inspect()
+        return self._load()
+
+    def _load(self) -> ModelInfo:
+        return self._pool.inspect(lambda stage: self._reporter.stage(stage, total=None))
 
     def _bounds(self, model_info: ModelInfo) -> dict[str, object]:
         """The learned bounds of the vision tower's inputs: known already, or learned now."""

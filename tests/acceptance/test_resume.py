@@ -10,6 +10,14 @@ from tests.support.studies import Study
 
 pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(600)]
 
+STAGES = (
+    "start a worker",
+    "load the model, calibrate it",
+    "evaluate full precision",
+    "hash the samples",
+    "measure the layers' entropies",
+)
+
 
 def test_a_study_outlives_its_drivers(tmp_path: Path) -> None:
     study = Study(tmp_path, "killed", trials=18)
@@ -23,6 +31,8 @@ def test_a_study_outlives_its_drivers(tmp_path: Path) -> None:
 
     study.kill_when(study.start("submit", str(study.job)), lambda: study.count(cells) >= 10)
     measured = study.rows("SELECT digest, error, created_at FROM cell")
+    told = study.log.read_text().splitlines()
+    assert [told.index(stage) for stage in STAGES] == sorted(map(told.index, STAGES))
 
     for threshold in (2, 8, 14):
         driver = study.start("resume", "killed")

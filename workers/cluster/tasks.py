@@ -1,7 +1,7 @@
 """Work as Ray tasks: what the model is, its bounds, clips and cells, its front on test data."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import ray
 
@@ -20,16 +20,16 @@ from workers.scheduling.placement import first_placement, placement
 from workers.scheduling.retries import MAX_LOST
 from workers.scheduling.worker_config import WorkerConfig
 
+Subject = TypeVar("Subject")
+
 # How long a request to end may wait for the next result.
 _PATIENCE_S = 0.5
 
 
-def _inspect(config: WorkerConfig) -> ModelInfo:
+def _inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
     from workers.process import model_cache
 
-    *_, info = model_cache.inspect(config)
-    assert isinstance(info, ModelInfo)
-    return info
+    yield from model_cache.inspect(config)
 
 
 def _measure(config: WorkerConfig, block: Block, options: Sequence[Option]) -> Iterator[Cell]:
@@ -120,9 +120,19 @@ class RayTasks:
         """Tells all later work the learned bounds."""
         self.config = WorkerConfig(self._spec, bounds)
 
-    def inspect(self) -> ModelInfo:
-        """Loads the model on a worker and returns what it is."""
-        info: ModelInfo = self._run(ray.remote(_inspect), self.config)
+    def inspect(self, on_stage: Callable[[str], None]) -> ModelInfo:
+        """Loads the model on a worker and returns what it is; tells each stage as it begins."""
+        task = ray.remote(_inspect).options(num_returns="streaming", **self._options)
+        found: list[ModelInfo] = []
+
+        def hear(_: None, told: str | ModelInfo) -> None:
+            if isinstance(told, str):
+                on_stage(told)
+            else:
+                found.append(told)
+
+        self._stream({task.remote(self.config): None}, hear)
+        (info,) = found
         return info
 
     def optimise_vision(self, checkpoint: SharedPath) -> dict[str, object]:
@@ -175,7 +185,9 @@ class RayTasks:
             self._raise_if_over([task])
         return result_of(task)
 
-    def _stream(self, streams: dict[Any, Block], on_result: Callable[[Block, Any], None]) -> None:
+    def _stream(
+        self, streams: dict[Any, Subject], on_result: Callable[[Subject, Any], None]
+    ) -> None:
         """Hands every result of every stream over as soon as it is there."""
         while streams:
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=_PATIENCE_S)

@@ -1,7 +1,7 @@
 """What a study asks of its workers; `workers/cluster/ray_pool.py` does it on a Ray cluster."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from bitfront.files import SharedPath
@@ -26,8 +26,8 @@ class StudyPool(ProfilingPool, Protocol):
     def use_bounds(self, bounds: Mapping[str, object]) -> None:
         """Tells all later work the learned bounds."""
 
-    def inspect(self) -> ModelInfo:
-        """Loads the model on a worker and returns what it is."""
+    def inspect(self, on_stage: Callable[[str], None]) -> ModelInfo:
+        """Loads the model on a worker and returns what it is; tells each stage as it begins."""
 
     def optimise_vision(self, checkpoint: SharedPath) -> dict[str, object]:
         """Learns the bounds of the vision tower's inputs on a worker, as JSON content."""
