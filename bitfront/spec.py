@@ -18,6 +18,12 @@ CLASS_LISTS: Final = ("imagenet", "cifar10", "cifar100")
 REFERENCE_CLIP, REFERENCE_LLAVA = "digit-clip", "digit-llava"
 
 
+def _class_list(named: object) -> object:
+    """The name of the class list that is meant, such as by ImageNet or CIFAR-10."""
+    plain = named.lower().replace("-", "") if isinstance(named, str) else None
+    return plain if plain in CLASS_LISTS else named
+
+
 def _weight_bits(bits: int) -> int:
     if bits not in WEIGHT_BITS:
         raise ValueError(f"weight bits must be among {', '.join(map(str, WEIGHT_BITS))}")
@@ -132,7 +138,9 @@ class DataSpec(Section):
     answer_tokens: int = Field(16, ge=1)
     samples: Samples = Samples()
     horizontal_flip: bool = False
-    classes: dict[str, str] | tuple[str, ...] | str | None = None
+    classes: Annotated[
+        dict[str, str] | tuple[str, ...] | str | None, BeforeValidator(_class_list)
+    ] = None
     background: str = "white"
     skip_unreadable: bool = False
     seed: int = Field(0, ge=0)

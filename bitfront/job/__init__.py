@@ -1,6 +1,7 @@
 """A job file becomes a `JobSpec`: every mistake is one sentence with its file, line and field."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from bitfront.spec import (
 CHECKPOINT_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 _MOST_TOLD: Final = 50
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_VARIABLE: Final = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)")
 _UNNAMED: Final = "unnamed"
 
 
@@ -267,12 +270,22 @@ def _found(document: Document, text: str) -> Path:
     """The path as the person meant it: from the job file's folder, `~` being their home.
 
     Raises:
-        SpecError: No path can be like that, or what is there cannot be looked at.
+        SpecError: No path can be like that, it names a variable that is not set, or what is there
+            cannot be looked at.
     """
+    if _ADDRESS.match(text):
+        raise SpecError(
+            f"{cut(repr(text))} is an address, and what a job reads lies on a disk: download it "
+            "and give its path, or for a model its name on the hub"
+        )
     folder = document.path.absolute().parent
+    expanded = os.path.expandvars(text)
+    unset = _VARIABLE.search(expanded)
     try:
-        found = (folder / Path(os.path.expandvars(text)).expanduser()).resolve()
-        found.exists()  # says where a name is too long, or a folder is not ours to look into
+        found = (folder / Path(expanded).expanduser()).resolve()
+        # It says where a name is too long, or a folder is not ours to look into.
+        if not found.exists() and unset is not None:
+            raise SpecError(f"{cut(repr(text))}: the variable {unset[1]} is not set")
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise SpecError(f"{cut(repr(text))} is not a path that can be read: {reason}") from error

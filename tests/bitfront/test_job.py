@@ -185,7 +185,8 @@ def test_a_file_of_classes_lies_beside_the_job(tmp_path: Path) -> None:
     assert load_job(job).data.classes == str(tmp_path / "names.json")
     with pytest.raises(SpecError, match=r"line 6: data.classes: 'names.json' starts at this mach"):
         load_job(job_with(job, "path: images", f"path: {tmp_path / 'images'}"), elsewhere=True)
-    assert load_job(job_with(job, "names.json", "cifar10")).data.classes == "cifar10"
+    for named in ("cifar10", "CIFAR-10"):
+        assert load_job(job_with(job, "names.json", named)).data.classes == "cifar10"
 
 
 def job_with(job: Path, old: str, new: str) -> Path:
@@ -293,6 +294,39 @@ def test_paths_expand_the_home_and_variables(
         )
 
         assert load_job(job).data.path == str(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("source", "data", "message"),
+    [
+        ("reference", "$NO_SUCH/photos", "data.path: .* the variable NO_SUCH is not set"),
+        ("reference", "${NO_SUCH}/photos", "data.path: .* the variable NO_SUCH is not set"),
+        ("reference", "https://host/photos.zip", "data.path: .* is an address, and what a job"),
+        ("reference", "s3://bucket/photos", "data.path: .* is an address, and what a job reads"),
+        ("transformers, name: https://host/openai/clip", ".", "model.name: .* is an address, and"),
+        ("open_clip, name: ViT-B-32, weights: file:///w.pt", ".", "model.weights: .* is an addr"),
+    ],
+)
+def test_a_place_that_no_disk_has_is_named(
+    tmp_path: Path, source: str, data: str, message: str
+) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        f"study: s\nmodel: {{source: {source}}}\ndata: {{source: image_folder, path: '{data}'}}\n"
+    )
+
+    with pytest.raises(SpecError, match=message):
+        load_job(job)
+
+
+def test_a_folder_may_be_called_like_a_variable(tmp_path: Path) -> None:
+    (tmp_path / "$photos").mkdir()
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "study: s\nmodel: {source: reference}\ndata: {source: image_folder, path: $photos}\n"
+    )
+
+    assert load_job(job).data.path == str(tmp_path / "$photos")
 
 
 def test_a_job_without_templates_is_refused(job: Path) -> None:
