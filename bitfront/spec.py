@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from bitfront.objective import FIGURES, Objective
 from bitfront.plan import ClassPosition, TeacherText, digest
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
+from bitfront.targets import DeploymentTarget
 from bitfront.units import parse_nbytes, parse_share
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -470,16 +471,11 @@ class StopSpec(Section):
     patience: int | None = Field(None, ge=1)
 
 
-class DeploymentTarget(StrEnum):
-    """The runtime that a configuration is for; see `bitfront.targets`."""
-
-    ANY = "any"
-    TORCH = "torch"
-    ONNXRUNTIME = "onnxruntime"
-
-
 class JobSpec(Section):
-    """A whole search job."""
+    """A whole search job.
+
+    `target` is the runtime that the results are for: what it has no kernel for is refused.
+    """
 
     study: str = Field(pattern=STUDY_NAME)
     model: ModelSpec
@@ -492,6 +488,7 @@ class JobSpec(Section):
     constraints: ConstraintSpec = ConstraintSpec()
     search: SearchSpec = SearchSpec()
     stop: StopSpec = StopSpec()
+    target: DeploymentTarget = DeploymentTarget.ANY
 
     @model_validator(mode="after")
     def _has_objectives(self) -> Self:
@@ -510,6 +507,13 @@ class JobSpec(Section):
         batch_size = max(1, self.data.batch_size >> times)
         smaller = self.data.model_copy(update={"batch_size": batch_size})
         return self.model_copy(update={"data": smaller})
+
+    @property
+    def asks(self) -> bool:
+        """Whether the model is known, without loading it, to answer questions."""
+        model = self.model
+        is_bundled = model.source is ModelSource.REFERENCE and model.name == REFERENCE_LLAVA
+        return is_bundled or self.data.source is DataSource.QUESTIONS
 
     @property
     def is_bundled(self) -> bool:

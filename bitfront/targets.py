@@ -2,19 +2,29 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
 from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
-from bitfront.spec import DeploymentTarget, QuantizerSpec
 
 Scheme = Literal["symmetric", "asymmetric"]
+Ranges = Literal["static", "dynamic"]
 
 _MULTIPLYING: Final = frozenset({LayerKind.LINEAR, LayerKind.CONVOLUTION})
 _NARROW: Final = tuple(bits for bits in WEIGHT_BITS if bits < 16)
 _ROUNDED: Final = tuple(bits for bits in ACTIVATION_BITS if bits < 16)
+_SOURCES: Final = frozenset({"reference", "open_clip"})
 _SUGGESTED_GROUPS: Final = (16, 32, 64, 128)
+
+
+class DeploymentTarget(StrEnum):
+    """The runtime that a job's results are for."""
+
+    ANY = "any"
+    TORCH = "torch"
+    ONNXRUNTIME = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +50,14 @@ class NativeFormat:
     group_multiple: int
     held_bits: Mapping[Scheme, Mapping[int, int]]
 
-    def takes(self, kind: LayerKind, precision: Precision, quantizer: QuantizerSpec) -> bool:
+    def takes(self, kind: LayerKind, precision: Precision, ranges: Ranges) -> bool:
         """Whether it computes a layer of that kind and precision."""
         rounds = precision.quantizes_input and kind is not LayerKind.EMBEDDING
         return (
             kind in self.kinds
             and precision.weight_bits in self.weight_bits
             and precision.activation_bits in self.activation_bits
-            and (not rounds or self.ranges in (None, quantizer.activations))
+            and (not rounds or self.ranges in (None, ranges))
             and self._takes_group(precision)
         )
 
@@ -70,7 +80,8 @@ class Target:
         artefact: What `bitfront build --to` calls that which it loads.
         packages: The Python packages that run it.
         extra: The extra of bitfront that installs what builds and verifies it; empty for none.
-        models: The models that can be built for it.
+        models: The models that can be built for it, in words.
+        answers: Whether models that answer questions can be.
         formats: What it has kernels for, the fastest first.
         rest: What becomes of a layer that it has no kernel for.
     """
@@ -80,31 +91,34 @@ class Target:
     packages: tuple[str, ...]
     extra: str
     models: str
+    answers: bool
     formats: tuple[NativeFormat, ...]
     rest: str
 
-    def native(
-        self, kind: LayerKind, precision: Precision, quantizer: QuantizerSpec
-    ) -> NativeFormat | None:
+    def takes(self, source: str, *, answers: bool) -> bool:
+        """Whether models of a job's source, and of that kind, can be built for it at all."""
+        return source in _SOURCES and (self.answers or not answers)
+
+    def native(self, kind: LayerKind, precision: Precision, ranges: Ranges) -> NativeFormat | None:
         """What computes a layer of that kind and precision; None where there is no kernel."""
-        found = (form for form in self.formats if form.takes(kind, precision, quantizer))
+        found = (form for form in self.formats if form.takes(kind, precision, ranges))
         return next(found, None)
 
-    def nearest(self, precision: Precision, quantizer: QuantizerSpec) -> list[Precision]:
+    def nearest(self, precision: Precision, ranges: Ranges) -> list[Precision]:
         """Precisions of linear layers near this one that it has kernels for, the nearest first.
 
         The width of weights is kept; a group or the inputs give way.
         """
-        return list(dict.fromkeys(self._nearest(precision, quantizer)))
+        return list(dict.fromkeys(self._nearest(precision, ranges)))
 
-    def _nearest(self, precision: Precision, quantizer: QuantizerSpec) -> Iterator[Precision]:
+    def _nearest(self, precision: Precision, ranges: Ranges) -> Iterator[Precision]:
         bits, inputs, clip = precision.weight_bits, precision.activation_bits, precision.clip
         by_distance = sorted(_SUGGESTED_GROUPS, key=lambda size: abs(size - precision.group))
         groups = {precision.group: None, by_distance[0]: None, 0: None}
         for activation_bits in (inputs, 16):
             for group in groups:
                 near = Precision(bits, activation_bits, group, clip)
-                if self.native(LayerKind.LINEAR, near, quantizer) is not None:
+                if self.native(LayerKind.LINEAR, near, ranges) is not None:
                     yield near
 
 
@@ -128,6 +142,7 @@ TORCH: Final = Target(
     packages=("torch", "safetensors"),
     extra="",
     models="the bundled ones, open_clip's CLIP with a vision transformer",
+    answers=True,
     formats=(
         NativeFormat(
             kernel="unpacks a layer, multiplies in float32",
@@ -148,6 +163,7 @@ ONNXRUNTIME: Final = Target(
     packages=("onnxruntime",),
     extra="onnxruntime",
     models="the bundled CLIP, open_clip's CLIP with a vision transformer",
+    answers=False,
     formats=(
         NativeFormat(
             kernel="MatMulNBits",
@@ -191,3 +207,8 @@ ONNXRUNTIME: Final = Target(
 )
 
 TARGETS: Final = (TORCH, ONNXRUNTIME)
+
+
+def target_named(name: DeploymentTarget) -> Target | None:
+    """The target that a job names; None where any will do."""
+    return next((target for target in TARGETS if target.name is name), None)

@@ -27,6 +27,7 @@ REVISIONS = (
     "0014",
     "0015",
     "0016",
+    "0017",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -186,5 +186,6 @@ DECISIONS: Final = MappingProxyType(
         "stop.trials": _END,
         "stop.time_s": _END,
         "stop.patience": _END,
+        "target": _irrelevant("refuses a job, and changes nothing of one that it accepts"),
     }
 )

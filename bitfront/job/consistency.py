@@ -7,6 +7,7 @@ from typing import Final, cast
 
 from pydantic import BaseModel
 
+from bitfront.job.deployable import undeployable
 from bitfront.job.document import Place
 from bitfront.spec import (
     REFERENCE_CLIP,
@@ -68,11 +69,6 @@ def _is_set(spec: JobSpec, place: Place) -> bool:
     return bool(value != type(section).model_fields[name].default)
 
 
-def _asks(spec: JobSpec) -> bool:
-    """Whether the model is known, without loading it, to answer questions."""
-    return spec.data.source is DataSource.QUESTIONS or _is_bundled(spec, REFERENCE_LLAVA)
-
-
 def _classifies(spec: JobSpec) -> bool:
     """Whether the model is known, without loading it, to tell classes apart."""
     return (
@@ -91,7 +87,7 @@ def _may_ask(spec: JobSpec) -> bool:
 
 
 def _may_classify(spec: JobSpec) -> bool:
-    return not _asks(spec)
+    return not spec.asks
 
 
 def _recovery(spec: JobSpec) -> RecoverySpace:
@@ -137,7 +133,7 @@ DEPENDENT: Final = {
         lambda job: job.data.source is DataSource.DATASETS, _on_column("images")
     ),
     "data.label_column": _Dependent(
-        lambda job: job.data.source is DataSource.DATASETS and not _asks(job),
+        lambda job: job.data.source is DataSource.DATASETS and not job.asks,
         _on_column("labels"),
     ),
     "data.question_column": _Dependent(
@@ -153,7 +149,7 @@ DEPENDENT: Final = {
     "data.templates": _Dependent(_may_classify, _OF_CLASSES),
     "data.horizontal_flip": _Dependent(_may_classify, _OF_CLASSES),
     "data.classes": _Dependent(
-        lambda job: not _asks(job) and job.data.source is not DataSource.REFERENCE,
+        lambda job: not job.asks and job.data.source is not DataSource.REFERENCE,
         "only the classes of an image folder or a dataset can be named: leave it out",
     ),
     "data.prompt": _Dependent(_may_ask, _OF_QUESTIONS),
@@ -181,17 +177,17 @@ DEPENDENT: Final = {
         "quantizer.activations: static and activation_bits below 16",
     ),
     "space.recovery.class_position": _Dependent(
-        lambda job: not _asks(job) and any(_recovery(job).context_length),
+        lambda job: not job.asks and any(_recovery(job).context_length),
         "a class has a place in a learned prompt only, of a model that tells classes apart: leave "
         "it out, or put a context_length above 0 beside it",
     ),
     "space.recovery.class_specific": _Dependent(
-        lambda job: not _asks(job) and any(_recovery(job).context_length),
+        lambda job: not job.asks and any(_recovery(job).context_length),
         "a class has a learned prompt of its own only where there is one, in a model that tells "
         "classes apart: leave it out, or put a context_length above 0 beside it",
     ),
     "space.recovery.teacher": _Dependent(
-        lambda job: not _asks(job) and any(_recovery(job).distillation),
+        lambda job: not job.asks and any(_recovery(job).distillation),
         "without distillation, or with a model that answers questions, no teacher reads texts: "
         "leave it out, or put a distillation above 0 beside it",
     ),
@@ -263,12 +259,13 @@ def _contradictions(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             "model.device: cpu uses none: leave one of them out",
         )
     yield from _impossible_widths(spec)
+    yield from undeployable(spec)
 
 
 def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     """What is for the other kind of model than the job's."""
     source = ("data", "source")
-    if _asks(spec) and _classifies(spec):
+    if spec.asks and _classifies(spec):
         if spec.data.source is DataSource.QUESTIONS:
             text = "asks questions, but the model tells classes apart: use image_folder or datasets"
         else:

@@ -19,6 +19,7 @@ from service.views.describe import FULL_NAME, trial_names
 from service.views.pictures import write_pictures
 from service.views.render import best_text, front_table
 from service.views.tables import table
+from service.views.targets import deployable
 from storage.records import Limits
 from storage.store import Store
 
@@ -61,7 +62,8 @@ def show(store: Store, study: str, out: Path) -> None:
         best = best_answer(store, study, Limits(max_nbytes=nbytes))
         if best is not None:
             click.echo(f"\nThe best within the size of uniform 3 bits, {size_text(nbytes)}:\n")
-            click.echo(best_text(best, names, store.load_profile(study)))
+            targets = deployable(store, best.trial)
+            click.echo(best_text(best, names, store.load_profile(study), targets))
     click.echo("\nPictures:\n")
     number = None if chosen is None else _best_number(store, study, chosen)
     for path in write_pictures(store, study, out, number):

@@ -264,6 +264,7 @@ def best(
     from service.views.choosing import best_answer
     from service.views.describe import trial_names
     from service.views.render import best_json, best_text
+    from service.views.targets import deployable
     from storage.records import Limits
     from storage.store import open_store
 
@@ -282,11 +283,12 @@ def best(
             )
         baselines = trial_names(store.baselines(found.trial.study))
         names = {**baselines, **trial_names([found.trial])}
+        targets = deployable(store, found.trial)
         if form == "json":
-            click.echo(best_json(found, names))
+            click.echo(best_json(found, names, targets))
         else:
             profile = store.load_profile(found.trial.study)
-            click.echo(best_text(found, names, profile, across=study is None))
+            click.echo(best_text(found, names, profile, targets, across=study is None))
 
 
 @click.command()

@@ -22,6 +22,7 @@ from service.views.describe import (
     trial_names,
 )
 from service.views.tables import pairs_text, table
+from service.views.targets import Deployable, deployable_text
 
 if TYPE_CHECKING:
     from search.estimate import Estimate
@@ -164,11 +165,12 @@ def _figures(trial: Trial) -> dict[str, object]:
     return row
 
 
-def best_json(answer: "Answer", names: Mapping[int, str]) -> str:
+def best_json(answer: "Answer", names: Mapping[int, str], targets: Sequence[Deployable]) -> str:
     """The best trial with its whole configuration, as one line of JSON.
 
     `not_told_apart` lists the trials whose errors cannot be told from its own, with McNemar's
-    probability and the samples that it would take (null for more than could be counted).
+    probability and the samples that it would take (null for more than could be counted). `targets`
+    has the layers that a target has no kernel for, by the names of those that take the model.
     """
     trial = answer.trial
     peers = [
@@ -185,6 +187,7 @@ def best_json(answer: "Answer", names: Mapping[int, str]) -> str:
             **_front_row(trial, names),
             **_uncertainty(trial, answer.estimate),
             "not_told_apart": peers,
+            "targets": {one.target: one.without_kernel for one in targets},
             "configuration": trial.configuration.to_dict(),
         }
     )
@@ -288,6 +291,7 @@ def best_text(
     answer: "Answer",
     names: Mapping[int, str],
     profile: "ProfileRecord | None",
+    targets: Sequence[Deployable],
     *,
     across: bool = False,
 ) -> str:
@@ -297,6 +301,7 @@ def best_text(
         answer: The trial, and what cannot be told from it.
         names: Trial numbers to names of uniform baselines, of peers as well.
         profile: The layers of its study, if they are known.
+        targets: What it can be built for.
         across: Whether several studies were asked, so that its own is worth naming.
     """
     trial = answer.trial
@@ -316,6 +321,7 @@ def best_text(
             own = answer.estimate
             pairs.append(("estimate", with_error(own.error, own.standard_error)))
     pairs.append(("recovery", recovery_details(configuration.recovery)))
+    pairs.append(("targets", deployable_text(targets)))
     if answer.peers:
         pairs.append(("told apart", peers_text(answer, names)))
     lines = ["", "precision of each layer"]

@@ -1,12 +1,18 @@
 """The table of targets: what each runtime has a kernel for, and whether it is installed here."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from bitfront.layers import LayerKind
-from bitfront.targets import NativeFormat, Scheme, Target
+from bitfront.layers import LayerKind, Tower
+from bitfront.targets import TARGETS, NativeFormat, Scheme, Target
+from bitfront.trial import Trial
 from service.views.tables import pairs_text, table
+
+if TYPE_CHECKING:
+    from storage.store import Store
 
 _SCHEMES: Final[tuple[Scheme, ...]] = ("symmetric", "asymmetric")
 _HEADER: Final = ("kernel", "layers", "weight bits", "groups", "input bits", "in memory")
@@ -112,3 +118,51 @@ def _widths_text(widths: Mapping[int, int]) -> str:
     if len(set(widths.values())) == 1:
         return f"{next(iter(widths.values()))} bits"
     return f"{_numbers(tuple(widths.values()))} bits"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployable:
+    """A target that takes a configuration's model.
+
+    Attributes:
+        target: Its name.
+        artefact: What `bitfront build --to` calls it.
+        without_kernel: Layers of the plan that it has no kernel for.
+        layers: Layers of the plan.
+    """
+
+    target: str
+    artefact: str
+    without_kernel: int
+    layers: int
+
+
+def deployable(store: "Store", trial: Trial) -> list[Deployable]:
+    """The targets that take a trial's configuration; layers of an unknown kind count as linear."""
+    spec = json.loads(store.study(trial.study).spec_json)  # parsing it would load pydantic
+    profile = store.load_profile(trial.study)
+    layers = () if profile is None else profile.layers
+    kinds = {layer.name: layer.kind for layer in layers}
+    answers = any(layer.tower is Tower.LANGUAGE for layer in layers)
+    plan = [
+        (kinds.get(name, LayerKind.LINEAR), precision)
+        for name, precision in trial.configuration.plan
+    ]
+    found = []
+    for target in TARGETS:
+        if target.takes(spec["model"]["source"], answers=answers):
+            ranges = spec["quantizer"]["activations"]
+            missing = [target.native(kind, known, ranges) for kind, known in plan].count(None)
+            found.append(Deployable(target.name, target.artefact, missing, len(plan)))
+    return found
+
+
+def deployable_text(found: Sequence[Deployable]) -> str:
+    """The targets that take a configuration, with what they have no kernel for."""
+    if not found:
+        return "none takes this model yet: see 'bitfront targets'"
+    texts = []
+    for one in found:
+        count = f"; no kernel for {one.without_kernel} of {one.layers} layers"
+        texts.append(f"{one.target} (--to {one.artefact}{count if one.without_kernel else ''})")
+    return ", ".join(texts)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from typing import cast
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,11 +16,24 @@ _STUDY = sa.table(
 )
 
 
-def change_section(name: str, change: Callable[[dict[str, object]], dict[str, object]]) -> None:
+Change = Callable[[dict[str, object]], dict[str, object]]
+
+
+def change_section(name: str, change: Change) -> None:
     """Puts what `change` makes of a section of each specification in the section's place."""
+
+    def changed(spec: dict[str, object]) -> dict[str, object]:
+        section = cast("dict[str, object]", spec.get(name, {}))
+        return {**spec, name: change(dict(section))}
+
+    change_specification(changed)
+
+
+def change_specification(change: Change) -> None:
+    """Puts what `change` makes of each specification in its place."""
     connection = op.get_bind()
     for row in connection.execute(sa.select(_STUDY)).all():
-        spec = {**row.spec, name: change(dict(row.spec.get(name, {})))}
+        spec = change(dict(row.spec))
         text = json.dumps(spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
         digest = hashlib.sha256(text.encode()).hexdigest()
         columns = {"spec": json.loads(text), "spec_digest": digest}

@@ -76,7 +76,7 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
 
 # What always has an effect, or one that the model decides.
 INDEPENDENT = {
-    *("study", "objectives", "model.source", "model.name", "model.device", "data.source"),
+    *("study", "objectives", "target", "model.source", "model.name", "model.device", "data.source"),
     *(f"data.samples.{split}" for split in ("calibration", "tuning", "selection", "test")),
     *("data.seed", "data.batch_size"),
     *(f"quantizer.{name}" for name in ("scheme", "scale_search", "rounding", "activations")),

@@ -1,13 +1,14 @@
 """The table of targets: what each runtime has a kernel for, and what is near to it."""
 
+from typing import Final
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
-from bitfront.spec import DeploymentTarget, QuantizerSpec
-from bitfront.targets import ONNXRUNTIME, TARGETS, TORCH
+from bitfront.targets import ONNXRUNTIME, TARGETS, TORCH, DeploymentTarget, Ranges
 
 KINDS = st.sampled_from(LayerKind)
 PRECISIONS = st.builds(
@@ -16,43 +17,38 @@ PRECISIONS = st.builds(
     st.sampled_from(ACTIVATION_BITS),
     st.integers(0, 300),
 )
-QUANTIZERS = st.builds(
-    QuantizerSpec,
-    scheme=st.sampled_from(["symmetric", "asymmetric"]),
-    activations=st.sampled_from(["static", "dynamic"]),
-)
-STATIC, DYNAMIC = QuantizerSpec(), QuantizerSpec(activations="dynamic")
+RANGES: st.SearchStrategy[Ranges] = st.sampled_from(["static", "dynamic"])
+STATIC: Final = "static"
+DYNAMIC: Final = "dynamic"
 
 
 def test_every_target_of_a_job_is_in_the_table() -> None:
     assert {target.name for target in TARGETS} == set(DeploymentTarget) - {DeploymentTarget.ANY}
 
 
-@given(KINDS, PRECISIONS, QUANTIZERS)
+@given(KINDS, PRECISIONS, RANGES)
 def test_torch_takes_whatever_can_be_searched(
-    kind: LayerKind, precision: Precision, quantizer: QuantizerSpec
+    kind: LayerKind, precision: Precision, ranges: Ranges
 ) -> None:
-    assert TORCH.native(kind, precision, quantizer) is not None
+    assert TORCH.native(kind, precision, ranges) is not None
 
 
-@given(PRECISIONS, QUANTIZERS)
-def test_what_is_near_has_a_kernel_and_the_same_width(
-    precision: Precision, quantizer: QuantizerSpec
-) -> None:
+@given(PRECISIONS, RANGES)
+def test_what_is_near_has_a_kernel_and_the_same_width(precision: Precision, ranges: Ranges) -> None:
     for target in TARGETS:
-        near = target.nearest(precision, quantizer)
+        near = target.nearest(precision, ranges)
 
         assert near
         assert len(set(near)) == len(near)
         for found in near:
             assert found.weight_bits == precision.weight_bits
-            assert target.native(LayerKind.LINEAR, found, quantizer) is not None
-        if target.native(LayerKind.LINEAR, precision, quantizer) is not None:
+            assert target.native(LayerKind.LINEAR, found, ranges) is not None
+        if target.native(LayerKind.LINEAR, precision, ranges) is not None:
             assert near[0] == precision
 
 
 @pytest.mark.parametrize(
-    ("text", "quantizer", "kernel"),
+    ("text", "ranges", "kernel"),
     [
         ("w4a16", STATIC, "MatMulNBits"),
         ("w3a16g32", STATIC, "MatMulNBits"),
@@ -64,16 +60,14 @@ def test_what_is_near_has_a_kernel_and_the_same_width(
         ("w16a16", DYNAMIC, "MatMul"),
     ],
 )
-def test_onnxruntime_has_a_kernel_or_none(
-    text: str, quantizer: QuantizerSpec, kernel: str | None
-) -> None:
-    found = ONNXRUNTIME.native(LayerKind.LINEAR, Precision.parse(text), quantizer)
+def test_onnxruntime_has_a_kernel_or_none(text: str, ranges: Ranges, kernel: str | None) -> None:
+    found = ONNXRUNTIME.native(LayerKind.LINEAR, Precision.parse(text), ranges)
 
     assert (None if found is None else found.kernel) == kernel
 
 
 @pytest.mark.parametrize(
-    ("text", "quantizer", "expected"),
+    ("text", "ranges", "expected"),
     [
         ("w4a16g24", STATIC, ["w4a16g16", "w4a16"]),
         ("w8a8g48", STATIC, ["w8a8", "w8a16g48", "w8a16g32", "w8a16"]),
@@ -81,6 +75,6 @@ def test_onnxruntime_has_a_kernel_or_none(
     ],
 )
 def test_the_nearest_changes_the_group_or_the_inputs(
-    text: str, quantizer: QuantizerSpec, expected: list[str]
+    text: str, ranges: Ranges, expected: list[str]
 ) -> None:
-    assert list(map(str, ONNXRUNTIME.nearest(Precision.parse(text), quantizer))) == expected
+    assert list(map(str, ONNXRUNTIME.nearest(Precision.parse(text), ranges))) == expected

@@ -1,7 +1,9 @@
 """Loads a job's model once before there is a study, to find what is wrong with it."""
 
+from bitfront.artefact.architectures import describe
 from bitfront.layers import Layer
 from bitfront.spec import JobSpec
+from bitfront.targets import DeploymentTarget
 from bitfront.vlm import load_model
 from objectives.data.inspection import Inspector
 from objectives.evaluation.chance import refuse_like_classes
@@ -13,7 +15,7 @@ from workers.process.model_cache import inspection_file
 def load_and_look(spec: JobSpec) -> tuple[Layer, ...]:
     """The layers of a job's model, which loads, fits the data and tells their classes apart.
 
-    Nothing is calibrated or evaluated.
+    Where the job has a target, the model can be built for one. Nothing is calibrated or evaluated.
 
     Raises:
         BitfrontError: The model or the data cannot be used.
@@ -22,5 +24,7 @@ def load_and_look(spec: JobSpec) -> tuple[Layer, ...]:
     model = load_model(spec.model)
     family = load_family(spec.data, model, Inspector(inspection_file(), workers=1))
     family.check(spec)
+    if spec.target is not DeploymentTarget.ANY:
+        describe(model)
     refuse_like_classes(family.task)
     return model.layers

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from bitfront.artefact.onnx.codes import BYTE, PackedLayer
+from bitfront.artefact.onnx.codes import PackedLayer
 from bitfront.artefact.onnx.graph import Graph, normalised
 from bitfront.artefact.onnx.products import product
+from bitfront.artefact.onnx.unpacking import BYTE
 
 
 class Adapter:

@@ -1,22 +1,18 @@
-"""A packed layer in a graph: its stream of codes, unpacked by nodes that fold when it is loaded.
-
-The tensors are those of the packed checkpoint, byte for byte. Standard integer operators read
-them: BitShift is left out, for OpenVINO 2026.4 folds it wrongly.
-"""
+"""A packed layer in a graph: its codes in the order of a kernel, and what they stand for."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from onnx import TensorProto
 from torch import Tensor
 
 from bitfront.artefact.onnx.graph import Graph
+from bitfront.artefact.onnx.unpacking import BYTE, Container, contained
+from bitfront.quant.packing import unpack_codes
 from bitfront.targets import Scheme
-
-BYTE = 8
-_WORD = 8  # codes in one word of a stream
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +56,13 @@ class PackedLayer:
         """Whether the code of zero is the middle one."""
         return "zero" not in self.tensors
 
+    @property
+    def codes(self) -> Tensor:
+        """The codes `(rows, columns)`, uint8."""
+        count = self.rows * self.columns
+        codes = unpack_codes(self.tensors["codes"], self.weight_bits, count)
+        return codes.view(self.rows, self.columns)
+
     def key(self, part: str) -> str:
         """The name of one of its tensors."""
         return f"{self.name}.{part}"
@@ -70,77 +73,59 @@ def stored(graph: Graph, layer: PackedLayer, part: str) -> str:
     return graph.store(layer.key(part), layer.tensors[part])
 
 
-def unpacked_codes(graph: Graph, layer: PackedLayer) -> str:
-    """The codes `(rows, columns)`, int32."""
-    bits, count = layer.weight_bits, layer.rows * layer.columns
-    stream = stored(graph, layer, "codes")
-    if bits < BYTE:
-        missing = -layer.tensors["codes"].numel() % bits
-        if missing:
-            zeros = graph.constant(np.zeros(missing), np.uint8)
-            stream = graph.add("Concat", stream, zeros, axis=0)
-        parts = graph.cast(graph.shaped(stream, -1, bits), TensorProto.INT64)
-        places = graph.constant([256**byte for byte in range(bits)], np.int64)
-        axis = graph.constant([1], np.int64)
-        word = graph.add("ReduceSum", graph.add("Mul", parts, places), axis)
-        shifts = graph.constant([2 ** (bits * place) for place in range(_WORD)], np.int64)
-        codes = graph.add("Div", word, shifts)
-        codes = graph.add("Mod", codes, graph.constant(2**bits, np.int64))
-        stream = graph.sliced(graph.shaped(codes, -1), 0, 0, count)
-    return graph.cast(graph.shaped(stream, layer.rows, layer.columns), TensorProto.INT32)
-
-
-def widened_codes(graph: Graph, layer: PackedLayer, width: int) -> str:
-    """The codes `(rows, columns)`, int32, as multiples of `2**(width - bits)`."""
-    codes = unpacked_codes(graph, layer)
-    factor = 2 ** (width - layer.weight_bits)
-    return codes if factor == 1 else graph.add("Mul", codes, graph.constant(factor, np.int32))
-
-
 def scales(graph: Graph, layer: PackedLayer, width: int) -> str:
-    """The scales `(rows, groups)` of codes that were widened, float32: exact."""
+    """The scales `(rows, groups)` of codes in unsigned containers, float32: exact."""
     scale = graph.floats(layer.key("scale"), layer.tensors["scale"])
     factor: float = 2.0 ** (layer.weight_bits - width)
     return scale if factor == 1 else graph.add("Mul", scale, graph.number(factor))
 
 
-def weight(graph: Graph, layer: PackedLayer) -> str:
-    """The weight `(rows, columns)`, float32."""
+def transposed_weight(graph: Graph, layer: PackedLayer) -> str:
+    """The weight `(columns, rows)`, float32."""
+    shape = (layer.columns, layer.rows)
     if layer.weight_bits > BYTE:
-        kept = graph.floats(layer.key("weight"), layer.tensors["weight"])
-        return graph.shaped(kept, layer.rows, layer.columns)
-    codes = graph.cast(unpacked_codes(graph, layer), TensorProto.FLOAT)
-    return _levels(graph, layer, codes, None)
+        matrix = layer.tensors["weight"].view(layer.rows, layer.columns).T
+        return graph.floats(layer.key("weight"), matrix)
+    container = Container(layer.weight_bits, BYTE)
+    codes = contained(graph, layer.key("codes"), layer.codes.T, container, shape)
+    grid = scales(graph, layer, BYTE), _zeros(graph, layer)
+    scale, zero = (
+        graph.add("Transpose", _over_columns(graph, layer, part), perm=[1, 0]) for part in grid
+    )
+    return graph.add("Mul", graph.add("Sub", graph.cast(codes, TensorProto.FLOAT), zero), scale)
 
 
 def embedded_rows(graph: Graph, layer: PackedLayer, places: str) -> str:
     """The rows of an embedding's weight at `places`; codes stay in a byte each."""
     if layer.weight_bits > BYTE:
-        rows = graph.add("Gather", stored(graph, layer, "weight"), places, axis=0)
-        return graph.cast(rows, TensorProto.FLOAT)
-    codes = graph.cast(unpacked_codes(graph, layer), TensorProto.UINT8)
-    rows = graph.add("Gather", codes, places, axis=0)
-    return _levels(graph, layer, graph.cast(rows, TensorProto.FLOAT), places)
-
-
-def _levels(graph: Graph, layer: PackedLayer, codes: str, places: str | None) -> str:
-    """`scale * (code - zero)`; `places` are the rows, None for all."""
-    scale = graph.floats(layer.key("scale"), layer.tensors["scale"])
-    zero = graph.number(2 ** (layer.weight_bits - 1))
-    if not layer.is_symmetric:
-        zero = graph.cast(stored(graph, layer, "zero"), TensorProto.FLOAT)
-        zero = graph.add("Mul", zero, graph.number(2.0 ** (layer.weight_bits - BYTE)))
-        zero = _over_columns(graph, layer, zero, places)
-    return graph.add(
-        "Mul", graph.add("Sub", codes, zero), _over_columns(graph, layer, scale, places)
+        weight = graph.store(layer.key("weight"), layer.tensors["weight"].view(layer.shape))
+        return graph.cast(graph.add("Gather", weight, places, axis=0), TensorProto.FLOAT)
+    container = Container(layer.weight_bits, BYTE)
+    shape = (layer.rows, layer.columns)
+    codes = contained(graph, layer.key("codes"), layer.codes, container, shape)
+    rows = graph.cast(graph.add("Gather", codes, places, axis=0), TensorProto.FLOAT)
+    scale, zero = (
+        _over_columns(graph, layer, graph.add("Gather", grid, places, axis=0))
+        for grid in (scales(graph, layer, BYTE), _zeros(graph, layer))
     )
+    return graph.add("Mul", graph.add("Sub", rows, zero), scale)
 
 
-def _over_columns(graph: Graph, layer: PackedLayer, grid: str, places: str | None) -> str:
-    """`(rows, groups)` as something that broadcasts over the columns."""
-    if places is not None:
-        grid = graph.add("Gather", grid, places, axis=0)
+def _zeros(graph: Graph, layer: PackedLayer) -> str:
+    """The zero points `(rows, groups)` of codes in a byte, float32."""
+    if layer.is_symmetric:
+        return graph.constant(np.full(layer.tensors["scale"].shape, 2 ** (BYTE - 1)), np.float32)
+    return graph.cast(stored(graph, layer, "zero"), TensorProto.FLOAT)
+
+
+def _over_columns(graph: Graph, layer: PackedLayer, grid: str) -> str:
+    """`(..., groups)` as something that broadcasts over the columns."""
     if not layer.group:
         return grid
     groups = graph.constant(np.arange(layer.columns) // layer.group, np.int64)
     return graph.add("Gather", grid, groups, axis=-1)
+
+
+def padded_codes(layer: PackedLayer, block: int) -> Tensor:
+    """The codes `(rows, columns)` with zeros at the end of each row, up to whole blocks."""
+    return torch.nn.functional.pad(layer.codes, (0, -layer.columns % block))

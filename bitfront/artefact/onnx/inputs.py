@@ -3,8 +3,9 @@
 import numpy as np
 from onnx import TensorProto
 
-from bitfront.artefact.onnx.codes import BYTE, PackedLayer, stored
+from bitfront.artefact.onnx.codes import PackedLayer, stored
 from bitfront.artefact.onnx.graph import Graph
+from bitfront.artefact.onnx.unpacking import BYTE
 from bitfront.quant.grid import LARGEST_SCALE, SMALLEST_SCALE
 
 _HALF_STEP = 2.0**-11 * (1 + 2.0**-10)  # a little more than half of float16's spacing, relatively

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from bitfront.artefact.onnx.adapter import Adapter
 from bitfront.artefact.onnx.clip import Towers
-from bitfront.artefact.onnx.codes import BYTE, PackedLayer
+from bitfront.artefact.onnx.codes import PackedLayer
 from bitfront.artefact.onnx.graph import Graph, normalised
 from bitfront.artefact.onnx.products import ROUNDED, Form, block_size, form_of
+from bitfront.artefact.onnx.unpacking import BYTE
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
 EMBEDDING: Final = "token_embedding"

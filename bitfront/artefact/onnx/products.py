@@ -4,16 +4,21 @@ from enum import StrEnum
 from typing import Final
 
 import numpy as np
-from onnx import TensorProto
 from torch import Tensor
 
-from bitfront.artefact.onnx.codes import BYTE, PackedLayer, scales, stored, weight, widened_codes
+from bitfront.artefact.onnx.codes import (
+    PackedLayer,
+    padded_codes,
+    scales,
+    stored,
+    transposed_weight,
+)
 from bitfront.artefact.onnx.graph import MICROSOFT, Graph
 from bitfront.artefact.onnx.inputs import rounded_input
+from bitfront.artefact.onnx.unpacking import BYTE, Container, contained
 from bitfront.layers import LayerKind
 from bitfront.precision import Precision
-from bitfront.spec import QuantizerSpec
-from bitfront.targets import ONNXRUNTIME
+from bitfront.targets import ONNXRUNTIME, Ranges
 
 TOKEN: Final = (-1,)
 _LARGEST_BLOCK: Final = 128
@@ -42,10 +47,9 @@ def form_of(layer: PackedLayer, accuracy_level: int) -> Form:
 
     Without rounded inputs (level 0), MatMulNBits is slow but for containers of 4 bits.
     """
-    activations = "static" if "input_scale" in layer.tensors else "dynamic"
-    quantizer = QuantizerSpec(scheme=layer.scheme, activations=activations)
+    ranges: Ranges = "static" if "input_scale" in layer.tensors else "dynamic"
     precision = Precision(layer.weight_bits, layer.activation_bits, layer.group)
-    found = ONNXRUNTIME.native(LayerKind.LINEAR, precision, quantizer)
+    found = ONNXRUNTIME.native(LayerKind.LINEAR, precision, ranges)
     if found is None:
         return Form.FLOATS
     form = Form(found.kernel)
@@ -79,42 +83,39 @@ def product(
     elif form is Form.INTEGERS:
         output = graph.add("MatMul", rounded, _integers(graph, layer))
     else:
-        matrix = graph.add("Transpose", weight(graph, layer), perm=[1, 0])
-        output = graph.add("MatMul", rounded, matrix)
+        output = graph.add("MatMul", rounded, transposed_weight(graph, layer))
     return output if bias is None else graph.add("Add", output, graph.floats(*bias))
 
 
 def _integers(graph: Graph, layer: PackedLayer) -> str:
     """`(columns, rows)` from int8 codes around zero, or uint8 codes with a zero point."""
-    if layer.is_symmetric:
-        middle = graph.constant(2 ** (layer.weight_bits - 1), np.int32)
-        codes = graph.add("Sub", widened_codes(graph, layer, layer.weight_bits), middle)
-        codes, scale = graph.cast(codes, TensorProto.INT8), scales(graph, layer, layer.weight_bits)
-    else:
-        codes = graph.cast(widened_codes(graph, layer, BYTE), TensorProto.UINT8)
-        scale = scales(graph, layer, BYTE)
-    parts = [graph.add("Transpose", codes, perm=[1, 0]), graph.shaped(scale, -1)]
+    width = layer.weight_bits if layer.is_symmetric else BYTE
+    container = Container(layer.weight_bits, BYTE, is_signed=layer.is_symmetric)
+    shape = (layer.columns, layer.rows)
+    parts = [
+        contained(graph, layer.key("codes"), layer.codes.T, container, shape),
+        graph.shaped(scales(graph, layer, width), -1),
+    ]
     if not layer.is_symmetric:
         parts.append(graph.shaped(stored(graph, layer, "zero"), -1))
     return graph.add("DequantizeLinear", *parts, axis=1)
 
 
 def block_size(layer: PackedLayer) -> int:
-    """Columns that share a scale in MatMulNBits: a power of two from 16 on."""
-    size = _LARGEST_BLOCK
-    if layer.group:
-        while layer.group % size:
-            size //= 2
-        return size
-    while size > max(layer.columns, _SMALLEST_BLOCK):
+    """Columns that share a scale in MatMulNBits: a power of two from 16 on, whole in a group."""
+    size, run = _LARGEST_BLOCK, layer.group or layer.columns
+    while run % size and size > _SMALLEST_BLOCK:
         size //= 2
     return size
 
 
 def _blocks(graph: Graph, layer: PackedLayer, inputs: str, accuracy_level: int) -> str:
     width, block = _HELD.held(layer.weight_bits, layer.scheme), block_size(layer)
+    codes = padded_codes(layer, block)
+    shape = (layer.rows, codes.shape[1] // block, block * width // BYTE)
+    container = Container(layer.weight_bits, width)
     parts = [
-        _block_codes(graph, layer, width, block),
+        contained(graph, layer.key("codes"), codes, container, shape),
         _over_blocks(graph, layer, scales(graph, layer, width), block),
     ]
     if not layer.is_symmetric:
@@ -130,25 +131,6 @@ def _blocks(graph: Graph, layer: PackedLayer, inputs: str, accuracy_level: int) 
         block_size=block,
         accuracy_level=accuracy_level,
     )
-
-
-def _block_codes(graph: Graph, layer: PackedLayer, width: int, block: int) -> str:
-    """`(rows, blocks, bytes of a block)`, uint8, the first code in the lowest bits."""
-    blocks = -(-layer.columns // block)
-    missing = blocks * block - layer.columns
-    shape = (layer.rows, blocks, block * width // BYTE)
-    if width == layer.weight_bits and not missing:  # then the stream is laid out alike
-        return graph.shaped(stored(graph, layer, "codes"), *shape)
-    codes = widened_codes(graph, layer, width)
-    if missing:
-        ends = graph.constant([0, 0, 0, missing], np.int64)
-        codes = graph.add("Pad", codes, ends, graph.constant(0, np.int32))
-    if width < BYTE:
-        together = BYTE // width
-        places = graph.constant([2 ** (width * place) for place in range(together)], np.int32)
-        placed = graph.add("Mul", graph.shaped(codes, -1, together), places)
-        codes = graph.add("ReduceSum", placed, graph.constant([1], np.int64))
-    return graph.shaped(graph.cast(codes, TensorProto.UINT8), *shape)
 
 
 def _over_blocks(graph: Graph, layer: PackedLayer, grid: str, block: int) -> str:

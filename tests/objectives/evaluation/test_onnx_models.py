@@ -160,7 +160,7 @@ def test_a_script_of_fifteen_lines_says_what_bitfront_says(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "level", "said"),
     [
-        ("w8a16", ROUNDED, "rounds the inputs of 35 layers to 8 bits, in groups of 32 to 128 col"),
+        ("w8a16", ROUNDED, "rounds the inputs of 35 layers to 8 bits, in groups of 16 to 128 col"),
         ("w4a16g24", ROUNDED, "35 layers, such as visual.conv1.weight, have no fast kernel that"),
         ("w4a16", EXACT, ""),
     ],

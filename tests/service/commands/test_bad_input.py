@@ -18,7 +18,7 @@ data:
 
 TOP_KEYS = (
     "study, model, data, quantizer, space, partition, profile, objectives, constraints, "
-    "search, stop"
+    "search, stop, target"
 )
 
 # What is written below a whole job (so its first line is line 6), and what is said of it.
@@ -39,6 +39,20 @@ ADDITIONS = {
     "an unknown key at the top": (
         "zzz: 1",
         f"line 6: zzz is not a known key: the keys at the top are {TOP_KEYS}",
+    ),
+    "an unknown runtime": (
+        "target: gguf",
+        "line 6: target: 'gguf' is not possible: write any, torch or onnxruntime",
+    ),
+    "a group that the runtime has no kernel for": (
+        "target: onnxruntime\nspace:\n  groups: [32]",
+        "line 8: space.groups: onnxruntime has no kernel for w2a8g32: the nearest that it has is "
+        "w2a8 or w2a16g32 or w2a16, or leave target out",
+    ),
+    "ranges that the runtime has no kernel for": (
+        "target: onnxruntime\nquantizer:\n  activations: dynamic",
+        "line 8: quantizer.activations: onnxruntime has no kernel for w2a8 with dynamic ranges of "
+        "inputs: write static, or search w2a16 or w2a16g16, or leave target out",
     ),
     "a bit width out of range": (
         "space:\n  weight_bits: [2, 7]",

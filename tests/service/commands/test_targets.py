@@ -2,12 +2,19 @@
 
 import json
 from importlib.metadata import version
+from pathlib import Path
 
 from click.testing import CliRunner
 
-from bitfront.targets import TARGETS
+from bitfront.job.consistency import inconsistencies
+from bitfront.plan import Configuration, Plan
+from bitfront.precision import Precision
+from bitfront.targets import TARGETS, DeploymentTarget
+from bitfront.trial import Origin, Trial
 from service.cli import main
 from service.views.targets import installed_text
+from storage.store import open_store
+from tests.support.store_samples import complete, job
 
 
 def test_the_table_says_what_each_runtime_has_kernels_for() -> None:
@@ -36,3 +43,32 @@ def test_what_is_not_installed_comes_with_the_way_to_install_it() -> None:
     said = installed_text("no-such-runtime", "onnxruntime")
 
     assert said == "no-such-runtime is not installed: pip install 'bitfront[onnxruntime]'"
+
+
+def test_the_best_configuration_says_what_it_can_be_built_for(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'bitfront.db'}"
+    plan = Plan.of({"a": Precision(4, 8), "b": Precision(4, 8, 32)})
+    with open_store(url) as store:
+        store.create_study(job("clip"), {})
+        lease = store.acquire("clip", "driver", 60)
+        found = Trial("clip", 0, Configuration(plan), Origin.BASELINE, {})
+        store.start_trial(lease, found)
+        assert complete(store, lease, 0, {"error": 0.1, "nbytes": 9.0})
+
+    text = CliRunner().invoke(main, ["best", "clip", "--db", url])
+    row = CliRunner().invoke(main, ["best", "clip", "--format", "json", "--db", url])
+
+    said = "torch (--to packed), onnxruntime (--to onnx; no kernel for 1 of 2 layers)"
+    assert said in text.stdout, text.stderr
+    assert json.loads(row.stdout)["targets"] == {"torch": 0, "onnxruntime": 1}
+
+
+def test_a_model_that_a_target_does_not_take_is_refused_in_a_sentence() -> None:
+    spec = job("asks", model={"source": "reference", "name": "digit-llava"})
+    wanted = spec.model_copy(update={"target": DeploymentTarget.ONNXRUNTIME})
+
+    ((place, said),) = inconsistencies(wanted)
+
+    assert place == ("target",)
+    assert said.startswith("target: onnxruntime takes the bundled CLIP, open_clip's CLIP")
+    assert inconsistencies(spec.model_copy(update={"target": DeploymentTarget.TORCH})) == []

@@ -1,0 +1,55 @@
+"""What a job's target has no kernel for: each place in the job, and the nearest thing it has."""
+
+from collections.abc import Iterator
+from itertools import product
+
+from bitfront.job.document import Place
+from bitfront.layers import LayerKind
+from bitfront.precision import Precision
+from bitfront.spec import JobSpec
+from bitfront.targets import Target, target_named
+
+_UNQUANTIZED = 16
+
+
+def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
+    """What falls outside of the job's target: one sentence for each setting, with the way out."""
+    target = target_named(spec.target)
+    if target is None:
+        return
+    if not target.takes(spec.model.source, answers=spec.asks):
+        yield (
+            ("target",),
+            f"target: {target.name} takes {target.models}, and this is another model: leave it out",
+        )
+    told = set()
+    for precision in _searched(spec):
+        if target.native(LayerKind.LINEAR, precision, spec.quantizer.activations) is None:
+            place, nearest = _way_out(spec, target, precision)
+            if place not in told:
+                told.add(place)
+                yield place, f"{'.'.join(map(str, place))}: {nearest}, or leave target out"
+
+
+def _searched(spec: JobSpec) -> Iterator[Precision]:
+    """Every precision that a linear layer may take, as `search.options` has them."""
+    space = spec.space
+    widths = sorted({*space.weight_bits, *space.keep.values()})
+    for bits, inputs, group in product(widths, space.activation_bits, space.groups):
+        yield Precision(bits, inputs, group if bits < _UNQUANTIZED else 0)
+
+
+def _way_out(spec: JobSpec, target: Target, precision: Precision) -> tuple[Place, str]:
+    """The setting to change, and what to change it to."""
+    near = target.nearest(precision, spec.quantizer.activations)
+    names = " or ".join(map(str, near))
+    is_dynamic = precision.quantizes_input and spec.quantizer.activations == "dynamic"
+    if is_dynamic and target.native(LayerKind.LINEAR, precision, "static") is not None:
+        return (
+            ("quantizer", "activations"),
+            f"{target.name} has no kernel for {precision} with dynamic ranges of inputs: write "
+            f"static, or search {names}",
+        )
+    same_inputs = [one for one in near if one.activation_bits == precision.activation_bits]
+    place = ("space", "groups" if same_inputs else "activation_bits")
+    return place, f"{target.name} has no kernel for {precision}: the nearest that it has is {names}"
