@@ -33,13 +33,14 @@ METHODS: dict[str, dict[str, str]] = {
 }
 
 
-def job(model: str, method: str, seed: int, test: int) -> JobSpec:
+def job(model: str, method: str, seed: int, test: int, calibration: int = 128) -> JobSpec:
     """A job with fresh scenes or questions: the seed says which."""
+    samples = {"calibration": calibration, "test": test}
     return JobSpec.model_validate(
         {
             "study": "rounding",
             "model": {"source": "reference", "name": NAMES[model]},
-            "data": {"source": "reference", "seed": seed, "samples": {"test": test}},
+            "data": {"source": "reference", "seed": seed, "samples": samples},
             "quantizer": METHODS[method],
         }
     )
@@ -65,11 +66,18 @@ def accuracies(spec: JobSpec, precisions: Sequence[str]) -> dict[str, tuple[floa
 @click.option("--model", type=click.Choice([*NAMES]), default="clip")
 @click.option("--seeds", default="10,11,12,13,14")
 @click.option("--test", default=4000)
+@click.option("--calibration", default=128, help="Calibration samples.")
 @click.option("--methods", default=";".join(METHODS), help="Separated by semicolons.")
 @click.option("--precisions", default=",".join(PRECISIONS))
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
-    model: str, seeds: str, test: int, methods: str, precisions: str, out: Path | None
+    model: str,
+    seeds: str,
+    test: int,
+    calibration: int,
+    methods: str,
+    precisions: str,
+    out: Path | None,
 ) -> None:
     """Prints a table: mean accuracy in per cent with its 95 % interval over seeds, and seconds."""
     torch.set_num_threads(1)
@@ -77,7 +85,8 @@ def main(
     measured: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in chosen}
     for seed in seeds.split(","):
         for name in chosen:
-            measured[name].append(accuracies(job(model, name, int(seed), test), wanted))
+            spec = job(model, name, int(seed), test, calibration)
+            measured[name].append(accuracies(spec, wanted))
             click.echo(f"seed {seed}, {name}: {measured[name][-1]}", err=True)
         if out is not None:
             out.write_text(_table(measured, wanted) + "\n")
