@@ -1,6 +1,6 @@
 """What ONNX models of quantized plans cost and keep: parity, size, memory, time against float32.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.onnx_models --seed 0
+    OMP_NUM_THREADS=1 python -m benchmarks.onnx_models --seed 0 --model bundled
 
 The bundled CLIP is calibrated and verified as `bitfront build` does it; a CLIP of ViT-B/32's shape
 has random weights and is only sized and timed. Times are medians of alternating repeats, as
@@ -130,8 +130,8 @@ def _packed(
 
 def ratios(
     paths: Mapping[str, Path], side: int, repeats: int, threads: int
-) -> Iterator[tuple[int, str, float, float]]:
-    """Batch size, plan, seconds, and their ratio to those of `full`: alternating repeats."""
+) -> Iterator[tuple[int, str, float, list[float]]]:
+    """Batch size, plan, median seconds, and each repeat's ratio to that of `full`, in order."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     sessions = {
@@ -149,7 +149,7 @@ def ratios(
         for name, found in times.items():
             own = found[1:]  # the first one warms up
             share = [one / full for one, full in zip(own, times["full"][1:], strict=True)]
-            yield batch, name, statistics.median(own), statistics.median(share)
+            yield batch, name, statistics.median(own), sorted(share)
 
 
 def bundled_rows(scheme: str, seed: int, folder: Path) -> dict[str, Path]:
@@ -200,22 +200,19 @@ def shaped_rows(scheme: str, seed: int, folder: Path) -> dict[str, Path]:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--repeats", default=7, show_default=True)
 @click.option("--threads", default=1, show_default=True)
+@click.option("--model", type=click.Choice(["bundled", "ViT-B-32"]), default="bundled")
 @click.option("--scheme", type=click.Choice(["symmetric", "asymmetric"]), default="symmetric")
-def main(seed: int, repeats: int, threads: int, scheme: str) -> None:
-    """Measure both models."""
+def main(seed: int, repeats: int, threads: int, model: str, scheme: str) -> None:
+    """Measure a model."""
+    rows, side = (bundled_rows, 24) if model == "bundled" else (shaped_rows, 224)
     with tempfile.TemporaryDirectory() as made:
-        for name, rows, side in (
-            ("bundled CLIP", bundled_rows, 24),
-            ("ViT-B/32", shaped_rows, 224),
-        ):
-            folder = Path(made) / name.partition("/")[0]
-            folder.mkdir()
-            paths = rows(scheme, seed, folder)
-            for batch, plan, seconds, ratio in ratios(paths, side, repeats, threads):
-                click.echo(
-                    f"{name} {scheme} {plan}, batch {batch}: {1000 * seconds:.3g} ms, "
-                    f"{ratio:.2f} of float32's time"
-                )
+        paths = rows(scheme, seed, Path(made))
+        for batch, plan, seconds, shares in ratios(paths, side, repeats, threads):
+            click.echo(
+                f"{model} {scheme} {plan}, batch {batch}: {1000 * seconds:.3g} ms, "
+                f"{statistics.median(shares):.2f} ({shares[0]:.2f} to {shares[-1]:.2f}) of "
+                "float32's time"
+            )
 
 
 if __name__ == "__main__":
