@@ -57,6 +57,14 @@ class Graph:
             self._tensors[name] = numpy_helper.from_array(array, name)
         return name
 
+    def store_int4(self, name: str, halves: Tensor, shape: Sequence[int]) -> str:
+        """A tensor of the checkpoint as int4, two in a byte, the first in the lower bits."""
+        if name not in self._tensors:
+            content = halves.contiguous().numpy().tobytes()
+            kind = TensorProto.INT4
+            self._tensors[name] = helper.make_tensor(name, kind, list(shape), content, raw=True)
+        return name
+
     def constant(self, values: ArrayLike, dtype: DTypeLike) -> str:
         """Numbers that the graph needs."""
         array = np.asarray(values, dtype)

@@ -8,6 +8,7 @@ where arithmetic on integers would take many times the memory of the weights.
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -71,6 +72,9 @@ class Container:
         return tables
 
 
+_INT4: Final = Container(4, BYTE, is_signed=True)  # ONNX has a type for it, and a cast is cheaper
+
+
 def contained(
     graph: Graph, name: str, codes: Tensor, container: Container, shape: tuple[int, ...]
 ) -> str:
@@ -88,6 +92,9 @@ def contained(
     if container.bits == BYTE:
         return graph.store(name, (codes.to(torch.int16) - 128).to(torch.int8).view(shape))
     stream = pack_codes(codes, container.bits)
+    if container == _INT4:
+        # Less the middle, a code has its highest bit inverted: so has each half of a byte.
+        return graph.cast(graph.store_int4(name, stream ^ 0x88, shape), TensorProto.INT8)
     stored = graph.store(name, stream)
     word = container.word_nbytes
     missing = -len(stream) % word
