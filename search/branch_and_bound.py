@@ -15,6 +15,7 @@ import pulp
 from search.knapsack_items import Floats, Integers, KnapsackItems
 
 _TOLERANCE = 1e-10  # the least that HiGHS takes
+_SMALLEST_ENTRY = 1e-12  # the least that HiGHS takes
 _TIME_LIMIT_S = 30.0
 _QUESTIONS = 20
 _FOUND = (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
@@ -104,6 +105,9 @@ def _solver() -> pulp.LpSolver:
         mip_feasibility_tolerance=_TOLERANCE,
         primal_feasibility_tolerance=_TOLERANCE,
         dual_feasibility_tolerance=_TOLERANCE,
+        # It takes what is smaller for zero, and its presolve then loses choices: a unit of a row
+        # whose room is a billion is as small as its default.
+        small_matrix_value=_SMALLEST_ENTRY,
     )
 
 
@@ -126,7 +130,7 @@ def _posed(
         extra = np.where(fits, _extra(items, row), 0)
         unit = _row_unit(items, row)
         problem += (
-            _weighted(extra / unit, chosen) <= _room(items, row) / unit,
+            _weighted(extra / unit, chosen) <= _limit(items, row),
             _row_name(number),
         )
     return problem, chosen
@@ -151,9 +155,19 @@ def _row_unit(items: KnapsackItems, row: Row) -> float:
     return float(max(_room(items, row), 1))
 
 
+def _limit(items: KnapsackItems, row: Row) -> float:
+    """The room of a row as the solver sees it.
+
+    Amounts are whole numbers, so half a unit more lets no other choice in, and keeps those that
+    take all of the room away from the solver's tolerance: HiGHS was seen to lose them. Where the
+    tolerance is more than that, what it lets in is forbidden afterwards.
+    """
+    return (_room(items, row) + 0.5) / _row_unit(items, row) + 2 * _TOLERANCE
+
+
 def _objective_unit(objective: Floats) -> float:
-    largest = float(objective.max())
-    return largest / _SCALE if largest > 0 else 1.0
+    unit = float(objective.max()) / _SCALE
+    return unit if unit > 0 else 1.0  # also where the largest is too small to divide
 
 
 def _weighted(weights: Floats, variables: Sequence[pulp.LpVariable]) -> pulp.LpAffineExpression:

@@ -16,6 +16,7 @@ from bitfront.profile import Cell, Resource
 from search.branch_and_bound import Row, minimise
 from search.knapsack_items import KnapsackItems
 from search.program import Program
+from search.prune import prune
 from search.resources import Limit, whole_amount
 
 Cells = Mapping[str, list[Cell]]
@@ -150,6 +151,63 @@ def test_any_mix_of_limits_is_held_at_the_optimum(
     assert solution.cost == units(solution.choice.values(), resource) <= budget
     for held in limits:
         assert units(solution.choice.values(), held.resource) <= held.most
+
+
+def test_a_unit_of_a_room_of_a_billion_is_not_lost() -> None:
+    def cell(block: str, index: int, nbytes: int, error: float, latency_s: float) -> Cell:
+        return make_cell(block, index, nbytes, error, weight_bits=0, latency_s=latency_s)
+
+    cells = {
+        "b0": [
+            cell("b0", 0, 999_999_983, 0.0, 0.001),
+            cell("b0", 1, 999_999_984, 0.0, 0.0),
+            cell("b0", 2, 0, 0.0, 0.001),
+        ],
+        "b1": [
+            cell("b1", 0, 1, 1.0, 0.0),
+            cell("b1", 1, 0, 1.0, 0.001),
+            cell("b1", 2, 5, 0.0, 0.0),
+            cell("b1", 3, 3, 0.0, 0.001),
+        ],
+    }
+    limits = [
+        Limit("max_nbytes", Resource.NBYTES, 999_999_986),
+        Limit("max_latency_s", Resource.LATENCY_S, 0.001),
+    ]
+
+    solution = Program.of(cells, Resource.WEIGHT_BITS, limits).solve(0)
+
+    assert solution.error == 0
+    assert [chosen.nbytes for chosen in solution.choice.values()] == [0, 5]
+
+
+def test_a_choice_that_takes_all_of_the_room_is_not_lost() -> None:
+    cells = {
+        "b0": [
+            make_cell("b0", 0, 26_921_442, 0.0, weight_bits=0, latency_s=0.0),
+            make_cell("b0", 1, 26_921_439, 1.0, weight_bits=0, latency_s=0.0),
+            make_cell("b0", 2, 0, 0.0, weight_bits=0, latency_s=0.001),
+        ],
+        "b1": [
+            make_cell("b1", 0, 0, 1.0, weight_bits=0, latency_s=0.0),
+            make_cell("b1", 1, 3, 0.0, weight_bits=0, latency_s=0.0),
+        ],
+    }
+    limits = [
+        Limit("max_nbytes", Resource.NBYTES, 26_921_445),
+        Limit("max_latency_s", Resource.LATENCY_S, 0.0),
+    ]
+
+    solution = Program.of(cells, Resource.NBYTES, limits).solve(26_921_445)
+
+    assert (solution.error, solution.cost) == (0, 26_921_445)
+
+
+def test_errors_too_small_to_be_scaled_are_solved() -> None:
+    cells = {"b": [make_cell("b", 0, 0, 5e-324, weight_bits=0, latency_s=0.0)]}
+    held = [Limit("max_weight_bits", Resource.WEIGHT_BITS, 0)]
+
+    assert prune(Program.of(cells, limits=held), [0], 0.0).survivors["b"]
 
 
 @given(problems())
