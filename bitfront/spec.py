@@ -1,6 +1,7 @@
 """The job specification: what a person writes in JOB.yaml, valid once built."""
 
 import re
+import warnings
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
@@ -167,7 +168,8 @@ class DataSpec(Section):
             _refuse_other_colours(self.background)
         if self.answer_pattern is not None:
             try:
-                re.compile(self.answer_pattern)
+                with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                    re.compile(self.answer_pattern)  # of sets that a later Python may read anew
             except re.error as error:
                 raise ValueError(
                     f"data.answer_pattern is not a regular expression: {error}"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from bitfront.errors import SpecError
 from bitfront.job.consistency import inconsistencies
-from bitfront.job.document import Document, Place, cut, place_name, read_document
+from bitfront.job.document import Document, Place, cut, one_line, place_name, read_document
 from bitfront.job.error_messages import place_of, sentence
 from bitfront.spec import (
     CLASS_LISTS,
@@ -62,7 +62,7 @@ class Examined:
         """All mistakes and further ones, a line each, in the order of the file's lines."""
         every = dict.fromkeys((*self.mistakes, *further))
         found = sorted(every, key=lambda one: self.document.line(one[0]))
-        lines = [f"{self._where(place)}: {text}" for place, text in found[:_MOST_TOLD]]
+        lines = [f"{self._where(place)}: {one_line(text)}" for place, text in found[:_MOST_TOLD]]
         if len(found) > _MOST_TOLD:
             lines.append(f"and {len(found) - _MOST_TOLD} more mistakes")
         return "\n".join(lines)

@@ -319,6 +319,23 @@ def test_a_place_that_no_disk_has_is_named(
         load_job(job)
 
 
+def test_no_path_sends_control_characters_to_a_terminal(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "study: s\nmodel: {source: reference}\n"
+        'data: {source: image_folder, path: "a\\x1b[31m\\nb"}\n'
+    )
+
+    with pytest.raises(SpecError, match=r"a\\x1b\[31m\\nb does not exist"):
+        load_job(job)
+
+
+def test_a_pattern_whose_set_python_may_read_anew_is_taken_quietly() -> None:
+    data = DataSpec.model_validate({"source": "reference", "answer_pattern": "[[a]+"})
+
+    assert data.answer_pattern == "[[a]+"
+
+
 def test_a_folder_may_be_called_like_a_variable(tmp_path: Path) -> None:
     (tmp_path / "$photos").mkdir()
     job = tmp_path / "job.yaml"
