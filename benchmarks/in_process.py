@@ -14,7 +14,6 @@ from storage.store import open_store
 from tests.support.reporters import NullReporter
 from workers.process import model_cache
 from workers.scheduling.metrics import NullMetrics
-from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.worker_config import WorkerConfig
 
 
@@ -67,8 +66,7 @@ def profile(spec: JobSpec) -> tuple[Profile, float]:
         store.create_study(spec, {})
         lease = store.acquire(spec.study, "benchmark", 3600)
         started_s = time.perf_counter()
-        *_, info = model_cache.inspect(config)
-        assert isinstance(info, ModelInfo)
+        info = model_cache.inspected(config)
         measured = measure_profile(
             spec, store, lease, InProcess(config), info, NullReporter(), NullMetrics()
         )

@@ -100,7 +100,7 @@ class Target:
         return source in _SOURCES and (self.answers or not answers)
 
     def native(self, kind: LayerKind, precision: Precision, ranges: Ranges) -> NativeFormat | None:
-        """What computes a layer of that kind and precision; None where there is no kernel."""
+        """The format that runs a layer of that kind and precision; None if no kernel does."""
         found = (form for form in self.formats if form.takes(kind, precision, ranges))
         return next(found, None)
 
@@ -154,7 +154,7 @@ TORCH: Final = Target(
             held_bits=MappingProxyType({}),
         ),
     ),
-    rest="there is no rest",
+    rest="none, a kernel takes every precision",
 )
 
 ONNXRUNTIME: Final = Target(

@@ -325,7 +325,7 @@ class _Answers:
         return wrong, len(split)
 
     def text_cosine(self, runner: Runner) -> None:
-        """None: there is no text tower."""
+        """Always None, because such a model has no text tower of its own."""
         del runner
 
     def sample(self, size: int) -> dict[str, Tensor]:

@@ -104,17 +104,14 @@ def check_full_precision(
 
     def load() -> None:
         from search.keep import check_keep
-        from workers.process.model_cache import inspect
+        from workers.process.model_cache import inspected
         from workers.scheduling.worker_config import WorkerConfig
 
-        for found in inspect(WorkerConfig(spec)):
-            if isinstance(found, str):
-                on_stage(found)
-                continue
-            check_keep(found.layers, spec.space)
-            findings.warnings += found.warnings
-            error = percent_text(found.full.values["error"])
-            findings.notes.append(f"{len(found.layers)} layers; full precision: error {error}")
+        found = inspected(WorkerConfig(spec), on_stage)
+        check_keep(found.layers, spec.space)
+        findings.warnings += found.warnings
+        error = percent_text(found.full.values["error"])
+        findings.notes.append(f"{len(found.layers)} layers; full precision: error {error}")
 
     findings.attempt(("model",), load)
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 from bitfront.layers import Block, Layer
-from bitfront.plan import Option, Plan, Recovery
+from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.spec import JobSpec, RecoverySpace
 from search.keep import check_keep
 from search.options import block_options, layer_precisions
 from search.partition import partition
-from service.study.room import TRIAL_NBYTES
+from service.study.room import trials_nbytes
 from service.views.dry_run import DryRun
-from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import plan_nbytes
 
 _TIMED_OPTIONS = 3
@@ -25,36 +24,31 @@ def dry_run(spec: JobSpec, on_stage: Callable[[str], None]) -> DryRun:
     Raises:
         BitfrontError: The model or the data cannot be used.
     """
-    from workers.process.model_cache import inspect
+    from workers.process.model_cache import inspected
     from workers.process.timing import time_parts
     from workers.scheduling.worker_config import WorkerConfig
 
     config = WorkerConfig(spec)
     started_s = time.perf_counter()
-    info: ModelInfo | None = None
-    for found in inspect(config):
-        if isinstance(found, str):
-            on_stage(found)
-        else:
-            info = found
-    assert info is not None  # the last thing that it gives
+    info = inspected(config, on_stage)
     start_s = time.perf_counter() - started_s
     check_keep(info.layers, spec.space)
     on_stage("time two blocks and a trial")
     blocks = partition(info.layers, info.entropies, spec.partition)
     options = {block.name: block_options(block, info.layers, spec.space) for block in blocks}
     timed = [
-        (block, _spread(options[block.name]))
-        for block in dict.fromkeys((blocks[0], blocks[-1]))
-        if len(options[block.name]) > 1
+        (block, _spread(options[block.name])) for block in dict.fromkeys((blocks[0], blocks[-1]))
     ]
-    plan = Plan.from_options([(block, options[block.name][0]) for block in blocks])
-    recovery = None if spec.space.recovery is None else _shortest(spec.space.recovery)
-    times = time_parts(config, timed, plan, recovery)
-    recovery_s = None
-    if recovery is not None and spec.space.recovery is not None and times.recovery_s is not None:
-        added_s = max(0.0, times.recovery_s - times.trial_s)
-        recovery_s = added_s * max(spec.space.recovery.steps) / recovery.steps
+    first, last = (
+        Plan.from_options([(block, options[block.name][place]) for block in blocks])
+        for place in (0, -1)
+    )
+    space = spec.space.recovery
+    recovered = None if space is None else Configuration(last, _shortest(space))
+    times = time_parts(config, timed, Configuration(first), recovered)
+    recovery_s = times.recovery_s
+    if space is not None and recovery_s is not None:
+        recovery_s *= max(space.steps) / min(space.steps)
     return DryRun(
         layers=len(info.layers),
         weights=sum(layer.weights for layer in info.layers),
@@ -69,24 +63,25 @@ def dry_run(spec: JobSpec, on_stage: Callable[[str], None]) -> DryRun:
         recovery_s=recovery_s,
         workers=spec.search.workers,
         worker_nbytes=plan_nbytes(info.footprint, info.layers, spec),
-        disk_nbytes=TRIAL_NBYTES * spec.stop.trials,
+        disk_nbytes=trials_nbytes(spec),
     )
 
 
 def _spread(options: Sequence[Option]) -> list[Option]:
     """A few options, spread evenly over all of them."""
     count = min(_TIMED_OPTIONS, len(options))
-    return [options[place * (len(options) - 1) // (count - 1)] for place in range(count)]
+    return [options[place * (len(options) - 1) // max(1, count - 1)] for place in range(count)]
 
 
 def _shortest(space: RecoverySpace) -> Recovery:
     """The space's recovery with the fewest steps, and the largest of every other setting."""
-    largest = {name: max(getattr(space, name)) for name in ("context_length", "shots", "views")}
+    largest = {name: max(getattr(space, name)) for name in ("context_length", "views")}
+    largest["shots"] = 0 if 0 in space.shots else max(space.shots)  # 0 takes every sample
     reductions = [reduction for reduction in space.reduction if reduction]
     settings = {field.name: getattr(space, field.name)[0] for field in fields(Recovery)}
     settings |= largest
     settings |= {"steps": min(space.steps), "reduction": min(reductions, default=0)}
-    return Recovery(**settings)
+    return Recovery(**settings).canonical
 
 
 def _count_cells(

@@ -11,7 +11,7 @@ from bitfront.spec import LOCAL_FOLDER, JobSpec, ModelSpec
 from bitfront.units import size_text
 
 # A trial's configuration, figures, attempts and log lines for a model of some hundred layers.
-TRIAL_NBYTES: Final = 20_000
+_TRIAL_NBYTES: Final = 20_000
 
 
 def check_memory(spec: ModelSpec) -> None:
@@ -38,7 +38,7 @@ def check_disk(spec: JobSpec, folder: Path) -> None:
     Raises:
         SpecError: They do.
     """
-    needed = TRIAL_NBYTES * spec.stop.trials
+    needed = trials_nbytes(spec)
     while not folder.exists():
         folder = folder.parent
     total, _, free = shutil.disk_usage(folder)
@@ -48,6 +48,11 @@ def check_disk(spec: JobSpec, folder: Path) -> None:
             f"disk of {folder} has {size_text(free)} left: free some, ask for fewer trials, or "
             "name a database elsewhere with --db"
         )
+
+
+def trials_nbytes(spec: JobSpec) -> int:
+    """What the trials of a study take in its database, estimated."""
+    return _TRIAL_NBYTES * spec.stop.trials
 
 
 def _weights_nbytes(spec: ModelSpec) -> int:

@@ -15,7 +15,7 @@ class DryRun:
         layers: How many there are to quantize.
         weights: How many weights they have.
         blocks: How many blocks the partition makes of them.
-        options: The options of a block, most first to say.
+        options: The most options that a block has.
         log10_plans: The plans of the space before pruning, as a logarithm.
         cells: How many the profile measures at most: screening leaves some out.
         start_s: Loading, calibration, full precision and entropies, as measured.
@@ -92,10 +92,10 @@ def _hints(estimate: DryRun, spec: JobSpec) -> Iterator[str]:
         if spec.profile.measure is ErrorMeasure.OUTPUT_KL:
             yield "profile.measure: gradient or fisher, which run blocks and not the whole model"
         yield "fewer of space.weight_bits, space.activation_bits and space.groups"
-        yield f"fewer than {spec.data.samples.calibration} data.samples.calibration"
+        yield f"data.samples.calibration below {spec.data.samples.calibration}"
     else:
         if spec.space.recovery is not None:
             yield "fewer space.recovery.steps, or no recovery: 'bitfront tune' trains one later"
-        yield f"fewer than {spec.stop.trials} stop.trials"
-        yield f"fewer than {spec.data.samples.selection} data.samples.selection"
-    yield f"more than {spec.search.workers} search.workers, where there are processors for them"
+        yield f"stop.trials below {spec.stop.trials}"
+        yield f"data.samples.selection below {spec.data.samples.selection}"
+    yield f"search.workers above {spec.search.workers}, where there are processors for them"

@@ -6,7 +6,7 @@ import os
 import platform
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -122,6 +122,15 @@ def inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
         warnings=(*chance_warnings(task, full.values["error"]), *loaded.notes),
         fixed_latency_s=0.0 if times is None else times.fixed_seconds(),
     )
+
+
+def inspected(config: WorkerConfig, on_stage: Callable[[str], None] = lambda _: None) -> ModelInfo:
+    """What `inspect` finds of a job in this process; tells each stage as it begins."""
+    for found in inspect(config):
+        if isinstance(found, ModelInfo):
+            return found
+        on_stage(found)
+    raise AssertionError("the model's information comes last")
 
 
 def footprint(device: torch.device) -> Footprint:

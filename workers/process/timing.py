@@ -8,7 +8,7 @@ from statistics import fmean
 import torch
 
 from bitfront.layers import Block
-from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.plan import Configuration, Option
 from workers.process.model_cache import cell_meter, evaluator
 from workers.scheduling.worker_config import WorkerConfig
 
@@ -31,36 +31,34 @@ class PartTimes:
 def time_parts(
     config: WorkerConfig,
     samples: Sequence[tuple[Block, Sequence[Option]]],
-    plan: Plan,
-    recovery: Recovery | None,
+    trial: Configuration,
+    recovered: Configuration | None,
 ) -> PartTimes:
     """Measures cells and trials of a job that `inspect` has loaded here.
 
     Args:
         config: The job.
-        samples: Blocks with at least two options each; the first option of each is not counted,
-            because what it fills caches with serves all others.
-        plan: A trial's, with every layer's precision.
-        recovery: A trial's, or None.
+        samples: Blocks with options; the first option of each is measured once before it is
+            timed, because what it fills caches with serves all others.
+        trial: A configuration without a recovery.
+        recovered: One of another plan, so that it knows as little, with a recovery; or None.
     """
     loaded, meter = evaluator(config), cell_meter(config)
     threads = torch.get_num_threads()
     if loaded.model.device.type == "cpu":
         torch.set_num_threads(1)  # as Ray's workers have it
     try:
-        cells = [
-            fmean([_seconds(meter.measure, block, option) for option in options][1:])
-            for block, options in samples
-        ]
-        trial_s = _seconds(loaded.evaluate, Configuration(plan))
-        recovered_s = (
-            None
-            if recovery is None
-            else _seconds(loaded.evaluate, Configuration(plan, recovery.canonical))
-        )
+        cells = []
+        for block, options in samples:
+            meter.measure(block, options[0])
+            cells.append(fmean(_seconds(meter.measure, block, option) for option in options))
+        trial_s = _seconds(loaded.evaluate, trial)
+        recovery_s = None
+        if recovered is not None:
+            recovery_s = max(0.0, _seconds(loaded.evaluate, recovered) - trial_s)
     finally:
         torch.set_num_threads(threads)
-    return PartTimes(fmean(cells), trial_s, recovered_s)
+    return PartTimes(fmean(cells), trial_s, recovery_s)
 
 
 def _seconds(function: Callable[..., object], *arguments: object) -> float:

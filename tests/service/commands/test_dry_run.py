@@ -90,6 +90,13 @@ def test_joint_options_are_counted_with_the_layers_that_predict_them() -> None:
     assert f"up to {screened.cells:,} cells" in text
 
 
+def test_a_job_with_one_option_a_block_is_timed_too() -> None:
+    estimate = dry_run(spec_of(space={"weight_bits": [4]}), lambda _: None)
+
+    assert (estimate.options, estimate.log10_plans) == (1, 0)
+    assert estimate.cell_s > 0
+
+
 def test_a_kept_layer_has_one_option() -> None:
     space = spec_of(space={"weight_bits": [3, 8], "keep": {"visual*": 8}}).space
     estimate = dry_run(
