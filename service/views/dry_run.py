@@ -68,6 +68,8 @@ def dry_run_lines(estimate: DryRun, spec: JobSpec) -> Iterator[str]:
         f"profile: {duration_text(e.profile_s)} at most ({1000 * e.cell_s:.0f} ms a cell, "
         f"{e.workers} at once)"
     )
+    if len(spec.space.clips) > 1 or spec.profile.vision is not None:
+        yield "not counted: the search of clips and the optimisation of the vision tower"
     alone_s, recovered_s = e.trials_s
     if e.recovery_s is None:
         yield f"trials: {duration_text(alone_s)} ({e.trials} of {e.trial_s:.2g} s each)"

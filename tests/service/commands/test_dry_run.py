@@ -88,6 +88,9 @@ def test_joint_options_are_counted_with_the_layers_that_predict_them() -> None:
     text = "\n".join(dry_run_lines(screened, spec_of(space=space)))
     assert "if all have the longest one" in text
     assert f"up to {screened.cells:,} cells" in text
+    assert "not counted" not in text
+    clips = spec_of(space={**space, "clips": [1.0, 0.99]})
+    assert "not counted: the search of clips" in "\n".join(dry_run_lines(screened, clips))
 
 
 def test_a_job_with_one_option_a_block_is_timed_too() -> None:
