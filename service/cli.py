@@ -25,7 +25,7 @@ import click
 
 from bitfront.errors import BitfrontError, traceback_text
 from bitfront.passwords import masked
-from service.commands import build, methods, model, query, request, run, share, tune
+from service.commands import build, methods, model, query, request, run, serve, share, tune
 from workers.observability.logs import set_up
 
 _VERBOSE: Final = "bitfront.verbose"
@@ -94,6 +94,7 @@ for command in (
     *model.COMMANDS,
     *build.COMMANDS,
     *methods.COMMANDS,
+    *serve.COMMANDS,
 ):
     command.params.append(_verbose())
     main.add_command(command)

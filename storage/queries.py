@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,7 +25,7 @@ from storage import samples, studies, trials
 from storage.access import find_id
 from storage.comparable_studies import comparable_studies, is_alike
 from storage.records import FailureCount, Limits, MeasuredTrials, ModelFronts, Status
-from storage.tables import Attempt, Cell, Front, Hypervolume, Study, Trial
+from storage.tables import Attempt, Cell, Event, Front, Hypervolume, Study, Trial
 
 _ELIGIBLE = and_(Trial.state == TrialState.COMPLETE, Trial.feasible)
 _ERROR = Trial.figure("error")
@@ -122,6 +122,38 @@ def sample_results(connection: Connection, name: str, number: int) -> dict[str, 
     """What came out for each sample of a trial, by the split."""
     ours = Trial.study_id == find_id(connection, name)
     return samples.of_trial(connection, and_(ours, Trial.number == number))
+
+
+def hypervolumes(connection: Connection, name: str) -> list[tuple[int, float]]:
+    """The front's hypervolume after so many complete trials, in rising order."""
+    query = select(Hypervolume.completed, Hypervolume.hypervolume).where(
+        Hypervolume.study_id == find_id(connection, name)
+    )
+    ranked = query.order_by(Hypervolume.completed)
+    return [(row.completed, row.hypervolume) for row in connection.execute(ranked)]
+
+
+def trials_page(
+    connection: Connection,
+    name: str,
+    states: Collection[TrialState] | None,
+    after: int,
+    limit: int,
+) -> list[TrialRecord]:
+    """Some of the study's trials, by number."""
+    wanted = [Trial.study_id == find_id(connection, name), Trial.number > after]
+    if states is not None:
+        wanted.append(Trial.state.in_(sorted(states)))
+    ranked = trials.query().where(*wanted).order_by(Trial.number).limit(limit)
+    return trials.records(connection, ranked)
+
+
+def version(connection: Connection, name: str) -> str:
+    """When the study was made, and its last event; what it answers changes only with them."""
+    study_id = find_id(connection, name)
+    made = connection.scalar(select(Study.created_at).where(Study.id == study_id))
+    last = connection.scalar(select(func.max(Event.id)).where(Event.study_id == study_id))
+    return f"{made}-{last or 0}"
 
 
 def trials_at(connection: Connection, places: Sequence[tuple[str, int]]) -> list[TrialRecord]:

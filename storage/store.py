@@ -358,6 +358,17 @@ class Store:
         """The study's trials by number; only those in `states`, if given."""
         return self._database.read(trials.read, name, states)
 
+    def trials_page(
+        self,
+        name: str,
+        states: Collection[TrialState] | None = None,
+        *,
+        after: int = -1,
+        limit: int = 100,
+    ) -> list[Trial]:
+        """At most `limit` of the study's trials numbered above `after`, by number."""
+        return self._database.read(queries.trials_page, name, states, after, limit)
+
     def attempts(self, name: str, numbers: Collection[int] | None = None) -> list[AttemptRecord]:
         """Every attempt at the study's trials, or at those numbered, in order."""
         return self._database.read(attempts.attempts, name, numbers)
@@ -520,6 +531,18 @@ class Store:
     def sample_results(self, name: str, number: int) -> dict[str, SampleResults]:
         """What came out for each sample of a trial, by the split: `selection` and `test`."""
         return self._database.read(queries.sample_results, name, number)
+
+    def hypervolumes(self, name: str) -> list[tuple[int, float]]:
+        """The front's hypervolume after so many complete trials, in rising order."""
+        return self._database.read(queries.hypervolumes, name)
+
+    def version(self, name: str) -> str:
+        """What changes whenever a query of the study's trials may have another answer.
+
+        It is made of the moment of the study's creation and of its last event: whatever is
+        written about a trial or the front adds an event.
+        """
+        return self._database.read(queries.version, name)
 
     def trials_at(self, places: Sequence[tuple[str, int]]) -> list[Trial]:
         """The trials at some studies and numbers, in that order."""

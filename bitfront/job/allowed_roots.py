@@ -20,18 +20,22 @@ def check_allowed_roots(spec: JobSpec) -> None:
     Raises:
         SpecError: A path of the job lies elsewhere.
     """
-    roots = [
-        Path(root).resolve() for root in os.environ.get(VARIABLE, "").split(os.pathsep) if root
-    ]
-    if not roots:
-        return
     for field, text in _paths(spec):
-        place = Path(text).expanduser().resolve()
-        if not any(place.is_relative_to(root) for root in roots):
+        if not is_allowed(Path(text).expanduser()):
             raise SpecError(
                 f"{field}: {text} lies outside of the folders that this machine gives to jobs "
                 f"({VARIABLE}): move it into one of them"
             )
+
+
+def is_allowed(path: Path) -> bool:
+    """Whether a path, its links followed, lies in one of the folders in BITFRONT_ROOTS.
+
+    Without the variable every path does.
+    """
+    named = [root for root in os.environ.get(VARIABLE, "").split(os.pathsep) if root]
+    place = path.resolve()
+    return not named or any(place.is_relative_to(Path(root).resolve()) for root in named)
 
 
 def _paths(spec: JobSpec) -> Iterator[tuple[str, str]]:

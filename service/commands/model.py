@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import click
 
 from service.commands.deployment import database_option
-from service.commands.limits import limit_options, refusal
+from service.commands.limits import limit_options
+from service.views.refusal import refusal
 
 if TYPE_CHECKING:
     from bitfront.plan import Configuration

@@ -10,8 +10,9 @@ import click
 
 from bitfront.errors import SpecError
 from service.commands.deployment import command_line, database_option
-from service.commands.limits import limit_options, nearest_of, ranking_option, refusal
+from service.commands.limits import limit_options, ranking_option
 from service.views.exports import FORMATS
+from service.views.refusal import nearest_of, refusal
 
 if TYPE_CHECKING:
     from storage.records import LogLine, StudyRecord

@@ -277,3 +277,49 @@ def test_the_queries_in_the_documentation_answer(store: Store, query: str) -> No
         rows = connection.execute(text(query)).all()
 
     assert rows
+
+
+def test_trials_are_read_a_page_at_a_time(store: Store) -> None:
+    lease = running(store)
+    for number in range(5):
+        store.start_trial(lease, trial(number))
+    complete(store, lease, 3, {"error": 0.1, "nbytes": 1})
+
+    first = store.trials_page("digits", limit=2)
+    rest = store.trials_page("digits", after=first[-1].number, limit=100)
+    done = store.trials_page("digits", {TrialState.COMPLETE})
+
+    assert [found.number for found in first] == [0, 1]
+    assert [found.number for found in rest] == [2, 3, 4]
+    assert [found.number for found in done] == [3]
+    assert first + rest == store.trials("digits")
+
+
+def test_the_history_of_the_hypervolume_is_in_rising_order(store: Store) -> None:
+    lease = running(store)
+    for number, share in enumerate((0.25, 0.5)):
+        store.start_trial(lease, trial(number))
+        change = FrontChange((number,), (), share)
+        complete(store, lease, number, {"error": 0.1, "nbytes": 1}, front=change)
+
+    assert store.hypervolumes("digits") == [(1, 0.25), (2, 0.5)]
+
+
+def test_a_version_changes_with_what_a_query_shows_and_not_with_a_heartbeat(store: Store) -> None:
+    lease = running(store)
+    versions = [store.version("digits")]
+    store.heartbeat(lease)
+    assert store.version("digits") == versions[0]
+
+    store.start_trial(lease, trial(0))
+    versions.append(store.version("digits"))
+    complete(store, lease, 0, {"error": 0.1, "nbytes": 1})
+    versions.append(store.version("digits"))
+    store.save_test_values(lease, {0: {"error": 0.2}})
+    versions.append(store.version("digits"))
+    store.release(lease, StudyState.STOPPED)
+    store.delete_study("digits")
+    running(store)
+    versions.append(store.version("digits"))
+
+    assert len(set(versions)) == len(versions)

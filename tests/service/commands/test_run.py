@@ -88,7 +88,7 @@ def test_every_command_is_listed_in_the_order_of_use() -> None:
     assert " ".join(listed) == (
         "demo validate submit resume profile pause stop cancel delete list status watch logs "
         "front best plot export export-optuna tune classify ask build artefacts "
-        "targets methods"
+        "targets methods serve"
     )
 
 
