@@ -111,6 +111,8 @@ def _report(out: Path, trial: "Trial", built: "Built") -> str:
         ("memory", f"{size_text(found.resident_nbytes)} when loaded"),
         ("latency", ", ".join(times)),
     ]
+    if found.token_s is not None:
+        pairs.append(("writing", f"{1000 * found.token_s:.3g} ms a token at batch 1"))
     changes = cast("list[str]", built.card.get("changes", []))
     pairs += [("changed", sentence) for sentence in changes]
     return f"{out} is built, and verified in a process without bitfront:\n{pairs_text(pairs)}"
