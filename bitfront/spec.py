@@ -368,6 +368,7 @@ class ErrorMeasure(StrEnum):
     OUTPUT_KL = "output_kl"
     GRADIENT = "gradient"
     FISHER = "fisher"
+    GAUSS_NEWTON = "gauss_newton"
     ENTROPY = "entropy"
 
 

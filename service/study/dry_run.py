@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
+from bitfront.choices import layer_precisions
 from bitfront.layers import Block, Layer
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.spec import JobSpec, RecoverySpace
 from search.keep import check_keep
-from search.options import block_options, layer_precisions
+from search.options import block_options
 from search.partition import partition
 from service.study.room import trials_nbytes
 from service.views.dry_run import DryRun

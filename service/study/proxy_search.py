@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from bitfront.choices import kept_width
 from bitfront.errors import UnavailableDevice
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan
@@ -15,7 +16,6 @@ from bitfront.profile import Cell, Profile, Resource
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
 from search.correlation import rank_correlation, rank_interval
-from search.keep import kept_width
 from search.knapsack_items import KnapsackItems, by_block
 from search.options import undominated
 from search.program import Program, Solution
