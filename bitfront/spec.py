@@ -18,6 +18,7 @@ AUTO: Final = "auto"
 CLASS_LISTS: Final = ("imagenet", "cifar10", "cifar100")
 """Well-known data sets whose class names `data.classes` may name in place of a list."""
 REFERENCE_CLIP, REFERENCE_LLAVA = "digit-clip", "digit-llava"
+MOST_WORKERS: Final = 4096
 
 
 def _class_list(named: object) -> object:
@@ -440,7 +441,7 @@ class SearchSpec(Section):
 
     sampler: Sampler = Sampler.TPE
     seed: int = Field(0, ge=0)
-    workers: int = Field(2, ge=1, le=4096)
+    workers: int = Field(2, ge=1, le=MOST_WORKERS)
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = AUTO
     prune: bool = True
     epsilon: float = Field(0.1, ge=0)
