@@ -373,6 +373,13 @@ class ErrorMeasure(StrEnum):
     ENTROPY = "entropy"
 
 
+class CellSelection(StrEnum):
+    """Which cells are measured: all, or those that the program uses."""
+
+    ALL = "all"
+    ADAPTIVE = "adaptive"
+
+
 class ClipSearchKind(StrEnum):
     """How the clips of a block's inputs are searched: together, or layer by layer."""
 
@@ -390,9 +397,17 @@ class ProfileSpec(Section):
     `slack`: a joint option is measured only if no other one is at most as large with less
     than `1 / slack` of its error, both predicted by the sum of single-layer errors; 0
     measures every joint option.
+
+    With `cells: adaptive` every option gets the error that `score` estimates, which takes a pass
+    or two; then the cells are measured that the program's plans use at some budget, the others
+    are corrected by what was learned, and the program is solved again, until all cells that it
+    uses are measured, or `max_passes` of them.
     """
 
     measure: ErrorMeasure = ErrorMeasure.OUTPUT_KL
+    cells: CellSelection = CellSelection.ALL
+    score: ErrorMeasure = ErrorMeasure.GAUSS_NEWTON
+    max_passes: int | None = Field(None, ge=1)
     slack: float = Field(1.5, ge=0)
     clip_search: ClipSearchKind = ClipSearchKind.JOINT
     vision: VisionSpec | None = None

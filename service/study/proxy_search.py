@@ -247,7 +247,7 @@ class ProxySearch:
         return before, self.space.log10_size
 
     def option_records(self) -> list[OptionRecord]:
-        """Every measured option, whether it survives, and the proof where it does not."""
+        """Every option with a cell, whether it survives, and the proof where it does not."""
         removed = (
             {}
             if self.pruned is None
@@ -271,6 +271,8 @@ class ProxySearch:
                 certificate = {"kind": "no_kernel"}
             else:
                 certificate = {"kind": "dominated"}
+            if cell.is_estimate:
+                certificate["estimated_by"] = self._spec.profile.score.value
             records.append(OptionRecord(cell, place in kept, certificate))
         return records
 
