@@ -1,4 +1,4 @@
-.PHONY: all setup demo check test test-all chaos format lint types imports quick reference wheel
+.PHONY: all setup demo check test test-all chaos format lint types imports quick reference wheel browser
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -28,6 +28,11 @@ check: $(STAMP)
 
 quick: $(STAMP)
 	$(PYTEST) -m "not ray and not postgres and not slow and not gpu"
+
+# The tests of the web page need a real browser; on Debian this installs one.
+browser:
+	command -v chromium >/dev/null || { apt-get update && \
+		apt-get install --yes --no-install-recommends chromium; }
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu"

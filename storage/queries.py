@@ -150,10 +150,14 @@ def trials_page(
 
 def version(connection: Connection, name: str) -> str:
     """When the study was made, and its last event; what it answers changes only with them."""
-    study_id = find_id(connection, name)
-    made = connection.scalar(select(Study.created_at).where(Study.id == study_id))
-    last = connection.scalar(select(func.max(Event.id)).where(Event.study_id == study_id))
-    return f"{made}-{last or 0}"
+    made = select(Study.created_at).where(Study.id == find_id(connection, name))
+    return f"{connection.scalar(made)}-{last_event(connection, name)}"
+
+
+def last_event(connection: Connection, name: str) -> int:
+    """The number of the study's last event; 0 where there is none."""
+    query = select(func.max(Event.id)).where(Event.study_id == find_id(connection, name))
+    return connection.scalar(query) or 0
 
 
 def trials_at(connection: Connection, places: Sequence[tuple[str, int]]) -> list[TrialRecord]:

@@ -182,6 +182,10 @@ class Store:
         """
         return self._database.read(studies.log, name, after_id, limit, trial)
 
+    def last_event(self, name: str) -> int:
+        """The number of the study's last event, as `log` takes it; 0 where there is none."""
+        return self._database.read(queries.last_event, name)
+
     # Leases
 
     def acquire(

@@ -1,16 +1,14 @@
 """Commands that end something: pause, stop and cancel what runs, delete what does not."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from bitfront.errors import UnusableSpool
-from service.commands.deployment import database_option
-from service.database_url import command_line
+from service.commands.deployment import command_line, database_option
 
 if TYPE_CHECKING:
-    from service.api.study import Study
+    from storage.records import Request
 
 # Everything that takes long to import is imported by the command that needs it.
 
@@ -23,7 +21,9 @@ def pause(study: str, url: str) -> None:
 
     Its driver keeps its place; 'bitfront resume STUDY' continues it.
     """
-    _ask(study, url, lambda it: it.pause(), "finishes what runs and waits; '{}' continues it")
+    from storage.records import Request
+
+    _request(study, url, Request.PAUSE, "finishes what runs and waits; '{}' continues it")
 
 
 @click.command()
@@ -31,9 +31,9 @@ def pause(study: str, url: str) -> None:
 @database_option
 def stop(study: str, url: str) -> None:
     """Let STUDY finish the trials that run and start no more."""
-    _ask(
-        study, url, lambda it: it.stop(), "finishes what runs, then stops; '{}' continues it later"
-    )
+    from storage.records import Request
+
+    _request(study, url, Request.STOP, "finishes what runs, then stops; '{}' continues it later")
 
 
 @click.command()
@@ -41,17 +41,21 @@ def stop(study: str, url: str) -> None:
 @database_option
 def cancel(study: str, url: str) -> None:
     """End STUDY now; complete trials are kept."""
-    _ask(study, url, lambda it: it.cancel(), "ends now; '{}' continues it later")
+    from storage.records import Request
+
+    _request(study, url, Request.CANCEL, "ends now; '{}' continues it later")
 
 
-def _ask(study: str, url: str, ask: Callable[["Study"], bool], consequence: str) -> None:
-    from service.api.database import open_database
+def _request(study: str, url: str, asked: "Request", consequence: str) -> None:
+    from service.views.status import is_driven
+    from storage.store import open_store
 
-    with open_database(url) as database:
-        found = database.study(study)
-        if not ask(found):
-            click.echo(f"study {study} is {found.state}, and nobody runs it", err=True)
+    with open_store(url, create=False) as store:
+        record = store.study(study)
+        if not is_driven(record):
+            click.echo(f"study {study} is {record.state}, and nobody runs it", err=True)
             return
+        store.request(study, asked)
     command = command_line(f"resume {study}", url)
     click.echo(f"study {study} {consequence.format(command)}", err=True)
 
@@ -65,20 +69,20 @@ def delete(study: str, yes: bool, url: str) -> None:
 
     What it measured stays for other studies: cells, evaluations and the cached features.
     """
-    from service.api.database import open_database
+    from service.study.spools import study_spool
+    from storage.store import open_store
 
-    with open_database(url) as database:
-        found = database.study(study)
+    with open_store(url, create=False) as store:
+        status = store.status(study)
+        spool = study_spool(url, status.study)
         if not yes:
-            count = sum(found.status.status.counts.values())
-            what = f"study {study} with {count} trials"
-            click.confirm(
-                f"delete {what} from {database.connection.store()}?", abort=True, err=True
-            )
-        try:
-            found.delete()
-        except UnusableSpool as error:
-            click.echo(f"its files stay, delete them by hand: {error}", err=True)
+            what = f"study {study} with {sum(status.counts.values())} trials"
+            click.confirm(f"delete {what} from {store}?", abort=True, err=True)
+        store.delete_study(study)
+    try:
+        spool.remove()
+    except UnusableSpool as error:
+        click.echo(f"its files stay, delete them by hand: {error}", err=True)
     click.echo(f"study {study} is deleted", err=True)
 
 

@@ -11,10 +11,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
+from service.http import pages, static_files
 from service.http.checking import Checker
 from service.http.guard import Guard
 from service.http.problems import MEDIA_TYPE, Problem, add_handlers
-from service.http.routes import artefacts, events, profile, queries, studies, trials
+from service.http.routes import artefacts, events, pictures, profile, queries, studies, trials
 from service.http.service import Answers, Service, Streams
 from service.http.settings import Settings
 from storage.store import Store
@@ -33,7 +34,7 @@ _PROBLEMS: Final[Mapping[HTTPStatus, str]] = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "A parameter or the job is wrong.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The database or the cluster cannot be reached.",
 }
-_ROUTERS: Final = (studies, trials, queries, profile, artefacts, events)
+_ROUTERS: Final = (studies, trials, queries, profile, pictures, artefacts, events)
 
 
 def make_app(settings: Settings, store: Store) -> FastAPI:
@@ -57,9 +58,11 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         generate_unique_id_function=_operation_name,
     )
     app.state.service = service
-    add_handlers(app)
+    add_handlers(app, pages.problem_page)
     for module in _ROUTERS:
         app.include_router(module.router, prefix=PREFIX)
+    app.include_router(static_files.router)
+    app.include_router(pages.router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     app.add_middleware(Guard, settings=settings)
     return app

@@ -586,3 +586,58 @@ class Resume(BaseModel):
     trials: int | None = Field(None, ge=1, le=10_000_000)
     workers: int | None = Field(None, ge=1, le=4096)
     accept_changes: bool = False
+
+
+class Point(Content):
+    """A complete trial in the plane of two figures.
+
+    `low` and `high` are the ends of the 95 % interval of its error on the selection split.
+    """
+
+    trial: int
+    origin: Origin
+    baseline: str | None
+    has_recovery: bool
+    on_front: bool
+    values: Values
+    low: float | None
+    high: float | None
+    estimate: float | None
+    test_error: float | None
+
+
+class Points(Content):
+    """The complete trials of a study, by number; of very many, the front and some of the others."""
+
+    objectives: tuple[str, ...]
+    complete: int
+    points: tuple[Point, ...]
+
+
+class LayerErrors(Content):
+    """A layer, and the error of the model's output by the layer's weight bits."""
+
+    layer: str
+    tower: str
+    block: str
+    errors: dict[int, float]
+
+
+class ProxyPoint(Content):
+    """A trial without recovery: the summed error of its cells, and its measured error."""
+
+    trial: int
+    proxy: float
+    error: float
+
+
+class Sensitivity(Content):
+    """How much each layer suffers from few bits, and how well that foretells a trial's error.
+
+    `correlation` is Spearman's, as the study's driver recorded it.
+    """
+
+    measure: str
+    layers: tuple[LayerErrors, ...]
+    pairs: tuple[ProxyPoint, ...]
+    correlation: float | None

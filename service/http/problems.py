@@ -1,7 +1,7 @@
 """What is wrong with a request, as one sentence in `application/problem+json` (RFC 9457)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -103,31 +103,45 @@ def status_of(error: BitfrontError) -> HTTPStatus:
     return next(found, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Lets every error of a route be answered with a problem."""
+Page = Callable[[Request, HTTPStatus, str, tuple[Mistake, ...]], Response]
+
+
+def add_handlers(app: FastAPI, page: Page) -> None:
+    """Lets every error of a route be answered with a problem; those of pages with a page."""
+
+    def answer(
+        request: Request,
+        status: HTTPStatus,
+        detail: str,
+        mistakes: tuple[Mistake, ...] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        if request.url.path.startswith(("/api/", "/static/")):
+            return problem_response(status, detail, mistakes, headers)
+        return page(request, status, masked(one_line(detail)), mistakes)
 
     @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> Response:
-        return problem_response(error.status, error.detail, error.mistakes)
+    async def refused(request: Request, error: Refused) -> Response:
+        return answer(request, error.status, error.detail, error.mistakes)
 
     @app.exception_handler(BitfrontError)
-    async def own(_: Request, error: BitfrontError) -> Response:
-        return problem_response(status_of(error), str(error))
+    async def own(request: Request, error: BitfrontError) -> Response:
+        return answer(request, status_of(error), str(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(error))
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return answer(request, HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(error))
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        return problem_response(
-            HTTPStatus(error.status_code), _routing_sentence(request, error), headers=error.headers
-        )
+        sentence = _routing_sentence(request, error)
+        return answer(request, HTTPStatus(error.status_code), sentence, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
         logger.error("%s %s", request.method, request.url.path, exc_info=error)
-        return problem_response(
+        return answer(
+            request,
             HTTPStatus.INTERNAL_SERVER_ERROR,
             "this is a fault of bitfront: its log, where 'bitfront serve' runs, says more",
         )

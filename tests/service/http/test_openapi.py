@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from service.database_url import file_url
+from service.commands.deployment import file_url
 from storage.store import open_store
 from tests.support.served import served
 
@@ -79,7 +79,7 @@ def test_every_answer_is_as_described(tmp_path: Path) -> None:
             store.acquire("digits", "another", 600)
         changes = {found.label: ask(found) for found in operations if found.method != "get"}
 
-    assert (len(reads), len(changes)) == (13, 6)
+    assert (len(reads), len(changes)) == (15, 6)
     assert {409} <= changes["DELETE /api/v1/studies/{study}"]
     assert {409, 422} <= changes["POST /api/v1/studies/{study}/resume"]
     artefact = "GET /api/v1/studies/{study}/artefacts/{artefact}"

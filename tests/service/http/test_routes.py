@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from bitfront.objective import BY_LIMIT
-from service.database_url import file_url
+from service.commands.deployment import file_url
 from storage.records import Request
 from storage.store import open_store
 from tests.support.served import make_study, served
@@ -284,7 +284,11 @@ with served(Path(sys.argv[1])) as client:
     for path in reads:
         response = client.get(path.format(**values))
         assert response.status_code == 200, (path, response.text)
-    assert len(reads) >= 12, reads
+    assert len(reads) == 15, reads
+    pages = ("", "/live", "/choice?max_nbytes=300", "/trials/1", "/sensitivity")
+    for path in ("/", "/submit", "/compare?a=digits", *(f"/studies/digits{p}" for p in pages)):
+        response = client.get(path)
+        assert response.status_code == 200, (path, response.text)
 loaded = {"torch", "ray", "transformers", "matplotlib"} & sys.modules.keys()
 assert not loaded, loaded
 """

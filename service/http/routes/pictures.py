@@ -1,0 +1,114 @@
+"""What the pictures of a study are drawn from."""
+
+import json
+from http import HTTPStatus
+from typing import Final, cast
+
+from fastapi import APIRouter
+
+from bitfront.samples import SampleResults
+from bitfront.trial import Measured, Trial, TrialState
+from search.choice import Ranking
+from search.comparison import proportion_interval
+from search.estimate import Estimate, estimate_errors
+from service.http.models import LayerErrors, Point, Points, ProxyPoint, Sensitivity
+from service.http.parameters import StudyName
+from service.http.problems import Refused
+from service.http.routes.queries import study_front
+from service.http.routes.trials import baseline_names_of
+from service.http.service import Service, ServiceDependency
+from service.views.sensitivity import layer_sensitivities, proxy_pairs
+
+router = APIRouter(tags=["pictures"])
+
+_MOST_POINTS: Final = 5000
+
+
+@router.get("/studies/{study}/points")
+def points(study: StudyName, service: ServiceDependency) -> Points:
+    """The complete trials as points, those on the front marked."""
+    return service.answers.of(study, "points", lambda: study_points(service, study))
+
+
+def study_points(service: Service, study: str) -> Points:
+    """The complete trials of a study as points."""
+    store = service.store
+    names = baseline_names_of(service, study)
+    front = service.answers.of(
+        study, ("front", Ranking.ESTIMATE), lambda: study_front(service, study, Ranking.ESTIMATE)
+    )
+    on_front = {one.trial.number for one in front.trials}
+    known = store.measured(study)
+    measured = {} if known is None else {one.number: one for one in known.trials}
+    estimates = {} if known is None else estimate_errors(known.trials)
+    trials = store.trials(study, {TrialState.COMPLETE})
+    step = -(-len(trials) // _MOST_POINTS)
+    shown = [t for t in trials if t.number in on_front or t.number in names or not t.number % step]
+    objectives = cast("list[str]", json.loads(store.study(study).spec_json)["objectives"])
+    return Points(
+        objectives=tuple(objectives),
+        complete=len(trials),
+        points=tuple(
+            _point(
+                trial,
+                measured.get(trial.number),
+                estimates.get((study, trial.number)),
+                names.get(trial.number),
+                is_on_front=trial.number in on_front,
+            )
+            for trial in shown
+        ),
+    )
+
+
+def _point(
+    trial: Trial,
+    measured: Measured | None,
+    estimate: Estimate | None,
+    name: str | None,
+    *,
+    is_on_front: bool,
+) -> Point:
+    samples: SampleResults | None = None if measured is None else measured.samples
+    low, high = (
+        (None, None)
+        if samples is None
+        else proportion_interval(int((~samples.right).sum()), len(samples))
+    )
+    return Point(
+        trial=trial.number,
+        origin=trial.origin,
+        baseline=name,
+        has_recovery=trial.configuration.recovery is not None,
+        on_front=is_on_front,
+        values=dict(trial.values),
+        low=low,
+        high=high,
+        estimate=None if estimate is None else estimate.error,
+        test_error=trial.test_values.get("error"),
+    )
+
+
+@router.get("/studies/{study}/sensitivity")
+def sensitivity(study: StudyName, service: ServiceDependency) -> Sensitivity:
+    """How much each layer suffers from few bits, and the proxy beside the measured errors."""
+    store = service.store
+    record, profile = store.study(study), store.load_profile(study)
+    if profile is None:
+        raise Refused(
+            HTTPStatus.NOT_FOUND, f"study {study!r} has not measured its model yet: ask again later"
+        )
+    options = store.options(study)
+    trials = store.trials_page(study, {TrialState.COMPLETE}, limit=_MOST_POINTS)
+    return Sensitivity(
+        measure=json.loads(record.spec_json)["profile"]["measure"],
+        layers=tuple(
+            LayerErrors(layer=one.layer, tower=one.tower, block=one.block, errors=dict(one.errors))
+            for one in layer_sensitivities(profile, options)
+        ),
+        pairs=tuple(
+            ProxyPoint(trial=one.trial, proxy=one.proxy, error=one.error)
+            for one in proxy_pairs(profile, options, trials)
+        ),
+        correlation=record.correlation,
+    )
