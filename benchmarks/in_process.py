@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from bitfront.layers import Block
 from bitfront.plan import Option, Plan
@@ -33,6 +34,17 @@ class InProcess:
         for block, options in work:
             for option in options:
                 on_cell(block, meter.measure(block, option))
+
+    def scores(
+        self,
+        work: Sequence[tuple[Block, Sequence[Option]]],
+        on_cell: Callable[[Block, Cell], None],
+    ) -> None:
+        """Estimates every option of every block."""
+        meter = model_cache.score_meter(self.config)
+        for block, options in work:
+            for option in options:
+                on_cell(block, replace(meter.measure(block, option), is_estimate=True))
 
     def walk_clips(
         self, chains: Sequence[Sequence[tuple[Block, Option]]]

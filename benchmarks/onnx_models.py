@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from bitfront.artefact.onnx.codes import PackedLayer
-from bitfront.artefact.onnx.models import DualEncoderParts, image_model
+from bitfront.artefact.onnx.models import DualEncoderParts
+from bitfront.artefact.onnx.products import OnnxRuntimeKernels
 from bitfront.artefact.packed import tensors_nbytes
 from bitfront.artefact.runtime.clip import Clip
 from bitfront.layers import LayerKind
@@ -115,7 +116,8 @@ def shaped(plan: str, scheme: str, seed: int) -> DualEncoderParts:
         layers[name.removesuffix(".weight")] = _packed(name, weight, precision, quantizer)
     kept = {name: p.half() for name, p in parameters.items() if name not in matrices}
     classes = torch.nn.functional.normalize(torch.randn(1000, 512), dim=-1)
-    return DualEncoderParts(VIT_B_32, layers, kept, None, classes, level_of(plan))
+    kernels = OnnxRuntimeKernels(level_of(plan))
+    return DualEncoderParts(VIT_B_32, layers, kept, None, kernels, classes)
 
 
 def _packed(
@@ -186,7 +188,7 @@ def shaped_rows(scheme: str, seed: int, folder: Path) -> dict[str, Path]:
     for plan in ("full", *PLANS):
         parts = shaped(plan, scheme, seed)
         path = folder / f"{scheme} {plan}.onnx"
-        path.write_bytes(image_model(parts).SerializeToString())
+        path.write_bytes(parts.image_model().SerializeToString())
         layers = [parts.layers[key] for key in parts.layers if key.startswith("visual")]
         stored = sum(tensors_nbytes(layer.tensors) for layer in layers)
         kept = {key: t for key, t in parts.tensors.items() if key.startswith("visual")}

@@ -226,6 +226,10 @@ class LeaseLost(BitfrontError):
         return f"another driver took over study {self.study!r} (our epoch was {self.epoch})"
 
 
+class NothingFits(BitfrontError):
+    """No trial holds the limits that were asked for; the sentence says what comes nearest."""
+
+
 class FailedBuild(BitfrontError):
     """An artefact could not be written, or is not what was measured."""
 

@@ -166,6 +166,11 @@ METHODS: Final = (
     Method(
         "profile.measure", "fisher", "Fisher information times squared error: FIT, arXiv:2210.08502"
     ),
+    Method(
+        "profile.measure",
+        "gauss_newton",
+        "squared change of the log-likelihood, one backward pass: Martens, arXiv:1412.1193",
+    ),
     Method("profile.measure", "entropy", "relative output error times the entropy of Q-VLM, Eq 5"),
     Method(
         "search",

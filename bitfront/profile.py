@@ -47,6 +47,7 @@ class Cell:
         weight_bits: The block's weights, each times its width; None where it was not counted.
         latency_s: Seconds of a sample in the kernels of the block's layers; None where it was
             not measured, or where a precision has no kernel on the job's device.
+        is_estimate: Whether the error is a corrected score and no measurement.
     """
 
     block: str
@@ -56,6 +57,7 @@ class Cell:
     error: float
     weight_bits: int | None = None
     latency_s: float | None = None
+    is_estimate: bool = False
 
     def amount(self, resource: Resource) -> float | None:
         """How much of a resource the option takes; None where it is not known."""
@@ -70,7 +72,7 @@ class Profile:
     Attributes:
         layers: In order of execution, tower by tower.
         blocks: The partition, in order of execution.
-        cells: Every measured cell, block by block.
+        cells: Every cell that was measured or, where so asked, estimated, block by block.
         fixed_nbytes: Bytes that no option changes (norms, biases, positions).
         fixed_latency_s: Seconds of a sample that no option changes; 0 where no latency is measured.
     """

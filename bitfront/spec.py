@@ -18,6 +18,7 @@ AUTO: Final = "auto"
 CLASS_LISTS: Final = ("imagenet", "cifar10", "cifar100")
 """Well-known data sets whose class names `data.classes` may name in place of a list."""
 REFERENCE_CLIP, REFERENCE_LLAVA = "digit-clip", "digit-llava"
+MOST_WORKERS: Final = 4096
 
 
 def _class_list(named: object) -> object:
@@ -368,7 +369,15 @@ class ErrorMeasure(StrEnum):
     OUTPUT_KL = "output_kl"
     GRADIENT = "gradient"
     FISHER = "fisher"
+    GAUSS_NEWTON = "gauss_newton"
     ENTROPY = "entropy"
+
+
+class CellSelection(StrEnum):
+    """Which cells are measured: all, or those that the program uses."""
+
+    ALL = "all"
+    ADAPTIVE = "adaptive"
 
 
 class ClipSearchKind(StrEnum):
@@ -388,9 +397,17 @@ class ProfileSpec(Section):
     `slack`: a joint option is measured only if no other one is at most as large with less
     than `1 / slack` of its error, both predicted by the sum of single-layer errors; 0
     measures every joint option.
+
+    With `cells: adaptive` every option gets the error that `score` estimates, which takes a pass
+    or two; then the cells are measured that the program's plans use at some budget, the others
+    are corrected by what was learned, and the program is solved again, until all cells that it
+    uses are measured, or `max_passes` of them.
     """
 
     measure: ErrorMeasure = ErrorMeasure.OUTPUT_KL
+    cells: CellSelection = CellSelection.ALL
+    score: ErrorMeasure = ErrorMeasure.GAUSS_NEWTON
+    max_passes: int | None = Field(None, ge=1)
     slack: float = Field(1.5, ge=0)
     clip_search: ClipSearchKind = ClipSearchKind.JOINT
     vision: VisionSpec | None = None
@@ -439,7 +456,7 @@ class SearchSpec(Section):
 
     sampler: Sampler = Sampler.TPE
     seed: int = Field(0, ge=0)
-    workers: int = Field(2, ge=1, le=4096)
+    workers: int = Field(2, ge=1, le=MOST_WORKERS)
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = AUTO
     prune: bool = True
     epsilon: float = Field(0.1, ge=0)

@@ -16,6 +16,7 @@ _MULTIPLYING: Final = frozenset({LayerKind.LINEAR, LayerKind.CONVOLUTION})
 _NARROW: Final = tuple(bits for bits in WEIGHT_BITS if bits < 16)
 _ROUNDED: Final = tuple(bits for bits in ACTIVATION_BITS if bits < 16)
 _SOURCES: Final = frozenset({"reference", "open_clip"})
+_ANSWERING_SOURCES: Final = frozenset({"reference", "transformers"})
 _SUGGESTED_GROUPS: Final = (16, 32, 64, 128)
 
 
@@ -81,7 +82,6 @@ class Target:
         packages: The Python packages that run it.
         extra: The extra of bitfront that installs what builds and verifies it; empty for none.
         models: The models that can be built for it, in words.
-        answers: Whether models that answer questions can be.
         formats: What it has kernels for, the fastest first.
         rest: What becomes of a layer that it has no kernel for.
     """
@@ -91,13 +91,12 @@ class Target:
     packages: tuple[str, ...]
     extra: str
     models: str
-    answers: bool
     formats: tuple[NativeFormat, ...]
     rest: str
 
     def takes(self, source: str, *, answers: bool) -> bool:
         """Whether models of a job's source, and of that kind, can be built for it at all."""
-        return source in _SOURCES and (self.answers or not answers)
+        return source in (_ANSWERING_SOURCES if answers else _SOURCES)
 
     def native(self, kind: LayerKind, precision: Precision, ranges: Ranges) -> NativeFormat | None:
         """The format that runs a layer of that kind and precision; None if no kernel does."""
@@ -136,13 +135,16 @@ _IN_BLOCKS: Final[_Held] = MappingProxyType(
 _FLOATS: Final = MappingProxyType({16: 32})
 _UNPACKED: Final[_Held] = MappingProxyType({"symmetric": _FLOATS, "asymmetric": _FLOATS})
 
+_MODELS: Final = (
+    "the bundled ones, open_clip's CLIP with a vision transformer, LLaVA of a CLIP and a Llama"
+)
+
 TORCH: Final = Target(
     name=DeploymentTarget.TORCH,
     artefact="packed",
     packages=("torch", "safetensors"),
     extra="",
-    models="the bundled ones, open_clip's CLIP with a vision transformer",
-    answers=True,
+    models=_MODELS,
     formats=(
         NativeFormat(
             kernel="unpacks a layer, multiplies in float32",
@@ -162,8 +164,7 @@ ONNXRUNTIME: Final = Target(
     artefact="onnx",
     packages=("onnxruntime",),
     extra="onnxruntime",
-    models="the bundled CLIP, open_clip's CLIP with a vision transformer",
-    answers=False,
+    models=_MODELS,
     formats=(
         NativeFormat(
             kernel="MatMulNBits",

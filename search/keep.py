@@ -2,25 +2,15 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Final
 
+from bitfront.choices import kept_width, matches_pattern, short_name
 from bitfront.errors import SpecError
 from bitfront.layers import Layer
 from bitfront.plan import Plan
 from bitfront.spec import SpaceSpec
 
 _SHOWN: Final = 3
-
-
-def short_name(name: str) -> str:
-    """A layer's name as tables show it: without the `weight` at its end."""
-    return name.removesuffix(".weight").removesuffix("_weight")
-
-
-def kept_width(layer: Layer, space: SpaceSpec) -> int | None:
-    """The fixed width of a layer that `keep` names; None where its width is searched."""
-    return next((bits for text, bits in space.keep.items() if _matches(text, layer)), None)
 
 
 def holds_keep(plan: Plan, layers: Sequence[Layer], space: SpaceSpec) -> bool:
@@ -39,22 +29,18 @@ def check_keep(layers: Sequence[Layer], space: SpaceSpec) -> None:
         SpecError: A pattern matches no layer, or two patterns contradict each other.
     """
     for text in space.keep:
-        if not any(_matches(text, layer) for layer in layers):
+        if not any(matches_pattern(text, layer) for layer in layers):
             raise SpecError(
                 f"space.keep: {text!r} matches no layer of this model: {_nearest(text, layers)}"
             )
     for layer in layers:
-        widths = {text: bits for text, bits in space.keep.items() if _matches(text, layer)}
+        widths = {text: bits for text, bits in space.keep.items() if matches_pattern(text, layer)}
         if len(set(widths.values())) > 1:
             told = " and ".join(f"{bits} ({text!r})" for text, bits in widths.items())
             raise SpecError(
                 f"space.keep: {short_name(layer.name)} is to be kept at {told}: "
                 "write patterns that do not overlap"
             )
-
-
-def _matches(text: str, layer: Layer) -> bool:
-    return fnmatchcase(layer.name, text) or fnmatchcase(short_name(layer.name), text)
 
 
 def _nearest(text: str, layers: Sequence[Layer]) -> str:

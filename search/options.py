@@ -4,39 +4,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 
+from bitfront.choices import layer_precisions
 from bitfront.errors import SpecError
-from bitfront.layers import Block, Layer, LayerKind
+from bitfront.layers import Block, Layer
 from bitfront.plan import Option
-from bitfront.precision import Precision
 from bitfront.profile import Cell, Resource
 from bitfront.spec import SpaceSpec
-from search.keep import kept_width
 
 _MOST_OPTIONS = 100_000
-
-
-def layer_precisions(layer: Layer, space: SpaceSpec) -> list[Precision]:
-    """What one layer may take, without two ways to say the same.
-
-    A weight in 16 bits has no group, an input in 16 bits no clip, an embedding no input; a
-    group of the whole row or more is one scale a row. Clips are not chosen here: every
-    precision has the widest.
-    """
-    kept = kept_width(layer, space)
-    found: dict[Precision, None] = {}
-    takes_input = layer.kind is not LayerKind.EMBEDDING
-    widest = max(space.clips)
-    for bits, activation, group in product(
-        (kept,) if kept is not None else sorted(space.weight_bits),
-        sorted(space.activation_bits) if takes_input else (16,),
-        space.groups,
-    ):
-        coarse = bits == 16 or group >= layer.columns
-        precision = Precision(
-            bits, activation, 0 if coarse else group, 1.0 if activation == 16 else widest
-        )
-        found[precision] = None
-    return list(found)
 
 
 def block_options(block: Block, layers: Sequence[Layer], space: SpaceSpec) -> list[Option]:

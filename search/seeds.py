@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
+from bitfront.choices import kept_width
 from bitfront.layers import Layer, LayerKind
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import FULL, Precision
 from bitfront.spec import SpaceSpec
-from search.keep import kept_width
 
 
 def full_baseline(layers: Sequence[Layer], space: SpaceSpec) -> Configuration:

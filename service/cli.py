@@ -23,7 +23,7 @@ from typing import Final, cast
 
 import click
 
-from bitfront.errors import BitfrontError, traceback_text
+from bitfront.errors import BitfrontError, NothingFits, traceback_text
 from bitfront.passwords import masked
 from service.commands import build, methods, model, query, request, run, serve, share, tune
 from workers.observability.logs import set_up
@@ -44,6 +44,8 @@ class Group(click.Group):
         """Runs the command."""
         try:
             return cast("object", super().invoke(ctx))
+        except NothingFits as error:
+            raise click.ClickException(_plain(masked(str(error)))) from error
         except BitfrontError as error:
             if ctx.meta.get(_VERBOSE):
                 click.echo(masked(traceback_text(error)), err=True)

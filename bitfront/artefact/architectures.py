@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import NoReturn
 
 import open_clip
 import torch
@@ -20,6 +20,7 @@ from bitfront.artefact.runtime import clip, llava
 from bitfront.errors import InvalidModel
 from bitfront.reference import digit_clip, digit_llava, scenes
 from bitfront.vlm.layers.attention import CalledAttention
+from bitfront.vlm.models.generative import GenerativeModel
 from bitfront.vlm.models.layered import LayeredModel
 
 RUNTIME = Path(__file__).with_name("runtime")
@@ -57,13 +58,22 @@ def describe(model: LayeredModel) -> Architecture:
         config |= _digit_clip_words() if is_bundled else _open_clip_words(model)
         _check(module, clip.Clip, config)
         return Architecture("clip.py", config)
-    if isinstance(module, LlavaForConditionalGeneration) and is_bundled:
+    if isinstance(module, LlavaForConditionalGeneration):
+        assert isinstance(model, GenerativeModel)
         config = _llava_config(module)
+        if is_bundled:
+            config |= _digit_llava_words()
+            _check(module, llava.Llava, config)
+            return Architecture("llava.py", config)
+        config |= _llava_words(model)
         _check(module, llava.Llava, config)
-        return Architecture("llava.py", config)
+        assert model.tokenizer_json is not None
+        files = {"tokenizer.json": model.tokenizer_json.encode()}
+        return Architecture("llava.py", config, ("tokenizers",), files)
     raise InvalidModel(
-        f"a packed checkpoint cannot be built of a {type(module).__name__} yet: its loader knows "
-        "open_clip's CLIP with a vision transformer, and the bundled models"
+        f"nothing can be built of a {type(module).__name__} yet: what rebuilds models knows "
+        "open_clip's CLIP with a vision transformer, LLaVA with a CLIP and a Llama decoder, and "
+        "the bundled models"
     )
 
 
@@ -81,10 +91,10 @@ def _check(
         _refuse(f"its {differ[0][0]} has no counterpart there")
 
 
-def _refuse(reason: str) -> None:
+def _refuse(reason: str) -> NoReturn:
     raise InvalidModel(
-        f"a packed checkpoint's loader cannot rebuild this model: {reason}; it knows CLIP's plain "
-        "vision transformer and causal text transformer"
+        f"what is built cannot rebuild this model: {reason}; it knows CLIP's plain "
+        "vision transformer and causal text transformer, and LLaVA of a CLIP and a Llama decoder"
     )
 
 
@@ -180,11 +190,24 @@ def _open_clip_words(model: LayeredModel) -> dict[str, object]:
 
 def _llava_config(module: LlavaForConditionalGeneration) -> dict[str, object]:
     config = module.config
-    vision, text = cast("CLIPVisionConfig", config.vision_config), config.get_text_config()
-    assert isinstance(text, LlamaConfig)
-    assert text.rope_parameters is not None
+    vision, text = config.vision_config, config.get_text_config()
+    if not isinstance(vision, CLIPVisionConfig):
+        _refuse(f"its vision tower is of a {type(vision).__name__}")
+    if not isinstance(text, LlamaConfig):
+        _refuse(f"its decoder is of a {type(text).__name__}")
+    rope = text.rope_parameters or {}
+    known = {
+        "vision_config.hidden_act": (vision.hidden_act, "quick_gelu"),
+        "text_config.hidden_act": (text.hidden_act, "silu"),
+        "text_config.rope_parameters.rope_type": (rope.get("rope_type"), "default"),
+        "projector_hidden_act": (config.projector_hidden_act, "gelu"),
+    }
+    for name, (found, wanted) in known.items():
+        if found != wanted:
+            _refuse(f"its {name} is {found!r} instead of {wanted!r}")
+    if not isinstance(config.vision_feature_layer, int):
+        _refuse(f"its vision_feature_layer is {config.vision_feature_layer} instead of one")
     tower = module.model.vision_tower
-    vocabulary = digit_llava.VOCABULARY
     return {
         "vision": {
             "width": vision.hidden_size,
@@ -201,20 +224,55 @@ def _llava_config(module: LlavaForConditionalGeneration) -> dict[str, object]:
             "hidden": text.intermediate_size,
             "heads": text.num_attention_heads,
             "groups": text.num_key_value_heads,
-            "head_width": text.hidden_size // text.num_attention_heads,
+            "head_width": text.head_dim or text.hidden_size // text.num_attention_heads,
             "layers": text.num_hidden_layers,
             "eps": text.rms_norm_eps,
-            "theta": text.rope_parameters["rope_theta"],
+            "theta": rope["rope_theta"],
         },
         "tied": bool(config.tie_word_embeddings),
         "drops_first": config.vision_feature_select_strategy == "default",
         "image_code": config.image_token_id,
+    }
+
+
+def _digit_llava_words() -> dict[str, object]:
+    return {
         "ends": [digit_llava.END],
         "preprocessing": _grey_preprocessing(),
         "words": {
-            "vocabulary": list(vocabulary),
+            "vocabulary": list(digit_llava.VOCABULARY),
             "image_tokens": digit_llava.IMAGE_TOKENS,
             "start": digit_llava.START,
             "answer": digit_llava.ANSWER,
         },
+    }
+
+
+def _llava_words(model: GenerativeModel) -> dict[str, object]:
+    """What transformers' processor does, where Pillow and tokenizers can do the same."""
+    assert model.settings is not None
+    if model.tokenizer_json is None:
+        _refuse("its tokenizer is not one of the package tokenizers")
+    given = json.loads(model.settings.preprocessing)
+    size, crop = given["size"] or {}, given["crop_size"] or {}
+    side = crop.get("height") if given["do_center_crop"] else size.get("height")
+    is_cut = given["do_center_crop"] and size.get("shortest_edge") == side == crop.get("width")
+    is_squashed = not given["do_center_crop"] and side is not None
+    plain = all(given[name] for name in ("do_resize", "do_rescale", "do_normalize"))
+    if not plain or not (is_cut or is_squashed) or given.get("do_pad"):
+        _refuse(f"its pictures are resized to {size} and cut to {crop}")
+    methods = {2: "bilinear", 3: "bicubic"}
+    if given["resample"] not in methods or abs(given["rescale_factor"] * 255 - 1) > 1e-6:
+        _refuse(f"its pictures are resized with method {given['resample']}")
+    return {
+        "ends": given["ends"],
+        "preprocessing": {
+            "size": [side, crop["width"] if is_cut else size["width"]],
+            "mode": "RGB",
+            "resize": "shortest" if is_cut else "squash",
+            "interpolation": methods[given["resample"]],
+            "mean": given["image_mean"],
+            "std": given["image_std"],
+        },
+        "words": {"image_tokens": model.tile_tokens, "image_token": model.image_token},
     }

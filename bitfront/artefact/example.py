@@ -89,6 +89,46 @@ def onnx_example(card: Mapping[str, Any]) -> str:
     )
 
 
+_EXPORTED_CLASSIFIER: Final = '''\
+"""Says what a picture shows, with {packages}: python example.py PICTURE"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from exported_model import load
+
+model = load(Path(__file__).parent)
+for name, share in model.classify(Image.open(sys.argv[1]), top=3):
+    print(f"{{100 * share:5.1f}} %  {{name}}")
+'''
+
+_EXPORTED_ANSWERER: Final = '''\
+"""Answers a question about a picture, with {packages}.
+
+    python example.py PICTURE "QUESTION"
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from exported_model import load
+
+model = load(Path(__file__).parent)
+print(model.answer(Image.open(sys.argv[1]), sys.argv[2]))
+'''
+
+
+def exported_example(card: Mapping[str, Any]) -> str:
+    """A script that lies beside exported models and their module, and uses them."""
+    is_classifier = card["task"] == "classification"
+    script = _EXPORTED_CLASSIFIER if is_classifier else _EXPORTED_ANSWERER
+    return script.format(packages=", ".join(card["requires"]))
+
+
 def example_script(card: Mapping[str, object]) -> str:
     """A script that loads the folder it lies in, and uses the model."""
     return _CLASSIFIER if card["task"] == "classification" else _ANSWERER

@@ -146,6 +146,9 @@ DECISIONS: Final = MappingProxyType(
         "partition.threshold": _CONTENT,
         # An evaluation with learned bounds depends on them, and so on the cells' identity.
         "profile.measure": _enters(Key.CELL, Key.CLIPS, Key.EVALUATION),
+        "profile.cells": _OPTIONS,
+        "profile.score": _irrelevant("stands for cells that are not measured, and is not stored"),
+        "profile.max_passes": _OPTIONS,
         "profile.slack": _OPTIONS,
         "profile.clip_search": _enters(Key.CLIPS),
         # Learned bounds enter the later keys by their content.

@@ -22,7 +22,9 @@ CELL_VERSION = 1
 VISION_FORMAT = "bitfront.vision.1"
 
 # Both look at values that are picked batch by batch, or at gradients summed within a batch.
-_BATCHED_MEASURES = frozenset({ErrorMeasure.FISHER, ErrorMeasure.ENTROPY})
+_BATCHED_MEASURES = frozenset(
+    {ErrorMeasure.FISHER, ErrorMeasure.GAUSS_NEWTON, ErrorMeasure.ENTROPY}
+)
 
 # Layer name to clip to the two ends of the layer's input range.
 RangeTable = Mapping[str, Mapping[float, tuple[float, float]]]

@@ -11,7 +11,15 @@ from pydantic import ValidationError
 
 from bitfront.errors import SpecError
 from bitfront.job.consistency import inconsistencies
-from bitfront.job.document import Document, Place, cut, one_line, place_name, read_document
+from bitfront.job.document import (
+    Document,
+    Place,
+    cut,
+    one_line,
+    place_name,
+    plain_document,
+    read_document,
+)
 from bitfront.job.error_messages import place_of, sentence
 from bitfront.spec import (
     CLASS_LISTS,
@@ -59,18 +67,23 @@ class Examined:
         return self.spec
 
     def told(self, further: Sequence[tuple[Place, str]] = ()) -> str:
-        """All mistakes and further ones, a line each, in the order of the file's lines."""
+        """All mistakes and further ones, a line each, in the order of the file's lines.
+
+        A job that is in no file has no lines to name: each mistake begins with its field.
+        """
         every = dict.fromkeys((*self.mistakes, *further))
         found = sorted(every, key=lambda one: self.document.line(one[0]))
-        lines = [f"{self._where(place)}: {one_line(text)}" for place, text in found[:_MOST_TOLD]]
+        lines = [f"{self._where(place)}{one_line(text)}" for place, text in found[:_MOST_TOLD]]
         if len(found) > _MOST_TOLD:
             lines.append(f"and {len(found) - _MOST_TOLD} more mistakes")
         return "\n".join(lines)
 
     def _where(self, place: Place) -> str:
         if place in self.given:
-            return "on the command line"
-        return f"{self.document.path}, line {self.document.line(place)}"
+            return "on the command line: " if self.document.is_file else ""
+        if not self.document.is_file:
+            return ""
+        return f"{self.document.path}, line {self.document.line(place)}: "
 
 
 def load_job(
@@ -100,7 +113,30 @@ def examine_job(
     Raises:
         SpecError: The file cannot be read, or is no mapping in YAML.
     """
-    document = read_document(Path(path))
+    return _examined(read_document(Path(path)), overrides, elsewhere=elsewhere)
+
+
+def examine_content(
+    content: Mapping[str, object],
+    folder: Path,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    elsewhere: bool = False,
+) -> Examined:
+    """Every mistake of a job that a program holds as a mapping.
+
+    Args:
+        content: What the job's file would hold.
+        folder: Where relative paths in it start.
+        overrides: As for `load_job`.
+        elsewhere: As for `load_job`.
+    """
+    return _examined(plain_document(content, folder), overrides, elsewhere=elsewhere)
+
+
+def _examined(
+    document: Document, overrides: Mapping[str, object] | None, *, elsewhere: bool
+) -> Examined:
     given = {tuple(key.split(".")): value for key, value in (overrides or {}).items()}
     content = document.content
     for place, value in given.items():

@@ -12,6 +12,7 @@ from bitfront.job.document import Place
 from bitfront.spec import (
     REFERENCE_CLIP,
     REFERENCE_LLAVA,
+    CellSelection,
     DataSource,
     Granularity,
     JobSpec,
@@ -23,6 +24,7 @@ from bitfront.spec import (
 )
 
 _UNQUANTIZED: Final = 16
+_MEASURES_ALL: Final = "every cell is measured: leave it out, or set profile.cells: adaptive"
 _DEVICE: Final = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
 
@@ -67,6 +69,11 @@ def _is_set(spec: JobSpec, place: Place) -> bool:
     assert section is not None
     value: object = getattr(section, name)
     return bool(value != type(section).model_fields[name].default)
+
+
+def _is_adaptive(spec: JobSpec) -> bool:
+    """Whether only the cells are measured that the program uses."""
+    return spec.profile.cells is CellSelection.ADAPTIVE
 
 
 def _classifies(spec: JobSpec) -> bool:
@@ -207,6 +214,12 @@ DEPENDENT: Final = {
     "partition.threshold": _Dependent(
         lambda job: job.partition.granularity is Granularity.ENTROPY,
         "only partition.granularity: entropy has one: leave it out",
+    ),
+    "profile.score": _Dependent(_is_adaptive, _MEASURES_ALL),
+    "profile.max_passes": _Dependent(_is_adaptive, _MEASURES_ALL),
+    "profile.slack": _Dependent(
+        lambda job: not _is_adaptive(job),
+        "profile.cells: adaptive scores every joint option: leave it out",
     ),
     "profile.clip_search": _Dependent(
         lambda job: len(job.space.clips) > 1 and _has_static_ranges(job),

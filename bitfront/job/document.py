@@ -1,5 +1,6 @@
 """YAML text as plain content in which every value still knows its line."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,23 +48,50 @@ def place_name(place: Sequence[str | int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A job file's content and the line of each of its places.
+    """A job's content and the line of each of its places.
 
     Attributes:
-        path: The file.
+        path: The file; for a job that is in no file, what stands for one in its folder.
         content: Nested mappings, lists and scalars.
-        lines: Keys and indices from the top down, to the line (from 1) they stand on.
+        lines: Keys and indices from the top down, to the line (from 1) they stand on; without
+            a file, to their place in the order of the content.
+        is_file: Whether there is a file, whose lines mean something to a person.
     """
 
     path: Path
     content: dict[str, object]
     lines: Mapping[Place, int]
+    is_file: bool = True
 
     def line(self, place: Place) -> int:
         """The line of a place, or of the nearest place around it that the file has."""
         while place not in self.lines:
             place = place[:-1]
         return self.lines[place]
+
+
+def plain_document(content: Mapping[str, object], folder: Path) -> Document:
+    """A job that a program holds as a mapping, as if its file lay in a folder.
+
+    Paths become texts; what is no plain value is left for the specification to refuse.
+
+    Raises:
+        SpecError: It is nested too deep.
+    """
+    lines: dict[Place, int] = {(): 0}
+
+    def read(value: object, place: Place) -> object:
+        lines.setdefault(place, len(lines))
+        if len(place) > MAX_DEPTH:  # a mapping that holds itself
+            raise SpecError(f"the job has values nested deeper than {MAX_DEPTH} levels")
+        if isinstance(value, Mapping):
+            return {str(key): read(inner, (*place, str(key))) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [read(inner, (*place, number)) for number, inner in enumerate(value)]
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    read_content = {str(key): read(value, (str(key),)) for key, value in content.items()}
+    return Document(folder / "job", read_content, lines, is_file=False)
 
 
 def read_document(path: Path) -> Document:

@@ -1,34 +1,35 @@
 """A configuration as ONNX models: a folder that ONNX Runtime loads, with the codes as measured.
 
-`image.onnx` holds the image tower, a recovery's adapter and the features of the classes, and
-`text.onnx` the text tower, for captions of one's own. Both hold the tensors of the packed
-checkpoint as they are, and nodes that unpack them when the model is loaded. `card.json` says what
-it all is, and `example.py` shows how it is used.
+Of a dual encoder, `image.onnx` holds the image tower, a recovery's adapter and the features of the
+classes, and `text.onnx` the text tower, for captions of one's own. Of a generative model,
+`vision_encoder.onnx` holds the vision tower, the projector and an adapter, `embed_tokens.onnx` the
+embedding, and `decoder_model_merged.onnx` the decoder with its cache. They hold the tensors of the
+packed checkpoint as they are, and nodes that unpack them when the model is loaded. `card.json` says
+what it all is, `exported_model.py` runs it, and `example.py` shows how.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from bitfront.artefact.example import EXAMPLE, onnx_example
-from bitfront.artefact.onnx.models import (
-    IMAGE,
-    TEXT,
-    DualEncoderParts,
-    changes,
-    forms,
-    image_model,
-    read_layers,
-    text_model,
-)
+from bitfront.artefact.example import EXAMPLE, exported_example, onnx_example
+from bitfront.artefact.onnx.graph import write_models
+from bitfront.artefact.onnx.models import changes, forms
+from bitfront.artefact.onnx.products import OnnxRuntimeKernels
 from bitfront.artefact.packed import tensors_nbytes
 from bitfront.errors import InvalidModel
 from bitfront.plan import Configuration
 from bitfront.units import size_text
 from objectives.evaluation.card import write_card
-from objectives.evaluation.checkpoint import Checkpoint, read_checkpoint
+from objectives.evaluation.checkpoint import read_checkpoint
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.exported import (
+    exported_card,
+    model_parts,
+    write_further_files,
+)
 
 FORMAT = "bitfront.onnx.1"
+WEIGHTS = "model.onnx_data"
 
 _LARGEST_NBYTES = 2**31 - 2**24  # what protobuf can write, with room for the nodes
 
@@ -55,48 +56,37 @@ def write_onnx(
         The card. `changes` says what the models do in another way than the trial.
 
     Raises:
-        InvalidModel: The model's architecture is not known, or it answers questions.
+        InvalidModel: The model's architecture is not known, or a file cannot hold it.
         OSError: A file cannot be written.
     """
     checkpoint = read_checkpoint(evaluator, configuration)
-    parts = _parts(checkpoint, accuracy_level)
-    stored = tensors_nbytes(checkpoint.tensors)
-    if stored > _LARGEST_NBYTES:
-        raise InvalidModel(
-            f"the configuration takes {size_text(stored)}, but one ONNX file holds at most "
-            f"{size_text(_LARGEST_NBYTES)}: choose a smaller one, or build it with --to packed"
-        )
-    for name, model in ((IMAGE, image_model(parts)), (TEXT, text_model(parts))):
-        (folder / name).write_bytes(model.SerializeToString())
-    config = checkpoint.architecture.config
+    parts = model_parts(checkpoint, OnnxRuntimeKernels(accuracy_level))
+    models = {f"{name}.onnx": model for name, model in parts.models().items()}
+    is_classifier = checkpoint.class_features is not None
+    if is_classifier:
+        stored = tensors_nbytes(checkpoint.tensors)
+        if stored > _LARGEST_NBYTES:
+            raise InvalidModel(
+                f"the configuration takes {size_text(stored)}, but one ONNX file holds at most "
+                f"{size_text(_LARGEST_NBYTES)}: choose a smaller one, or build it with --to packed"
+            )
+        for name, model in models.items():
+            (folder / name).write_bytes(model.SerializeToString())
+    else:
+        write_models(models, WEIGHTS, folder)
     card: dict[str, object] = {
         "format": FORMAT,
         **facts,
-        "how_to_load": "onnxruntime.InferenceSession('image.onnx'), as example.py does",
-        "requires": ["onnxruntime", "numpy", "pillow"],
+        "how_to_load": "from exported_model import load; model = load(FOLDER)",
+        "requires": ["onnxruntime", "numpy", "pillow", *checkpoint.architecture.requires],
         "nbytes": evaluator.nbytes(configuration),
-        **checkpoint.task,
-        "preprocessing": config["preprocessing"],
-        "words": config["words"],
+        **exported_card(checkpoint),
         "accuracy_level": accuracy_level,
-        "kernels": forms(parts),
-        "changes": changes(parts),
+        "kernels": forms(parts.products, accuracy_level),
+        "changes": changes(parts.products, accuracy_level),
     }
-    (folder / EXAMPLE).write_text(onnx_example(card), encoding="utf-8")
+    write_further_files(checkpoint, folder)
+    example = onnx_example(card) if is_classifier else exported_example(card)
+    (folder / EXAMPLE).write_text(example, encoding="utf-8")
     write_card(card, folder)
     return card
-
-
-def _parts(checkpoint: Checkpoint, accuracy_level: int) -> DualEncoderParts:
-    if checkpoint.class_features is None:
-        raise InvalidModel(
-            "a model that answers questions cannot be built as ONNX yet: build it with --to packed"
-        )
-    return DualEncoderParts(
-        checkpoint.architecture.config,
-        read_layers(checkpoint.layers, checkpoint.tensors),
-        checkpoint.tensors,
-        checkpoint.adapter,
-        checkpoint.class_features,
-        accuracy_level,
-    )

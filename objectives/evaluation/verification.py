@@ -28,7 +28,11 @@ from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 
 _OWN = ("bitfront", "objectives", "search", "service", "storage", "workers")
-BLOCKED = {"packed": _OWN, "onnx": (*_OWN, "torch", "onnx")}
+BLOCKED = {
+    "packed": _OWN,
+    "onnx": (*_OWN, "torch", "onnx"),
+    "openvino": (*_OWN, "torch", "onnx", "onnxruntime"),
+}
 """What an artefact's process cannot import, by the kind of artefact."""
 
 # Outputs may differ by this share of their own spread: what was measured in float32 but is stored
@@ -39,6 +43,7 @@ _REPEATS = 7
 _LEAST_COSINE = 0.98
 _CAPTIONS = 64
 _TIMED_BATCHES = (1, 32)
+_TIMED_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class Verification:
         latency_s: Seconds of a forward by batch size, the median of seven.
         text_cosine: The mean cosine of captions' features with those of the configuration's text
             tower; None for a model without one.
+        token_s: Seconds of one more token at batch size 1, the median of seven; None for a model
+            that writes none. `latency_s` is then that of reading a prompt.
     """
 
     largest_difference: float
@@ -77,6 +84,7 @@ class Verification:
     resident_nbytes: int
     latency_s: dict[str, float]
     text_cosine: float | None = None
+    token_s: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON content."""
@@ -120,7 +128,7 @@ def verify(
         configuration: What the artefact is of.
         folder: The artefact.
         measured_error: What its trial recorded, on the selection split.
-        kind: What it is built as, `packed` or `onnx`.
+        kind: What it is built as, such as `packed`.
 
     Raises:
         FailedBuild: It cannot be loaded or run.
@@ -138,6 +146,7 @@ def verify(
         latency_s = {}
         for size in _TIMED_BATCHES:
             latency_s[str(size)] = runner.time(verifier.sample(size))
+        token_s = verifier.token_s(runner)
         resident = runner.resident_nbytes
     low, high = wilson(wrong, samples)
     files = [path.stat().st_size for path in folder.iterdir()]
@@ -156,6 +165,7 @@ def verify(
         resident_nbytes=resident,
         latency_s=latency_s,
         text_cosine=text_cosine,
+        token_s=token_s,
     )
 
 
@@ -287,6 +297,10 @@ class _Classes:
         pixels = next(self._batches(SplitName.CALIBRATION))
         return {"pixels": _repeated(pixels, size)}
 
+    def token_s(self, runner: Runner) -> None:
+        """Always None, because such a model writes nothing."""
+        del runner
+
     def _batches(self, name: SplitName) -> Iterator[Tensor]:
         split, size = self._task.split(name), self._task.batch_size
         for start in range(0, len(split), size):
@@ -333,6 +347,14 @@ class _Answers:
         given = _given(self._task.split(SplitName.CALIBRATION).read(0))
         tensors = {name: _repeated(tensor, size) for name, tensor in given.items()}
         return tensors | {"kept": torch.tensor(1)}
+
+    def token_s(self, runner: Runner) -> float:
+        """Seconds of one more token, from answers of two lengths."""
+        given = self.sample(1) | {"endless": torch.tensor(1)}
+        first, all_of_them = (
+            runner.time(given | {"limit": torch.tensor(1 + count)}) for count in (0, _TIMED_TOKENS)
+        )
+        return max(0.0, all_of_them - first) / _TIMED_TOKENS
 
 
 def _taught(batch: QuestionBatch) -> dict[str, Tensor]:

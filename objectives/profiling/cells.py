@@ -41,7 +41,7 @@ class CellMeter:
         self._latency_meter = latency_meter
         self._layers = {layer.name: layer for layer in task.model.layers}
         reference = FullPrecisionReference(task, switch, spec.data.seed)
-        self._measure = build_measure(spec.profile.measure, reference)
+        self._measure = build_measure(spec.profile.measure, reference, spec.space)
 
     @property
     def identity(self) -> str:

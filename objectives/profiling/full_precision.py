@@ -48,15 +48,17 @@ class FullPrecisionReference:
         """The logits where one stream gives something else; the others keep their own."""
         return self.task.scores({**self.outputs, stream.key: output})
 
-    def output_gradients(self, stream: Stream) -> Iterator[Float[Tensor, "rows d"]]:
-        """Gradients of `sum_i -log p(y_i | x_i)` for what a stream gives, `DRAWS` times.
+    def output_gradients(
+        self, stream: Stream, draws: int = DRAWS
+    ) -> Iterator[Float[Tensor, "rows d"]]:
+        """Gradients of `sum_i -log p(y_i | x_i)` for what a stream gives, `draws` times.
 
         The labels `y_i` are drawn from the model's own probabilities: then the square of such
         a gradient, divided by the number of predictions, has the Fisher information as its
         mean (the cross terms between predictions have mean zero).
         """
         generator = torch.Generator().manual_seed(self._seed)
-        for _ in range(DRAWS):
+        for _ in range(draws):
             output = self.outputs[stream.key].clone().requires_grad_()
             with torch.enable_grad():
                 log_p = torch.log_softmax(self.scores(stream, output).float(), dim=-1)

@@ -1,8 +1,9 @@
 """What a cell's error may measure; each measure is 0 for full precision and never negative.
 
-`output_kl`, `gradient` and `fisher` estimate the same thing, the divergence of the model's
-output in nats: the first measures it, the others expand it to second order around full
-precision, at the block's output and at its weights and inputs. `entropy` is relative.
+`output_kl`, `gradient`, `fisher` and `gauss_newton` estimate the same thing, the divergence of
+the model's output in nats: the first measures it, the others expand it to second order around
+full precision, at the block's output, at its weights and inputs, and along the change of its
+layers' outputs. `entropy` is relative.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 
 from bitfront.layers import Block, input_groups
 from bitfront.plan import Plan
-from bitfront.spec import ErrorMeasure
+from bitfront.spec import ErrorMeasure, SpaceSpec
 from objectives.execution.similarity import divergence_nats
 from objectives.profiling.entropy import measure_entropies
 from objectives.profiling.fisher import FisherError
 from objectives.profiling.full_precision import DRAWS, FULL_PLAN, FullPrecisionReference
+from objectives.profiling.gauss_newton import GaussNewtonError
 
 ENTROPY_BITS = 4
 
@@ -162,8 +164,10 @@ class EntropyWeightedOutput:
         return total / len(block.layers)
 
 
-def build_measure(kind: ErrorMeasure, reference: FullPrecisionReference) -> Measure:
-    """The measure of that kind."""
+def build_measure(
+    kind: ErrorMeasure, reference: FullPrecisionReference, space: SpaceSpec
+) -> Measure:
+    """The measure of that kind, for the precisions of a space."""
     match kind:
         case ErrorMeasure.OUTPUT_KL:
             return OutputDivergence(reference)
@@ -171,5 +175,7 @@ def build_measure(kind: ErrorMeasure, reference: FullPrecisionReference) -> Meas
             return WeightedOutput(reference)
         case ErrorMeasure.FISHER:
             return FisherError(reference)
+        case ErrorMeasure.GAUSS_NEWTON:
+            return GaussNewtonError(reference, space)
         case ErrorMeasure.ENTROPY:
             return EntropyWeightedOutput(reference)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Unpack, cast
 
 import click
 
@@ -13,6 +13,7 @@ from service.commands.query import TEXT_OR_JSON
 
 if TYPE_CHECKING:
     from bitfront.trial import Trial
+    from service.api.limits import LimitOptions
     from service.study.build import Built
 
 
@@ -53,7 +54,7 @@ def build(
     accuracy_level: str,
     out: Path,
     url: str,
-    **limits: float | None,
+    **limits: Unpack["LimitOptions"],
 ) -> None:
     """Build the best configuration of STUDY under limits into a model that runs without bitfront.
 
@@ -111,6 +112,8 @@ def _report(out: Path, trial: "Trial", built: "Built") -> str:
         ("memory", f"{size_text(found.resident_nbytes)} when loaded"),
         ("latency", ", ".join(times)),
     ]
+    if found.token_s is not None:
+        pairs.append(("writing", f"{1000 * found.token_s:.3g} ms a token at batch 1"))
     changes = cast("list[str]", built.card.get("changes", []))
     pairs += [("changed", sentence) for sentence in changes]
     return f"{out} is built, and verified in a process without bitfront:\n{pairs_text(pairs)}"

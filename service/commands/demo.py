@@ -13,7 +13,7 @@ from bitfront.job import load_job
 from bitfront.spec import JobSpec
 from bitfront.trial import Trial, TrialState
 from bitfront.units import percent_text, size_text
-from service.commands.deployment import command_line, file_url
+from service.database_url import command_line, file_url
 from service.views.choosing import best_answer, full_precision, shown_front
 from service.views.describe import FULL_NAME, trial_names
 from service.views.pictures import write_pictures

@@ -1,81 +1,13 @@
-"""What a deployment sets: the database and the workers, by option or by environment."""
+"""Options that a deployment sets: the database, the workers and the cluster."""
 
-import math
-import os
-import re
-import shlex
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import click
-from platformdirs import user_state_path
 
-from bitfront.errors import SpecError
+from service.database_url import VARIABLE, as_url, default_database
 
 Command = TypeVar("Command", bound=Callable[..., object])
-
-
-VARIABLE: Final = "BITFRONT_DB"
-PATIENCE_VARIABLE: Final = "BITFRONT_DB_PATIENCE_S"
-
-_FILE: Final = "sqlite:///"
-_SCHEME: Final = re.compile(r"[a-z][a-z0-9+]+:", re.IGNORECASE)
-
-
-def default_database() -> str:
-    """The URL of the SQLite file in the person's state folder."""
-    return file_url(user_state_path("bitfront") / "bitfront.db")
-
-
-def file_url(path: Path) -> str:
-    """The URL of an SQLite file."""
-    return f"{_FILE}{path.absolute()}"
-
-
-def file_folder(url: str) -> Path | None:
-    """The folder of a database that is an SQLite file; None for one on a server."""
-    return Path(url.removeprefix(_FILE)).parent if url.startswith(_FILE) else None
-
-
-def as_url(text: str) -> str:
-    """The URL that a person means; a bare path is an SQLite file."""
-    if _SCHEME.match(text):
-        return text
-    if "?" in text:
-        raise SpecError(
-            f"--db {text}: a ? begins the options of a database URL: name the file without it"
-        )
-    return file_url(Path(os.path.expandvars(text)).expanduser())
-
-
-def patience_s() -> float:
-    """How long a driver waits for a database that is away: BITFRONT_DB_PATIENCE_S, or 600 s.
-
-    Raises:
-        SpecError: The variable holds no number of seconds.
-    """
-    text = os.environ.get(PATIENCE_VARIABLE, "600")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise SpecError(f"{PATIENCE_VARIABLE} must be a number of seconds, not {text!r}")
-    return seconds
-
-
-def command_line(command: str, url: str) -> str:
-    """A command to type for a database: names it unless it is the one taken anyway."""
-    usual = os.environ.get(VARIABLE)
-    if url == (as_url(usual) if usual else default_database()):
-        return f"bitfront {command}"
-    if not url.startswith(_FILE):
-        return f"bitfront {command} --db URL"  # a URL may hold a password
-    path = Path(url.removeprefix(_FILE))
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"bitfront {command} --db {shlex.quote(str(path))}"
 
 
 class DatabaseUrl(click.ParamType[str]):

@@ -1,4 +1,4 @@
-"""Upper limits as a person writes them on the command line."""
+"""Upper limits as options of the command line."""
 
 from collections.abc import Callable
 from typing import Final, TypeVar

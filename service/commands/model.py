@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, Unpack
 
 import click
 
 from service.commands.deployment import database_option
 from service.commands.limits import limit_options
-from service.views.refusal import refusal
 
 if TYPE_CHECKING:
     from bitfront.plan import Configuration
     from bitfront.trial import Trial
     from objectives.evaluation.evaluator import Evaluator
+    from service.api.limits import LimitOptions
     from storage.records import StudyRecord
     from storage.store import Store
 
@@ -51,7 +51,7 @@ def classify(
     trial: int | None,
     tuned: Path | None,
     url: str,
-    **limits: float | None,
+    **limits: Unpack["LimitOptions"],
 ) -> None:
     """Say what PICTURES show, with a configuration that a study found."""
     from objectives.data.images import read_image
@@ -78,7 +78,7 @@ def ask(
     trial: int | None,
     tuned: Path | None,
     url: str,
-    **limits: float | None,
+    **limits: Unpack["LimitOptions"],
 ) -> None:
     """Answer QUESTION about PICTURE, with a configuration that a study found."""
     from objectives.data.images import read_image
@@ -94,7 +94,7 @@ def _pick(
     study: str | None,
     trial: int | None,
     tuned: Path | None,
-    limits: dict[str, float | None],
+    limits: "LimitOptions",
 ) -> tuple["Evaluator", "Configuration"]:
     """What is put to work: a study's configuration, or a tuned one.
 
@@ -128,7 +128,7 @@ class StoredConfiguration:
 
 
 def find_configuration(
-    url: str, study: str, trial: int | None, limits: dict[str, float | None]
+    url: str, study: str, trial: int | None, limits: "LimitOptions"
 ) -> StoredConfiguration:
     """The configuration that was picked from a study; no model is loaded for it.
 
@@ -140,29 +140,15 @@ def find_configuration(
 
     Raises:
         BitfrontError: There is no such study or trial.
-        ClickException: No trial holds the limits.
+        NothingFits: No trial holds the limits.
     """
-    from bitfront.errors import SpecError
-    from service.views.choosing import best_answer
-    from storage.records import Limits
-    from storage.store import open_store
+    from service.api.database import open_database
 
-    with open_store(url, create=False) as store:
-        record = store.study(study)
-        if trial is None:
-            asked = Limits(**limits)
-            best = best_answer(store, study, asked)
-            if best is None:
-                nearest = store.nearest(study, asked)
-                raise click.ClickException(
-                    refusal(f"study {study!r}", asked, nearest, way_out=f"status {study}")
-                )
-            trial = best.trial.number
-        found = {known.number: known for known in store.trials(study)}
-        if trial not in found:
-            raise SpecError(f"study {study!r} has no trial {trial}: see 'bitfront front {study}'")
-        bounds = _bounds(store, record)
-    return StoredConfiguration(record, found[trial], bounds)
+    with open_database(url) as database:
+        known = database.study(study)
+        found = known.best(**limits) if trial is None else known.trial(trial)
+        record, bounds = known.record, _bounds(database.connection.store(), known.record)
+    return StoredConfiguration(record, found.trial, bounds)
 
 
 def _bounds(store: "Store", study: "StudyRecord") -> dict[str, object]:
@@ -190,7 +176,7 @@ def load_configuration(
     url: str,
     study: str,
     trial: int | None,
-    limits: dict[str, float | None],
+    limits: "LimitOptions",
     features: Path | None = None,
 ) -> tuple["Evaluator", "Configuration"]:
     """The study's model and data, and the configuration that was picked.
@@ -204,7 +190,7 @@ def load_configuration(
 
     Raises:
         BitfrontError: There is no such study or trial, or its model cannot be loaded.
-        ClickException: No trial holds the limits.
+        NothingFits: No trial holds the limits.
     """
     found = find_configuration(url, study, trial, limits)
     click.echo(f"trial {found.trial.number} of study {study}", err=True)

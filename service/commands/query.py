@@ -4,19 +4,19 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, Unpack
 
 import click
 
 from bitfront.errors import SpecError
-from service.commands.deployment import command_line, database_option
+from service.commands.deployment import database_option
 from service.commands.limits import limit_options, ranking_option
+from service.database_url import command_line
 from service.views.exports import FORMATS
-from service.views.refusal import nearest_of, refusal
 
 if TYPE_CHECKING:
+    from service.api.limits import By, LimitOptions
     from storage.records import LogLine, StudyRecord
-    from storage.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -31,16 +31,16 @@ TEXT_OR_JSON: Final = click.Choice(["table", "json"])
 @database_option
 def list_studies(form: str, url: str) -> None:
     """List all studies, the newest first."""
-    from service.views.status import studies_table, study_dict
-    from storage.store import open_store
+    from service.api.database import open_database
+    from service.views.status import study_dict
 
-    with open_store(url, create=False) as store:
-        studies = store.studies()
+    with open_database(url) as database:
+        studies = database.studies
     if form == "json":
-        for study in studies:
-            click.echo(json.dumps(study_dict(study)))
+        for summary in studies.summaries:
+            click.echo(json.dumps(study_dict(summary)))
     elif studies:
-        click.echo(studies_table(studies))
+        click.echo(studies)
     else:
         click.echo("there are no studies yet: 'bitfront submit JOB.yaml' starts one", err=True)
 
@@ -51,14 +51,11 @@ def list_studies(form: str, url: str) -> None:
 @database_option
 def status(study: str, form: str, url: str) -> None:
     """Show how far STUDY is."""
-    from service.views.status import status_dict, status_text
-    from service.views.watching import best_error_at_budget
-    from storage.store import open_store
+    from service.api.database import open_database
 
-    with open_store(url, create=False) as store:
-        found = store.status(study)
-        best = best_error_at_budget(store, found.study)
-    click.echo(json.dumps(status_dict(found)) if form == "json" else status_text(found, best))
+    with open_database(url) as database:
+        found = database.study(study).status
+    click.echo(json.dumps(found.to_dict()) if form == "json" else found)
 
 
 @click.command()
@@ -69,14 +66,12 @@ def watch(study: str, url: str) -> None:
 
     Ctrl-C ends the watching, not the study.
     """
-    from service.views.progress import reporter_for
-    from service.views.watching import watch as follow
-    from storage.store import open_store
+    from service.api.database import open_database
 
-    with open_store(url, create=False) as store:
+    with open_database(url) as database:
+        found = database.study(study)
         try:
-            with reporter_for(sys.stderr) as reporter:
-                last = follow(store, study, reporter).study
+            last = found.wait().record
         except KeyboardInterrupt:
             command = command_line(f"watch {study}", url)
             click.echo(f"study {study} goes on; '{command}' comes back", err=True)
@@ -102,26 +97,22 @@ def logs(study: str, follow: bool, trial: int | None, form: str, url: str) -> No
 
     It is read from the database, whether or not the cluster still exists. Times are in UTC.
     """
+    from service.api.database import open_database
     from service.views.logs import line_dict, line_text
-    from service.views.watching import follow_log, tell_log
-    from storage.store import open_store
 
     def show(line: "LogLine") -> None:
         click.echo(json.dumps(line_dict(study, line)) if form == "json" else line_text(line))
 
-    with open_store(url, create=False) as store:
-        if trial is not None and not store.attempts(study, [trial]):
-            raise SpecError(f"study {study!r} has no trial {trial}: see 'bitfront logs {study}'")
-        if not follow:
-            tell_log(store, study, show, trial=trial)
-            return
+    with open_database(url) as database:
+        found = database.study(study)
         try:
-            last = follow_log(store, study, show, trial=trial)
+            last = found.tell_log(show, trial=trial, follow=follow)
         except KeyboardInterrupt:
             command = command_line(f"logs {study} --follow", url)
             click.echo(f"study {study} goes on; '{command}' comes back", err=True)
             return
-    _end(last, url)
+    if follow:
+        _end(last, url)
 
 
 def _end(study: "StudyRecord", url: str) -> NoReturn:
@@ -170,9 +161,9 @@ def front(
     model: str | None,
     form: str | None,
     out: Path | None,
-    by: str,
+    by: "By",
     url: str,
-    **options: float | None,
+    **limits: Unpack["LimitOptions"],
 ) -> None:
     """Print the Pareto front of STUDY, lowest error first.
 
@@ -183,60 +174,29 @@ def front(
     limits, it is the part of the front that holds all of them; if nothing does, the exit code is 1
     and stderr says what comes nearest.
     """
-    from dataclasses import replace
-
-    from search.choice import Ranking
-    from service.views.choosing import full_precision, shown_front, shown_joint_front
-    from service.views.describe import trial_names
+    from service.api.database import open_database
     from service.views.exports import chosen_format, write, write_rows
-    from service.views.render import cross_study_front_table, front_rows, front_table
-    from storage.records import Limits
-    from storage.store import open_store
 
     _check_scope(study, model)
     chosen = chosen_format(form, out, "table")
-    limits = Limits(**options)
-    with open_store(url, create=False) as store:
+    with open_database(url) as database:
         if study is not None:
-            shown, full = shown_front(store, study, Ranking(by)), full_precision(store, study)
+            found = database.study(study).front(by=by, **limits)
         else:
-            shown, full = shown_joint_front(store, str(model), limits, Ranking(by)), None
-    if shown.studies:
-        names = ", ".join(shown.studies)
-        click.echo(f"by {' and '.join(shown.objectives)} over the studies {names}", err=True)
-    whole = shown.trials
-    trials = [trial for trial in whole if limits.hold(shown.values(trial))]
-    shown = replace(shown, trials=tuple(trials))
-    if whole and not trials:
-        scope = f"the front of {_scope_text(study, model)}"
-        nearest = nearest_of(whole, limits)
-        across = study is None
-        raise click.ClickException(refusal(scope, limits, nearest, way_out="list", across=across))
-    if not trials:
+            found = database.front(model=str(model), by=by, **limits)
+        text = str(found) if chosen == "table" else ""
+    if study is None and found.studies:
+        by_what, names = " and ".join(found.objectives), ", ".join(found.studies)
+        click.echo(f"by {by_what} over the studies {names}", err=True)
+    if not found:
         what, way_out = (
             (f"model {model}", "list") if study is None else (f"study {study}", "status")
         )
         click.echo(f"{what} has no complete trial yet: see 'bitfront {way_out}'", err=True)
-    if chosen != "table":
-        write_rows(front_rows(shown), chosen, out)
-    elif study is None:
-        write(f"{cross_study_front_table(shown)}\n".encode(), out)
+    if chosen == "table":
+        write(f"{text}\n".encode(), out)
     else:
-        write(f"{front_table(shown, trial_names(trials), full)}\n".encode(), out)
-
-
-def _refuse_while_profiling(store: "Store", study: str) -> None:
-    from bitfront.trial import StudyState
-
-    if store.study(study).state is StudyState.PROFILING:
-        raise click.ClickException(
-            f"study {study!r} is still measuring cells, and its trials come after them: "
-            f"see 'bitfront status {study}'"
-        )
-
-
-def _scope_text(study: str | None, model: str | None) -> str:
-    return f"study {study!r}" if model is None else f"model {model!r}"
+        write_rows(found.rows(), chosen, out)
 
 
 @click.command()
@@ -250,9 +210,9 @@ def best(
     study: str | None,
     model: str | None,
     form: str,
-    by: str,
+    by: "By",
     url: str,
-    **options: float | None,
+    **limits: Unpack["LimitOptions"],
 ) -> None:
     """Print the best configuration of STUDY under limits.
 
@@ -261,35 +221,15 @@ def best(
     fits, the exit code is 1 and stderr says what comes nearest. With --model, all studies of a
     model are asked.
     """
-    from search.choice import Ranking
-    from service.views.choosing import best_answer
-    from service.views.describe import trial_names
-    from service.views.render import best_json, best_text
-    from service.views.targets import deployable
-    from storage.records import Limits
-    from storage.store import open_store
+    from service.api.database import open_database
 
     _check_scope(study, model)
-    limits = Limits(**options)
-    with open_store(url, create=False) as store:
-        found = best_answer(store, study, limits, model=model, ranking=Ranking(by))
-        if found is None:
-            nearest = store.nearest(study, limits, model=model)
-            if nearest is None and study is not None:
-                _refuse_while_profiling(store, study)
-            scope, way_out = _scope_text(study, model), f"status {study}" if study else "list"
-            across = study is None
-            raise click.ClickException(
-                refusal(scope, limits, nearest, way_out=way_out, across=across)
-            )
-        baselines = trial_names(store.baselines(found.trial.study))
-        names = {**baselines, **trial_names([found.trial])}
-        targets = deployable(store, found.trial)
-        if form == "json":
-            click.echo(best_json(found, names, targets))
+    with open_database(url) as database:
+        if study is not None:
+            found = database.study(study).best(by=by, **limits)
         else:
-            profile = store.load_profile(found.trial.study)
-            click.echo(best_text(found, names, profile, targets, across=study is None))
+            found = database.best(model=str(model), by=by, **limits)
+        click.echo(json.dumps(found.to_dict()) if form == "json" else found)
 
 
 @click.command()
@@ -304,11 +244,10 @@ def best(
 @database_option
 def plot(study: str, out: Path, trial: int | None, url: str) -> None:
     """Draw the front and one trial of STUDY as PNG and HTML."""
-    from service.views.pictures import write_pictures
-    from storage.store import open_store
+    from service.api.database import open_database
 
-    with open_store(url, create=False) as store:
-        for path in write_pictures(store, study, out, trial):
+    with open_database(url) as database:
+        for path in database.study(study).plot(out, trial=trial):
             click.echo(path)
 
 

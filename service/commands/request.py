@@ -1,14 +1,16 @@
 """Commands that end something: pause, stop and cancel what runs, delete what does not."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from bitfront.errors import UnusableSpool
-from service.commands.deployment import command_line, database_option
+from service.commands.deployment import database_option
+from service.database_url import command_line
 
 if TYPE_CHECKING:
-    from storage.records import Request
+    from service.api.study import Study
 
 # Everything that takes long to import is imported by the command that needs it.
 
@@ -21,9 +23,7 @@ def pause(study: str, url: str) -> None:
 
     Its driver keeps its place; 'bitfront resume STUDY' continues it.
     """
-    from storage.records import Request
-
-    _request(study, url, Request.PAUSE, "finishes what runs and waits; '{}' continues it")
+    _ask(study, url, lambda it: it.pause(), "finishes what runs and waits; '{}' continues it")
 
 
 @click.command()
@@ -31,9 +31,9 @@ def pause(study: str, url: str) -> None:
 @database_option
 def stop(study: str, url: str) -> None:
     """Let STUDY finish the trials that run and start no more."""
-    from storage.records import Request
-
-    _request(study, url, Request.STOP, "finishes what runs, then stops; '{}' continues it later")
+    _ask(
+        study, url, lambda it: it.stop(), "finishes what runs, then stops; '{}' continues it later"
+    )
 
 
 @click.command()
@@ -41,21 +41,17 @@ def stop(study: str, url: str) -> None:
 @database_option
 def cancel(study: str, url: str) -> None:
     """End STUDY now; complete trials are kept."""
-    from storage.records import Request
-
-    _request(study, url, Request.CANCEL, "ends now; '{}' continues it later")
+    _ask(study, url, lambda it: it.cancel(), "ends now; '{}' continues it later")
 
 
-def _request(study: str, url: str, asked: "Request", consequence: str) -> None:
-    from service.views.status import is_driven
-    from storage.store import open_store
+def _ask(study: str, url: str, ask: Callable[["Study"], bool], consequence: str) -> None:
+    from service.api.database import open_database
 
-    with open_store(url, create=False) as store:
-        record = store.study(study)
-        if not is_driven(record):
-            click.echo(f"study {study} is {record.state}, and nobody runs it", err=True)
+    with open_database(url) as database:
+        found = database.study(study)
+        if not ask(found):
+            click.echo(f"study {study} is {found.state}, and nobody runs it", err=True)
             return
-        store.request(study, asked)
     command = command_line(f"resume {study}", url)
     click.echo(f"study {study} {consequence.format(command)}", err=True)
 
@@ -69,20 +65,20 @@ def delete(study: str, yes: bool, url: str) -> None:
 
     What it measured stays for other studies: cells, evaluations and the cached features.
     """
-    from service.study.spools import study_spool
-    from storage.store import open_store
+    from service.api.database import open_database
 
-    with open_store(url, create=False) as store:
-        status = store.status(study)
-        spool = study_spool(url, status.study)
+    with open_database(url) as database:
+        found = database.study(study)
         if not yes:
-            what = f"study {study} with {sum(status.counts.values())} trials"
-            click.confirm(f"delete {what} from {store}?", abort=True, err=True)
-        store.delete_study(study)
-    try:
-        spool.remove()
-    except UnusableSpool as error:
-        click.echo(f"its files stay, delete them by hand: {error}", err=True)
+            count = sum(found.status.status.counts.values())
+            what = f"study {study} with {count} trials"
+            click.confirm(
+                f"delete {what} from {database.connection.store()}?", abort=True, err=True
+            )
+        try:
+            found.delete()
+        except UnusableSpool as error:
+            click.echo(f"its files stay, delete them by hand: {error}", err=True)
     click.echo(f"study {study} is deleted", err=True)
 
 

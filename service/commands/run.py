@@ -1,27 +1,17 @@
 """Commands that work on a model: demo, submit, resume, profile."""
 
 import sys
-from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from bitfront.errors import SpecError
-from service.commands.deployment import (
-    address_option,
-    command_line,
-    database_option,
-    file_folder,
-    file_url,
-    patience_s,
-    workers_option,
-)
+from service.commands.deployment import address_option, database_option, workers_option
+from service.database_url import command_line, file_url
 
 if TYPE_CHECKING:
-    from bitfront.job import Examined
-    from bitfront.spec import JobSpec
-    from bitfront.trial import StudyState
+    from service.api.study import Study
 
 # Everything that takes long to import is imported by the command that needs it.
 
@@ -75,33 +65,30 @@ def submit(
     With the --address of a cluster's dashboard (http://HEAD:8265) it runs there, on a copy of
     this bitfront, and its results go to the database that the cluster's environment names.
     """
-    from bitfront.job import examine_job, load_job
-    from service.study.submission import JOB_FILE, is_cluster, submit_driver
+    from service.api.database import open_database
+    from service.api.jobs import changes_of
+    from service.study.submission import is_cluster
 
-    changes = overrides(study=study, trials=trials, workers=workers, warm_start=warm_start)
     if dry_run:
         if address is not None:
             raise SpecError("--dry-run times this machine: leave --address out")
-        _dry_run(examine_job(job, changes), trust=trust)
+        changes = changes_of(study=study, trials=trials, workers=workers, warm_start=warm_start)
+        _dry_run(job, changes, trust=trust)
         return
-    if address is not None and is_cluster(address):
-        spec = load_job(job, changes, elsewhere=True)
-        flags = {"--accept-changes": accept_changes, "--resume": goes_on, "--trust": trust}
-        chosen = [flag for flag, is_set in flags.items() if is_set]
-        submit_driver(address, spec.study, ["submit", JOB_FILE, *chosen], spec)
-        return
-    examined = examine_job(job, changes)
-    known = _is_known(examined, url)
-    if not known:
-        depth = Depth.FILE if trust else Depth.DATA if address is not None else Depth.MODEL
-        _check(examined, depth, url)
-    _run(
-        examined.sound(),
-        url,
-        address,
-        resume=known and (accept_changes or goes_on),
-        accept_changes=accept_changes,
-    )
+    with open_database(url) as database:
+        found = database.submit(
+            job,
+            study=study,
+            trials=trials,
+            workers=workers,
+            warm_start=warm_start,
+            address=address,
+            resume=goes_on,
+            accept_changes=accept_changes,
+            trust=trust,
+        )
+        if not is_cluster(address):
+            _tell_end(found, url)
 
 
 @click.command()
@@ -112,85 +99,31 @@ def validate(job: Path, trust: bool) -> None:
 
     Everything that is wrong is shown at once, each with its line; then the exit code is 2.
     """
-    from bitfront.job import examine_job
+    from service.api.jobs import examine
+    from service.api.running import check
+    from service.study.check import Depth
 
-    _check(examine_job(job), Depth.FILE if trust else Depth.MEASURED)
+    check(examine(job, {}), Depth.FILE if trust else Depth.MEASURED)
     click.echo(f"{job} can be submitted", err=True)
 
 
-def _dry_run(examined: "Examined", *, trust: bool) -> None:
+def _dry_run(job: Path, changes: dict[str, object], *, trust: bool) -> None:
     """Prints what the study would take; nothing is stored."""
+    from service.api.jobs import examine
+    from service.api.running import check
+    from service.study.check import Depth
     from service.study.dry_run import dry_run
     from service.views.dry_run import dry_run_lines
     from service.views.progress import reporter_for
     from workers.observability.logs import messages
 
-    _check(examined, Depth.FILE if trust else Depth.DATA)
+    examined = examine(job, changes)
+    check(examined, Depth.FILE if trust else Depth.DATA)
     spec = examined.sound()
     with reporter_for(messages()) as reporter:
         estimate = dry_run(spec, lambda name: reporter.stage(name, total=None))
     for line in dry_run_lines(estimate, spec):
         click.echo(line)
-
-
-def _is_known(examined: "Examined", url: str) -> bool:
-    """Whether there is a study of the job's name that has trials."""
-    from storage.store import open_store
-
-    name = examined.sound().study if not examined.mistakes else None
-    if name is None:
-        return False
-    with open_store(url) as store:
-        store.replace_untried(name)
-        return any(summary.name == name for summary in store.studies())
-
-
-class Depth(IntEnum):
-    """How far a job is looked into before there is a study."""
-
-    FILE = 0
-    DATA = 1
-    MODEL = 2
-    MEASURED = 3
-
-
-def _check(examined: "Examined", depth: Depth, url: str | None = None) -> None:
-    """Shows what a job's data are, and refuses one that cannot run.
-
-    Raises:
-        SpecError: The job has problems; all are named, a line each.
-    """
-    from service.study.check import check_full_precision, check_job, check_model
-    from service.views.progress import reporter_for
-    from workers.observability.logs import messages
-
-    spec = examined.spec
-    if spec is None:
-        raise SpecError(examined.told())
-    with reporter_for(messages()) as reporter:
-        opens = spec.data.source != "reference" and "data" not in examined.unsure
-        if opens and depth >= Depth.DATA:
-            total = sum(spec.data.samples.model_dump().values())
-            reporter.stage("check the samples", total=total)
-        findings = check_job(
-            spec,
-            trust=depth < Depth.DATA,
-            unsure=examined.unsure,
-            folder=None if url is None else file_folder(url),
-            on_progress=reporter.advance,
-        )
-        if depth >= Depth.MODEL and not findings.problems and not examined.mistakes:
-            if depth is Depth.MEASURED:
-                check_full_precision(spec, findings, lambda name: reporter.stage(name, total=None))
-            elif not spec.is_bundled:
-                reporter.stage("load the model", total=None)
-                check_model(spec, findings)
-        for note in findings.notes:
-            reporter.note(note)
-        for warning in findings.warnings:
-            reporter.warn(warning)
-    if findings.problems or examined.mistakes:
-        raise SpecError(examined.told(findings.problems))
 
 
 @click.command()
@@ -211,36 +144,25 @@ def resume(
     url: str,
 ) -> None:
     """Go on with STUDY where it ended, however it ended; or where it was paused."""
-    from bitfront.trial import StudyState
-    from service.study.submission import is_cluster, submit_driver
-    from service.views.status import is_driven
-    from storage.records import Request
-    from storage.store import open_store
+    from service.api.database import open_database
+    from service.study.submission import is_cluster
 
-    with open_store(url, create=False) as store:
-        record = store.study(study)
-        if is_driven(record) and record.request is Request.PAUSE:
-            store.withdraw_request(study)
+    with open_database(url) as database:
+        found = database.study(study)
+        if found.withdraw_pause():
             click.echo(f"study {study} goes on", err=True)
             return
-        finished = store.status(study).finished
-    wanted = record.spec.stop.trials if trials is None else trials
-    if record.state is StudyState.COMPLETE and finished >= wanted and not accept_changes:
-        click.echo(
-            f"study {study} is complete: {finished} trials are done, and "
-            f"--trials {finished + 1} or more adds to them",
-            err=True,
-        )
-        return
-    if address is not None and is_cluster(address):
-        given = {"--trials": trials, "--workers": workers}
-        options = [word for name, n in given.items() if n is not None for word in (name, str(n))]
-        flags = ["--accept-changes"] if accept_changes else []
-        submit_driver(address, study, ["resume", study, *options, *flags])
-        return
-    spec = record.spec
-    spec = _overridden(spec, trials=trials, workers=workers)
-    _run(spec, url, address, resume=True, accept_changes=accept_changes)
+        if not found.has_work(trials, accept_changes=accept_changes):
+            finished = found.status.finished
+            click.echo(
+                f"study {study} is complete: {finished} trials are done, and "
+                f"--trials {finished + 1} or more adds to them",
+                err=True,
+            )
+            return
+        found.resume(trials=trials, workers=workers, address=address, accept_changes=accept_changes)
+        if not is_cluster(address):
+            _tell_end(found, url)
 
 
 @click.command()
@@ -253,24 +175,24 @@ def profile(
     job: Path, study: str | None, workers: int | None, address: str | None, url: str
 ) -> None:
     """Measure and print the blocks and cells of JOB's model."""
-    from bitfront.job import examine_job
-
-    examined = examine_job(job, overrides(study=study, workers=workers))
-    if not _is_known(examined, url):
-        _check(examined, Depth.MODEL if address is None else Depth.DATA, url)
-    spec = examined.sound()
-
+    from service.api.database import open_database
+    from service.api.jobs import changes_of, examine
+    from service.api.running import check, is_known
+    from service.study.check import Depth
     from service.study.driver import profile_model
     from service.views.profile import profile_table
     from service.views.progress import reporter_for
-    from storage.store import open_store
     from workers.observability.logs import messages
 
-    with reporter_for(messages()) as reporter:
-        profile_model(spec, url, reporter, address)
-    with open_store(url, create=False) as store:
-        record = store.load_profile(spec.study)
-        options = store.options(spec.study)
+    examined = examine(job, changes_of(study=study, workers=workers))
+    with open_database(url) as database:
+        if not is_known(database.connection, examined):
+            check(examined, Depth.MODEL if address is None else Depth.DATA, url)
+        spec = examined.sound()
+        with reporter_for(messages()) as reporter:
+            profile_model(spec, url, reporter, address)
+        store = database.connection.store()
+        record, options = store.load_profile(spec.study), store.options(spec.study)
     if record is not None:
         click.echo(profile_table(record, options))
 
@@ -298,81 +220,41 @@ def demo(out: Path, model: str, trials: int | None, seed: int | None, workers: i
 
     It needs nothing but the install.
     """
+    from service.api.database import open_database
+    from service.api.jobs import changes_of
+    from service.api.running import run
     from service.commands.demo import DemoModel, demo_job, show
-    from storage.store import open_store
 
     url = file_url(out / "bitfront.db")
-    with open_store(url) as store:
-        changes = overrides(trials=trials, seed=seed, workers=workers)
+    with open_database(url) as database:
+        store = database.connection.store(create=True)
+        changes = changes_of(trials=trials, seed=seed, workers=workers)
         spec = demo_job(store, changes, DemoModel(model))
-    _drive(spec, url, None, resume=False, accept_changes=False)
-    with open_store(url) as store:
+        run(database.connection, spec, None, resume=False, accept_changes=False)
+        _refuse_unfinished(database.study(spec.study), url)
         show(store, spec.study, out)
 
 
-def overrides(
-    *,
-    study: str | None = None,
-    trials: int | None = None,
-    seed: int | None = None,
-    workers: int | None = None,
-    warm_start: tuple[str, ...] = (),
-) -> dict[str, object]:
-    """What the command line says against the job, by dotted key."""
-    pairs = {
-        "study": study,
-        "stop.trials": trials,
-        "search.seed": seed,
-        "search.workers": workers,
-        "search.warm_start": list(warm_start) or None,
-    }
-    return {key: value for key, value in pairs.items() if value is not None}
-
-
-def _overridden(spec: "JobSpec", *, trials: int | None, workers: int | None) -> "JobSpec":
-    stop, search = spec.stop, spec.search
-    if trials is not None:
-        stop = stop.model_copy(update={"trials": trials})
-    if workers is not None:
-        search = search.model_copy(update={"workers": workers})
-    return spec.model_copy(update={"stop": stop, "search": search})
-
-
-def _drive(
-    spec: "JobSpec", url: str, address: str | None, *, resume: bool, accept_changes: bool
-) -> "StudyState":
-    """Runs the study in view of the person; a study that did not get through ends the command."""
+def _refuse_unfinished(study: "Study", url: str) -> None:
+    """Ends the command where the study did not get through."""
     from bitfront.trial import StudyState
-    from service.study.driver import run_study
-    from service.views.progress import reporter_for
     from workers.observability.logs import messages
 
-    with reporter_for(messages()) as reporter:
-        state = run_study(
-            spec,
-            url,
-            reporter=reporter,
-            resume=resume,
-            accept_changes=accept_changes,
-            address=address,
-            patience_s=patience_s(),
-        )
+    state = study.state
     if state is not StudyState.COMPLETE:
-        command = command_line(f"resume {spec.study}", url)
-        click.echo(f"study {spec.study} is {state}: '{command}' continues it", file=messages())
+        command = command_line(f"resume {study.name}", url)
+        click.echo(f"study {study.name} is {state}: '{command}' continues it", file=messages())
         sys.exit(0 if state is StudyState.STOPPED else 1)
-    return state
 
 
-def _run(
-    spec: "JobSpec", url: str, address: str | None, *, resume: bool, accept_changes: bool
-) -> None:
+def _tell_end(study: "Study", url: str) -> None:
+    """Says how a study ended, and what to ask it; one that did not get through ends the command."""
     from workers.observability.logs import messages
 
-    state = _drive(spec, url, address, resume=resume, accept_changes=accept_changes)
-    click.echo(f"study {spec.study} is {state}; next:", file=messages())
+    _refuse_unfinished(study, url)
+    click.echo(f"study {study.name} is {study.state}; next:", file=messages())
     for command in ("front {}", "best {} --max-nbytes SIZE", "plot {}"):
-        click.echo(f"  {command_line(command.format(spec.study), url)}", file=messages())
+        click.echo(f"  {command_line(command.format(study.name), url)}", file=messages())
 
 
 COMMANDS: Final = (demo, validate, submit, resume, profile)

@@ -5,7 +5,8 @@ from typing import Final
 
 import click
 
-from service.commands.deployment import address_option, database_option, file_folder
+from service.commands.deployment import address_option, database_option
+from service.database_url import file_folder
 
 # Everything that takes long to import is imported by the command that needs it.
 

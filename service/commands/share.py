@@ -24,15 +24,15 @@ from service.views.exports import FORMATS
 @database_option
 def export(study: str, form: str | None, out: Path | None, url: str) -> None:
     """Print all trials of STUDY, in whatever state, with what became of them."""
+    from service.api.database import open_database
     from service.views.exports import chosen_format, write_rows
     from service.views.render import trial_rows
-    from storage.store import open_store
 
     chosen = chosen_format(form, out, "csv")
     if chosen == "table":
         raise SpecError(f"--out {out}: trials are exported as {', '.join(FORMATS)}: name one")
-    with open_store(url, create=False) as store:
-        rows = trial_rows(store.trials(study))
+    with open_database(url) as database:
+        rows = trial_rows(database.study(study).trials())
     if not rows:
         click.echo(f"study {study} has no trial yet: see 'bitfront status {study}'", err=True)
     write_rows(rows, chosen, out)

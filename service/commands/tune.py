@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bitfront.spec import JobSpec
     from bitfront.vlm import LayeredModel
     from objectives.evaluation.evaluator import Evaluator
+    from service.api.limits import LimitOptions
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -149,7 +150,8 @@ def tune(
     from objectives.evaluation.tuned import CARD
 
     given = {field.name: settings.pop(field.name) for field in fields(Recovery)}
-    limits = cast("dict[str, float | None]", settings)
+    limits = cast("LimitOptions", settings)
+    most_nbytes = cast("int | None", settings["max_nbytes"])
     if (out / CARD).exists() and not overwrite:
         raise SpecError(f"{out} holds a tuned recovery already: give --overwrite, or another --out")
     if job is not None:
@@ -171,14 +173,12 @@ def tune(
         if samples is not None:
             fixed = {name for name, value in given.items() if value is not None} - {"steps"}
             searched = Search(url, samples, frozenset(fixed), workers, address)
-            search_recovery(
-                found, configuration, searched, limits["max_nbytes"], out, keep_worse=keep_worse
-            )
+            search_recovery(found, configuration, searched, most_nbytes, out, keep_worse=keep_worse)
             return
         from workers.process.model_cache import feature_folder
 
         evaluator = load_evaluator(found.study, found.bounds, feature_folder())
-    _refuse_larger(evaluator, configuration, limits["max_nbytes"])
+    _refuse_larger(evaluator, configuration, most_nbytes)
     _tune(evaluator, configuration, out, keep_worse=keep_worse)
 
 

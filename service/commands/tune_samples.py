@@ -22,8 +22,8 @@ import click
 from bitfront.errors import Interrupted, SpecError
 from bitfront.files import write_whole
 from bitfront.plan import Configuration
-from service.commands.deployment import patience_s
 from service.commands.model import StoredConfiguration
+from service.database_url import patience_s
 from service.views.tuning import errors_line, refused_recovery, samples_table, size_line
 
 

@@ -1,20 +1,75 @@
-"""The check before a study: everything that can be known without its model, in one list."""
+"""The check before a study: all that is wrong with a job, in one list, before there is one."""
 
 import multiprocessing
 from collections.abc import Callable, Set
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
-from bitfront.errors import BitfrontError, InvalidModel
+from bitfront.errors import BitfrontError, InvalidModel, SpecError
+from bitfront.job import Examined
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.job.document import Place
 from bitfront.objective import Objective
 from bitfront.spec import DataSource, JobSpec
 from bitfront.units import percent_text
+from service.database_url import file_folder
 from service.study.room import check_disk, check_memory
+from service.views.progress import Reporter
+
+
+class Depth(IntEnum):
+    """How far a job is looked into before there is a study."""
+
+    FILE = 0
+    DATA = 1
+    MODEL = 2
+    MEASURED = 3
+
+
+def refuse_mistakes(
+    examined: Examined, depth: Depth, reporter: Reporter, url: str | None = None
+) -> None:
+    """Tells what a job's data are, and refuses one that cannot run.
+
+    Args:
+        examined: The job.
+        depth: How far it is looked into.
+        reporter: Hears of the progress, of notes and of warnings; its context is open.
+        url: The database that the study would be in, if there is to be one.
+
+    Raises:
+        SpecError: The job has mistakes or problems; all are named, a line each.
+    """
+    spec = examined.spec
+    if spec is None:
+        raise SpecError(examined.told())
+    opens = spec.data.source is not DataSource.REFERENCE and "data" not in examined.unsure
+    if opens and depth >= Depth.DATA:
+        total = sum(spec.data.samples.model_dump().values())
+        reporter.stage("check the samples", total=total)
+    findings = check_job(
+        spec,
+        trust=depth < Depth.DATA,
+        unsure=examined.unsure,
+        folder=None if url is None else file_folder(url),
+        on_progress=reporter.advance,
+    )
+    if depth >= Depth.MODEL and not findings.problems and not examined.mistakes:
+        if depth is Depth.MEASURED:
+            check_full_precision(spec, findings, lambda name: reporter.stage(name, total=None))
+        elif not spec.is_bundled:
+            reporter.stage("load the model", total=None)
+            check_model(spec, findings)
+    for note in findings.notes:
+        reporter.note(note)
+    for warning in findings.warnings:
+        reporter.warn(warning)
+    if findings.problems or examined.mistakes:
+        raise SpecError(examined.told(findings.problems))
 
 
 @dataclass(slots=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import median_low
 
+from bitfront.choices import layer_precisions
 from bitfront.identity.keys import clips_key
 from bitfront.layers import Block, Layer
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import ClipChoice, StageArtefactKind
 from bitfront.spec import JobSpec
-from search.options import layer_precisions
 from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store

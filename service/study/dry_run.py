@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
+from bitfront.choices import layer_precisions
 from bitfront.layers import Block, Layer
 from bitfront.plan import Configuration, Option, Plan, Recovery
-from bitfront.spec import JobSpec, RecoverySpace
+from bitfront.spec import CellSelection, JobSpec, RecoverySpace
 from search.keep import check_keep
-from search.options import block_options, layer_precisions
+from search.options import block_options
 from search.partition import partition
 from service.study.room import trials_nbytes
 from service.views.dry_run import DryRun
@@ -90,7 +91,13 @@ def _count_cells(
     layers: Sequence[Layer],
     options: Mapping[str, Sequence[Option]],
 ) -> int:
-    """Every option of every block; where joint ones are screened, every layer alone as well."""
+    """The most cells that are measured: of every option of every block, and of layers alone.
+
+    Where only those are measured that the program uses, `max_passes` limits them.
+    """
+    joint = sum(map(len, options.values()))
+    if spec.profile.cells is CellSelection.ADAPTIVE:
+        return min(joint, spec.profile.max_passes or joint)
     known = {layer.name: layer for layer in layers}
     alone = sum(
         len(layer_precisions(known[name], spec.space))
@@ -98,4 +105,4 @@ def _count_cells(
         if len(block.layers) > 1
         for name in block.layers
     )
-    return sum(map(len, options.values())) + (alone if spec.profile.slack else 0)
+    return joint + (alone if spec.profile.slack else 0)

@@ -9,11 +9,13 @@ from bitfront.identity.keys import cell_key
 from bitfront.layers import Block, Layer
 from bitfront.plan import Option
 from bitfront.profile import Cell, Profile
-from bitfront.spec import JobSpec
+from bitfront.spec import CellSelection, JobSpec
+from search.cell_estimates import Place, corrected, most_used, place_of
 from search.options import block_options, screen, undominated
 from search.partition import partition
 from search.resources import counted_resources, measured_cells
 from service.study.clip_search import Clipping, has_clips
+from service.study.proxy_search import ProxySearch
 from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store
@@ -23,8 +25,10 @@ from workers.scheduling.profiling_pool import ProfilingPool
 
 # Cells handed to a worker at once: few enough that the workers end together.
 _CHUNK = 8
+# Rounds that a limited number of cells is measured in: each learns from the ones before.
+_ROUNDS = 3
 
-_Work = list[tuple[Block, Sequence[Option]]]
+_Work = Sequence[tuple[Block, Sequence[Option]]]
 
 
 @dataclass(slots=True)
@@ -62,6 +66,19 @@ class _Measuring:
         self.metrics.cells_reused(reused)
         self._measure(missing, found)
         return found
+
+    def scores(self, work: _Work) -> list[Cell]:
+        """A cell for every option, with its score as the error, block by block."""
+        found: dict[Place, Cell] = {}
+
+        def keep(_block: Block, cell: Cell) -> None:
+            found[place_of(cell)] = cell
+            self.reporter.advance()
+
+        places = [(block.name, option) for block, options in work for option in options]
+        self.reporter.stage("scores", total=len(places))
+        self.pool.scores(work, keep)
+        return [found[place] for place in places]
 
     def _completed(self, cell: Cell, block: Block) -> Cell:
         """A stored cell under this partition's name of the same layers."""
@@ -103,8 +120,8 @@ def measure_profile(
 ) -> Profile:
     """Partitions the model and measures its cells; what is stored is not measured again.
 
-    Single layers come first; they predict which joint options of a block are worth
-    measuring (`ProfileSpec.slack`).
+    Where all cells are measured, single layers come first; they predict which joint options of a
+    block are worth measuring (`ProfileSpec.slack`).
     """
     blocks = partition(model_info.layers, model_info.entropies, spec.partition)
     store.save_profile(
@@ -114,34 +131,81 @@ def measure_profile(
     ids = model_info.identities
     measuring = _Measuring(spec, store, lease, pool, ids, layers, reporter, metrics)
     options = {block.name: block_options(block, model_info.layers, spec.space) for block in blocks}
-    if spec.profile.slack:
+    is_adaptive = spec.profile.cells is CellSelection.ADAPTIVE
+    if spec.profile.slack and not is_adaptive:
         singles = _measure_singles(measuring, blocks, layers, options)
         options = {
             block.name: screen(block, options[block.name], singles, spec.profile.slack)
             for block in blocks
         }
-    found = measuring.cells("joint cells", [(block, options[block.name]) for block in blocks])
+    work = [(block, options[block.name]) for block in blocks]
+    if is_adaptive:
+        found = _measure_used(measuring, model_info, work)
+    else:
+        found = measuring.cells("joint cells", work)
     if has_clips(spec):
         clipping = Clipping(spec, store, lease, pool, model_info, reporter)
         worthy = {name: [c.option for c in _worthy(spec, known)] for name, known in found.items()}
         chosen = clipping.choose(blocks, worthy)
-        work: _Work = [(block, list(dict.fromkeys(chosen[block.name]))) for block in blocks]
+        work = [(block, list(dict.fromkeys(chosen[block.name]))) for block in blocks]
         for name, clipped in measuring.cells("cells with clips", work).items():
             found[name] |= clipped
-    cells = tuple(found[block.name][option] for block in blocks for option in found[block.name])
+    cells = [found[block.name][option] for block in blocks for option in found[block.name]]
+    return _profile(model_info, blocks, cells)
+
+
+def _profile(model_info: ModelInfo, blocks: Sequence[Block], cells: Sequence[Cell]) -> Profile:
     return Profile(
         model_info.layers,
-        blocks,
-        cells,
+        tuple(blocks),
+        tuple(cells),
         model_info.fixed_nbytes,
         model_info.fixed_latency_s,
     )
 
 
+def _measure_used(
+    measuring: _Measuring, model_info: ModelInfo, work: _Work
+) -> dict[str, dict[Option, Cell]]:
+    """Scores every option, and measures those that the program uses at some budget.
+
+    Each round solves the program over what is known, and measures the cells that its plans use
+    and nobody measured yet, those of most plans first.
+    """
+    spec = measuring.spec
+    blocks = {block.name: block for block, _ in work}
+    # Nothing is proven of cells that are estimates: a round asks for the plans alone.
+    unpruned = spec.search.model_copy(update={"prune": False})
+    asked = spec.model_copy(update={"search": unpruned})
+    scored = measuring.scores(work)
+    measured: dict[Place, Cell] = {}
+    while True:
+        cells = corrected(scored, measured)
+        search = ProxySearch(asked, _profile(model_info, tuple(blocks.values()), cells))
+        wanted = most_used(solution.choice for solution in search.solutions)
+        if spec.profile.max_passes is not None:
+            left = spec.profile.max_passes - len(measured)
+            wanted = wanted[: min(left, max(1, spec.profile.max_passes // _ROUNDS))]
+        if not wanted:
+            break
+        options: dict[str, list[Option]] = {}
+        for cell in wanted:
+            options.setdefault(cell.block, []).append(cell.option)
+        found = measuring.cells(
+            "cells that the program uses", [(blocks[name], own) for name, own in options.items()]
+        )
+        measured |= {place_of(cell): cell for own in found.values() for cell in own.values()}
+    by_option: dict[str, dict[Option, Cell]] = {name: {} for name in blocks}
+    for cell in cells:
+        by_option[cell.block][cell.option] = cell
+    return by_option
+
+
 def _worthy(spec: JobSpec, cells: Mapping[Option, Cell]) -> list[Cell]:
-    """The cells that no other one of their block dominates, in every cost that counts."""
+    """The measured cells that no other one of their block dominates, in every cost that counts."""
     resources = counted_resources(spec)
-    return undominated(measured_cells(list(cells.values()), resources), resources)
+    known = [cell for cell in cells.values() if not cell.is_estimate]
+    return undominated(measured_cells(known, resources), resources)
 
 
 def _measure_singles(
@@ -151,7 +215,7 @@ def _measure_singles(
     options: Mapping[str, Sequence[Option]],
 ) -> dict[str, dict[Option, Cell]]:
     """Each layer of each block alone, at every precision that some option gives it."""
-    wanted: _Work = []
+    wanted: list[tuple[Block, Sequence[Option]]] = []
     for block in blocks:
         for position, name in enumerate(block.layers):
             alone = Block(name, layers[name].tower, (name,))

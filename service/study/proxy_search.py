@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from bitfront.choices import kept_width
 from bitfront.errors import UnavailableDevice
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan
@@ -15,7 +16,6 @@ from bitfront.profile import Cell, Profile, Resource
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
 from search.correlation import rank_correlation, rank_interval
-from search.keep import kept_width
 from search.knapsack_items import KnapsackItems, by_block
 from search.options import undominated
 from search.program import Program, Solution
@@ -247,7 +247,7 @@ class ProxySearch:
         return before, self.space.log10_size
 
     def option_records(self) -> list[OptionRecord]:
-        """Every measured option, whether it survives, and the proof where it does not."""
+        """Every option with a cell, whether it survives, and the proof where it does not."""
         removed = (
             {}
             if self.pruned is None
@@ -271,6 +271,8 @@ class ProxySearch:
                 certificate = {"kind": "no_kernel"}
             else:
                 certificate = {"kind": "dominated"}
+            if cell.is_estimate:
+                certificate["estimated_by"] = self._spec.profile.score.value
             records.append(OptionRecord(cell, place in kept, certificate))
         return records
 

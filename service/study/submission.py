@@ -1,9 +1,9 @@
-"""Driving a study on a cluster: the driver is a Ray Job there, and this machine may go home."""
+"""Driving a study elsewhere: as a Ray Job of a cluster, and this machine may go home."""
 
 import json
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -11,7 +11,6 @@ from bitfront.errors import FailedDriver
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
-    from workers.cluster.jobs import ClusterJob
 
 JOB_FILE = "job.json"
 """The name of a job's specification in the driver's working folder."""
@@ -20,6 +19,27 @@ _START_S = 300.0
 _POLL_S = 0.5
 _REFUSED = "Error: "
 _ENTRYPOINT = "Running entrypoint for job "
+
+
+class Driver(Protocol):
+    """A driver that was started and runs elsewhere.
+
+    Attributes:
+        name: What a person may call it.
+        log_command: What shows all that it printed.
+    """
+
+    name: str
+    log_command: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        ...
+
+    def log(self) -> str:
+        """What it has printed so far."""
+        ...
 
 
 def is_cluster(address: str | None) -> bool:
@@ -47,7 +67,7 @@ def submit_driver(
     files = {} if spec is None else {JOB_FILE: json.dumps(spec.model_dump(mode="json"))}
     job = ClusterJob.submit(address, study, [*arguments, "--address", "auto"], files)
     click.echo(f"study {study} is Ray job {job.id} at {address}", err=True)
-    _await_start(job, study)
+    await_start(job, study)
     click.echo("it runs there without this machine; from any that reaches its database:", err=True)
     for command in ("watch", "logs", "stop", "front"):
         click.echo(f"  bitfront {command} {study}", err=True)
@@ -58,23 +78,30 @@ def driven_line(study: str) -> str:
     return f"study {study} is driven by "
 
 
-def _await_start(job: "ClusterJob", study: str) -> None:
+def await_start(driver: Driver, study: str) -> None:
+    """Waits until a driver holds its study, but some minutes at most.
+
+    Raises:
+        FailedDriver: It ended before; the error is its own.
+    """
     deadline_s = time.monotonic() + _START_S
-    while driven_line(study) not in job.log():
-        if job.is_over:
-            raise _refused(job)
+    while driven_line(study) not in driver.log():
+        if driver.is_over:
+            if driven_line(study) in driver.log():
+                return
+            raise _refused(driver)
         if time.monotonic() > deadline_s:
-            click.echo(f"the driver has not begun yet: 'ray job logs {job.id}' tells why", err=True)
+            click.echo(f"the driver has not begun yet: '{driver.log_command}' tells why", err=True)
             return
         time.sleep(_POLL_S)
 
 
-def _refused(job: "ClusterJob") -> FailedDriver:
+def _refused(driver: Driver) -> FailedDriver:
     """The driver's own error, as if it had run here; without one, the last that was printed."""
     # Ray writes the command into the same file, and may do so after what the command prints.
     lines = [
         line.strip()
-        for line in job.log().splitlines()
+        for line in driver.log().splitlines()
         if line.strip() and not line.startswith(_ENTRYPOINT)
     ]
     errors = [line for line in lines if line.startswith(_REFUSED)]
@@ -82,5 +109,5 @@ def _refused(job: "ClusterJob") -> FailedDriver:
         return FailedDriver(errors[-1].removeprefix(_REFUSED))
     last = f"it printed last {lines[-1]!r}" if lines else "it printed nothing"
     return FailedDriver(
-        f"Ray job {job.id} ended before it held its study; {last} ('ray job logs {job.id}' has all)"
+        f"{driver.name} ended before it held its study; {last} ('{driver.log_command}' has all)"
     )

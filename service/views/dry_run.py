@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bitfront.spec import ErrorMeasure, Granularity, JobSpec
+from bitfront.spec import CellSelection, ErrorMeasure, Granularity, JobSpec
 from bitfront.units import duration_text, size_text
 
 
@@ -91,6 +91,8 @@ def _hints(estimate: DryRun, spec: JobSpec) -> Iterator[str]:
     if profile_s >= trials_s:
         if spec.partition.granularity is not Granularity.LAYER:
             yield "partition.granularity: layer, which measures no joint options"
+        if spec.profile.cells is CellSelection.ALL:
+            yield "profile.cells: adaptive, which measures only what the program's plans use"
         if spec.profile.measure is ErrorMeasure.OUTPUT_KL:
             yield "profile.measure: gradient or fisher, which run blocks and not the whole model"
         yield "fewer of space.weight_bits, space.activation_bits and space.groups"

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
@@ -38,7 +38,7 @@ def export_study(store: Store, name: str, url: str) -> OptunaExport:
         DatabaseError: The database is bitfront's own or another program's, cannot be written,
             or has another study of that name.
     """
-    study = _exported(store, name)
+    study = exported_study(store, name, FINAL_STATES)
     with open_target(url) as target:
         if target.tables and not target.tables >= OPTUNA_TABLES:
             raise DatabaseError(
@@ -48,7 +48,10 @@ def export_study(store: Store, name: str, url: str) -> OptunaExport:
         return export_to_optuna(study, target.url, target.shown)
 
 
-def _exported(store: Store, name: str) -> ExportedStudy:
+def exported_study(
+    store: Store, name: str, states: Collection[TrialState] | None = None
+) -> ExportedStudy:
+    """A study as Optuna sees it, with its trials in `states`, or in all of them."""
     record = store.study(name)
     trials = store.trials(name)
     profile = store.load_profile(name)
@@ -59,7 +62,7 @@ def _exported(store: Store, name: str) -> ExportedStudy:
     exported = [
         _trial(trial, blocks, choices, intermediates.get(trial.number, {}))
         for trial in trials
-        if trial.state in FINAL_STATES
+        if states is None or trial.state in states
     ]
     return ExportedStudy(
         name=name,

@@ -44,8 +44,14 @@ def front_table(
         names: Trial numbers to names of uniform baselines.
         full: Full precision, where it was measured.
     """
-    text = _front_table(shown, lambda _: names)
+    header, rows = front_cells(shown, names)
+    text = table(header, rows, left=(len(header) - 2, len(header) - 1))
     return text if full is None else f"{text}\n\n{full_text(full)}"
+
+
+def front_cells(shown: "ShownFront", names: Mapping[int, str]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a study's front; the last two columns are words."""
+    return _cells(shown, lambda _: names)
 
 
 def full_text(full: "FullPrecision") -> str:
@@ -75,14 +81,14 @@ def cross_study_front_table(shown: "ShownFront") -> str:
     """A front of several studies, one trial a line, with the study that each comes from."""
     front = shown.trials
     names = names_by_study(front)
-    text = _front_table(shown, lambda trial: names[trial.study])
-    studies = table(["study"], [[trial.study] for trial in front], left=(0,)).split("\n")
-    width = max(map(len, studies))
-    pairs = zip(studies, text.split("\n"), strict=True)
-    return "\n".join(f"{study.ljust(width)}  {line}" for study, line in pairs)
+    header, rows = _cells(shown, lambda trial: names[trial.study])
+    beside = [[trial.study, *row] for trial, row in zip(front, rows, strict=True)]
+    return table(["study", *header], beside, left=(0, len(header) - 1, len(header)))
 
 
-def _front_table(shown: "ShownFront", names_of: Callable[[Trial], Mapping[int, str]]) -> str:
+def _cells(
+    shown: "ShownFront", names_of: Callable[[Trial], Mapping[int, str]]
+) -> tuple[list[str], list[list[str]]]:
     front = shown.trials
     figures = [f for f in FIGURES if f.is_tabled and not (f.is_objective and _is_unknown(f, front))]
     columns = [column for figure in figures for column in _columns(figure)]
@@ -98,7 +104,7 @@ def _front_table(shown: "ShownFront", names_of: Callable[[Trial], Mapping[int, s
         ]
         for trial in front
     ]
-    return table(header, rows, left=(len(header) - 2, len(header) - 1))
+    return header, rows
 
 
 def _estimate_text(estimates: "Mapping[tuple[str, int], Estimate]", trial: Trial) -> str:
@@ -165,8 +171,10 @@ def _figures(trial: Trial) -> dict[str, object]:
     return row
 
 
-def best_json(answer: "Answer", names: Mapping[int, str], targets: Sequence[Deployable]) -> str:
-    """The best trial with its whole configuration, as one line of JSON.
+def best_dict(
+    answer: "Answer", names: Mapping[int, str], targets: Sequence[Deployable]
+) -> dict[str, object]:
+    """The best trial with its whole configuration, as plain JSON content.
 
     `not_told_apart` lists the trials whose errors cannot be told from its own, with McNemar's
     probability and the samples that it would take (null for more than could be counted). `targets`
@@ -182,15 +190,13 @@ def best_json(answer: "Answer", names: Mapping[int, str], targets: Sequence[Depl
         }
         for peer in answer.peers
     ]
-    return json.dumps(
-        {
-            **_front_row(trial, names),
-            **_uncertainty(trial, answer.estimate),
-            "not_told_apart": peers,
-            "targets": {one.target: one.without_kernel for one in targets},
-            "configuration": trial.configuration.to_dict(),
-        }
-    )
+    return {
+        **_front_row(trial, names),
+        **_uncertainty(trial, answer.estimate),
+        "not_told_apart": peers,
+        "targets": {one.target: one.without_kernel for one in targets},
+        "configuration": trial.configuration.to_dict(),
+    }
 
 
 def front_rows(shown: "ShownFront") -> list[dict[str, object]]:
@@ -304,8 +310,25 @@ def best_text(
         targets: What it can be built for.
         across: Whether several studies were asked, so that its own is worth naming.
     """
+    configuration = answer.trial.configuration
+    lines = ["", "precision of each layer"]
+    if profile is not None:
+        lines += layer_lines(configuration.plan, profile.layers)
+    else:
+        lines += [f"  {name} {precision}" for name, precision in configuration.plan]
+    pairs = best_pairs(answer, names, targets, across=across)
+    return "\n".join([pairs_text(pairs), *lines])
+
+
+def best_pairs(
+    answer: "Answer",
+    names: Mapping[int, str],
+    targets: Sequence[Deployable],
+    *,
+    across: bool = False,
+) -> list[tuple[str, str]]:
+    """What is told of a trial before the bits of its layers, names and values; see `best_text`."""
     trial = answer.trial
-    configuration = trial.configuration
     pairs = [("study", trial.study)] if across else []
     pairs += [
         ("trial", f"{trial.number} ({origin_text(trial, names)})"),
@@ -320,16 +343,11 @@ def best_text(
         if figure.name == "error" and answer.estimate is not None:
             own = answer.estimate
             pairs.append(("estimate", with_error(own.error, own.standard_error)))
-    pairs.append(("recovery", recovery_details(configuration.recovery)))
+    pairs.append(("recovery", recovery_details(trial.configuration.recovery)))
     pairs.append(("targets", deployable_text(targets)))
     if answer.peers:
         pairs.append(("told apart", peers_text(answer, names)))
-    lines = ["", "precision of each layer"]
-    if profile is not None:
-        lines += layer_lines(configuration.plan, profile.layers)
-    else:
-        lines += [f"  {name} {precision}" for name, precision in configuration.plan]
-    return "\n".join([pairs_text(pairs), *lines])
+    return pairs
 
 
 def peers_text(answer: "Answer", names: Mapping[int, str]) -> str:

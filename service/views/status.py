@@ -11,6 +11,9 @@ from service.views.tables import one_line, pairs_text, table
 if TYPE_CHECKING:
     from storage.records import Status, StudyRecord, StudySummary
 
+STUDIES_LEFT = (0, 1, 5, 6)
+"""The columns of the list of studies that hold words."""
+
 ENDED = frozenset(
     {StudyState.COMPLETE, StudyState.STOPPED, StudyState.CANCELLED, StudyState.FAILED}
 )
@@ -18,6 +21,12 @@ ENDED = frozenset(
 
 def studies_table(studies: Sequence["StudySummary"]) -> str:
     """All studies, one a line."""
+    header, rows = studies_cells(studies)
+    return table(header, rows, left=STUDIES_LEFT)
+
+
+def studies_cells(studies: Sequence["StudySummary"]) -> tuple[list[str], list[list[str]]]:
+    """The header and a row for each study."""
     header = ["study", "state", "trials", "front", "lowest error", "model", "updated"]
     rows = [
         [
@@ -31,7 +40,7 @@ def studies_table(studies: Sequence["StudySummary"]) -> str:
         ]
         for study in studies
     ]
-    return table(header, rows, left=(0, 1, 5, 6))
+    return header, rows
 
 
 def _finished(counts: Mapping[TrialState, int]) -> int:
@@ -91,6 +100,11 @@ def is_over(study: "StudyRecord") -> bool:
 
 def status_text(status: "Status", best_error_at_budget: float | None) -> str:
     """How far a study is, with the best error that `watch` shows beside the lowest of all."""
+    return pairs_text(status_pairs(status, best_error_at_budget))
+
+
+def status_pairs(status: "Status", best_error_at_budget: float | None) -> list[tuple[str, str]]:
+    """What is told of a study's progress, names and values."""
     study = status.study
     finished = f"{status.finished} of {study.planned_trials}"
     counts = [f"{n} {state}" for state, n in status.counts.items() if n]
@@ -112,7 +126,7 @@ def status_text(status: "Status", best_error_at_budget: float | None) -> str:
         ("failures", f"{failure.count} x {failure.cause}: {one_line(failure.message)}".rstrip(": "))
         for failure in status.failures
     ]
-    return pairs_text(pairs)
+    return pairs
 
 
 def _state_text(study: "StudyRecord") -> str:

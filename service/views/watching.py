@@ -38,7 +38,7 @@ def watch(
         if study.state is StudyState.PROFILING:
             reporter.advance(status.cells - cells)
             cells = status.cells
-        else:
+        elif state is not None or is_over(study):  # a driver may have just begun to resume it
             _show_trials(store, status, reporter)
         if is_over(study):
             return status

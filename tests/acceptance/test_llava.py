@@ -14,7 +14,7 @@ data:
   samples: {calibration: 8, tuning: 1, selection: 32, test: 32}
 space: {weight_bits: [3, 8], activation_bits: [4], clips: [1.0, 0.99]}
 partition: {granularity: layer}
-profile: {slack: 1, vision: {samples: 8, epochs: 1}}
+profile: {cells: adaptive, vision: {samples: 8, epochs: 1}}
 search: {budgets: 3, workers: 2}
 """
 

@@ -21,6 +21,7 @@ SAVED: dict[str, object] = {
     "data.source": "datasets",
 }
 CLIP: dict[str, object] = {**FOLDER, "model.source": "open_clip", "model.name": "ViT-B-32"}
+ADAPTIVE = {**BUNDLED, "profile.cells": "adaptive"}
 RECOVERY = "space.recovery"
 
 # Setting: a value of it, where that has an effect, and what beside it takes the effect away.
@@ -63,6 +64,9 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
         BUNDLED,
         {**BUNDLED, "partition.granularity": "transformer_block"},
     ),
+    "profile.score": ("fisher", ADAPTIVE, BUNDLED),
+    "profile.max_passes": (9, ADAPTIVE, BUNDLED),
+    "profile.slack": (2.0, BUNDLED, ADAPTIVE),
     "profile.clip_search": ("sequential", {**BUNDLED, "space.clips": [1.0, 0.9]}, BUNDLED),
     "profile.vision.output_weight": (
         0.1,
@@ -83,7 +87,7 @@ INDEPENDENT = {
     *(f"space.{name}" for name in ("weight_bits", "activation_bits", "groups", "keep")),
     *(f"space.recovery.{name}" for name in ("context_length", "reduction", "distillation")),
     *(f"space.recovery.{name}" for name in ("shots", "steps", "learning_rate_multiplier")),
-    *("partition.granularity", "profile.measure", "profile.slack"),
+    *("partition.granularity", "profile.measure", "profile.cells"),
     *(f"profile.vision.{name}" for name in ("weight_bits", "activation_bits", "samples", "epochs")),
     *(f"profile.vision.{name}" for name in ("batch_size", "rate", "entropy_share", "error_weight")),
     *(f"constraints.max_{name}" for name in ("nbytes", "error", "bits", "bit_operations")),

@@ -34,7 +34,7 @@ from objectives.data.inspection import Inspector
 from objectives.data.sources import open_labelled_source
 from objectives.data.splits import split_samples
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from service.study.check import check_job
 from storage.store import open_store
 from tests.support.model_folders import load_saved, save_model

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bitfront.errors import SpecError, UnknownStudy
 from bitfront.units import duration_text, percent_text, size_text
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from storage.records import Limits
 from storage.store import Store, open_store
 from tests.fuzz.test_rows import fill

@@ -25,7 +25,7 @@ from bitfront.profile import Cell, LayerEntropy, StageArtefactKind
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, StudyState, Trial
 from objectives.recovery.checkpoint import read_checkpoint, write_checkpoint
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from storage.records import Limits, OptionRecord
 from storage.store import Store, open_store
 from tests.support.store_samples import complete, fail, job, show

@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitfront.choices import kept_width
 from bitfront.errors import SpecError
 from bitfront.layers import Layer, LayerKind, Tower
 from bitfront.plan import Plan
 from bitfront.precision import WEIGHT_BITS, Precision
 from bitfront.spec import SpaceSpec
-from search.keep import check_keep, holds_keep, kept_width
+from search.keep import check_keep, holds_keep
 from search.seeds import full_baseline, uniform_plans
 
 NAMES = (

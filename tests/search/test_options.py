@@ -4,13 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitfront.choices import layer_precisions
 from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Option
 from bitfront.precision import Precision
 from bitfront.profile import Cell, Resource
 from bitfront.spec import SpaceSpec
-from search.options import block_options, layer_precisions, screen, undominated
+from search.options import block_options, screen, undominated
 
 
 def make_layer(name: str, kind: LayerKind = LayerKind.LINEAR, columns: int = 64) -> Layer:

@@ -27,7 +27,7 @@ from bitfront.plan import Configuration, Option, Recovery
 from bitfront.profile import Cell
 from bitfront.trial import Cause, Origin, StudyState, Trial, TrialState
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from storage.records import Lease, OptionRecord
 from storage.store import Store, open_store
 from tests.support.databases import Databases

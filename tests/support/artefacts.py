@@ -1,5 +1,6 @@
 """Evaluators and configurations that artefacts are built of."""
 
+import json
 import random
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
 from bitfront.spec import JobSpec
 from objectives.evaluation.evaluator import Evaluator
 from tests.support.clip_models import folder_spec, save_open_clip, save_pictures
+from tests.support.llava_models import BUILDS, Build, llava_spec, photo, save_llava
 
 SAMPLES = {"calibration": 16, "tuning": 24, "selection": 24, "test": 16}
 
@@ -63,5 +65,33 @@ def open_clip_folder(folder: Path) -> JobSpec:
                 "samples": {"calibration": 8, "tuning": 4, "selection": 8, "test": 4},
             },
             "space": {"clips": [1.0, 0.999]},
+        }
+    )
+
+
+def llava_folder(folder: Path, build: Build = BUILDS[0]) -> JobSpec:
+    """A LLaVA of transformers with random weights, and questions about photos."""
+    model = folder / "llava"
+    model.mkdir()
+    save_llava(model, build)
+    (folder / "images").mkdir()
+    lines = []
+    for seed, answer in enumerate(("a red bird", "one", "two", "a cat") * 6):
+        photo(seed).save(folder / "images" / f"{seed}.png")
+        line = {"question": "what is there?", "answers": [answer], "image": f"images/{seed}.png"}
+        lines.append(json.dumps(line))
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    return JobSpec.model_validate(
+        {
+            "study": "own",
+            "model": llava_spec(model).model_dump(),
+            "data": {
+                "source": "questions",
+                "path": str(folder / "questions.jsonl"),
+                "samples": {"calibration": 8, "tuning": 4, "selection": 8, "test": 4},
+                "batch_size": 4,
+            },
+            "space": {"clips": [1.0, 0.999]},
+            "quantizer": {"scale_search": False, "rounding": "nearest"},
         }
     )

@@ -16,7 +16,7 @@ from bitfront.profile import Cell, LayerEntropy
 from bitfront.samples import SampleResults
 from bitfront.trial import Cause, Evaluation, Origin, Proposal, StudyState, Trial
 from search.front import Front
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from service.http.app import make_app
 from service.http.settings import Settings
 from storage.artefacts import ArtefactRecord

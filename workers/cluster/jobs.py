@@ -33,11 +33,15 @@ class ClusterJob:
 
     Attributes:
         id: The submission, as Ray's own tools name it.
+        name: What a person may call it.
+        log_command: What shows all that it printed.
     """
 
     def __init__(self, client: JobSubmissionClient, submission_id: str) -> None:
         self._client = client
         self.id = submission_id
+        self.name = f"Ray job {submission_id}"
+        self.log_command = f"ray job logs {submission_id}"
 
     @classmethod
     def submit(

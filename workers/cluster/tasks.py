@@ -1,6 +1,8 @@
 """Work as Ray tasks: what the model is, its bounds, clips and cells, its front on test data."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import ray
@@ -41,6 +43,17 @@ def _measure(config: WorkerConfig, block: Block, options: Sequence[Option]) -> I
         with timed(study, "cells"):
             cell = meter.measure(block, option)
         yield cell
+
+
+def _score(
+    config: WorkerConfig, work: Sequence[tuple[Block, Sequence[Option]]]
+) -> Iterator[tuple[Block, Cell]]:
+    from workers.process import model_cache
+
+    meter = model_cache.score_meter(config)
+    for block, options in work:
+        for option in options:
+            yield block, replace(meter.measure(block, option), is_estimate=True)
 
 
 def _evaluate_on_test(config: WorkerConfig, configuration: Configuration) -> Evaluation:
@@ -164,6 +177,19 @@ class RayTasks:
         self._stream(
             {task.remote(self.config, block, list(options)): block for block, options in work},
             on_cell,
+        )
+
+    def scores(
+        self, work: Sequence[tuple[Block, Sequence[Option]]], on_cell: Callable[[Block, Cell], None]
+    ) -> None:
+        """Estimates options by the job's score, each tower in one task: it takes a pass."""
+        task = ray.remote(_score).options(num_returns="streaming", **self._options)
+        towers = defaultdict(list)
+        for block, options in work:
+            towers[block.tower].append((block, list(options)))
+        self._stream(
+            {task.remote(self.config, own): tower for tower, own in towers.items()},
+            lambda _, found: on_cell(*found),
         )
 
     def clips(

@@ -56,7 +56,7 @@ def evaluator(config: WorkerConfig) -> Evaluator:
 
 def release() -> None:
     """Gives the memory of the loaded model back to the machine."""
-    for kept in (clip_search, cell_meter, evaluator):
+    for kept in (clip_search, cell_meter, score_meter, evaluator):
         kept.cache_clear()
     gc.collect()
     if torch.cuda.is_available():
@@ -86,6 +86,15 @@ def cell_meter(config: WorkerConfig) -> CellMeter:
     """The process's cell meter for a worker configuration, on the same model as its evaluator."""
     loaded = evaluator(config)
     return CellMeter(loaded.task, loaded.cell_switch, loaded.spec, loaded.latency_meter)
+
+
+@lru_cache(maxsize=1)
+def score_meter(config: WorkerConfig) -> CellMeter:
+    """What gives the cells of a worker configuration the error that its score estimates."""
+    loaded = evaluator(config)
+    profile = loaded.spec.profile.model_copy(update={"measure": loaded.spec.profile.score})
+    spec = loaded.spec.model_copy(update={"profile": profile})
+    return CellMeter(loaded.task, loaded.cell_switch, spec, loaded.latency_meter)
 
 
 @lru_cache(maxsize=1)

@@ -32,3 +32,8 @@ class ProfilingPool(ClipPool, Protocol):
         self, work: Sequence[tuple[Block, Sequence[Option]]], on_cell: Callable[[Block, Cell], None]
     ) -> None:
         """Measures options block by block; each cell is handed over as soon as it is known."""
+
+    def scores(
+        self, work: Sequence[tuple[Block, Sequence[Option]]], on_cell: Callable[[Block, Cell], None]
+    ) -> None:
+        """Estimates options by the job's score, as `cells` measures them."""

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bitfront.artefact.onnx.codes import PackedLayer, embedded_rows
+from bitfront.artefact.onnx.codes import PackedLayer
 from bitfront.artefact.onnx.graph import Graph
-from bitfront.artefact.onnx.products import TOKEN, product
+from bitfront.artefact.onnx.kernels import TOKEN, Kernels
 
 _EPSILON = 1e-5
 
@@ -22,7 +22,7 @@ class Towers:
         config: What `runtime/clip.py` is built with.
         layers: By the path of the module that holds their weight.
         kept: What no plan changes, by name.
-        accuracy_level: Of MatMulNBits.
+        kernels: The runtime's.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class Towers:
         config: Mapping[str, Any],
         layers: Mapping[str, PackedLayer],
         kept: Mapping[str, Tensor],
-        accuracy_level: int,
+        kernels: Kernels,
     ) -> None:
         self._graph = graph
         self._config = config
         self._layers = layers
         self._kept = kept
-        self._accuracy_level = accuracy_level
+        self._kernels = kernels
 
     def image_features(self, pixels: str) -> str:
         """`(n, 3, h, w)` to `(n, d)`, not normalised."""
@@ -55,7 +55,7 @@ class Towers:
     def text_features(self, tokens: str) -> str:
         """`(n, length)` to `(n, d)`, not normalised; the largest code is the end of a text."""
         graph, length = self._graph, self._config["text"]["positions"]
-        x = embedded_rows(graph, self._layers["token_embedding"], tokens)
+        x = self._kernels.rows(graph, self._layers["token_embedding"], tokens)
         x = graph.add("Add", x, self._floats("positional_embedding"))
         mask = np.triu(np.full((length, length), -np.inf), k=1)
         x = self._transformer(
@@ -113,12 +113,11 @@ class Towers:
 
     def _product(self, path: str, x: str, range_axes: tuple[int, ...] = TOKEN) -> str:
         bias = f"{path}.bias"
-        return product(
+        return self._kernels.product(
             self._graph,
             self._layers[path],
             x,
             (bias, self._kept[bias]) if bias in self._kept else None,
-            self._accuracy_level,
             range_axes,
         )
 

@@ -1,7 +1,10 @@
 """A graph in the making: nodes and the tensors they take, under short names."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import starmap
+from pathlib import Path
+from typing import IO, Final
 
 import numpy as np
 import onnx
@@ -15,6 +18,9 @@ MICROSOFT = "com.microsoft"
 
 _OPSETS = (helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1))
 _IR_VERSION = 10
+
+_LEAST_OUTSIDE: Final = 1024
+_ALIGNMENT: Final = 64
 
 Attribute = int | float | Sequence[int]
 
@@ -53,6 +59,11 @@ class Graph:
     def store(self, name: str, tensor: Tensor) -> str:
         """A tensor of the checkpoint, under its name and as it is."""
         if name not in self._tensors:
+            if tensor.dtype == torch.bfloat16:  # which NumPy does not know
+                content = tensor.contiguous().view(torch.int16).numpy().tobytes()
+                kind, shape = TensorProto.BFLOAT16, list(tensor.shape)
+                self._tensors[name] = helper.make_tensor(name, kind, shape, content, raw=True)
+                return name
             array = tensor.contiguous().numpy()
             self._tensors[name] = numpy_helper.from_array(array, name)
         return name
@@ -107,6 +118,49 @@ class Graph:
         )
         helper.set_model_props(model, dict(facts))
         return model
+
+
+class WeightsFile:
+    """The file beside some models that holds their tensors; equal ones lie in it once.
+
+    Args:
+        file: Open for writing, and empty.
+        name: What the models call it.
+    """
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file = file
+        self._name = name
+        self._places: dict[bytes, int] = {}
+
+    def take(self, model: onnx.ModelProto) -> None:
+        """Moves the tensors of a model there, but for small ones."""
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) < _LEAST_OUTSIDE:
+                continue
+            start = self._place(tensor.raw_data)
+            entries = {"location": self._name, "offset": start, "length": len(tensor.raw_data)}
+            for key, value in entries.items():
+                tensor.external_data.add(key=key, value=str(value))
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.ClearField("raw_data")
+
+    def _place(self, content: bytes) -> int:
+        digest = hashlib.sha256(content).digest()
+        if digest not in self._places:
+            self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
+            self._places[digest] = self._file.tell()
+            self._file.write(content)
+        return self._places[digest]
+
+
+def write_models(models: Mapping[str, onnx.ModelProto], weights: str, folder: Path) -> None:
+    """Writes models by the names of their files, with one further file for their tensors."""
+    with (folder / weights).open("wb") as file:
+        shared = WeightsFile(file, weights)
+        for name, model in models.items():
+            shared.take(model)
+            (folder / name).write_bytes(model.SerializeToString())
 
 
 def normalised(graph: Graph, features: str) -> str:

@@ -1,5 +1,6 @@
-"""The ONNX models of a dual encoder: its image tower with the classes, and its text tower."""
+"""The models that a configuration becomes, one for each part that runs apart from the others."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -8,49 +9,182 @@ import onnx
 from onnx import TensorProto
 from torch import Tensor
 
+from bitfront.artefact.onnx import llava
 from bitfront.artefact.onnx.adapter import Adapter
 from bitfront.artefact.onnx.clip import Towers
 from bitfront.artefact.onnx.codes import PackedLayer
 from bitfront.artefact.onnx.graph import Graph, normalised
+from bitfront.artefact.onnx.kernels import Kernels
 from bitfront.artefact.onnx.products import ROUNDED, Form, block_size, form_of
 from bitfront.artefact.onnx.unpacking import BYTE
 
-IMAGE, TEXT = "image.onnx", "text.onnx"
-EMBEDDING: Final = "token_embedding"
+IMAGE: Final = "image"
+TEXT: Final = "text"
+VISION_ENCODER: Final = "vision_encoder"
+EMBED_TOKENS: Final = "embed_tokens"
+DECODER: Final = "decoder_model_merged"
+"""The names of a generative model's parts are those of Optimum."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DualEncoderParts:
-    """What both models are made of.
+class Parts(ABC):
+    """What the models are made of.
 
     Attributes:
-        config: What `runtime/clip.py` is built with.
+        config: What the file of `runtime` is built with.
         layers: By the path of the module that holds their weight.
         tensors: What no plan changes, and a recovery's adapter, by name.
         adapter: What a card says of the adapter; None without one.
-        class_features: `(classes, d)`, of length 1.
-        accuracy_level: Of MatMulNBits: `ROUNDED` or `EXACT`.
+        kernels: The runtime's.
     """
 
     config: Mapping[str, Any]
     layers: Mapping[str, PackedLayer]
     tensors: Mapping[str, Tensor]
     adapter: Mapping[str, Any] | None
-    class_features: Tensor
-    accuracy_level: int
+    kernels: Kernels
+
+    @property
+    @abstractmethod
+    def embedding(self) -> str:
+        """The path of the token embedding."""
+
+    @abstractmethod
+    def models(self) -> dict[str, onnx.ModelProto]:
+        """The models by name."""
 
     def image_adapter(self) -> Adapter | None:
         """What comes after the image tower."""
         if self.adapter is None:
             return None
-        return Adapter(self.tensors, self.adapter, self.accuracy_level)
+        return Adapter(self.tensors, self.adapter, self.kernels)
+
+    def adapted(self, graph: Graph, features: str) -> str:
+        """The image features after the adapter, if there is one."""
+        adapter = self.image_adapter()
+        return features if adapter is None else adapter.features(graph, features)
 
     @property
     def products(self) -> list[PackedLayer]:
         """Every layer that multiplies an input."""
         adapter = self.image_adapter()
-        own = [layer for path, layer in self.layers.items() if path != EMBEDDING]
+        multiplying = {
+            layer.name: layer for path, layer in self.layers.items() if path != self.embedding
+        }
+        own = list(multiplying.values())
         return own if adapter is None else [*own, *adapter.layers.values()]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DualEncoderParts(Parts):
+    """Those of a dual encoder: its image tower with the classes, and its text tower.
+
+    Attributes:
+        class_features: `(classes, d)`, of length 1.
+    """
+
+    class_features: Tensor
+
+    @property
+    def embedding(self) -> str:
+        """The path of the token embedding."""
+        return "token_embedding"
+
+    def models(self) -> dict[str, onnx.ModelProto]:
+        """Both models."""
+        return {IMAGE: self.image_model(), TEXT: self.text_model()}
+
+    def image_model(self) -> onnx.ModelProto:
+        """`pixels` `(n, 3, h, w)` to `logits` `(n, classes)` and `features` `(n, d)`, length 1."""
+        graph, classes = Graph(), self.class_features
+        pixels = graph.input("pixels", ("n", 3, *self.config["preprocessing"]["size"]))
+        features = self.adapted(graph, self._towers(graph).image_features(pixels))
+        unit = normalised(graph, features)
+        cosines = graph.add("MatMul", unit, graph.store("classes", classes.T))
+        scale = graph.add("Exp", graph.floats("logit_scale", self.tensors["logit_scale"]))
+        graph.output(graph.add("Mul", cosines, scale), "logits", ("n", len(classes)))
+        graph.output(unit, "features", ("n", classes.shape[1]))
+        return graph.model({})
+
+    def text_model(self) -> onnx.ModelProto:
+        """`tokens` `(n, length)`, int64, to `features` `(n, d)` of length 1."""
+        graph = Graph()
+        shape = ("n", self.config["text"]["positions"])
+        tokens = graph.input("tokens", shape, TensorProto.INT64)
+        unit = normalised(graph, self._towers(graph).text_features(tokens))
+        graph.output(unit, "features", ("n", self.config["features"]))
+        return graph.model({})
+
+    def _towers(self, graph: Graph) -> Towers:
+        return Towers(graph, self.config, self.layers, self.tensors, self.kernels)
+
+
+class GenerativeParts(Parts):
+    """Those of a LLaVA: vision tower with projector, embedding, and decoder with its cache."""
+
+    __slots__ = ()
+
+    @property
+    def embedding(self) -> str:
+        """The path of the token embedding."""
+        return llava.EMBEDDING
+
+    def models(self) -> dict[str, onnx.ModelProto]:
+        """All models; their inputs and outputs have Optimum's names."""
+        return {
+            VISION_ENCODER: self._vision_encoder(),
+            EMBED_TOKENS: self._embed_tokens(),
+            DECODER: self._decoder(),
+        }
+
+    def _vision_encoder(self) -> onnx.ModelProto:
+        """`pixel_values` `(n, 3, h, w)` to `image_features` `(n, tokens, d)`."""
+        graph = Graph()
+        pixels = graph.input("pixel_values", ("n", 3, *self.config["preprocessing"]["size"]))
+        features = self.adapted(graph, self._parts(graph).image_features(pixels))
+        settings = self.config["vision"]
+        count = settings["positions"] - self.config["drops_first"]
+        graph.output(features, "image_features", ("n", count, self.config["text"]["width"]))
+        return graph.model({})
+
+    def _embed_tokens(self) -> onnx.ModelProto:
+        """`input_ids` `(n, m)` int64 to `inputs_embeds` `(n, m, d)`."""
+        graph = Graph()
+        tokens = graph.input("input_ids", ("n", "m"), TensorProto.INT64)
+        embedded = self._parts(graph).embedded(tokens)
+        graph.output(embedded, "inputs_embeds", ("n", "m", self.config["text"]["width"]))
+        return graph.model({})
+
+    def _decoder(self) -> onnx.ModelProto:
+        """The decoder.
+
+        `inputs_embeds` `(n, m, d)`, `attention_mask` `(n, past + m)` int64, `position_ids` `(n, m)`
+        int64, and `past_key_values.N.key` and `.value` `(n, groups, past, size)` of each layer N,
+        to `logits` `(n, m, vocabulary)` and the `present.N.key` and `.value` that come next.
+        """
+        graph, text = Graph(), self.config["text"]
+        shapes = {
+            past: ("n", text["groups"], past, text["head_width"]) for past in ("past", "past + m")
+        }
+        embedded = graph.input("inputs_embeds", ("n", "m", text["width"]))
+        mask = graph.input("attention_mask", ("n", "past + m"), TensorProto.INT64)
+        places = graph.input("position_ids", ("n", "m"), TensorProto.INT64)
+        past = [
+            (
+                graph.input(f"past_key_values.{number}.key", shapes["past"]),
+                graph.input(f"past_key_values.{number}.value", shapes["past"]),
+            )
+            for number in range(text["layers"])
+        ]
+        logits, state = self._parts(graph).logits(embedded, mask, places, past)
+        graph.output(logits, "logits", ("n", "m", text["vocabulary"]))
+        for number, kept in enumerate(state):
+            for part, value in zip(("key", "value"), kept, strict=True):
+                graph.output(value, f"present.{number}.{part}", shapes["past + m"])
+        return graph.model({})
+
+    def _parts(self, graph: Graph) -> llava.Parts:
+        return llava.Parts(graph, self.config, self.layers, self.tensors, self.kernels)
 
 
 def read_layers(
@@ -72,47 +206,19 @@ def read_layers(
     return layers
 
 
-def image_model(parts: DualEncoderParts) -> onnx.ModelProto:
-    """`pixels` `(n, 3, h, w)` to `logits` `(n, classes)` and `features` `(n, d)` of length 1."""
-    graph, classes = Graph(), parts.class_features
-    pixels = graph.input("pixels", ("n", 3, *parts.config["preprocessing"]["size"]))
-    features = _towers(graph, parts).image_features(pixels)
-    adapter = parts.image_adapter()
-    if adapter is not None:
-        features = adapter.features(graph, features)
-    unit = normalised(graph, features)
-    cosines = graph.add("MatMul", unit, graph.store("classes", classes.T))
-    scale = graph.add("Exp", graph.floats("logit_scale", parts.tensors["logit_scale"]))
-    graph.output(graph.add("Mul", cosines, scale), "logits", ("n", len(classes)))
-    graph.output(unit, "features", ("n", classes.shape[1]))
-    return graph.model({})
+def forms(layers: Iterable[PackedLayer], accuracy_level: int) -> dict[str, str]:
+    """How ONNX Runtime computes the product of each layer, by its name."""
+    return {layer.name: form_of(layer, accuracy_level).value for layer in layers}
 
 
-def text_model(parts: DualEncoderParts) -> onnx.ModelProto:
-    """`tokens` `(n, length)`, int64, to `features` `(n, d)` of length 1."""
-    graph = Graph()
-    shape = ("n", parts.config["text"]["positions"])
-    tokens = graph.input("tokens", shape, TensorProto.INT64)
-    unit = normalised(graph, _towers(graph, parts).text_features(tokens))
-    graph.output(unit, "features", ("n", parts.config["features"]))
-    return graph.model({})
-
-
-def _towers(graph: Graph, parts: DualEncoderParts) -> Towers:
-    return Towers(graph, parts.config, parts.layers, parts.tensors, parts.accuracy_level)
-
-
-def forms(parts: DualEncoderParts) -> dict[str, str]:
-    """How the product of each layer is computed, by its name."""
-    return {layer.name: form_of(layer, parts.accuracy_level).value for layer in parts.products}
-
-
-def changes(parts: DualEncoderParts) -> list[str]:
+def changes(layers: Iterable[PackedLayer], accuracy_level: int) -> list[str]:
     """What the models do in another way than the trial did, in sentences; nothing else differs."""
     found = []
-    by_form = {form: list(_of_form(parts, form)) for form in Form}
+    by_form: dict[Form, list[PackedLayer]] = {form: [] for form in Form}
+    for layer in layers:
+        by_form[form_of(layer, accuracy_level)].append(layer)
     blocks = by_form[Form.BLOCKS]
-    if blocks and parts.accuracy_level == ROUNDED:
+    if blocks and accuracy_level == ROUNDED:
         sizes = {block_size(layer) for layer in blocks}
         ends = sorted({min(sizes), max(sizes)})
         found.append(
@@ -123,12 +229,8 @@ def changes(parts: DualEncoderParts) -> list[str]:
     unpacked = [layer for layer in by_form[Form.FLOATS] if layer.weight_bits <= BYTE]
     if unpacked:
         found.append(
-            f"{len(unpacked)} layers, such as {unpacked[0].name}, have no fast kernel that computes"
-            "what was measured: they are as small in the file, but take the memory and time of "
-            "float32 when loaded; 'bitfront targets' says which precisions have one"
+            f"{len(unpacked)} layers, such as {unpacked[0].name}, have no fast kernel that "
+            "computes what was measured: they are as small in the file, but take the memory and "
+            "time of float32 when loaded; 'bitfront targets' says which precisions have one"
         )
     return found
-
-
-def _of_form(parts: DualEncoderParts, form: Form) -> Iterable[PackedLayer]:
-    return (layer for layer in parts.products if form_of(layer, parts.accuracy_level) is form)

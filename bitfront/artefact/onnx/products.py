@@ -1,13 +1,14 @@
 """The product of an input with a packed layer, in the form that ONNX Runtime has a kernel for."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 import numpy as np
-from torch import Tensor
 
 from bitfront.artefact.onnx.codes import (
     PackedLayer,
+    embedded_rows,
     padded_codes,
     scales,
     stored,
@@ -15,12 +16,12 @@ from bitfront.artefact.onnx.codes import (
 )
 from bitfront.artefact.onnx.graph import MICROSOFT, Graph
 from bitfront.artefact.onnx.inputs import rounded_input
+from bitfront.artefact.onnx.kernels import TOKEN, Bias
 from bitfront.artefact.onnx.unpacking import BYTE, Container, contained
 from bitfront.layers import LayerKind
 from bitfront.precision import Precision
 from bitfront.targets import ONNXRUNTIME, Ranges
 
-TOKEN: Final = (-1,)
 _LARGEST_BLOCK: Final = 128
 _SMALLEST_BLOCK: Final = 16
 _QUICK_BITS: Final = 4
@@ -61,7 +62,7 @@ def product(
     graph: Graph,
     layer: PackedLayer,
     inputs: str,
-    bias: tuple[str, Tensor] | None,
+    bias: Bias | None,
     accuracy_level: int,
     range_axes: tuple[int, ...] = TOKEN,
 ) -> str:
@@ -85,6 +86,32 @@ def product(
     else:
         output = graph.add("MatMul", rounded, transposed_weight(graph, layer))
     return output if bias is None else graph.add("Add", output, graph.floats(*bias))
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxRuntimeKernels:
+    """Products in the forms that ONNX Runtime has kernels for.
+
+    Attributes:
+        accuracy_level: Of MatMulNBits: `ROUNDED` or `EXACT`.
+    """
+
+    accuracy_level: int
+
+    def product(
+        self,
+        graph: Graph,
+        layer: PackedLayer,
+        inputs: str,
+        bias: Bias | None,
+        range_axes: tuple[int, ...] = TOKEN,
+    ) -> str:
+        """The layer's output, as `product` gives it."""
+        return product(graph, layer, inputs, bias, self.accuracy_level, range_axes)
+
+    def rows(self, graph: Graph, layer: PackedLayer, places: str) -> str:
+        """The rows of an embedding's weight; codes stay in a byte each."""
+        return embedded_rows(graph, layer, places)
 
 
 def _integers(graph: Graph, layer: PackedLayer) -> str:

@@ -260,7 +260,7 @@ class Architecture:
         ends: The tokens that end an answer.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], folder: Path) -> None:
         self.module = Llava(config)
         self._parts = self.module.model
         self.image_code: int = config["image_code"]
@@ -268,6 +268,11 @@ class Architecture:
         self._drops_first: bool = config["drops_first"]
         self._preprocessing: dict[str, Any] = config["preprocessing"]
         self._words: dict[str, Any] = config["words"]
+        self._tokenizer: Any = None
+        if (folder / "tokenizer.json").is_file():
+            from tokenizers import Tokenizer
+
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     @property
     def device(self) -> torch.device:
@@ -320,6 +325,11 @@ class Architecture:
             ValueError: A word is not known.
         """
         words = self._words
+        pixels = None if picture is None else self._pixels(picture)
+        if self._tokenizer is not None:
+            token = words["image_token"]
+            spread = text.replace(token, token * words["image_tokens"])
+            return torch.tensor(self._tokenizer.encode(spread).ids), pixels, None
         codes = {word: code for code, word in enumerate(words["vocabulary"])}
         plain = "".join(" " if letter in ".,?!" else letter for letter in text.lower()).split()
         unknown = [word for word in plain if word not in codes]
@@ -330,11 +340,13 @@ class Architecture:
             times = words["image_tokens"] if codes[word] == self.image_code else 1
             tokens += [codes[word]] * times
         tokens.append(words["answer"])
-        pixels = None if picture is None else self._pixels(picture)
         return torch.tensor(tokens), pixels, None
 
     def decode(self, tokens: list[int]) -> str:
         """The words of some tokens."""
+        if self._tokenizer is not None:
+            text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+            return text.strip()
         return " ".join(self._words["vocabulary"][token] for token in tokens)
 
     def _pixels(self, picture: Any) -> Tensor:  # noqa: ANN401  # Pillow's
@@ -343,11 +355,17 @@ class Architecture:
         settings = self._preprocessing
         height, width = settings["size"]
         mode = Resampling[settings["interpolation"].upper()]
-        grey = picture.convert(settings["mode"]).resize((width, height), mode)
-        pixels = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(height, width)
-        normal = (pixels.float() / 255 - settings["mean"][0]) / settings["std"][0]
-        expanded: Tensor = normal.expand(3, -1, -1).contiguous()
-        return expanded
+        picture = picture.convert(settings["mode"])
+        if settings["resize"] == "squash":
+            picture = picture.resize((width, height), mode)
+        else:
+            size = [width * side // min(picture.size) for side in picture.size]
+            left, top = (round((side - width) / 2) for side in size)
+            picture = picture.resize(size, mode).crop((left, top, left + width, top + height))
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        pixels = pixels.view(height, width, -1).permute(2, 0, 1).float() / 255
+        mean, std = (torch.tensor(settings[key])[:, None, None] for key in ("mean", "std"))
+        return ((pixels - mean) / std).expand(3, -1, -1).contiguous()
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -366,5 +384,4 @@ def _rotate(x: Tensor) -> Tensor:
 
 def build(config: dict[str, Any], folder: Path) -> Architecture:
     """The architecture of a card's configuration; its weights are still to come."""
-    del folder
-    return Architecture(config)
+    return Architecture(config, folder)

@@ -1,6 +1,6 @@
 """Runs an artefact for a process that compares it: samples come in, outputs go out.
 
-    python -IB serve.py packed|onnx FOLDER [PACKAGE ...]
+    python -IB serve.py packed|onnx|openvino FOLDER [PACKAGE ...]
 
 No PACKAGE can be imported. Each message, either way, is eight bytes of length, little-endian, and
 so many bytes of a safetensors file. The first one out says that the model is loaded.
@@ -8,7 +8,8 @@ so many bytes of a safetensors file. The first one out says that the model is lo
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -40,11 +41,26 @@ def resident_nbytes() -> int:
     return 0
 
 
-def packed(folder: Path) -> Outputs:
-    """What a packed checkpoint makes of a message: logits, features, or with a `limit` tokens.
+@contextmanager
+def without_ends(model: Any, given: dict[str, Any]) -> Iterator[None]:  # noqa: ANN401  # what has ends
+    """Lets no token end an answer, where the message is `endless`: as many come as are asked."""
+    ends = model.ends
+    if "endless" in given:
+        model.ends = frozenset()
+    try:
+        yield
+    finally:
+        model.ends = ends
 
-    Greedy tokens of rows that end early are filled up with -1.
-    """
+
+def filled_up(rows: list[list[int]]) -> list[list[int]]:
+    """Rows of one length: those that end early are filled up with -1."""
+    longest = max(map(len, rows))
+    return [row + [-1] * (longest - len(row)) for row in rows]
+
+
+def packed(folder: Path) -> Outputs:
+    """What a packed checkpoint makes of a message: logits, features, or with a `limit` tokens."""
     import torch
 
     sys.path.insert(0, str(folder))
@@ -60,28 +76,38 @@ def packed(folder: Path) -> Outputs:
         pixels, sizes = given.get("pixels"), given.get("sizes")
         if "limit" not in given:
             return model.logits(given["tokens"], pixels, sizes, int(given["kept"]))
-        rows = model.generate(given["tokens"], pixels, sizes, int(given["limit"]))
-        longest = max(map(len, rows))
-        return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
+        with without_ends(model.architecture, given):
+            rows = model.generate(given["tokens"], pixels, sizes, int(given["limit"]))
+        return torch.tensor(filled_up(rows))
 
     return outputs
 
 
-def onnx(folder: Path) -> Outputs:
-    """What ONNX models make of a message: logits, or features."""
-    runtime: Any = import_module("onnxruntime")
-    image = runtime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
+def exported(folder: Path) -> Outputs:
+    """What exported models make of a message: the same as a packed checkpoint makes of it."""
+    arrays: Any = import_module("numpy")
+    sys.path.insert(0, str(folder))
+    model = import_module("exported_model").load(folder)
 
     def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # an array
-        if "captions" not in given:
-            return image.run(["logits"], given)[0]
-        text = runtime.InferenceSession(folder / "text.onnx", providers=["CPUExecutionProvider"])
-        return text.run(["features"], {"tokens": given["captions"]})[0]
+        if "captions" in given:
+            return model.encode_texts(given["captions"])
+        if "tokens" not in given:
+            return model.logits(given["pixels"])
+        if "limit" not in given:
+            return model.logits(given["tokens"], given.get("pixels"), int(given["kept"]))
+        with without_ends(model, given):
+            rows = model.generate(given["tokens"], given.get("pixels"), int(given["limit"]))
+        return arrays.array(filled_up(rows))
 
     return outputs
 
 
-RUNTIMES = {"packed": (packed, "torch", "torch"), "onnx": (onnx, "numpy", "onnxruntime")}
+RUNTIMES = {
+    "packed": (packed, "torch", "torch"),
+    "onnx": (exported, "numpy", "onnxruntime"),
+    "openvino": (exported, "numpy", "openvino"),
+}
 """How each kind of artefact is loaded, the library of its arrays, and the one that runs it."""
 
 

@@ -1,5 +1,6 @@
 """transformers' LLaVA and LLaVA-NeXT, from a folder or the hub, weights in safetensors only."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,12 +51,15 @@ class TextProcessor:
         encode_answer: An answer's tokens with the end after them.
         decode: Tokens to text, without the end.
         settings: What these depend on; None where that is fixed.
+        tokenizer_json: The tokenizer as the package tokenizers writes it; None where words are
+            made in another way.
     """
 
     prepare: Callable[[str, Image | None], Prompt]
     encode_answer: Callable[[str], Tensor]
     decode: Callable[[Sequence[int]], str]
     settings: ModelSettings | None = None
+    tokenizer_json: str | None = None
 
 
 def load_text_processor(
@@ -127,7 +131,16 @@ def load_text_processor(
         processor_settings(processor.image_processor, further),
         "" if model is None else config_settings(model.config),
     )
-    return TextProcessor(prepare, encode_answer, decode, settings)
+    return TextProcessor(prepare, encode_answer, decode, settings, _tokenizer_json(tokenizer))
+
+
+def _tokenizer_json(tokenizer: object) -> str | None:
+    """The tokenizer as the package tokenizers writes it, without padding and truncation."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    content = json.loads(backend.to_str())
+    return json.dumps({**content, "padding": None, "truncation": None}, ensure_ascii=False)
 
 
 def _complete(
@@ -267,6 +280,7 @@ def llava_model(
         tile_shape=(image_tokens, inner.multi_modal_projector.linear_2.out_features),
         max_length=most,
         settings=processor_texts.settings,
+        tokenizer_json=processor_texts.tokenizer_json,
     )
     return GenerativeModel(model, interface)
 

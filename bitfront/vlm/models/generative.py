@@ -92,6 +92,7 @@ class GenerativeInterface:
         max_length: Positions that the decoder was made for.
         image_token: What stands for the picture in a question's text.
         settings: What `prepare` and `encode_answer` depend on; None where that is fixed.
+        tokenizer_json: The tokenizer as the package tokenizers writes it; None without one.
     """
 
     runs: Mapping[Tower, Callable[[], object]]
@@ -109,6 +110,7 @@ class GenerativeInterface:
     max_length: int
     image_token: str = IMAGE_TOKEN
     settings: ModelSettings | None = None
+    tokenizer_json: str | None = None
 
 
 class GenerativeModel(LayeredModel):
@@ -132,6 +134,11 @@ class GenerativeModel(LayeredModel):
     def image_token(self) -> str:
         """What stands for the picture in a question's text."""
         return self._interface.image_token
+
+    @property
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as the package tokenizers writes it; None where it is of another kind."""
+        return self._interface.tokenizer_json
 
     @property
     def tile_tokens(self) -> int:

@@ -142,7 +142,7 @@ def test_ranges_cut_at_a_percentile_are_shared_under_equal_batch_sizes_only() ->
     assert features(BASE, {}, "cpu", CUT_RANGES) != features(BASE, {}, "cpu")
 
 
-@pytest.mark.parametrize("measure", ["fisher", "entropy"])
+@pytest.mark.parametrize("measure", ["fisher", "gauss_newton", "entropy"])
 def test_measures_of_whole_batches_are_shared_under_equal_batch_sizes_only(measure: str) -> None:
     profile = {"measure": measure}
     spec = job(profile=profile)

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from bitfront.artefact.example import EXAMPLE
 from bitfront.artefact.onnx.products import EXACT, ROUNDED
-from bitfront.errors import InvalidModel
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
-from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA
+from bitfront.spec import REFERENCE_CLIP
 from objectives.data.classification import ClassificationTask
 from objectives.data.task import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
@@ -176,12 +175,3 @@ def test_what_differs_from_the_trial_is_said_in_a_sentence(
     assert isinstance(changes, list)
     assert len(changes) == bool(said)
     assert said in "".join(changes)
-
-
-def test_a_model_that_answers_questions_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    kept = evaluator(REFERENCE_LLAVA)
-
-    with pytest.raises(InvalidModel, match="cannot be built as ONNX yet: build it with --to pack"):
-        write_onnx(kept, Configuration(Plan(())), tmp_path, {}, accuracy_level=ROUNDED)
-
-    assert list(tmp_path.iterdir()) == []

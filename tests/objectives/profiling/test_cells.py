@@ -21,6 +21,7 @@ from objectives.cost.latency import LatencyMeter, Timing
 from objectives.data.classification import ClassificationTask as Task
 from objectives.data.classification import load_classification
 from objectives.data.task import SplitName
+from objectives.profiling import gauss_newton
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.profiling.cells import CellMeter
 from objectives.profiling.entropy import measure_entropies
@@ -143,7 +144,9 @@ def test_errors_fall_with_more_bits(
     assert errors[-1] <= 1e-4 * errors[0]
 
 
-@pytest.mark.parametrize("kind", [ErrorMeasure.GRADIENT, ErrorMeasure.FISHER])
+@pytest.mark.parametrize(
+    "kind", [ErrorMeasure.GRADIENT, ErrorMeasure.FISHER, ErrorMeasure.GAUSS_NEWTON]
+)
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
 def test_expansions_estimate_the_divergence(
     kind: ErrorMeasure, block: Block, meters: dict[ErrorMeasure, CellMeter]
@@ -183,6 +186,54 @@ def test_the_gradient_measure_weighs_by_the_fisher_information(
         information = (log_p(image).exp()[:, None] * gradients.square()).sum(dim=0)
         total += float((information * change.square()).sum()) / 2
     assert cell.error == pytest.approx(total / len(images), rel=0.3)
+
+
+def log_probabilities(model: DualEncoder, task: Task) -> Tensor:
+    images, texts = features(model, task)
+    cosine = nn.functional.normalize(images, dim=-1) @ nn.functional.normalize(texts, dim=-1).T
+    return torch.log_softmax(model.logit_scale * cosine, dim=-1).double()
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+def test_gauss_newton_is_the_variance_of_the_log_likelihoods_derivative(
+    block: Block,
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`E_y[(d log p(y))^2]` over all labels, along the change of the layers, by differences."""
+    monkeypatch.setattr(gauss_newton, "SAMPLE_DRAWS", 16)
+    monkeypatch.setattr(gauss_newton, "CAPTION_DRAWS", 128)
+    option = uniform(block, Precision(3, 8))
+    switch = PlanSwitch(model, scene_spec().quantizer, ranges)
+
+    cell = CellMeter(task, switch, measuring(ErrorMeasure.GAUSS_NEWTON)).measure(block, option)
+
+    by_hand = quantized_by_hand(block, option, ranges)
+
+    def along(share: float) -> Tensor:
+        """The log-probabilities with a share of the change of each of the layers."""
+
+        def move(changed: nn.Module) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+            return lambda _module, args, full: full + share * (changed(args[0]) - full)
+
+        handles = [
+            model.modules(name)[0].register_forward_hook(move(by_hand.modules(name)[0]))
+            for name in block.layers
+        ]
+        try:
+            return log_probabilities(model, task)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    step = 0.02
+    with torch.no_grad():
+        derivative = (along(step) - along(-step)) / (2 * step)
+        expected = (along(0.0).exp() * derivative.square()).sum(dim=1).mean() / 2
+    # Labels are drawn: 16 times for 20 images, 128 times for all of them together.
+    assert cell.error == pytest.approx(float(expected), rel=0.3)
 
 
 @pytest.mark.parametrize("changed", ["q_proj", "k_proj", "v_proj"])

@@ -9,7 +9,7 @@ from bitfront.attempt import Evaluated
 from bitfront.errors import UnknownStudy, UnusableSpool
 from bitfront.trial import Evaluation, StudyState
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from service.study.spools import study_spool
 from storage.records import Lease
 from storage.store import open_store

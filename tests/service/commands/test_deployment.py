@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from bitfront.errors import SpecError
 from service.cli import main
-from service.commands.deployment import as_url, command_line
+from service.database_url import as_url, command_line
 from service.views.exports import chosen_format, write_rows
 
 ROOT = Path(__file__).parents[3]

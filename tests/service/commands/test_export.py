@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from bitfront.plan import Configuration
 from bitfront.trial import Cause, StudyState
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from service.views.render import csv_text
 from storage.store import Store, open_store
 from tests.support.store_samples import complete, configuration, fail, job, prune, running, trial

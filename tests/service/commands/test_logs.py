@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from bitfront.trial import Cause, FrontChange, StudyState
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from service.views.progress import PlainReporter
 from service.views.status import is_driven, is_interrupted
 from service.views.watching import follow_log, watch

@@ -19,7 +19,7 @@ from bitfront.spec import DataSource, DataSpec, JobSpec, ModelSource, ModelSpec,
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, StudyState, Trial
 from service.cli import main
 from service.commands.demo import demo_job, show
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from storage.records import Request
 from storage.store import open_store
 from tests.support.store_samples import attempt, complete, fail, prune

@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from bitfront.errors import SpecError, traceback_text
+from service.api.jobs import changes_of
 from service.cli import main
-from service.commands.deployment import file_url
-from service.commands.run import overrides
+from service.database_url import file_url
 from storage.store import open_store
 
 SHORT = "study: first\nmodel: {source: reference}\ndata: {source: reference}\n"
@@ -72,7 +72,7 @@ def test_workers_come_from_the_environment_and_are_checked(tmp_path: Path) -> No
 
 
 def test_only_what_was_given_overrides_the_job() -> None:
-    assert overrides(trials=3, seed=0) == {"stop.trials": 3, "search.seed": 0}
+    assert changes_of(trials=3, seed=0) == {"stop.trials": 3, "search.seed": 0}
 
 
 def test_help_names_the_environment_of_every_deployment_option() -> None:

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from storage.store import open_store
 from tests.support.llava_models import photo, save_llava
 

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from storage.store import open_store
 from tests.support.served import served
 

@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from bitfront.objective import BY_LIMIT
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from storage.records import Request
 from storage.store import open_store
 from tests.support.served import make_study, served

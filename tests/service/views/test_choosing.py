@@ -14,7 +14,7 @@ from bitfront.samples import SampleResults
 from bitfront.trial import Evaluation, Origin, Proposal, Trial
 from search.front import Front
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from storage.store import open_store
 from tests.support.store_samples import running
 

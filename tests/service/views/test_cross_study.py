@@ -12,7 +12,7 @@ from bitfront.errors import SpecError
 from bitfront.trial import TrialState
 from search.front import Front
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from service.views.cross_study_front import cross_study_front
 from storage.records import Limits
 from storage.store import Store, open_store

@@ -1,0 +1,282 @@
+"""Runs exported models: in ONNX Runtime where they are .onnx files, in OpenVINO where .xml.
+
+This file travels with the models. It needs NumPy, the runtime, and Pillow for pictures; a model
+with a tokenizer of its own needs tokenizers. `card.json` says what is in the folder.
+
+    model = load("model/")
+    model.classify(picture)          # or, for a generative model, model.answer(picture, question)
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CARD, CONTEXT, TOKENIZER = "card.json", "context.npy", "tokenizer.json"
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Graph = Callable[[dict[str, Array]], dict[str, Array]]
+State = dict[str, Array]
+
+
+class DamagedArtefact(ValueError):
+    """A file of the folder is missing, or is not the one that was written."""
+
+
+def load(folder: str | Path, threads: int = 0) -> "Classifier | Answerer":
+    """The model in a folder.
+
+    Args:
+        folder: What `bitfront build` wrote.
+        threads: Of the runtime; 0 leaves it to the runtime.
+
+    Raises:
+        DamagedArtefact: A file is missing, or its digest is not the one on the card.
+    """
+    folder = Path(folder)
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedArtefact(f"{folder} holds no readable {CARD}: {error}") from error
+    _check_files(folder, card)
+    kind = Classifier if card["task"] == "classification" else Answerer
+    return kind(folder, card, threads)
+
+
+def _check_files(folder: Path, card: dict[str, Any]) -> None:
+    for name, known in card["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedArtefact(f"{path} is missing: build the artefact again")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != known["sha256"]:
+            raise DamagedArtefact(
+                f"{path} is damaged, its digest is not the one in {CARD}: build the artefact again"
+            )
+
+
+def open_graph(folder: Path, name: str, threads: int) -> Graph:
+    """A model by the name of its file without the ending: named arrays to named arrays."""
+    if (folder / f"{name}.xml").is_file():
+        return _in_openvino(folder / f"{name}.xml", threads)
+    return _in_onnxruntime(folder / f"{name}.onnx", threads)
+
+
+def _in_onnxruntime(path: Path, threads: int) -> Graph:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(given: dict[str, Array]) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, given), strict=True))
+
+    return run
+
+
+def _in_openvino(path: Path, threads: int) -> Graph:
+    import openvino
+
+    core = openvino.Core()
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "EXECUTION_MODE_HINT": "ACCURACY",  # inputs that the trial left alone stay in float32
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_MMAP": True,
+    }
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = core.compile_model(path, "CPU", settings)
+    request = compiled.create_infer_request()
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def run(given: dict[str, Array]) -> dict[str, Array]:
+        request.infer(given, share_inputs=True)
+        return {name: np.array(request.get_tensor(name).data) for name in names}
+
+    return run
+
+
+class Classifier:
+    """A dual encoder that tells the classes of its card apart.
+
+    Attributes:
+        card: What `card.json` says.
+        classes: The names of the classes.
+    """
+
+    def __init__(self, folder: Path, card: dict[str, Any], threads: int) -> None:
+        self.card = card
+        self.classes: list[str] = card["classes"]
+        self._folder = folder
+        self._threads = threads
+        self._image = open_graph(folder, "image", threads)
+
+    def classify(self, picture: Any, top: int = 3) -> list[tuple[str, float]]:  # noqa: ANN401  # Pillow's
+        """The `top` most likely classes of a Pillow picture with their shares, the best first."""
+        pixels = preprocess(picture, self.card["preprocessing"])[None]
+        logits = self.logits(pixels)[0].astype(np.float64)
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        best = np.argsort(-shares)[:top]
+        return [(self.classes[place], float(shares[place])) for place in best]
+
+    def logits(self, pixels: Array) -> Array:
+        """The scaled cosines `(n, classes)` of pixels `(n, 3, h, w)` with every class."""
+        return self._image({"pixels": pixels})["logits"]
+
+    def encode_texts(self, tokens: Array) -> Array:
+        """The text features `(n, d)`, of length 1, of tokens `(n, length)` int64."""
+        text = open_graph(self._folder, "text", self._threads)
+        return text({"tokens": tokens})["features"]
+
+
+class Answerer:
+    """A generative model that answers questions about pictures.
+
+    Attributes:
+        card: What `card.json` says.
+        ends: The tokens that end an answer.
+    """
+
+    def __init__(self, folder: Path, card: dict[str, Any], threads: int) -> None:
+        self.card = card
+        self.ends: frozenset[int] = frozenset(card["ends"])
+        self._vision = open_graph(folder, "vision_encoder", threads)
+        self._embed = open_graph(folder, "embed_tokens", threads)
+        self._decoder = open_graph(folder, "decoder_model_merged", threads)
+        self._words = Words(folder, card)
+        context = folder / CONTEXT
+        self._context = np.load(context).astype(np.float32) if context.is_file() else None
+
+    def answer(self, picture: Any, question: str) -> str:  # noqa: ANN401  # Pillow's
+        """The greedy answer to a question about a Pillow picture; None asks without a picture."""
+        template, token = self.card["prompt"], self.card["image_token"]
+        if picture is None:
+            template = template.replace(f"{token}\n", "").replace(token, "").strip()
+        tokens = self._words.tokens(template.replace("{}", question))
+        pixels = None if picture is None else preprocess(picture, self.card["preprocessing"])[None]
+        (written,) = self.generate(np.array([tokens]), pixels, self.card["answer_tokens"])
+        end = next((n for n, token in enumerate(written) if token in self.ends), None)
+        return self._words.text(written[:end])
+
+    def logits(self, tokens: Array, pixels: Array | None, kept: int) -> Array:
+        """The logits `(n, kept, vocabulary)` after the last `kept` of the tokens `(n, length)`."""
+        logits, _ = self._continued(self._embedded(tokens, pixels), None)
+        return np.ascontiguousarray(logits[:, -kept:])
+
+    def generate(self, tokens: Array, pixels: Array | None, limit: int) -> list[list[int]]:
+        """Greedy tokens of each row up to its end, at most `limit`, after prompts of one length."""
+        embedded, state = self._embedded(tokens, pixels), None
+        written: list[list[int]] = [[] for _ in range(len(tokens))]
+        ended = [False] * len(tokens)
+        for _ in range(limit):
+            logits, state = self._continued(embedded, state)
+            chosen = logits[:, -1].argmax(axis=-1)
+            for row, token in enumerate(chosen.tolist()):
+                if not ended[row]:
+                    written[row].append(token)
+                    ended[row] = token in self.ends
+            if all(ended):
+                break
+            embedded = self._embed({"input_ids": chosen[:, None]})["inputs_embeds"]
+        return written
+
+    def _continued(self, embedded: Array, state: State | None) -> tuple[Array, State]:
+        """The logits of all embedded positions, and what the next call continues from."""
+        count, length, _ = embedded.shape
+        if state is None:
+            form = self.card["cache"]
+            empty = np.zeros((count, form["groups"], 0, form["size"]), np.float32)
+            names = (
+                f"{number}.{part}" for number in range(form["layers"]) for part in ("key", "value")
+            )
+            state = dict.fromkeys(names, empty)
+        past = next(iter(state.values())).shape[2]
+        places = np.arange(past, past + length, dtype=np.int64)
+        given = {
+            "inputs_embeds": embedded,
+            "attention_mask": np.ones((count, past + length), np.int64),
+            "position_ids": np.tile(places, (count, 1)),
+            **{f"past_key_values.{name}": kept for name, kept in state.items()},
+        }
+        found = self._decoder(given)
+        return found["logits"], {name: found[f"present.{name}"] for name in state}
+
+    def _embedded(self, tokens: Array, pixels: Array | None) -> Array:
+        embedded = self._embed({"input_ids": tokens})["inputs_embeds"]
+        if pixels is not None:
+            features = self._vision({"pixel_values": pixels})["image_features"]
+            embedded[tokens == self.card["image_code"]] = features.reshape(-1, features.shape[-1])
+        if self._context is None:
+            return embedded
+        context = np.broadcast_to(self._context, (len(embedded), *self._context.shape))
+        return np.concatenate([embedded[:, :1], context, embedded[:, 1:]], axis=1)
+
+
+class Words:
+    """Text to tokens and back, with the tokenizer of the folder or with the words of the card."""
+
+    def __init__(self, folder: Path, card: dict[str, Any]) -> None:
+        self._words = card["words"]
+        self._image_token: str = card["image_token"]
+        self._tokenizer: Any = None
+        if (folder / TOKENIZER).is_file():
+            from tokenizers import Tokenizer
+
+            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a prompt, with a place for each token of the image.
+
+        Raises:
+            ValueError: A word is not known.
+        """
+        words, token = self._words, self._image_token
+        if self._tokenizer is not None:
+            found: list[int] = self._tokenizer.encode(
+                text.replace(token, token * words["image_tokens"])
+            ).ids
+            return found
+        codes = {word: code for code, word in enumerate(words["vocabulary"])}
+        plain = "".join(" " if letter in ".,?!" else letter for letter in text.lower()).split()
+        unknown = [word for word in plain if word not in codes]
+        if unknown:
+            raise ValueError(f"{text!r} has words that the model does not know: {unknown}")
+        tokens = [words["start"]]
+        for word in plain:
+            tokens += [codes[word]] * (words["image_tokens"] if word == token else 1)
+        return [*tokens, words["answer"]]
+
+    def text(self, tokens: list[int]) -> str:
+        """The text of some tokens."""
+        if self._tokenizer is not None:
+            decoded: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+            return decoded.strip()
+        return " ".join(self._words["vocabulary"][token] for token in tokens)
+
+
+def preprocess(picture: Any, settings: dict[str, Any]) -> Array:  # noqa: ANN401  # Pillow's
+    """A Pillow picture as the model takes it, `(3, h, w)` float32."""
+    from PIL.Image import Resampling
+
+    height, width = settings["size"]
+    method = Resampling[settings["interpolation"].upper()]
+    picture = picture.convert(settings["mode"])
+    if settings["resize"] == "squash":
+        picture = picture.resize((width, height), method)
+    else:
+        size = [width * side // min(picture.size) for side in picture.size]
+        left, top = (round((side - width) / 2) for side in size)
+        picture = picture.resize(size, method)
+        picture = picture.crop((left, top, left + width, top + height))
+    pixels = np.asarray(picture, np.float32).reshape(height, width, -1) / np.float32(255)
+    mean, std = (np.array(settings[name], np.float32) for name in ("mean", "std"))
+    normal = ((pixels - mean) / std).transpose(2, 0, 1)
+    return np.ascontiguousarray(np.broadcast_to(normal, (3, height, width)))
