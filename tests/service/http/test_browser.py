@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
 
 from service.cli import main
-from service.commands.deployment import file_url
+from service.database_url import file_url
 from service.views.status import is_driven
 from storage.store import open_store
 from tests.support.browser import chromium, serving
