@@ -127,7 +127,8 @@ def test_the_front_of_a_model_names_the_study_that_comes_nearest(database: Path)
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1] == (
-        "Error: no trial of the front of model 'm' holds --max-nbytes 900 B: the nearest is "
+        "Error: no trial of the front of model 'm' by error and nbytes over digits holds "
+        "--max-nbytes 900 B: the nearest is "
         "trial 2 of study 'digits' with 1.00 kB (11 % over), error 40.0 %"
     )
 
