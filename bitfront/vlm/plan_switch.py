@@ -43,6 +43,19 @@ class LayerForm:
     prefix: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ShownLayer:
+    """What a layer has under a plan.
+
+    Attributes:
+        weight: `(rows, columns)`, as a packed checkpoint gives it back.
+        quantize: What its input goes through; None where that stays as it is.
+    """
+
+    weight: Float[Tensor, "rows columns"]
+    quantize: InputQuantizer | None
+
+
 class PlanSwitch:
     """Puts plans onto a model and takes them off again.
 
@@ -109,6 +122,18 @@ class PlanSwitch:
             self._set(name, wanted.get(name))
         return len(changed)
 
+    def shown(self, plan: Plan) -> dict[str, ShownLayer]:
+        """What each layer that a plan names has under it; the plan is put on.
+
+        Raises:
+            SpecError: As for `to`.
+        """
+        self.to(plan)
+        return {
+            name: ShownLayer(self._weight(name, form), self._input_quantizer(name, form))
+            for name, form in self._applied.items()
+        }
+
     def packed(self, plan: Plan) -> dict[str, dict[str, Tensor]]:
         """What a packed checkpoint stores for each layer under a plan: what the model has then.
 
@@ -169,7 +194,7 @@ class PlanSwitch:
         quantize = self._input_quantizer(layer, form)
         if quantize is not None:
             self._hooks[layer] = [
-                module.register_forward_pre_hook(_hook(quantize, module), prepend=True)
+                module.register_forward_pre_hook(input_hook(quantize, module), prepend=True)
                 for module in self._model.multiplying(layer)
             ]
         self._applied[layer] = form
@@ -255,7 +280,7 @@ def quantized_input(
     return quantize(inputs)
 
 
-def _hook(
+def input_hook(
     quantize: InputQuantizer, module: nn.Module
 ) -> Callable[[nn.Module, tuple[object, ...]], tuple[object, ...]]:
     """A forward pre-hook that passes the first argument through the quantizer."""

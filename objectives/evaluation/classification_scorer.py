@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn import functional
 
 from bitfront.layers import Tower
 from bitfront.plan import Configuration, Plan, Recovery, TeacherText
@@ -17,6 +18,7 @@ from objectives.data.splits import first_of_each
 from objectives.data.task import SplitName
 from objectives.evaluation.scorer import (
     KEPT_RECOVERIES,
+    Outputs,
     Recoveries,
     Score,
     Scorer,
@@ -134,6 +136,16 @@ class ClassificationScorer(Scorer):
             [(classes[place], share) for place, share in zip(row, own, strict=True)]
             for row, own in zip(places.tolist(), shares.tolist(), strict=True)
         ]
+
+    def outputs(self, configuration: Configuration) -> Outputs:
+        """The class features, and the adapter where there is one."""
+        recovered, recovery = self._recoveries.get(configuration), configuration.recovery
+        has_adapter = recovery is not None and bool(recovery.reduction)
+        return Outputs(
+            recovered.adapt if recovered is not None and has_adapter else None,
+            tuple(self._task.classes),
+            functional.normalize(self.text_features(configuration).detach(), dim=-1),
+        )
 
     def begin(self, configuration: Configuration) -> ClassTraining:
         """The training of the configuration's recovery, at its start, with the plan on."""

@@ -89,6 +89,21 @@ class Score:
         return cls({**figures, **samples.standard_errors, **further}, samples)
 
 
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a configuration does behind the layers of its model.
+
+    Attributes:
+        adapt: What image features go through; None without an adapter.
+        classes: The names of the classes; empty where there are none.
+        text_features: `(classes, d)` of the classes, of length 1; None where there are none.
+    """
+
+    adapt: Callable[[Tensor], Tensor] | None = None
+    classes: tuple[str, ...] = ()
+    text_features: Float[Tensor, "classes d"] | None = None
+
+
 class Scorer(ABC):
     """Measures how well a configuration does its task, and trains its recovery."""
 
@@ -118,6 +133,21 @@ class Scorer(ABC):
     @abstractmethod
     def stored(self, configuration: Configuration) -> dict[str, Tensor]:
         """The tensors of a configuration's recovery, which is trained if it is not known."""
+
+    def outputs(self, configuration: Configuration) -> Outputs:
+        """What the configuration does behind the layers of its model.
+
+        A recovery that is not known is trained.
+
+        Raises:
+            SpecError: Its recovery works inside of a model of this kind.
+        """
+        if configuration.recovery is not None:
+            raise SpecError(
+                "the P4Q recovery of a generative model works inside of its decoder, and cannot be "
+                "put onto a loaded model: 'bitfront build' writes a model with it"
+            )
+        return Outputs()
 
     def classify(
         self, configuration: Configuration, pictures: Sequence[Image], top: int

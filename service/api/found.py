@@ -1,12 +1,16 @@
 """A configuration that a study found: what it is worth, what reproduces it, and how it is used."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bitfront.errors import SpecError
 from bitfront.objective import FIGURES
 from bitfront.plan import Configuration, Recovery
 from bitfront.precision import Precision
+from bitfront.targets import TARGETS
 from bitfront.trial import Trial, TrialState
 from service.api.connection import Connection
 from service.views.choosing import Answer
@@ -14,6 +18,13 @@ from service.views.describe import trial_names
 from service.views.html import pairs_html
 from service.views.render import best_dict, best_pairs, best_text
 from service.views.targets import Deployable, deployable
+
+if TYPE_CHECKING:
+    from objectives.evaluation.attachment import Attached, Attachment, TorchModel
+    from objectives.evaluation.evaluator import Evaluator
+    from service.study.build import Built
+
+# What works on a model takes seconds to import, which no question about a configuration needs.
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,81 @@ class FoundConfiguration:
         """The uniform baselines of its study by name, and its own if it is one."""
         baselines = trial_names(self.connection.store().baselines(self.study))
         return {**baselines, **trial_names([self.trial])}
+
+    def apply(self, model: "TorchModel") -> "Attached":
+        """Puts the configuration onto a model that you loaded, in place, and can take it off again.
+
+        The model must be the one that was measured: the same architecture and weights. It gets the
+        quantized weights, its inputs are quantized where they are multiplied, and a P4Q adapter
+        works on its image features; the features of the study's classes, under a P4Q prompt where
+        there is one, are on what comes back. The first call loads the study's model and data, and
+        trains a P4Q recovery as its trial did; later ones are quick. Meanwhile the model is in
+        eval mode.
+
+            with configuration.apply(model) as attached:
+                images = functional.normalize(model.encode_image(pixels), dim=-1)
+                nearest = (images @ attached.text_features.T).argmax(dim=-1)
+
+        Args:
+            model: What open_clip or transformers loaded.
+
+        Returns:
+            What takes it off: at the end of a `with` block, or by `undo()`.
+
+        Raises:
+            InvalidModel: The model is another one, or has a configuration on already.
+            BitfrontError: The study's model or data are not there, or not the same any more.
+        """
+        return self._attachment.put_on(model)
+
+    @cached_property
+    def _attachment(self) -> "Attachment":
+        from objectives.evaluation.attachment import Attachment
+
+        return Attachment.of(self._evaluator(), self.configuration)
+
+    def build(
+        self,
+        out: Path | str,
+        *,
+        to: str = "packed",
+        accuracy_level: int = 4,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> "Built":
+        """Builds a model that runs without bitfront, and verifies it before it gets its name.
+
+        Args:
+            out: The folder to make; it must not be there.
+            to: What to build, as for `bitfront build --to`.
+            accuracy_level: Of `onnx`: 4 lets the runtime round inputs to 8 bits, 0 does not.
+            on_start: Called as soon as the work begins.
+
+        Raises:
+            BitfrontError: It cannot be built, or is not what was measured.
+        """
+        from service.study.build import build_artefact, check_place, check_trial, writer
+
+        known = [target.artefact for target in TARGETS]
+        if to not in known:
+            raise SpecError(f"to: {to!r} is not possible: write {' or '.join(known)}")
+        place = Path(out)
+        write = writer(to, accuracy_level)
+        check_trial(self.study, self.trial)
+        check_place(place)
+        on_start()
+        store = self.connection.store()
+        record = store.study(self.study)
+        return build_artefact(
+            self._evaluator(), record, self.trial, place, store, target=to, write=write
+        )
+
+    def _evaluator(self) -> "Evaluator":
+        """The study's model at its task."""
+        from service.study.stored_configuration import bounds_of, load_evaluator
+
+        store = self.connection.store()
+        record = store.study(self.study)
+        return load_evaluator(record, bounds_of(store, record))
 
     def to_dict(self) -> dict[str, object]:
         """Everything about it as plain JSON content, as `bitfront best --format json` prints it."""

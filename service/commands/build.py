@@ -8,7 +8,6 @@ import click
 
 from service.commands.deployment import database_option
 from service.commands.limits import limit_options
-from service.commands.model import find_configuration, load_evaluator
 from service.commands.query import TEXT_OR_JSON
 
 if TYPE_CHECKING:
@@ -61,24 +60,17 @@ def build(
     It is verified before it gets its name: it is loaded in a process of its own, and its outputs,
     its error, its size, its memory and its speed are measured there.
     """
-    from service.study.build import (
-        build_artefact,
-        check_place,
-        check_trial,
-        read_example,
-        writer,
-    )
-    from storage.store import open_store
+    from service.api.database import open_database
+    from service.study.build import read_example
 
-    write = writer(target, int(accuracy_level))
-    found = find_configuration(url, study, trial, limits)
-    check_trial(study, found.trial)
-    check_place(out)
-    click.echo(f"trial {found.trial.number} of study {study}", err=True)
-    evaluator = load_evaluator(found.study, found.bounds, None)
-    with open_store(url) as store:
-        built = build_artefact(
-            evaluator, found.study, found.trial, out, store, target=target, write=write
+    with open_database(url) as database:
+        known = database.study(study)
+        found = known.best(**limits) if trial is None else known.trial(trial)
+        built = found.build(
+            out,
+            to=target,
+            accuracy_level=int(accuracy_level),
+            on_start=lambda: click.echo(f"trial {found.number} of study {study}", err=True),
         )
     click.echo(_report(out, found.trial, built))
     requires = ", ".join(map(str, cast("list[str]", built.card["requires"])))

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from objectives.evaluation.evaluator import Evaluator
     from service.api.limits import LimitOptions
     from storage.records import StudyRecord
-    from storage.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -143,33 +142,13 @@ def find_configuration(
         NothingFits: No trial holds the limits.
     """
     from service.api.database import open_database
+    from service.study.stored_configuration import bounds_of
 
     with open_database(url) as database:
         known = database.study(study)
         found = known.best(**limits) if trial is None else known.trial(trial)
-        record, bounds = known.record, _bounds(database.connection.store(), known.record)
+        record, bounds = known.record, bounds_of(database.connection.store(), known.record)
     return StoredConfiguration(record, found.trial, bounds)
-
-
-def _bounds(store: "Store", study: "StudyRecord") -> dict[str, object]:
-    """What a study learned for its vision tower's inputs; empty where it learns nothing.
-
-    Raises:
-        SpecError: It has not learned it yet.
-    """
-    from bitfront.errors import SpecError
-    from bitfront.identity.identities import Identities
-    from service.study.bounds import stored_bounds
-
-    if study.spec.profile.vision is None:
-        return {}
-    bounds = stored_bounds(store, study.spec, Identities.from_provenance(study.provenance))
-    if bounds is None:
-        raise SpecError(
-            f"study {study.name!r} has not learned the bounds of its vision tower's inputs yet: "
-            f"'bitfront resume {study.name}' does"
-        )
-    return bounds
 
 
 def load_configuration(
@@ -192,27 +171,11 @@ def load_configuration(
         BitfrontError: There is no such study or trial, or its model cannot be loaded.
         NothingFits: No trial holds the limits.
     """
+    from service.study.stored_configuration import load_evaluator
+
     found = find_configuration(url, study, trial, limits)
     click.echo(f"trial {found.trial.number} of study {study}", err=True)
     return load_evaluator(found.study, found.bounds, features), found.trial.configuration
-
-
-def load_evaluator(
-    study: "StudyRecord", bounds: dict[str, object], features: Path | None
-) -> "Evaluator":
-    """An evaluator on the model and the data that a study was made with.
-
-    Raises:
-        BitfrontError: They are no longer where they were, or are not the same any more.
-    """
-    from bitfront.quant.inputs import bounds_from_json
-    from objectives.evaluation.evaluator import Evaluator
-    from service.study.stored_model import check_same_model, naming_study
-
-    with naming_study(study.name):
-        evaluator = Evaluator.from_spec(study.spec, bounds_from_json(bounds), features=features)
-    check_same_model(study, evaluator.model.identity, evaluator.model.weights_identity)
-    return evaluator
 
 
 COMMANDS: Final = (classify, ask)

@@ -22,7 +22,7 @@ from bitfront.errors import SpecError
 from bitfront.plan import ClassPosition, Configuration, Plan, Recovery, TeacherText
 from service.commands.deployment import address_option, database_option, workers_option
 from service.commands.limits import limit_options
-from service.commands.model import find_configuration, load_evaluator
+from service.commands.model import find_configuration
 from service.commands.tune_samples import Search, search_recovery
 from service.views.tuning import errors_line, refused_recovery, size_line
 
@@ -175,6 +175,7 @@ def tune(
             searched = Search(url, samples, frozenset(fixed), workers, address)
             search_recovery(found, configuration, searched, most_nbytes, out, keep_worse=keep_worse)
             return
+        from service.study.stored_configuration import load_evaluator
         from workers.process.model_cache import feature_folder
 
         evaluator = load_evaluator(found.study, found.bounds, feature_folder())
