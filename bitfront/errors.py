@@ -1,6 +1,10 @@
 """Every error that bitfront raises on purpose; each one crosses processes unharmed."""
 
 import traceback
+from difflib import get_close_matches
+from typing import Final
+
+_MOST_KNOWN: Final = 12
 
 
 class BitfrontError(Exception):
@@ -165,7 +169,13 @@ class UnknownStudy(BitfrontError):
     def __str__(self) -> str:
         if not self.known:
             return f"there is no study {self.study!r}: the database holds no studies yet"
-        return f"there is no study {self.study!r}; the database holds {', '.join(self.known)}"
+        near = get_close_matches(self.study, self.known, n=1)
+        if near:
+            return f"there is no study {self.study!r}: did you mean {near[0]!r}?"
+        shown = ", ".join(self.known[:_MOST_KNOWN])
+        more = len(self.known) - _MOST_KNOWN
+        rest = f" and {more} more" if more > 0 else ""
+        return f"there is no study {self.study!r}; the database holds {shown}{rest}"
 
 
 class DuplicateStudy(BitfrontError):

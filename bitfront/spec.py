@@ -3,9 +3,16 @@
 import re
 import warnings
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from bitfront.objective import FIGURES, Objective
 from bitfront.plan import ClassPosition, TeacherText, digest
@@ -53,10 +60,37 @@ def _activation_bits(bits: int) -> int:
     return bits
 
 
-Nbytes = Annotated[int, BeforeValidator(parse_nbytes), Field(gt=0)]
-ErrorShare = Annotated[float, BeforeValidator(parse_share), Field(gt=0, le=1)]
-WeightBits = Annotated[int, BeforeValidator(_weight_bits)]
-ActivationBits = Annotated[int, BeforeValidator(_activation_bits)]
+# What a file may hold where a number is meant, for editors: see `bitfront.job.json_schema`.
+_SIZE_SCHEMA: Final[dict[str, Any]] = {
+    "anyOf": [
+        {"type": "integer", "exclusiveMinimum": 0},
+        {"type": "string", "pattern": r"^ *[0-9]+(\.[0-9]+)? *([kKmMgG][iI]?)?[bB]? *$"},
+    ]
+}
+_SHARE_SCHEMA: Final[dict[str, Any]] = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        {"type": "string", "pattern": r"^ *[0-9]+(\.[0-9]+)? *% *$"},
+    ]
+}
+_WEIGHT_SCHEMA: Final[dict[str, Any]] = {"enum": list(WEIGHT_BITS)}
+_ACTIVATION_SCHEMA: Final[dict[str, Any]] = {"enum": list(ACTIVATION_BITS)}
+
+Nbytes = Annotated[
+    int, BeforeValidator(parse_nbytes), Field(gt=0), WithJsonSchema(_SIZE_SCHEMA, "validation")
+]
+ErrorShare = Annotated[
+    float,
+    BeforeValidator(parse_share),
+    Field(gt=0, le=1),
+    WithJsonSchema(_SHARE_SCHEMA, "validation"),
+]
+WeightBits = Annotated[
+    int, BeforeValidator(_weight_bits), WithJsonSchema(_WEIGHT_SCHEMA, "validation")
+]
+ActivationBits = Annotated[
+    int, BeforeValidator(_activation_bits), WithJsonSchema(_ACTIVATION_SCHEMA, "validation")
+]
 Percentile = Annotated[float, Field(gt=0.5, le=1.0)]
 
 

@@ -19,14 +19,30 @@ Data goes to stdout, messages to stderr. The exit code is 0, 1 where nothing fit
 not end well, and 2 for a mistake, with a sentence that says what to do.
 """
 
+from difflib import get_close_matches
 from typing import Final, cast
 
 import click
 
 from bitfront.errors import BitfrontError, NothingFits, traceback_text
 from bitfront.passwords import masked
-from service.commands import build, methods, model, query, request, run, serve, share, tune
-from workers.observability.logs import set_up
+from service.commands import (
+    build,
+    doctor,
+    init,
+    methods,
+    model,
+    query,
+    request,
+    run,
+    serve,
+    share,
+    shell,
+    tune,
+)
+from service.commands.examples import epilog
+from service.commands.messages import QUIET
+from workers.observability.logs import set_up, silence_messages
 
 _VERBOSE: Final = "bitfront.verbose"
 
@@ -50,6 +66,20 @@ class Group(click.Group):
             if ctx.meta.get(_VERBOSE):
                 click.echo(masked(traceback_text(error)), err=True)
             raise Refusal(_plain(masked(str(error)))) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; a mistyped one is refused with the nearest that there is."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = get_close_matches(args[0], list(self.commands), n=1)
+            if not near:
+                raise
+            raise click.UsageError(
+                f"there is no command '{args[0]}': did you mean '{near[0]}'?", ctx
+            ) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order in which they are met, not by the alphabet."""
@@ -77,17 +107,37 @@ def _verbose() -> click.Option:
     )
 
 
+def _silence(ctx: click.Context, _option: click.Parameter, value: bool) -> None:
+    ctx.meta[QUIET] = value or ctx.meta.get(QUIET, False)
+    if value:
+        silence_messages()
+
+
+def _quiet() -> click.Option:
+    return click.Option(
+        ["--quiet", "-q"],
+        is_flag=True,
+        expose_value=False,
+        callback=_silence,
+        help="Print data and errors only: no progress, no notes.",
+    )
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bitfront")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Find the trade-off between quality, memory and speed of a quantized model.
 
-    Start with 'bitfront demo'.
+    Start with 'bitfront demo'; 'bitfront init' writes a job for a model of your own.
     """
     set_up()
+    if ctx.meta.get(QUIET):
+        silence_messages()
 
 
 for command in (
+    *init.COMMANDS,
     *run.COMMANDS,
     *request.COMMANDS,
     *query.COMMANDS,
@@ -96,8 +146,11 @@ for command in (
     *model.COMMANDS,
     *build.COMMANDS,
     *methods.COMMANDS,
+    *doctor.COMMANDS,
+    *shell.COMMANDS,
     *serve.COMMANDS,
 ):
-    command.params.append(_verbose())
+    command.params += [_verbose(), _quiet()]
+    command.epilog = epilog(str(command.name))
     main.add_command(command)
-main.params.append(_verbose())
+main.params += [_verbose(), _quiet()]

@@ -18,6 +18,7 @@ from service.views.status import STUDIES_LEFT, studies_cells, studies_table
 from storage.records import StudySummary
 
 if TYPE_CHECKING:
+    from service.api.comparison import Comparison
     from service.api.jobs import Job
 
 # What reads jobs takes longer to import than a question takes to answer.
@@ -163,6 +164,16 @@ class Database:
             SpecError: The model is unknown, or its studies cannot be compared.
         """
         return front_of(self._connection, None, model, by, limits)
+
+    def compare(self, first: str, second: str) -> "Comparison":
+        """Two studies side by side; it draws itself in a notebook.
+
+        Raises:
+            UnknownStudy: One of them is not there.
+        """
+        from service.api.comparison import Comparison
+
+        return Comparison.of(self.study(first), self.study(second))
 
     def submit(
         self,

@@ -13,8 +13,9 @@ from bitfront.precision import Precision
 from bitfront.targets import TARGETS
 from bitfront.trial import Trial, TrialState
 from service.api.connection import Connection
-from service.views.choosing import Answer
+from service.views.choosing import Answer, shown_front
 from service.views.describe import trial_names
+from service.views.dossier import dossier_dict, dossier_text
 from service.views.html import pairs_html
 from service.views.render import best_dict, best_pairs, best_text
 from service.views.targets import Deployable, deployable
@@ -189,6 +190,36 @@ class FoundConfiguration:
     def to_dict(self) -> dict[str, object]:
         """Everything about it as plain JSON content, as `bitfront best --format json` prints it."""
         return best_dict(self.answer, self._names, self.targets)
+
+    def details(self) -> str:
+        """Everything that is known of it, as `bitfront show` prints it."""
+        store = self.connection.store()
+        return dossier_text(
+            self.answer,
+            self._names,
+            store.study(self.study),
+            store.load_profile(self.study),
+            store.attempts(self.study, [self.number]),
+            self.targets,
+            is_on_front=self._is_on_front,
+        )
+
+    def details_dict(self) -> dict[str, object]:
+        """The same as plain JSON content."""
+        store = self.connection.store()
+        return dossier_dict(
+            self.answer,
+            self.to_dict(),
+            store.study(self.study),
+            store.load_profile(self.study),
+            store.attempts(self.study, [self.number]),
+            is_on_front=self._is_on_front,
+        )
+
+    @cached_property
+    def _is_on_front(self) -> bool:
+        shown = shown_front(self.connection.store(), self.study)
+        return self.number in {trial.number for trial in shown.trials}
 
     def __str__(self) -> str:
         profile = self.connection.store().load_profile(self.study)

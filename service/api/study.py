@@ -12,7 +12,7 @@ from service.api.connection import Connection
 from service.api.found import FoundConfiguration
 from service.api.front import Front
 from service.api.limits import By, LimitOptions
-from service.views.choosing import Answer
+from service.views.choosing import Answer, estimate_of
 from service.views.html import pairs_html
 from service.views.logs import line_text
 from service.views.progress import reporter_for
@@ -191,7 +191,8 @@ class Study:
             raise SpecError(
                 f"study {self.name!r} has no trial {number}: see 'bitfront front {self.name}'"
             ) from error
-        return FoundConfiguration(self._connection, Answer(trial))
+        estimate = estimate_of(self._connection.store(), trial)
+        return FoundConfiguration(self._connection, Answer(trial, estimate))
 
     def trials(self, states: Collection[TrialState] | None = None) -> list[Trial]:
         """The trials by number; only those in `states`, if given."""

@@ -8,6 +8,7 @@ import click
 
 from service.commands.deployment import database_option
 from service.commands.limits import limit_options
+from service.commands.messages import tell
 from service.commands.query import TEXT_OR_JSON
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def build(
             out,
             to=target,
             accuracy_level=int(accuracy_level),
-            on_start=lambda: click.echo(f"trial {found.number} of study {study}", err=True),
+            on_start=lambda: tell(f"trial {found.number} of study {study}"),
         )
     click.echo(_report(out, found.trial, built))
     requires = ", ".join(map(str, cast("list[str]", built.card["requires"])))
@@ -139,9 +140,8 @@ def artefacts(study: str, form: str, url: str) -> None:
             click.echo(json.dumps(content))
         return
     if not records:
-        click.echo(
-            f"nothing was built from study {study} yet: 'bitfront build {study} --out FOLDER' does",
-            err=True,
+        tell(
+            f"nothing was built from study {study} yet: 'bitfront build {study} --out FOLDER' does"
         )
         return
     rows = [

@@ -9,6 +9,7 @@ import click
 
 from service.commands.deployment import database_option
 from service.commands.limits import limit_options
+from service.commands.messages import tell
 
 if TYPE_CHECKING:
     from bitfront.plan import Configuration
@@ -174,7 +175,7 @@ def load_configuration(
     from service.study.stored_configuration import load_evaluator
 
     found = find_configuration(url, study, trial, limits)
-    click.echo(f"trial {found.trial.number} of study {study}", err=True)
+    tell(f"trial {found.trial.number} of study {study}")
     return load_evaluator(found.study, found.bounds, features), found.trial.configuration
 
 

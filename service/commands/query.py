@@ -11,6 +11,7 @@ import click
 from bitfront.errors import SpecError
 from service.commands.deployment import database_option
 from service.commands.limits import limit_options, ranking_option
+from service.commands.messages import tell
 from service.database_url import command_line
 from service.views.exports import FORMATS
 
@@ -42,7 +43,7 @@ def list_studies(form: str, url: str) -> None:
     elif studies:
         click.echo(studies)
     else:
-        click.echo("there are no studies yet: 'bitfront submit JOB.yaml' starts one", err=True)
+        tell("there are no studies yet: 'bitfront submit JOB.yaml' starts one")
 
 
 @click.command()
@@ -74,7 +75,7 @@ def watch(study: str, url: str) -> None:
             last = found.wait().record
         except KeyboardInterrupt:
             command = command_line(f"watch {study}", url)
-            click.echo(f"study {study} goes on; '{command}' comes back", err=True)
+            tell(f"study {study} goes on; '{command}' comes back")
             return
     _end(last, url)
 
@@ -109,7 +110,7 @@ def logs(study: str, follow: bool, trial: int | None, form: str, url: str) -> No
             last = found.tell_log(show, trial=trial, follow=follow)
         except KeyboardInterrupt:
             command = command_line(f"logs {study} --follow", url)
-            click.echo(f"study {study} goes on; '{command}' comes back", err=True)
+            tell(f"study {study} goes on; '{command}' comes back")
             return
     if follow:
         _end(last, url)
@@ -122,10 +123,10 @@ def _end(study: "StudyRecord", url: str) -> NoReturn:
 
     if is_interrupted(study):
         command = command_line(f"resume {study.name}", url)
-        click.echo(f"nobody runs study {study.name}: '{command}' resumes it", err=True)
+        tell(f"nobody runs study {study.name}: '{command}' resumes it")
         sys.exit(1)
     reason = f": {study.message}" if study.message else ""
-    click.echo(f"study {study.name} is {study.state}{reason}", err=True)
+    tell(f"study {study.name} is {study.state}{reason}")
     sys.exit(1 if study.state is StudyState.FAILED else 0)
 
 
@@ -187,12 +188,12 @@ def front(
         text = str(found) if chosen == "table" else ""
     if study is None and found.studies:
         by_what, names = " and ".join(found.objectives), ", ".join(found.studies)
-        click.echo(f"by {by_what} over the studies {names}", err=True)
+        tell(f"by {by_what} over the studies {names}")
     if not found:
         what, way_out = (
             (f"model {model}", "list") if study is None else (f"study {study}", "status")
         )
-        click.echo(f"{what} has no complete trial yet: see 'bitfront {way_out}'", err=True)
+        tell(f"{what} has no complete trial yet: see 'bitfront {way_out}'")
     if chosen == "table":
         write(f"{text}\n".encode(), out)
     else:
@@ -234,6 +235,35 @@ def best(
 
 @click.command()
 @click.argument("study")
+@click.argument("trial", type=click.IntRange(0))
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
+@database_option
+def show(study: str, trial: int, form: str, url: str) -> None:
+    """Show everything about TRIAL of STUDY: values, bits, attempts, what reproduces it."""
+    from service.api.database import open_database
+
+    with open_database(url) as database:
+        found = database.study(study).trial(trial)
+        text = json.dumps(found.details_dict()) if form == "json" else found.details()
+    click.echo(text)
+
+
+@click.command()
+@click.argument("first", metavar="STUDY")
+@click.argument("second", metavar="OTHER")
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
+@database_option
+def compare(first: str, second: str, form: str, url: str) -> None:
+    """Show STUDY and OTHER side by side: jobs, fronts, and the best of each at every size."""
+    from service.api.database import open_database
+
+    with open_database(url) as database:
+        found = database.compare(first, second)
+    click.echo(json.dumps(found.to_dict()) if form == "json" else found)
+
+
+@click.command()
+@click.argument("study")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -251,4 +281,4 @@ def plot(study: str, out: Path, trial: int | None, url: str) -> None:
             click.echo(path)
 
 
-COMMANDS: Final = (list_studies, status, watch, logs, front, best, plot)
+COMMANDS: Final = (list_studies, status, watch, logs, front, best, show, compare, plot)

@@ -7,6 +7,7 @@ import click
 
 from bitfront.errors import UnusableSpool
 from service.commands.deployment import database_option
+from service.commands.messages import tell
 from service.database_url import command_line
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ def _ask(study: str, url: str, ask: Callable[["Study"], bool], consequence: str)
     with open_database(url) as database:
         found = database.study(study)
         if not ask(found):
-            click.echo(f"study {study} is {found.state}, and nobody runs it", err=True)
+            tell(f"study {study} is {found.state}, and nobody runs it")
             return
     command = command_line(f"resume {study}", url)
-    click.echo(f"study {study} {consequence.format(command)}", err=True)
+    tell(f"study {study} {consequence.format(command)}")
 
 
 @click.command()
@@ -78,8 +79,8 @@ def delete(study: str, yes: bool, url: str) -> None:
         try:
             found.delete()
         except UnusableSpool as error:
-            click.echo(f"its files stay, delete them by hand: {error}", err=True)
-    click.echo(f"study {study} is deleted", err=True)
+            tell(f"its files stay, delete them by hand: {error}")
+    tell(f"study {study} is deleted")
 
 
 COMMANDS: Final = (pause, stop, cancel, delete)

@@ -8,6 +8,7 @@ import click
 
 from bitfront.errors import SpecError
 from service.commands.deployment import address_option, database_option, workers_option
+from service.commands.messages import tell
 from service.database_url import command_line, file_url
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def validate(job: Path, trust: bool) -> None:
     from service.study.check import Depth
 
     check(examine(job, {}), Depth.FILE if trust else Depth.MEASURED)
-    click.echo(f"{job} can be submitted", err=True)
+    tell(f"{job} can be submitted")
 
 
 def _dry_run(job: Path, changes: dict[str, object], *, trust: bool) -> None:
@@ -150,14 +151,13 @@ def resume(
     with open_database(url) as database:
         found = database.study(study)
         if found.withdraw_pause():
-            click.echo(f"study {study} goes on", err=True)
+            tell(f"study {study} goes on")
             return
         if not found.has_work(trials, accept_changes=accept_changes):
             finished = found.status.finished
-            click.echo(
+            tell(
                 f"study {study} is complete: {finished} trials are done, and "
-                f"--trials {finished + 1} or more adds to them",
-                err=True,
+                f"--trials {finished + 1} or more adds to them"
             )
             return
         found.resume(trials=trials, workers=workers, address=address, accept_changes=accept_changes)
@@ -238,23 +238,20 @@ def demo(out: Path, model: str, trials: int | None, seed: int | None, workers: i
 def _refuse_unfinished(study: "Study", url: str) -> None:
     """Ends the command where the study did not get through."""
     from bitfront.trial import StudyState
-    from workers.observability.logs import messages
 
     state = study.state
     if state is not StudyState.COMPLETE:
         command = command_line(f"resume {study.name}", url)
-        click.echo(f"study {study.name} is {state}: '{command}' continues it", file=messages())
+        tell(f"study {study.name} is {state}: '{command}' continues it")
         sys.exit(0 if state is StudyState.STOPPED else 1)
 
 
 def _tell_end(study: "Study", url: str) -> None:
     """Says how a study ended, and what to ask it; one that did not get through ends the command."""
-    from workers.observability.logs import messages
-
     _refuse_unfinished(study, url)
-    click.echo(f"study {study.name} is {study.state}; next:", file=messages())
+    tell(f"study {study.name} is {study.state}; next:")
     for command in ("front {}", "best {} --max-nbytes SIZE", "plot {}"):
-        click.echo(f"  {command_line(command.format(study.name), url)}", file=messages())
+        tell(f"  {command_line(command.format(study.name), url)}")
 
 
 COMMANDS: Final = (demo, validate, submit, resume, profile)

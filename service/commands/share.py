@@ -7,6 +7,7 @@ import click
 
 from bitfront.errors import SpecError
 from service.commands.deployment import DatabaseUrl, database_option
+from service.commands.messages import tell
 from service.views.exports import FORMATS
 
 # Everything that takes long to import is imported by the command that needs it.
@@ -34,7 +35,7 @@ def export(study: str, form: str | None, out: Path | None, url: str) -> None:
     with open_database(url) as database:
         rows = trial_rows(database.study(study).trials())
     if not rows:
-        click.echo(f"study {study} has no trial yet: see 'bitfront status {study}'", err=True)
+        tell(f"study {study} has no trial yet: see 'bitfront status {study}'")
     write_rows(rows, chosen, out)
 
 
@@ -53,15 +54,14 @@ def export_optuna(study: str, target: str, url: str) -> None:
 
     with open_store(url, create=False) as store:
         done = export_study(store, study, target)
-    click.echo(f"study {study}: {done.added} trials added to {done.known} known", err=True)
+    tell(f"study {study}: {done.added} trials added to {done.known} known")
     if done.partial:
-        click.echo(
+        tell(
             f"{done.partial} of them chose what was not known when the export was first made, and "
-            "lack that parameter: an export to a new file has it",
-            err=True,
+            "lack that parameter: an export to a new file has it"
         )
     place = target if target.startswith("sqlite:") else "URL"  # a URL may hold a password
-    click.echo(f"'optuna-dashboard {place}' shows it", err=True)
+    tell(f"'optuna-dashboard {place}' shows it")
 
 
 COMMANDS: Final = (export, export_optuna)

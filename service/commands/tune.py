@@ -22,6 +22,7 @@ from bitfront.errors import SpecError
 from bitfront.plan import ClassPosition, Configuration, Plan, Recovery, TeacherText
 from service.commands.deployment import address_option, database_option, workers_option
 from service.commands.limits import limit_options
+from service.commands.messages import tell
 from service.commands.model import find_configuration
 from service.commands.tune_samples import Search, search_recovery
 from service.views.tuning import errors_line, refused_recovery, size_line
@@ -167,7 +168,7 @@ def tune(
         if study is None or plan is not None:
             raise SpecError("say what to tune: a study, or --job FILE with --plan PLAN")
         found = find_configuration(url, study, trial, limits)
-        click.echo(f"trial {found.trial.number} of study {study}", err=True)
+        tell(f"trial {found.trial.number} of study {study}")
         stored = found.trial.configuration
         configuration = Configuration(stored.plan, _chosen(stored.recovery, given))
         if samples is not None:

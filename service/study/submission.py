@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from bitfront.errors import FailedDriver
+from workers.observability.logs import messages
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
@@ -66,11 +67,15 @@ def submit_driver(
 
     files = {} if spec is None else {JOB_FILE: json.dumps(spec.model_dump(mode="json"))}
     job = ClusterJob.submit(address, study, [*arguments, "--address", "auto"], files)
-    click.echo(f"study {study} is Ray job {job.id} at {address}", err=True)
+    _tell(f"study {study} is Ray job {job.id} at {address}")
     await_start(job, study)
-    click.echo("it runs there without this machine; from any that reaches its database:", err=True)
+    _tell("it runs there without this machine; from any that reaches its database:")
     for command in ("watch", "logs", "stop", "front"):
-        click.echo(f"  bitfront {command} {study}", err=True)
+        _tell(f"  bitfront {command} {study}")
+
+
+def _tell(text: str) -> None:
+    click.echo(text, file=messages())
 
 
 def driven_line(study: str) -> str:
@@ -91,7 +96,7 @@ def await_start(driver: Driver, study: str) -> None:
                 return
             raise _refused(driver)
         if time.monotonic() > deadline_s:
-            click.echo(f"the driver has not begun yet: '{driver.log_command}' tells why", err=True)
+            _tell(f"the driver has not begun yet: '{driver.log_command}' tells why")
             return
         time.sleep(_POLL_S)
 

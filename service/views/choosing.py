@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bitfront.samples import SampleResults
-from bitfront.trial import Trial
+from bitfront.trial import Trial, TrialState
 from search.choice import Peer, Ranking, choose, chosen_front
 from search.comparison import proportion_interval
 from search.estimate import Estimate, estimate_errors
@@ -107,6 +107,12 @@ def best_answer(
     samples = choice.answer.samples
     estimate = choice.estimates.get(choice.answer.place)
     return Answer(trial, estimate, choice.peers, 0 if samples is None else len(samples))
+
+
+def estimate_of(store: Store, trial: Trial) -> Estimate | None:
+    """A trial's estimated error; None where it cannot be known."""
+    known = store.measured(trial.study) if trial.state is TrialState.COMPLETE else None
+    return None if known is None else estimate_errors(known.trials).get((trial.study, trial.number))
 
 
 def shown_front(store: Store, study: str, ranking: Ranking = Ranking.ESTIMATE) -> ShownFront:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bitfront.objective import FIGURES, OBJECTIVES, Figure, Quantity
-from bitfront.plan import canonical_json
+from bitfront.plan import Plan, canonical_json
 from bitfront.trial import Origin, Trial, TrialState
 from bitfront.units import percent_text
 from service.views.describe import (
@@ -310,14 +310,16 @@ def best_text(
         targets: What it can be built for.
         across: Whether several studies were asked, so that its own is worth naming.
     """
-    configuration = answer.trial.configuration
-    lines = ["", "precision of each layer"]
-    if profile is not None:
-        lines += layer_lines(configuration.plan, profile.layers)
-    else:
-        lines += [f"  {name} {precision}" for name, precision in configuration.plan]
+    lines = precision_lines(answer.trial.configuration.plan, profile)
     pairs = best_pairs(answer, names, targets, across=across)
-    return "\n".join([pairs_text(pairs), *lines])
+    return "\n".join([pairs_text(pairs), "", "precision of each layer", *lines])
+
+
+def precision_lines(plan: Plan, profile: "ProfileRecord | None") -> list[str]:
+    """The precision of every layer: as the model runs, where its layers are known."""
+    if profile is not None:
+        return layer_lines(plan, profile.layers)
+    return [f"  {name} {precision}" for name, precision in plan]
 
 
 def best_pairs(

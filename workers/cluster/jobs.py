@@ -1,5 +1,6 @@
 """Drivers on a cluster: submitted as Ray Jobs, together with a copy of the project they run."""
 
+import json
 import os
 import shlex
 import shutil
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
+from urllib.request import urlopen
 from uuid import uuid4
 
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -82,6 +84,20 @@ class ClusterJob:
         """What the driver has printed so far."""
         with _reaching(self._client.get_address()):
             return self._client.get_job_logs(self.id)
+
+
+def ray_version(address: str) -> str:
+    """The version of Ray on the cluster whose dashboard is at an address.
+
+    Raises:
+        UnreachableCluster: It does not answer, or something else does.
+    """
+    with _reaching(address), urlopen(f"{address.rstrip('/')}/api/version", timeout=10) as answer:
+        content = answer.read()
+    try:
+        return str(json.loads(content)["ray_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreachableCluster(address, "what answers there is no dashboard of Ray") from error
 
 
 def _log_settings() -> dict[str, str]:

@@ -67,6 +67,7 @@ def set_up(*, form: str | None = None, level: str | None = None) -> None:
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(lowest.upper())
     _messages.setLevel(logging.INFO)
+    _messages.disabled = False
     logging.captureWarnings(shape is Form.JSON)
     sys.excepthook = _log_uncaught
 
@@ -106,11 +107,19 @@ def bound(
         _bound.reset(token)
 
 
+def silence_messages() -> None:
+    """Drops what this process would write to `messages` from now on, until the next `set_up`."""
+    _messages.disabled = True
+
+
 def messages() -> TextIO:
     """Where to write what a person shall read: stderr, or a stream that logs each of its lines.
 
-    The latter where the log is JSON, so that no plain line comes between the objects.
+    The latter where the log is JSON, so that no plain line comes between the objects; or after
+    `silence_messages`, where the lines go nowhere.
     """
+    if _messages.disabled:
+        return _LoggedLines()
     ours = (handler for handler in logging.getLogger().handlers if isinstance(handler, _Stderr))
     is_text = all(isinstance(handler.formatter, _Text) for handler in ours)
     return sys.stderr if is_text else _LoggedLines()

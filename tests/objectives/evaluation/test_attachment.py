@@ -15,7 +15,7 @@ from bitfront.vlm.loaders.load import load_model
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.loaders.reference import preprocess_picture
 from bitfront.vlm.plan_switch import ShownLayer
-from objectives.data.classification import load_classification
+from objectives.data.classification import ClassificationTask, load_classification
 from objectives.data.task import SplitName
 from objectives.evaluation.attachment import Attachment
 from objectives.evaluation.evaluator import Evaluator
@@ -48,6 +48,12 @@ def mixed(evaluator: Evaluator, recovery: Recovery | None = None) -> Configurati
     return Configuration(Plan.of(plan), recovery)
 
 
+def task_of(evaluator: Evaluator) -> ClassificationTask:
+    task = evaluator.task
+    assert isinstance(task, ClassificationTask)
+    return task
+
+
 def everything(model: nn.Module) -> dict[str, object]:
     """All that a person could see of a model: names, objects, bytes, hooks and modes, in order."""
     return {
@@ -65,7 +71,7 @@ def test_the_model_gives_what_was_measured_and_then_what_it_gave_before(
     evaluator: Evaluator, attachment: Attachment
 ) -> None:
     configuration, mine = mixed(evaluator), untrained_clip()
-    pixels = all_pixels(evaluator.task, SplitName.SELECTION)
+    pixels = all_pixels(task_of(evaluator), SplitName.SELECTION)
     tokens = tokenize(["a three left of a seven"])
     before, features = everything(mine), (mine.encode_image(pixels), mine.encode_text(tokens))
 
@@ -74,11 +80,11 @@ def test_the_model_gives_what_was_measured_and_then_what_it_gave_before(
         both = mine(pixels, tokens)
 
     evaluator.switch.to(configuration.plan)
-    assert torch.equal(images, evaluator.model.encode_images(pixels))
-    assert torch.equal(texts, evaluator.model.encode_texts(tokens))
+    assert torch.equal(images, task_of(evaluator).model.encode_images(pixels))
+    assert torch.equal(texts, task_of(evaluator).model.encode_texts(tokens))
     assert torch.equal(both[0], nn.functional.normalize(images, dim=-1))
     assert not torch.equal(images, features[0])
-    assert attached.classes == tuple(evaluator.task.classes)
+    assert attached.classes == tuple(task_of(evaluator).classes)
     assert everything(mine) == before
     assert torch.equal(mine.encode_image(pixels), features[0])
     assert torch.equal(mine.encode_text(tokens), features[1])
@@ -86,7 +92,7 @@ def test_the_model_gives_what_was_measured_and_then_what_it_gave_before(
 
 def test_a_recovery_adapts_images_and_has_features_of_its_classes(evaluator: Evaluator) -> None:
     configuration, mine = mixed(evaluator, ADAPTER), untrained_clip()
-    pixels = all_pixels(evaluator.task, SplitName.SELECTION)
+    pixels = all_pixels(task_of(evaluator), SplitName.SELECTION)
     before = everything(mine)
 
     attached = Attachment.of(evaluator, configuration).put_on(mine)
@@ -96,7 +102,7 @@ def test_a_recovery_adapts_images_and_has_features_of_its_classes(evaluator: Eva
     attached.undo()
 
     expected = evaluator.scorer.logits(configuration, pixels)  # type: ignore[attr-defined]  # of classes
-    scale = evaluator.model.logit_scale  # type: ignore[attr-defined]  # a dual encoder
+    scale = task_of(evaluator).model.logit_scale
     torch.testing.assert_close(scale * scores, expected)
     assert everything(mine) == before
 
@@ -143,14 +149,13 @@ def test_own_weights_follow_a_model_that_moved_meanwhile(attachment: Attachment)
 def test_models_of_transformers_are_adapted_wherever_their_features_are_asked_for(
     tmp_path: Path, kind: str
 ) -> None:
-    mine = save_transformers(kind, tmp_path).eval()
+    mine = save_transformers(kind, tmp_path)
     measured = load_model(folder_spec(tmp_path))
     layers = {
         layer.name: ShownLayer(measured.weight(layer.name).round(decimals=2), None)
         for layer in measured.layers
     }
-    vision = mine.config.vision_config
-    pixels = torch.rand(2, 3, vision.image_size, vision.image_size)
+    pixels = torch.rand(2, 3, 24, 24)
     before, full = everything(mine), mine.get_image_features(pixel_values=pixels).pooler_output
 
     attached = AttachedPlan(

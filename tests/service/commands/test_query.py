@@ -294,7 +294,7 @@ def test_best_says_when_nothing_fits_and_what_comes_nearest(
     [
         (
             ("front", "frist"),
-            "Error: there is no study 'frist'; the database holds empty, first\n",
+            "Error: there is no study 'frist': did you mean 'first'?\n",
         ),
         (
             ("best", "first", "--max-nbytes", "12 parsecs"),

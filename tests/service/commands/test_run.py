@@ -86,9 +86,9 @@ def test_every_command_is_listed_in_the_order_of_use() -> None:
 
     listed = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]
     assert " ".join(listed) == (
-        "demo validate submit resume profile pause stop cancel delete list status watch logs "
-        "front best plot export export-optuna tune classify ask build artefacts "
-        "targets methods serve"
+        "init demo validate submit resume profile pause stop cancel delete list status watch logs "
+        "front best show compare plot export export-optuna tune classify ask build artefacts "
+        "targets methods doctor schema completion serve"
     )
 
 
