@@ -136,7 +136,7 @@ def searched(spec: JobSpec, trials: int) -> list[Configuration]:
         values = evaluator.evaluate(configuration).values
         return values["error"], values["nbytes"]
 
-    for _ in zip(range(trials), ours(ProxySearch(spec, measured), 0, measure), strict=False):
+    for _ in zip(range(trials), ours(spec, ProxySearch(spec, measured), 0, measure), strict=False):
         pass
     return sequence
 

@@ -9,6 +9,7 @@ that another method or seed has made already is looked up, which changes no curv
 import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -28,6 +29,7 @@ from search.sampler import Proposer
 from search.space import SearchSpace
 from service.study.proxy_search import ProxySearch
 from workers.process import model_cache
+from workers.scheduling.proposals import Proposals
 from workers.scheduling.worker_config import WorkerConfig
 
 Measure = Callable[[Configuration], tuple[float, ...]]
@@ -62,15 +64,24 @@ def sampled(
     yield from _continue(proposer, measure)
 
 
-def ours(proxy_search: ProxySearch, seed: int, measure: Measure) -> Iterator[tuple[float, ...]]:
-    """The seeds of a study, then the sampler in the pruned space."""
-    proposer = Proposer(proxy_search.space, OBJECTIVES, Sampler.TPE, seed)
-    for start in proxy_search.seeds():
-        proposer.start(start.configuration)
-        values = measure(start.configuration)
-        proposer.tell(complete(start.configuration, values))
+def ours(
+    spec: JobSpec, proxy_search: ProxySearch, seed: int, measure: Measure
+) -> Iterator[tuple[float, ...]]:
+    """A study: its seeds, then the program and the sampler in the pruned space in turn."""
+    search = spec.search.model_copy(update={"seed": seed})
+    proposals = Proposals(
+        spec.model_copy(update={"search": search}),
+        proxy_search.space,
+        proxy_search.seeds(),
+        review=lambda _: None,
+        further=proxy_search.further_seeds(),
+    )
+    while (proposal := proposals.next(is_running=False, trials=tuple)) is not None:
+        values = measure(proposal.configuration)
+        trial = replace(complete(proposal.configuration, values), origin=proposal.origin)
+        proposals.start(trial)
+        proposals.tell(trial)
         yield values
-    yield from _continue(proposer, measure)
 
 
 def _continue(proposer: Proposer, measure: Measure) -> Iterator[tuple[float, ...]]:
@@ -126,7 +137,7 @@ def main(trials: int, seeds: int, out: Path) -> None:
     reference = (1.0, measure(proxy_search.seeds()[0].configuration)[1])
     space = unpruned(spec, measured)
     methods: dict[str, Callable[[int], Iterator[tuple[float, ...]]]] = {
-        "bitfront": lambda seed: ours(proxy_search, seed, measure),
+        "bitfront": lambda seed: ours(spec, proxy_search, seed, measure),
         "program alone": lambda _: program_alone(spec, measured, trials, measure),
         "TPE, unpruned": lambda seed: sampled(space, Sampler.TPE, seed, measure),
         "NSGA-II, unpruned": lambda seed: sampled(space, Sampler.NSGA2, seed, measure),

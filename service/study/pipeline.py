@@ -193,6 +193,7 @@ class Run:
             budget=budget,
             is_winding_down=self._stop_signals.is_winding_down,
             review=review,
+            further=proxy_search.further_seeds(),
             on_progress=self._show,
             metrics=self._metrics,
         )

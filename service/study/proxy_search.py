@@ -2,8 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # How much larger epsilon becomes where the proxy is not to be trusted.
 _WIDER = 4.0
+# Plans that differ by less in what they take are not told apart.
+_LEAST_GAP = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,26 @@ class ProxySearch:
             for solution in self.solutions
         ]
 
+    def further_seeds(self) -> Iterator[Proposal]:
+        """The program's plans at budgets between those of the proxy front, the widest gap first.
+
+        A gap is the share by which its upper end exceeds its lower one; it is halved until it is
+        smaller than `_LEAST_GAP` or no plan lies in it.
+        """
+        costs = [solution.cost for solution in self.solutions]
+        gaps = [_gap(low, high) for low, high in pairwise(costs)]
+        heapify(gaps)
+        while gaps:
+            share, low, high = heappop(gaps)
+            if -share < _LEAST_GAP or high - low < 2:
+                continue
+            middle = min(max(round(math.sqrt(max(low, 1) * high)), low + 1), high - 1)
+            solution = self._program.solve(middle)
+            if solution.cost > low:
+                heappush(gaps, _gap(low, solution.cost))
+                yield Proposal(Configuration(self._plan(solution)), Origin.PROGRAM)
+            heappush(gaps, _gap(middle, high))
+
     def _plan(self, solution: Solution) -> Plan:
         return Plan.from_options(
             (block, solution.choice[block.name].option) for block in self._profile.blocks
@@ -280,6 +304,11 @@ class ProxySearch:
         """What all certificates are about: the resource of the budgets, and the limits."""
         assert self.pruned is not None
         return {"resource": self.pruned.resource, "limits": list(self.pruned.limits)}
+
+
+def _gap(low: int, high: int) -> tuple[float, int, int]:
+    """A gap between two costs, as a heap of the widest first holds it."""
+    return -math.log(max(high, 1) / max(low, 1)), low, high
 
 
 def _option(plan: Plan, block: Block) -> Option:

@@ -1,20 +1,21 @@
-"""What a study evaluates next: first its seeds, then what the sampler proposes."""
+"""What a study evaluates next: its seeds, then what the program and the sampler propose."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from bitfront.spec import JobSpec
-from bitfront.trial import Proposal, Trial, TrialState
+from bitfront.trial import Origin, Proposal, Trial, TrialState
 from search.sampler import Proposer
+from search.shares import Shares
 from search.space import SearchSpace
 
 
 class Proposals:
-    """The seeds, and a sampler that knows all trials; no configuration comes twice.
+    """The seeds, further plans, and a sampler that knows all trials; none comes twice.
 
     Attributes:
-        is_exhausted: Whether the sampler finds no configuration that is new.
+        is_exhausted: Whether no configuration is found that is new.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class Proposals:
         space: SearchSpace,
         seeds: Iterable[Proposal],
         review: Callable[[Sequence[Trial]], SearchSpace | None],
+        further: Iterable[Proposal] = (),
     ) -> None:
         """Takes what there is to choose from.
 
@@ -32,7 +34,12 @@ class Proposals:
             seeds: What comes first, in this order.
             review: Called once, with all trials, when every seed has been handed out and
                 none is running; returns a wider space, or None to continue.
+            further: The program's plans at further budgets, in this order: after the seeds they
+                share the trials with the sampler, see `search.shares`.
         """
+        self._further = iter(further)
+        self._has_further = True
+        self._shares = Shares()
         self._search = spec.search
         self._objectives = [objective.value for objective in spec.objectives]
         self._seeds = deque(seeds)
@@ -54,9 +61,16 @@ class Proposals:
         return bool(self._seeds)
 
     def restore(self, trials: Sequence[Trial]) -> None:
-        """Tells the sampler everything that can be compared, in the order of the trials."""
+        """Takes in all trials of an earlier driver that can be compared, in their order."""
         trials = [trial for trial in trials if trial.state is not TrialState.OUTDATED]
         self._known |= {trial.configuration.digest for trial in trials}
+        self._restore_proposer(trials)
+        for trial in trials:
+            self._shares.propose(trial.origin)
+            if trial.state is not TrialState.RUNNING:
+                self._finish(trial)
+
+    def _restore_proposer(self, trials: Sequence[Trial]) -> None:
         self._proposer.restore([trial for trial in trials if trial.state.is_measured])
         for trial in trials:
             if trial.state is TrialState.RUNNING:
@@ -81,10 +95,33 @@ class Proposals:
             if is_running:
                 return None
             self._look_back(trials())
-        proposal = self._proposer.propose()
+        proposal = self._propose()
         if proposal is None and not is_running:
             self.is_exhausted = True
         return proposal
+
+    def _propose(self) -> Proposal | None:
+        """What the program or the sampler proposes, whoever's turn it is; the other, if nothing."""
+        if self._has_further:
+            if self._shares.next((Origin.PROGRAM, Origin.SAMPLER)) is Origin.PROGRAM:
+                return self._next_plan() or self._proposer.propose()
+            return self._proposer.propose() or self._next_plan()
+        return self._proposer.propose()
+
+    def _next_plan(self) -> Proposal | None:
+        """The program's plan at the next budget whose plan is new."""
+        for proposal in self._further:
+            if proposal.configuration.digest not in self._known:
+                self._proposer.start(proposal.configuration)
+                params = self._proposer.space.params(proposal.configuration) or {}
+                return replace(proposal, params=params)
+        self._has_further = False
+        return None
+
+    def _finish(self, trial: Trial) -> None:
+        is_feasible = trial.state is TrialState.COMPLETE and trial.is_feasible
+        values = [trial.values[name] for name in self._objectives] if is_feasible else None
+        self._shares.finish(trial.origin, values)
 
     def _look_back(self, trials: Sequence[Trial]) -> None:
         """Lets the space be widened once the seeds have been measured."""
@@ -92,12 +129,16 @@ class Proposals:
         wider = self._review(trials)
         if wider is not None:
             self._proposer = self._make_proposer(wider)
-            self.restore(trials)
+            self._restore_proposer(
+                [trial for trial in trials if trial.state is not TrialState.OUTDATED]
+            )
 
     def start(self, trial: Trial) -> None:
         """Takes in that a trial was made of a proposal."""
         self._known.add(trial.configuration.digest)
+        self._shares.propose(trial.origin)
 
     def tell(self, trial: Trial) -> None:
         """Takes in how a trial ended."""
         self._proposer.tell(trial)
+        self._finish(trial)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bitfront.attempt import (
@@ -81,6 +81,7 @@ class TrialScheduler:
         budget: Budget,
         is_winding_down: Callable[[], bool],
         review: Callable[[Sequence[Trial]], SearchSpace | None],
+        further: Iterable[Proposal] = (),
         on_progress: Callable[[Progress], None],
         metrics: Metrics | None = None,
     ) -> None:
@@ -100,6 +101,7 @@ class TrialScheduler:
             is_winding_down: Asked before each new trial: shall none be started any more?
             review: Called once, with all trials, when every seed has been handed out and
                 none is running; returns a wider space, or None to continue.
+            further: What the program proposes after the seeds, in this order.
             on_progress: Called after each change.
             metrics: Hears of cache hits and failures.
         """
@@ -113,7 +115,7 @@ class TrialScheduler:
         self._metrics = metrics or NullMetrics()
         objectives = [objective.value for objective in spec.objectives]
         self._tracker = FrontTracker(objectives, reference, budget)
-        self._proposals = Proposals(spec, space, seeds, review)
+        self._proposals = Proposals(spec, space, seeds, review, further)
         self._waiting: deque[Attempt] = deque()
         self._running: dict[int, Attempt] = {}
         self._trials = TrialCounts()
@@ -208,7 +210,7 @@ class TrialScheduler:
         """Why the job itself starts no new trial; empty while it would."""
         stop = self._spec.stop
         if self._proposals.is_exhausted:
-            return "the sampler finds no configuration that is new"
+            return "the search finds no configuration that is new"
         if self._trials.planned >= stop.trials:
             return f"{stop.trials} trials are done"
         if (

@@ -198,3 +198,36 @@ def test_kept_layers_are_kept_in_every_seed_and_baselines_have_names() -> None:
     assert names[0] == "16 bits"
     assert set(names.values()) >= {"w2a4", "w2a8", "w4a4"}
     assert len(names) == len(baselines)
+
+
+def test_further_plans_are_the_optima_of_their_sizes_and_never_come_twice() -> None:
+    spec = make_spec(search={"budgets": 3, "prune": False})
+    search = ProxySearch(spec, make_profile())
+    dense = make_spec(search={"budgets": 2000, "prune": False})
+    every = {
+        seed.configuration.digest for seed in ProxySearch(dense, make_profile()).program_seeds()
+    }
+
+    further = [seed.configuration.digest for seed in search.further_seeds()]
+
+    first = {seed.configuration.digest for seed in search.program_seeds()}
+    assert len(further) == len(set(further))
+    assert first.isdisjoint(further)
+    assert first | set(further) == every
+
+
+def test_the_widest_gap_is_halved_first() -> None:
+    search = ProxySearch(make_spec(search={"budgets": 3, "prune": False}), make_profile())
+    sizes = sorted(solution.cost for solution in search.solutions)
+    wide = max(range(1, len(sizes)), key=lambda n: sizes[n] / sizes[n - 1])
+
+    seed = next(search.further_seeds())
+
+    blocks = make_profile().blocks
+    options = {(cell.block, cell.option): cell.nbytes for cell in make_profile().cells}
+    plan = seed.configuration.plan
+    size = sum(
+        options[block.name, Option(tuple(plan.precision(layer) for layer in block.layers))]
+        for block in blocks
+    )
+    assert sizes[wide - 1] < size < sizes[wide]

@@ -1,7 +1,9 @@
 """The scheduler over a real store: what is handed out, what is recorded, what a restart finds."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from bitfront.trial import Cause, Evaluation, Origin, Proposal, Trial, TrialStat
 from search.front import hypervolume, pareto_front
 from search.space import SearchSpace
 from storage.records import Lease
-from storage.store import Store
+from storage.store import Store, open_store
 from tests.support.store_samples import hypervolumes
 from workers.scheduling.failures import failed_by
 from workers.scheduling.retries import MAX_LOST
@@ -80,6 +82,7 @@ class Bench:
     reports: list[Progress] = field(default_factory=list)
     drains: bool = False
     lease: Lease | None = None
+    further: Sequence[Proposal] = ()
 
     def drive(
         self, review: Callable[[Sequence[Trial]], SearchSpace | None] | None = None
@@ -99,6 +102,7 @@ class Bench:
             budget=Budget("nbytes", 20),
             is_winding_down=lambda: self.drains,
             review=review or (lambda _: None),
+            further=self.further,
             on_progress=self.reports.append,
         )
 
@@ -461,6 +465,56 @@ def test_why_a_study_ends_depends_on_no_question_asked_before(bench: Bench) -> N
     assert early == ""
     assert again.stop_reason == "30 trials are done"
     assert (again.left, again.is_finished) == (0, True)
+
+
+def best_plans() -> list[Proposal]:
+    """The plans of the true front."""
+    every = [
+        Configuration(
+            Plan.from_options((b, OPTIONS[b.name][n]) for b, n in zip(BLOCKS, chosen, strict=True))
+        )
+        for chosen in product(range(len(BITS)), repeat=len(BLOCKS))
+    ]
+    values = [measure(one).evaluation.values for one in every]
+    front = pareto_front(np.array([(one["error"], one["nbytes"]) for one in values]))
+    return [Proposal(every[place], Origin.PROGRAM) for place in front]
+
+
+def test_the_program_takes_most_trials_where_the_sampler_brings_nothing(bench: Bench) -> None:
+    bench.further = best_plans()
+
+    run_out(bench.drive())
+
+    origins = Counter(trial.origin for trial in bench.trials)
+    assert origins[Origin.SAMPLER] >= 1
+    assert origins[Origin.PROGRAM] > 2 * origins[Origin.SAMPLER]
+
+
+def test_a_restart_shares_the_trials_as_if_nothing_had_happened(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.further = best_plans()
+    first = bench.drive()
+    for _ in range(12):
+        attempt = take(first)
+        first.finish(attempt, measure(attempt.configuration))
+    run_out(bench.drive())
+    with open_store(f"sqlite:///{tmp_path}/whole.db") as store:
+        store.create_study(bench.spec, {})
+        whole = Bench(store, tmp_path / "whole", bench.spec, further=best_plans())
+        run_out(whole.drive())
+
+        assert [t.configuration for t in bench.trials] == [t.configuration for t in whole.trials]
+        assert [t.origin for t in bench.trials] == [t.origin for t in whole.trials]
+
+
+def test_when_the_program_has_no_further_plan_the_sampler_goes_on(bench: Bench) -> None:
+    bench.further = best_plans()[:3]
+
+    run_out(bench.drive())
+
+    origins = Counter(trial.origin for trial in bench.trials)
+    assert origins == {Origin.BASELINE: 1, Origin.PROGRAM: 3, Origin.SAMPLER: 26}
 
 
 def test_draining_finishes_what_runs_and_starts_nothing(bench: Bench) -> None:
