@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final, Unpack, cast
 
 import click
 
-from service.commands.deployment import database_option
+from service.commands.deployment import StudyName, database_option
+from service.commands.formats import TEXT_OR_JSON
 from service.commands.limits import limit_options
 from service.commands.messages import tell
-from service.commands.query import TEXT_OR_JSON
 
 if TYPE_CHECKING:
     from bitfront.trial import Trial
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.option(
     "--trial", type=click.IntRange(0), help="A trial.  [default: the best within the limits]"
 )
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     required=True,
     help="The folder to make; it must not be there.",
 )
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @database_option
 def build(
     study: str,
@@ -53,6 +54,7 @@ def build(
     target: str,
     accuracy_level: str,
     out: Path,
+    form: str,
     url: str,
     **limits: Unpack["LimitOptions"],
 ) -> None:
@@ -73,6 +75,9 @@ def build(
             accuracy_level=int(accuracy_level),
             on_start=lambda: tell(f"trial {found.number} of study {study}"),
         )
+    if form == "json":
+        click.echo(json.dumps({"folder": str(out), "trial": found.number, **built.card}))
+        return
     click.echo(_report(out, found.trial, built))
     requires = ", ".join(map(str, cast("list[str]", built.card["requires"])))
     click.echo(f"\nIt needs {requires}. Use it as {out / 'example.py'} does:\n")
@@ -113,18 +118,18 @@ def _report(out: Path, trial: "Trial", built: "Built") -> str:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @database_option
 def artefacts(study: str, form: str, url: str) -> None:
     """List what was built from STUDY, and whether it is still whole."""
     from bitfront.units import size_text
+    from service.api.database import open_database
     from service.study.build import artefact_state
     from service.views.tables import table
-    from storage.store import open_store
 
-    with open_store(url, create=False) as store:
-        records = store.artefacts(study)
+    with open_database(url) as database:
+        records = database.study(study).artefacts
     states = [artefact_state(record) for record in records]
     if form == "json":
         for record, state in zip(records, states, strict=True):

@@ -4,10 +4,41 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from service.database_url import VARIABLE, as_url, default_database
 
 Command = TypeVar("Command", bound=Callable[..., object])
+
+
+class StudyName(click.ParamType[str]):
+    """The name of a study, which a shell can complete."""
+
+    name = "study"
+
+    def convert(
+        self,
+        value: str,
+        param: click.Parameter | None,  # noqa: ARG002  # click's signature
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> str:
+        """The name as it is: whether there is such a study is for the database to say."""
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The studies that begin so, in the database that is meant; none where it cannot tell."""
+        from bitfront.errors import BitfrontError
+        from service.api.database import open_database
+
+        del param
+        try:
+            with open_database(ctx.params.get("url")) as database:
+                names = [study.name for study in database.studies]
+        except BitfrontError:
+            return []
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 class DatabaseUrl(click.ParamType[str]):

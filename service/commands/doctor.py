@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from service.commands.deployment import address_option, database_option
+from service.commands.formats import TEXT_OR_JSON
 from service.commands.messages import tell
-from service.commands.query import TEXT_OR_JSON
 
 if TYPE_CHECKING:
     from service.study.health import Check

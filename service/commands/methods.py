@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from bitfront.methods import METHODS
-from service.commands.query import TEXT_OR_JSON
+from service.commands.formats import TEXT_OR_JSON
 from service.views.tables import table
 
 _HEADER: Final = ("setting", "value", "source", "what it brought")

@@ -1,5 +1,6 @@
 """Commands that put a stored configuration to work: classify, ask."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING, Final, TypeVar, Unpack
 
 import click
 
-from service.commands.deployment import database_option
+from service.commands.deployment import StudyName, database_option
+from service.commands.formats import TEXT_OR_JSON
 from service.commands.limits import limit_options
 from service.commands.messages import tell
 
@@ -25,7 +27,7 @@ PICTURE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 def configuration_options(command: Command) -> Command:
     """Adds what picks a configuration: a study, and a trial or limits; or a tuned recovery."""
-    study = click.option("--study", help="The study whose results are used.")
+    study = click.option("--study", type=StudyName(), help="The study whose results are used.")
     trial = click.option(
         "--trial", type=click.IntRange(0), help="A trial.  [default: the best within the limits]"
     )
@@ -42,11 +44,13 @@ def configuration_options(command: Command) -> Command:
 @click.option(
     "--top", type=click.IntRange(1), default=3, show_default=True, help="How many classes."
 )
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @configuration_options
 @database_option
 def classify(
     pictures: tuple[Path, ...],
     top: int,
+    form: str,
     study: str | None,
     trial: int | None,
     tuned: Path | None,
@@ -62,6 +66,10 @@ def classify(
     opened = [read_image(path, evaluator.spec.data.background) for path in pictures]
     rows = evaluator.scorer.classify(configuration, opened, top)
     for path, row in zip(pictures, rows, strict=True):
+        if form == "json":
+            shares = [{"class": name, "share": share} for name, share in row]
+            click.echo(json.dumps({"picture": str(path), "classes": shares}))
+            continue
         named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in row)
         click.echo(f"{path}: {named}")
 
@@ -69,11 +77,13 @@ def classify(
 @click.command()
 @click.argument("picture", type=PICTURE)
 @click.argument("question")
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @configuration_options
 @database_option
 def ask(
     picture: Path,
     question: str,
+    form: str,
     study: str | None,
     trial: int | None,
     tuned: Path | None,
@@ -86,7 +96,9 @@ def ask(
     read_image(picture)  # one that cannot be read is told before the model is loaded
     evaluator, configuration = _pick(url, study, trial, tuned, limits)
     opened = read_image(picture, evaluator.spec.data.background)
-    click.echo(evaluator.scorer.answer(configuration, question, opened))
+    answer = evaluator.scorer.answer(configuration, question, opened)
+    content = {"picture": str(picture), "question": question, "answer": answer}
+    click.echo(json.dumps(content) if form == "json" else answer)
 
 
 def _pick(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar, Unpack
 import click
 
 from bitfront.errors import SpecError
-from service.commands.deployment import database_option
+from service.commands.deployment import StudyName, database_option
+from service.commands.formats import TEXT_OR_JSON
 from service.commands.limits import limit_options, ranking_option
 from service.commands.messages import tell
 from service.database_url import command_line
@@ -23,8 +24,6 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 # Everything that takes long to import is imported by the command that needs it: a query
 # answers in well under a second.
-
-TEXT_OR_JSON: Final = click.Choice(["table", "json"])
 
 
 @click.command("list")
@@ -47,7 +46,7 @@ def list_studies(form: str, url: str) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @database_option
 def status(study: str, form: str, url: str) -> None:
@@ -60,7 +59,7 @@ def status(study: str, form: str, url: str) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @database_option
 def watch(study: str, url: str) -> None:
     """Follow STUDY while it runs elsewhere.
@@ -81,7 +80,7 @@ def watch(study: str, url: str) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.option("--follow", "-f", is_flag=True, help="Go on until the study ends.")
 @click.option("--trial", type=click.IntRange(0), help="Only this trial, with its tracebacks.")
 @click.option(
@@ -145,7 +144,7 @@ def _check_scope(study: str | None, model: str | None) -> None:
 
 
 @click.command()
-@click.argument("study", required=False)
+@click.argument("study", type=StudyName(), required=False)
 @_model_option
 @click.option(
     "--format",
@@ -201,7 +200,7 @@ def front(
 
 
 @click.command()
-@click.argument("study", required=False)
+@click.argument("study", type=StudyName(), required=False)
 @_model_option
 @ranking_option
 @limit_options
@@ -234,7 +233,7 @@ def best(
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.argument("trial", type=click.IntRange(0))
 @click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @database_option
@@ -249,8 +248,8 @@ def show(study: str, trial: int, form: str, url: str) -> None:
 
 
 @click.command()
-@click.argument("first", metavar="STUDY")
-@click.argument("second", metavar="OTHER")
+@click.argument("first", type=StudyName(), metavar="STUDY")
+@click.argument("second", type=StudyName(), metavar="OTHER")
 @click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @database_option
 def compare(first: str, second: str, form: str, url: str) -> None:
@@ -263,7 +262,7 @@ def compare(first: str, second: str, form: str, url: str) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -271,14 +270,15 @@ def compare(first: str, second: str, form: str, url: str) -> None:
     help="Folder to write to.  [default: the current one]",
 )
 @click.option("--trial", type=click.IntRange(0), help="Trial whose bits are shown.")
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @database_option
-def plot(study: str, out: Path, trial: int | None, url: str) -> None:
+def plot(study: str, out: Path, trial: int | None, form: str, url: str) -> None:
     """Draw the front and one trial of STUDY as PNG and HTML."""
     from service.api.database import open_database
 
     with open_database(url) as database:
         for path in database.study(study).plot(out, trial=trial):
-            click.echo(path)
+            click.echo(json.dumps({"file": str(path)}) if form == "json" else path)
 
 
 COMMANDS: Final = (list_studies, status, watch, logs, front, best, show, compare, plot)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bitfront.errors import UnusableSpool
-from service.commands.deployment import database_option
+from service.commands.deployment import StudyName, database_option
 from service.commands.messages import tell
 from service.database_url import command_line
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @database_option
 def pause(study: str, url: str) -> None:
     """Let STUDY finish the trials that run, and wait.
@@ -28,7 +28,7 @@ def pause(study: str, url: str) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @database_option
 def stop(study: str, url: str) -> None:
     """Let STUDY finish the trials that run and start no more."""
@@ -38,7 +38,7 @@ def stop(study: str, url: str) -> None:
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @database_option
 def cancel(study: str, url: str) -> None:
     """End STUDY now; complete trials are kept."""
@@ -58,7 +58,7 @@ def _ask(study: str, url: str, ask: Callable[["Study"], bool], consequence: str)
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @database_option
 def delete(study: str, yes: bool, url: str) -> None:

@@ -1,13 +1,16 @@
 """Commands that work on a model: demo, submit, resume, profile."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from bitfront.errors import SpecError
-from service.commands.deployment import address_option, database_option, workers_option
+from service.commands.deployment import StudyName, address_option, database_option, workers_option
+from service.commands.formats import TEXT_OR_JSON
 from service.commands.messages import tell
 from service.database_url import command_line, file_url
 
@@ -45,6 +48,14 @@ trust_option = click.option(
     "--dry-run", is_flag=True, help="Only say what the study would take: time, memory and disk."
 )
 @trust_option
+@click.option(
+    "--format",
+    "form",
+    type=TEXT_OR_JSON,
+    default="table",
+    show_default=True,
+    help="Of what --dry-run prints.",
+)
 @workers_option
 @address_option
 @database_option
@@ -57,6 +68,7 @@ def submit(
     goes_on: bool,
     dry_run: bool,
     trust: bool,
+    form: str,
     workers: int | None,
     address: str | None,
     url: str,
@@ -74,7 +86,7 @@ def submit(
         if address is not None:
             raise SpecError("--dry-run times this machine: leave --address out")
         changes = changes_of(study=study, trials=trials, workers=workers, warm_start=warm_start)
-        _dry_run(job, changes, trust=trust)
+        _dry_run(job, changes, form, trust=trust)
         return
     with open_database(url) as database:
         found = database.submit(
@@ -108,7 +120,7 @@ def validate(job: Path, trust: bool) -> None:
     tell(f"{job} can be submitted")
 
 
-def _dry_run(job: Path, changes: dict[str, object], *, trust: bool) -> None:
+def _dry_run(job: Path, changes: dict[str, object], form: str, *, trust: bool) -> None:
     """Prints what the study would take; nothing is stored."""
     from service.api.jobs import examine
     from service.api.running import check
@@ -123,12 +135,15 @@ def _dry_run(job: Path, changes: dict[str, object], *, trust: bool) -> None:
     spec = examined.sound()
     with reporter_for(messages()) as reporter:
         estimate = dry_run(spec, lambda name: reporter.stage(name, total=None))
+    if form == "json":
+        click.echo(json.dumps(asdict(estimate)))
+        return
     for line in dry_run_lines(estimate, spec):
         click.echo(line)
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.option("--trials", type=click.IntRange(1), help="How many trials in all, from now on.")
 @click.option(
     "--accept-changes", is_flag=True, help="Go on although the model or the data changed."
@@ -168,11 +183,12 @@ def resume(
 @click.command()
 @click.argument("job", type=JOB)
 @click.option("--study", help="Name of the study.  [default: the one in JOB]")
+@click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @workers_option
 @address_option
 @database_option
 def profile(
-    job: Path, study: str | None, workers: int | None, address: str | None, url: str
+    job: Path, study: str | None, form: str, workers: int | None, address: str | None, url: str
 ) -> None:
     """Measure and print the blocks and cells of JOB's model."""
     from service.api.database import open_database
@@ -180,7 +196,7 @@ def profile(
     from service.api.running import check, is_known
     from service.study.check import Depth
     from service.study.driver import profile_model
-    from service.views.profile import profile_table
+    from service.views.profile import option_rows, profile_table
     from service.views.progress import reporter_for
     from workers.observability.logs import messages
 
@@ -193,7 +209,10 @@ def profile(
             profile_model(spec, url, reporter, address)
         store = database.connection.store()
         record, options = store.load_profile(spec.study), store.options(spec.study)
-    if record is not None:
+    if form == "json":
+        for row in option_rows(options):
+            click.echo(json.dumps(row))
+    elif record is not None:
         click.echo(profile_table(record, options))
 
 

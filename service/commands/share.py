@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from bitfront.errors import SpecError
-from service.commands.deployment import DatabaseUrl, database_option
+from service.commands.deployment import DatabaseUrl, StudyName, database_option
 from service.commands.messages import tell
 from service.views.exports import FORMATS
 
@@ -14,7 +14,7 @@ from service.views.exports import FORMATS
 
 
 @click.command()
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.option(
     "--format",
     "form",
@@ -40,7 +40,7 @@ def export(study: str, form: str | None, out: Path | None, url: str) -> None:
 
 
 @click.command("export-optuna")
-@click.argument("study")
+@click.argument("study", type=StudyName())
 @click.argument("target", metavar="OPTUNA.DB", type=DatabaseUrl())
 @database_option
 def export_optuna(study: str, target: str, url: str) -> None:
@@ -49,11 +49,11 @@ def export_optuna(study: str, target: str, url: str) -> None:
     optuna-dashboard and Optuna's other tools open it. Repeat the command to add what is new:
     nothing is ever read back. Optuna takes about half a minute for 1,000 trials of 30 blocks.
     """
+    from service.api.database import open_database
     from service.views.optuna_export import export_study
-    from storage.store import open_store
 
-    with open_store(url, create=False) as store:
-        done = export_study(store, study, target)
+    with open_database(url) as database:
+        done = export_study(database.connection.store(), study, target)
     tell(f"study {study}: {done.added} trials added to {done.known} known")
     if done.partial:
         tell(

@@ -20,7 +20,7 @@ import click
 
 from bitfront.errors import SpecError
 from bitfront.plan import ClassPosition, Configuration, Plan, Recovery, TeacherText
-from service.commands.deployment import address_option, database_option, workers_option
+from service.commands.deployment import StudyName, address_option, database_option, workers_option
 from service.commands.limits import limit_options
 from service.commands.messages import tell
 from service.commands.model import find_configuration
@@ -95,7 +95,7 @@ def _chosen(stored: Recovery | None, given: Mapping[str, object]) -> Recovery:
 
 
 @click.command()
-@click.argument("study", required=False)
+@click.argument("study", type=StudyName(), required=False)
 @click.option("--trial", type=click.IntRange(0), help="A trial of the study.")
 @limit_options
 @click.option(

@@ -34,6 +34,20 @@ def profile_table(profile: "ProfileRecord", options: Sequence["OptionRecord"]) -
     return f"{text}\n\n{cells_table(options)}" if options else text
 
 
+def option_rows(options: Sequence["OptionRecord"]) -> list[dict[str, object]]:
+    """Every option of every block with its cell, under stable names."""
+    return [
+        {
+            "block": record.cell.block,
+            "option": str(record.cell.option),
+            "nbytes": record.cell.nbytes,
+            "error": record.cell.error,
+            "survives": record.survives,
+        }
+        for record in options
+    ]
+
+
 def cells_table(options: Sequence["OptionRecord"]) -> str:
     """How many options each block has and keeps, from the smallest to the most accurate."""
     by_block: dict[str, list[OptionRecord]] = defaultdict(list)

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import jsonschema
 import pytest
 import yaml
@@ -174,7 +175,8 @@ def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_schema_that_is_shipped_is_the_one_that_is_printed() -> None:
-    assert json.loads(SCHEMA_FILE.read_text()) == job_schema()
+    remedy = "bitfront schema > bitfront/job/job.schema.json"
+    assert json.loads(SCHEMA_FILE.read_text()) == job_schema(), remedy
     assert json.loads(run("schema").stdout) == job_schema()
     assert run("schema", "--path").stdout.strip() == str(SCHEMA_FILE)
 
@@ -276,6 +278,40 @@ def test_quiet_leaves_data_and_errors(tmp_path: Path, words: tuple[str, ...]) ->
     assert (quiet.exit_code, quiet.output) == (0, "")
     assert wrong.stderr.startswith("Error: there is no database at ")
     assert "there are no studies yet" in run("list", "--db", database).stderr
+
+
+PRINTS_NO_DATA = {
+    *("demo", "init", "validate", "resume", "pause", "stop", "cancel", "delete", "watch", "tune"),
+    *("schema", "completion", "serve", "export-optuna"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(main.commands.keys() - PRINTS_NO_DATA))
+def test_every_command_that_prints_data_prints_json(name: str) -> None:
+    options = {option.name: option for option in main.commands[name].params}
+
+    form = options["form"].type
+    assert isinstance(form, click.Choice)
+    assert "json" in form.choices
+
+
+def test_a_shell_completes_the_names_of_studies(database: str) -> None:
+    def completed(*words: str) -> list[str]:
+        environment = {
+            "COMP_WORDS": shlex.join(["bitfront", *words]),
+            "COMP_CWORD": str(len(words)),
+            "_BITFRONT_COMPLETE": "bash_complete",
+            "BITFRONT_DB": database,
+        }
+        result = CliRunner().invoke(
+            main, prog_name="bitfront", complete_var="_BITFRONT_COMPLETE", env=environment
+        )
+        return [line.partition(",")[2] for line in result.stdout.split()]
+
+    assert completed("status", "f") == ["first"]
+    assert completed("compare", "first", "") == ["second", "first"]
+    assert completed("show", "none") == []
+    assert "show" in completed("sh")
 
 
 # show, compare
