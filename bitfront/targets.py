@@ -1,7 +1,7 @@
 """Targets: the runtimes that a configuration can be built for, and what each has a kernel for."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
@@ -26,6 +26,7 @@ class DeploymentTarget(StrEnum):
     ANY = "any"
     TORCH = "torch"
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Target:
         name: What a job calls it.
         artefact: What `bitfront build --to` calls that which it loads.
         packages: The Python packages that run it.
+        builders: Those that build for it, beside.
         extra: The extra of bitfront that installs what builds and verifies it; empty for none.
         models: The models that can be built for it, in words.
         formats: What it has kernels for, the fastest first.
@@ -89,6 +91,7 @@ class Target:
     name: DeploymentTarget
     artefact: str
     packages: tuple[str, ...]
+    builders: tuple[str, ...]
     extra: str
     models: str
     formats: tuple[NativeFormat, ...]
@@ -106,9 +109,15 @@ class Target:
     def nearest(self, precision: Precision, ranges: Ranges) -> list[Precision]:
         """Precisions of linear layers near this one that it has kernels for, the nearest first.
 
-        The width of weights is kept; a group or the inputs give way.
+        The width of weights is kept where there is a kernel for it; a group or the inputs give way.
         """
-        return list(dict.fromkeys(self._nearest(precision, ranges)))
+        found = list(dict.fromkeys(self._nearest(precision, ranges)))
+        if found:
+            return found
+        bits = precision.weight_bits
+        widths = sorted(WEIGHT_BITS, key=lambda other: (abs(other - bits), -other))
+        nearest = (self._nearest(replace(precision, weight_bits=other), ranges) for other in widths)
+        return list(dict.fromkeys(next(filter(None, map(list, nearest)), [])))
 
     def _nearest(self, precision: Precision, ranges: Ranges) -> Iterator[Precision]:
         bits, inputs, clip = precision.weight_bits, precision.activation_bits, precision.clip
@@ -143,6 +152,7 @@ TORCH: Final = Target(
     name=DeploymentTarget.TORCH,
     artefact="packed",
     packages=("torch", "safetensors"),
+    builders=(),
     extra="",
     models=_MODELS,
     formats=(
@@ -163,6 +173,7 @@ ONNXRUNTIME: Final = Target(
     name=DeploymentTarget.ONNXRUNTIME,
     artefact="onnx",
     packages=("onnxruntime",),
+    builders=("onnx",),
     extra="onnxruntime",
     models=_MODELS,
     formats=(
@@ -207,7 +218,68 @@ ONNXRUNTIME: Final = Target(
     "standard operators: the same numbers and the same file, but the memory and time of float32",
 )
 
-TARGETS: Final = (TORCH, ONNXRUNTIME)
+_WHOLE_BYTES: Final = (2, 4, 8)
+_TO_BYTES: Final = MappingProxyType(dict.fromkeys(_WHOLE_BYTES, 8))
+
+OPENVINO: Final = Target(
+    name=DeploymentTarget.OPENVINO,
+    artefact="openvino",
+    packages=("openvino",),
+    builders=("onnx",),
+    extra="openvino",
+    models=_MODELS,
+    formats=(
+        NativeFormat(
+            kernel="FullyConnected, packed",
+            kinds=_MULTIPLYING,
+            weight_bits=_WHOLE_BYTES,
+            activation_bits=(16,),
+            ranges=None,
+            group_multiple=4,
+            held_bits=MappingProxyType({}),
+        ),
+        NativeFormat(
+            kernel="FullyConnected, int8",
+            kinds=_MULTIPLYING,
+            weight_bits=_WHOLE_BYTES,
+            activation_bits=_ROUNDED,
+            ranges="static",
+            group_multiple=0,
+            held_bits=MappingProxyType({"symmetric": _TO_BYTES}),
+        ),
+        NativeFormat(
+            kernel="Gather",
+            kinds=frozenset({LayerKind.EMBEDDING}),
+            weight_bits=_WHOLE_BYTES,
+            activation_bits=ACTIVATION_BITS,
+            ranges=None,
+            group_multiple=4,
+            held_bits=MappingProxyType({}),
+        ),
+        NativeFormat(
+            kernel="FullyConnected, float32",
+            kinds=frozenset(LayerKind),
+            weight_bits=(16,),
+            activation_bits=ACTIVATION_BITS,
+            ranges="static",
+            group_multiple=1,
+            held_bits=_UNPACKED,
+        ),
+    ),
+    rest="codes of 3, 5 and 6 bits lie in 4 and 8 bits, also in the file; other rounded inputs, and "
+    "those beside zero points of weights, are rounded as in the trial and multiplied in float32",
+)
+
+TARGETS: Final = (TORCH, ONNXRUNTIME, OPENVINO)
+
+
+def target_of(artefact: str) -> Target:
+    """The target that loads an artefact of a kind.
+
+    Raises:
+        KeyError: No target does.
+    """
+    return {target.artefact: target for target in TARGETS}[artefact]
 
 
 def target_named(name: DeploymentTarget) -> Target | None:

@@ -50,6 +50,12 @@ def _way_out(spec: JobSpec, target: Target, precision: Precision) -> tuple[Place
             f"{target.name} has no kernel for {precision} with dynamic ranges of inputs: write "
             f"static, or search {names}",
         )
+    if all(one.weight_bits != precision.weight_bits for one in near):
+        return ("space", "weight_bits"), _nearest_text(target, precision, names)
     same_inputs = [one for one in near if one.activation_bits == precision.activation_bits]
     place = ("space", "groups" if same_inputs else "activation_bits")
-    return place, f"{target.name} has no kernel for {precision}: the nearest that it has is {names}"
+    return place, _nearest_text(target, precision, names)
+
+
+def _nearest_text(target: Target, precision: Precision, names: str) -> str:
+    return f"{target.name} has no kernel for {precision}: the nearest that it has is {names}"

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["packed", "onnx"]),
+    type=click.Choice(["packed", "onnx", "openvino"]),
     default="packed",
     show_default=True,
     help="What to build: packed is a checkpoint with its own loader, for torch; onnx is models "
-    "for ONNX Runtime. 'bitfront targets' says more.",
+    "for ONNX Runtime, openvino the same for OpenVINO. 'bitfront targets' says more.",
 )
 @click.option(
     "--accuracy-level",

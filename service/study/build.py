@@ -16,7 +16,7 @@ from bitfront.errors import FailedBuild, SpecError
 from bitfront.failpoints import failpoint
 from bitfront.files import file_digest, sync_folder
 from bitfront.plan import Configuration
-from bitfront.targets import ONNXRUNTIME
+from bitfront.targets import target_of
 from bitfront.trial import Trial, TrialState
 from objectives.evaluation.card import write_card
 from objectives.evaluation.evaluator import Evaluator
@@ -32,7 +32,6 @@ PACKED, ONNX = "packed", "onnx"
 Writer = Callable[[Evaluator, Configuration, Path, Mapping[str, object]], dict[str, object]]
 """What writes an artefact's files into a folder, and gives the card."""
 
-_ONNX_PACKAGES = ("onnx", *ONNXRUNTIME.packages)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)\.partial")
 
 
@@ -82,17 +81,30 @@ def writer(target: str, accuracy_level: int) -> Writer:
     Raises:
         SpecError: A package that this takes is not installed.
     """
-    if target == PACKED:
-        return write_packed
-    missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
+    runtime = target_of(target)
+    needed = (*runtime.builders, *runtime.packages)
+    missing = [package for package in needed if not _is_installed(package)]
     if missing:
         raise SpecError(
-            f"--to {target} needs {' and '.join(missing)}: "
-            f"'pip install bitfront[{ONNXRUNTIME.extra}]'"
+            f"--to {target} needs {' and '.join(missing)}: 'pip install bitfront[{runtime.extra}]'"
         )
-    from objectives.evaluation.onnx_models import write_onnx  # only then can it be imported
+    # Only then can these be imported.
+    if target == PACKED:
+        return write_packed
+    if target == ONNX:
+        from objectives.evaluation.onnx_models import write_onnx
 
-    return partial(write_onnx, accuracy_level=accuracy_level)
+        return partial(write_onnx, accuracy_level=accuracy_level)
+    from objectives.evaluation.openvino_models import write_openvino
+
+    return write_openvino
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # what is None in sys.modules has no specification
+        return False
 
 
 def build_artefact(

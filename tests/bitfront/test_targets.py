@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
-from bitfront.targets import ONNXRUNTIME, TARGETS, TORCH, DeploymentTarget, Ranges
+from bitfront.targets import ONNXRUNTIME, OPENVINO, TARGETS, TORCH, DeploymentTarget, Ranges
 
 KINDS = st.sampled_from(LayerKind)
 PRECISIONS = st.builds(
@@ -40,8 +40,10 @@ def test_what_is_near_has_a_kernel_and_the_same_width(precision: Precision, rang
 
         assert near
         assert len(set(near)) == len(near)
+        widths = {bits for form in target.formats for bits in form.weight_bits}
         for found in near:
-            assert found.weight_bits == precision.weight_bits
+            kept = found.weight_bits == precision.weight_bits
+            assert kept or precision.weight_bits not in widths
             assert target.native(LayerKind.LINEAR, found, ranges) is not None
         if target.native(LayerKind.LINEAR, precision, ranges) is not None:
             assert near[0] == precision
@@ -64,6 +66,30 @@ def test_onnxruntime_has_a_kernel_or_none(text: str, ranges: Ranges, kernel: str
     found = ONNXRUNTIME.native(LayerKind.LINEAR, Precision.parse(text), ranges)
 
     assert (None if found is None else found.kernel) == kernel
+
+
+@pytest.mark.parametrize(
+    ("text", "ranges", "kernel"),
+    [
+        ("w4a16g32", STATIC, "FullyConnected, packed"),
+        ("w8a8", STATIC, "FullyConnected, int8"),
+        ("w8a8g32", STATIC, None),
+        ("w4a16g6", STATIC, None),
+        ("w3a16", STATIC, None),
+        ("w8a8", DYNAMIC, None),
+        ("w16a16", STATIC, "FullyConnected, float32"),
+    ],
+)
+def test_openvino_has_a_kernel_or_none(text: str, ranges: Ranges, kernel: str | None) -> None:
+    found = OPENVINO.native(LayerKind.LINEAR, Precision.parse(text), ranges)
+
+    assert (None if found is None else found.kernel) == kernel
+
+
+def test_a_width_without_a_kernel_gives_way() -> None:
+    near = OPENVINO.nearest(Precision.parse("w5a16g32"), STATIC)
+
+    assert list(map(str, near)) == ["w4a16g32", "w4a16"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Rounding a layer's input in a graph, exactly as a trial did: with standard operators."""
 
+from collections.abc import Callable
+
 import numpy as np
 from onnx import TensorProto
 
@@ -11,7 +13,22 @@ from bitfront.quant.grid import LARGEST_SCALE, SMALLEST_SCALE
 _HALF_STEP = 2.0**-11 * (1 + 2.0**-10)  # a little more than half of float16's spacing, relatively
 
 
-def rounded_input(graph: Graph, layer: PackedLayer, inputs: str, axes: tuple[int, ...]) -> str:
+Float16 = Callable[[Graph, str], str]
+"""Rounds float32 to the nearest float16, and back."""
+
+
+def cast_through_float16(graph: Graph, value: str) -> str:
+    """The nearest float16, by casts."""
+    return graph.cast(graph.cast(value, TensorProto.FLOAT16), TensorProto.FLOAT)
+
+
+def rounded_input(
+    graph: Graph,
+    layer: PackedLayer,
+    inputs: str,
+    axes: tuple[int, ...],
+    float16: Float16 = cast_through_float16,
+) -> str:
     """The layer's input on its levels.
 
     Args:
@@ -19,12 +36,13 @@ def rounded_input(graph: Graph, layer: PackedLayer, inputs: str, axes: tuple[int
         layer: The layer.
         inputs: Its input.
         axes: The dimensions that share a dynamic range.
+        float16: How the runtime rounds to float16.
     """
     if layer.activation_bits > BYTE:
         return inputs
     if "input_scale" in layer.tensors:
         return _static(graph, layer, inputs)
-    return _dynamic(graph, layer.activation_bits, inputs, axes)
+    return _dynamic(graph, layer.activation_bits, inputs, axes, float16)
 
 
 def _static(graph: Graph, layer: PackedLayer, inputs: str) -> str:
@@ -40,7 +58,7 @@ def _static(graph: Graph, layer: PackedLayer, inputs: str) -> str:
     return graph.add("DequantizeLinear", codes, scale, zero)
 
 
-def _dynamic(graph: Graph, bits: int, inputs: str, axes: tuple[int, ...]) -> str:
+def _dynamic(graph: Graph, bits: int, inputs: str, axes: tuple[int, ...], float16: Float16) -> str:
     """`scale * round(x / scale)` within the range, as `bitfront.quant.inputs` has it."""
     top = 2**bits - 1
     limit, nothing = LARGEST_SCALE * top, graph.number(0)
@@ -49,7 +67,7 @@ def _dynamic(graph: Graph, bits: int, inputs: str, axes: tuple[int, ...]) -> str
     down = graph.add("Neg", graph.add("Clip", low, graph.number(-limit), nothing))
     up = graph.add("Clip", high, nothing, graph.number(limit))
     span = graph.add("Div", graph.add("Add", down, up), graph.number(top))
-    scale = _covering_scale(graph, span)
+    scale = _covering_scale(graph, span, float16)
     zero = graph.add("Round", graph.add("Div", down, graph.add("Max", scale, span)))
     multiples = graph.add("Round", graph.add("Div", inputs, scale))
     multiples = graph.add("Max", multiples, graph.add("Neg", zero))
@@ -57,18 +75,14 @@ def _dynamic(graph: Graph, bits: int, inputs: str, axes: tuple[int, ...]) -> str
     return graph.add("Mul", multiples, scale)
 
 
-def _covering_scale(graph: Graph, span: str) -> str:
+def _covering_scale(graph: Graph, span: str, float16: Float16) -> str:
     """The smallest float16 scale that is not below a span, as `covering_scale` finds it."""
     wanted = graph.add("Clip", span, graph.number(SMALLEST_SCALE), graph.number(LARGEST_SCALE))
-    nearest = _through_float16(graph, wanted)
+    nearest = float16(graph, wanted)
     larger = graph.add("Mul", nearest, graph.number(1 + _HALF_STEP))
     following = graph.add(
         "Max",
-        _through_float16(graph, larger),
+        float16(graph, larger),
         graph.add("Add", nearest, graph.number(SMALLEST_SCALE)),
     )
     return graph.add("Where", graph.add("Less", nearest, wanted), following, nearest)
-
-
-def _through_float16(graph: Graph, value: str) -> str:
-    return graph.cast(graph.cast(value, TensorProto.FLOAT16), TensorProto.FLOAT)

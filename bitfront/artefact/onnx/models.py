@@ -65,6 +65,12 @@ class Parts(ABC):
         return features if adapter is None else adapter.features(graph, features)
 
     @property
+    def weights(self) -> list[PackedLayer]:
+        """Every layer, once: the products and the embedding."""
+        known = {layer.name: layer for layer in (*self.layers.values(), *self.products)}
+        return list(known.values())
+
+    @property
     def products(self) -> list[PackedLayer]:
         """Every layer that multiplies an input."""
         adapter = self.image_adapter()

@@ -94,11 +94,13 @@ def _in_openvino(path: Path, threads: int) -> Graph:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = core.compile_model(path, "CPU", settings)
     request = compiled.create_infer_request()
-    names = [output.get_any_name() for output in compiled.outputs]
+    names = [output.names for output in compiled.outputs]
 
     def run(given: dict[str, Array]) -> dict[str, Array]:
         request.infer(given, share_inputs=True)
-        return {name: np.array(request.get_tensor(name).data) for name in names}
+        outputs = [np.array(tensor.data) for tensor in request.output_tensors]
+        pairs = zip(names, outputs, strict=True)
+        return {name: output for known, output in pairs for name in known}
 
     return run
 

@@ -42,12 +42,17 @@ ADDITIONS = {
     ),
     "an unknown runtime": (
         "target: gguf",
-        "line 6: target: 'gguf' is not possible: write any, torch or onnxruntime",
+        "line 6: target: 'gguf' is not possible: write any, torch, onnxruntime or openvino",
     ),
     "a group that the runtime has no kernel for": (
         "target: onnxruntime\nspace:\n  groups: [32]",
         "line 8: space.groups: onnxruntime has no kernel for w2a8g32: the nearest that it has is "
         "w2a8 or w2a16g32 or w2a16, or leave target out",
+    ),
+    "a width that the runtime has no kernel for": (
+        "target: openvino\nspace:\n  weight_bits: [3]",
+        "line 8: space.weight_bits: openvino has no kernel for w3a8: the nearest that it has is "
+        "w4a8 or w4a16 or w4a16g16, or leave target out",
     ),
     "ranges that the runtime has no kernel for": (
         "target: onnxruntime\nquantizer:\n  activations: dynamic",

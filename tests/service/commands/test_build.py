@@ -212,16 +212,31 @@ def test_what_cannot_be_exported_leaves_nothing(database: Path, tmp_path: Path) 
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(("target", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
 def test_a_runtime_that_is_not_installed_is_told_before_anything_is_loaded(
-    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, package: str, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
-    arguments = ("--trial", "0", "--to", "onnx", "--out", str(tmp_path / "model"))
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    arguments = ("--trial", "0", "--to", target, "--out", str(tmp_path / "model"))
 
     result = run(database, "build", CLIP, *arguments)
 
     assert result.exit_code == 2
-    assert "needs onnxruntime: 'pip install bitfront[onnxruntime]'" in result.stderr
+    assert f"needs {package}: 'pip install bitfront[{package}]'" in result.stderr
+
+
+def test_a_model_for_openvino_is_verified_there_and_recorded(
+    database: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+
+    result = run(database, "build", LLAVA, "--trial", "0", "--to", "openvino", "--out", str(out))
+
+    assert result.exit_code == 0, result.stderr
+    assert "It needs openvino, numpy, pillow." in result.stdout
+    assert re.search(r"writing +[0-9.]+ ms a token at batch 1", result.stdout)
+    (found,) = [known for known in listed(database, LLAVA) if known["path"] == str(out)]
+    assert (found["target"], found["state"]) == ("openvino", "whole")
 
 
 ALONE = """

@@ -241,7 +241,7 @@ def test_best_prints_the_whole_configuration(database: Path) -> None:
         "bits/weight  3.80\n"
         "recovery     a prompt of 4 vectors, an adapter of width/4 in 8 bits, blend 0.2, "
         "distillation 1, 100 steps\n"
-        "targets      torch (--to packed), onnxruntime (--to onnx)\n"
+        "targets      torch (--to packed), onnxruntime (--to onnx), openvino (--to openvino)\n"
         "\n"
         "precision of each layer\n"
         "vision\n"

@@ -58,9 +58,12 @@ def test_the_best_configuration_says_what_it_can_be_built_for(tmp_path: Path) ->
     text = CliRunner().invoke(main, ["best", "clip", "--db", url])
     row = CliRunner().invoke(main, ["best", "clip", "--format", "json", "--db", url])
 
-    said = "torch (--to packed), onnxruntime (--to onnx; no kernel for 1 of 2 layers)"
+    said = (
+        "torch (--to packed), onnxruntime (--to onnx; no kernel for 1 of 2 layers), openvino (--to "
+        "openvino; no kernel for 1 of 2 layers)"
+    )
     assert said in text.stdout, text.stderr
-    assert json.loads(row.stdout)["targets"] == {"torch": 0, "onnxruntime": 1}
+    assert json.loads(row.stdout)["targets"] == {"torch": 0, "onnxruntime": 1, "openvino": 1}
 
 
 def test_a_model_that_a_target_does_not_take_is_refused_in_a_sentence() -> None:

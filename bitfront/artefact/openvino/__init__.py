@@ -1,0 +1,1 @@
+"""OpenVINO: a configuration as its intermediate representation, with packed weights."""

@@ -1,0 +1,108 @@
+"""A product in OpenVINO is that of the loader which travels with a packed checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bitfront.artefact.onnx.codes import PackedLayer
+from bitfront.artefact.onnx.graph import Graph
+from bitfront.artefact.openvino.kernels import OpenVinoKernels, by_input
+from bitfront.artefact.openvino.representation import write_representation
+from bitfront.artefact.openvino.told import Form, form_of
+from bitfront.artefact.runtime.exported_model import open_graph
+from bitfront.precision import Precision
+from tests.bitfront.artefact.test_onnx_products import (
+    ROWS,
+    WIDTHS,
+    expected,
+    normal,
+    packed,
+    unpacked,
+)
+
+KERNELS = OpenVinoKernels()
+
+
+def run(graph: Graph, layer: PackedLayer, given: Tensor, folder: Path) -> Tensor:
+    write_representation(graph.model({}), by_input([layer]), folder / "model.xml")
+    found = open_graph(folder, "model", threads=1)({"x": given.numpy()})
+    return torch.from_numpy(found["y"])
+
+
+def multiplied(layer: PackedLayer, inputs: Tensor, folder: Path) -> Tensor:
+    graph = Graph()
+    x = graph.input("x", (*("abc"[: inputs.ndim - 1]), layer.columns))
+    y = KERNELS.product(graph, layer, x, ("bias", torch.arange(layer.rows).half()))
+    graph.output(y, "y", (*("abc"[: inputs.ndim - 1]), layer.rows))
+    return run(graph, layer, inputs, folder)
+
+
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize(("columns", "group"), [(63, 0), (64, 24), (150, 32), (63, 5)])
+@pytest.mark.parametrize("bits", [*WIDTHS, 16])
+def test_every_weight_is_multiplied_as_it_was_measured(
+    bits: int, columns: int, group: int, scheme: str, tmp_path: Path
+) -> None:
+    layer = packed(normal(ROWS, columns), Precision(bits, 16, group), scheme)
+    inputs = normal(2, 3, columns, seed=1)
+
+    found = multiplied(layer, inputs, tmp_path)
+
+    assert torch.allclose(found, expected(layer, inputs), atol=1e-4)
+
+
+@pytest.mark.parametrize("ranges", [(-1.5, 2.0), (0.0, 3.0), None])
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize(("bits", "inputs", "group"), [(2, 4, 0), (5, 6, 0), (8, 8, 0), (4, 8, 16)])
+def test_every_input_is_rounded_as_it_was_measured(
+    bits: int,
+    inputs: int,
+    group: int,
+    scheme: str,
+    ranges: tuple[float, float] | None,
+    tmp_path: Path,
+) -> None:
+    layer = packed(normal(ROWS, 40), Precision(bits, inputs, group), scheme, ranges)
+    given = 2 * normal(5, 40, seed=2)
+
+    differences = (multiplied(layer, given, tmp_path) - expected(layer, given)).abs()
+
+    assert float(differences.median()) < 1e-5
+    assert float(differences.max()) < 0.5
+
+
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize("group", [0, 5, 16])
+@pytest.mark.parametrize("bits", [*WIDTHS, 16])
+def test_an_embedding_looks_up_the_measured_rows(
+    bits: int, group: int, scheme: str, tmp_path: Path
+) -> None:
+    layer = packed(normal(11, 23), Precision(bits, 16, group), scheme)
+    tokens = torch.tensor([[0, 10, 3], [3, 3, 7]])
+    graph = Graph()
+    graph.output(KERNELS.rows(graph, layer, graph.input("x", ("n", 3), 7)), "y", ("n", 3, 23))
+
+    found = run(graph, layer, tokens, tmp_path)
+
+    assert torch.allclose(found, nn.functional.embedding(tokens, unpacked(layer)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "static", "form"),
+    [
+        ("w4a16g24", "asymmetric", False, Form.PACKED),
+        ("w4a8", "symmetric", True, Form.INTEGERS),
+        ("w4a8", "asymmetric", True, Form.PACKED),
+        ("w8a8", "symmetric", False, Form.PACKED),
+        ("w16a8", "symmetric", True, Form.FLOATS),
+    ],
+)
+def test_a_product_has_the_form_that_openvino_gives_it(
+    text: str, scheme: str, static: bool, form: Form
+) -> None:
+    ranges = (-1.0, 1.0) if static else None
+    layer = packed(normal(ROWS, 64), Precision.parse(text), scheme, ranges)
+
+    assert form_of(layer) is form
