@@ -1,4 +1,4 @@
-.PHONY: all setup demo check test test-all chaos format lint types imports quick reference wheel browser
+.PHONY: all setup demo check test test-all test-runtimes chaos format lint types imports quick reference wheel browser
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -36,6 +36,10 @@ browser:
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not gpu"
+
+# What runs exported models in their runtimes; 'make test' runs it too.
+test-runtimes: $(STAMP)
+	$(PYTEST) -m "runtime and not slow"
 
 test-all: $(STAMP)
 	$(PYTEST)

@@ -266,8 +266,8 @@ OPENVINO: Final = Target(
             held_bits=_UNPACKED,
         ),
     ),
-    rest="codes of 3, 5 and 6 bits lie in 4 and 8 bits, also in the file; other rounded inputs, and "
-    "those beside zero points of weights, are rounded as in the trial and multiplied in float32",
+    rest="codes of 3, 5 and 6 bits lie in 4 and 8 bits, also in the file; other rounded inputs, "
+    "and those beside zero points, are rounded as in the trial and multiplied in float32",
 )
 
 TARGETS: Final = (TORCH, ONNXRUNTIME, OPENVINO)

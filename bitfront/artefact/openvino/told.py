@@ -70,8 +70,8 @@ def changes(layers: Sequence[PackedLayer]) -> list[str]:
     if wider:
         further = sum(_container_nbytes(layer) - layer.tensors["codes"].nbytes for layer in wider)
         found.append(
-            f"the codes of {len(wider)} layers lie in 4 or 8 bits, for OpenVINO has 2, 4 and 8, and "
-            f"groups of whole bytes: the files take {size_text(further)} more than the trial; "
+            f"the codes of {len(wider)} layers lie in 4 or 8 bits, for OpenVINO has 2, 4 and 8, "
+            f"and groups of whole bytes: the files take {size_text(further)} more than the trial; "
             "space.weight_bits: [2, 4, 8] and groups of multiples of 4 avoid it"
         )
     zeros = sum(

@@ -18,6 +18,8 @@ from bitfront.quant.inputs import input_grid
 from bitfront.quant.packing import packed_weight
 from bitfront.spec import QuantizerSpec
 
+pytestmark = pytest.mark.runtime
+
 WIDTHS = (2, 3, 4, 5, 6, 8)
 ROWS = 6
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from bitfront.artefact.onnx.graph import Graph
 from bitfront.artefact.onnx.unpacking import Container, contained
 
+pytestmark = pytest.mark.runtime
+
 CONTAINERS = [
     Container(bits, width)
     for width in (2, 4, 8)

@@ -22,6 +22,8 @@ from tests.bitfront.artefact.test_onnx_products import (
     unpacked,
 )
 
+pytestmark = pytest.mark.runtime
+
 KERNELS = OpenVinoKernels()
 
 

@@ -27,6 +27,8 @@ from objectives.evaluation.verification import Runner
 from tests.support.artefacts import evaluator, llava_folder, random_configuration
 from tests.support.llava_models import Build
 
+pytestmark = pytest.mark.runtime
+
 RECOVERY = Recovery(context_length=3, reduction=4, steps=2, adapter_bits=8)
 
 

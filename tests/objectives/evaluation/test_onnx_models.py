@@ -24,6 +24,8 @@ from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.onnx_models import write_onnx
 from tests.support.artefacts import evaluator, open_clip_folder, random_configuration
 
+pytestmark = pytest.mark.runtime
+
 
 def run(folder: Path, name: str, output: str, given: dict[str, Tensor]) -> Tensor:
     session = onnxruntime.InferenceSession(folder / name, providers=["CPUExecutionProvider"])

@@ -16,6 +16,8 @@ from objectives.evaluation.openvino_models import write_openvino
 from objectives.evaluation.verification import Runner, verify
 from tests.support.artefacts import evaluator, random_configuration
 
+pytestmark = pytest.mark.runtime
+
 RECOVERY = Recovery(context_length=3, reduction=4, steps=2, adapter_bits=8)
 
 

@@ -22,6 +22,8 @@ from service.cli import main
 from storage.store import Store, open_store
 from tests.support.store_samples import complete, fail, job
 
+pytestmark = pytest.mark.runtime
+
 SAMPLES = {"calibration": 16, "tuning": 16, "selection": 40, "test": 4}
 DATA = {"source": "reference", "samples": SAMPLES}
 PRECISIONS = {0: Precision(4, 8), 1: Precision(3, 16, 32)}
