@@ -10,22 +10,16 @@ Elsewhere, a line every few seconds or every tenth of the work::
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from bitfront.units import duration_text, percent_text
+from bitfront.units import percent_text
+from service.views.notebook import NotebookReporter, is_notebook
+from service.views.stage import Clock, Stage, hypervolume_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
-
-Clock = Callable[[], float]
-
-# A pace is told by so many units after the first, over so many seconds.
-_LEAST_UNITS = 3
-_LEAST_S = 1.0
 
 
 class Reporter(Protocol):
@@ -63,51 +57,6 @@ class Reporter(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Stage:
-    """A stage's name, its units of work, and how fast they went since the first of them."""
-
-    name: str
-    total: int | None
-    clock: Clock
-    done: int = 0
-    figures: str = ""
-    _known: int | None = None
-    _first: tuple[int, float] | None = None
-
-    def reach(self, done: int, total: int | None = None) -> None:
-        self.done = done
-        self.total = total or self.total
-        if self._known is None:  # what an earlier run did says nothing about this one's pace
-            self._known = done
-        elif self._first is None and done > self._known:
-            # Nor does the first unit: it waited until a worker had loaded the model.
-            self._first = (done, self.clock())
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds until the end at the pace so far; None until a few units tell a pace."""
-        if self._first is None or self.total is None:
-            return None
-        units, seconds = self.done - self._first[0], self.clock() - self._first[1]
-        if units < _LEAST_UNITS or seconds < _LEAST_S:
-            return None
-        return seconds / units * (self.total - self.done)
-
-    @property
-    def left(self) -> str:
-        seconds = self.left_s
-        return "" if seconds is None or self.done == self.total else _left_text(seconds)
-
-
-def _left_text(seconds: float) -> str:
-    return f"{duration_text(seconds)} left"
-
-
-def _hypervolume_text(hypervolume: float) -> str:
-    return f"{hypervolume:,.0f}" if hypervolume >= 1000 else f"{hypervolume:.4f}"
-
-
 class PlainReporter:
     """A line every `every_s` seconds or every tenth of a stage, for logs and pipes."""
 
@@ -117,7 +66,7 @@ class PlainReporter:
         self._stream = stream
         self._every_s = every_s
         self._clock = clock
-        self._stage = _Stage("", None, clock)
+        self._stage = Stage("", None, clock)
         self._shown_s = 0.0
         self._shown_done = 0
 
@@ -134,7 +83,7 @@ class PlainReporter:
 
     def stage(self, name: str, total: int | None) -> None:
         """Says that the stage begins."""
-        self._stage = _Stage(name, total, self._clock)
+        self._stage = Stage(name, total, self._clock)
         self._show(name if total is None else f"{name}: {total} to do")
 
     def advance(self, n: int = 1) -> None:
@@ -149,7 +98,7 @@ class PlainReporter:
         best = (
             "" if best_error is None else f", best error at the budget {percent_text(best_error)}"
         )
-        self._stage.figures = f"{best}, hypervolume {_hypervolume_text(hypervolume)}, front {front}"
+        self._stage.figures = f"{best}, hypervolume {hypervolume_text(hypervolume)}, front {front}"
         self._stage.reach(done, total)
         self._show_if_due()
 
@@ -189,7 +138,7 @@ class RichReporter:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._clock = clock
-        self._stage = _Stage("", None, clock)
+        self._stage = Stage("", None, clock)
         self._task: TaskID | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -218,7 +167,7 @@ class RichReporter:
     def stage(self, name: str, total: int | None) -> None:
         """Adds a bar for the stage."""
         self._finish_stage(reached=True)
-        self._stage = _Stage(name, total, self._clock)
+        self._stage = Stage(name, total, self._clock)
         self._task = self._progress.add_task(name, total=total, count="", figures="", left="")
         self._refresh()
 
@@ -232,7 +181,7 @@ class RichReporter:
     ) -> None:
         """Moves the bar, with the figures beside it."""
         best = "" if best_error is None else f"error [bold]{percent_text(best_error)}[/bold]  "
-        self._stage.figures = f"{best}hypervolume {_hypervolume_text(hypervolume)}  front {front}"
+        self._stage.figures = f"{best}hypervolume {hypervolume_text(hypervolume)}  front {front}"
         self._stage.reach(done, total)
         self._refresh()
 
@@ -271,7 +220,9 @@ class RichReporter:
 
 
 def reporter_for(stream: TextIO) -> Reporter:
-    """A bar if the stream is a terminal, plain lines otherwise."""
+    """A bar in a notebook or if the stream is a terminal, plain lines otherwise."""
+    if is_notebook():
+        return NotebookReporter()
     if not stream.isatty():
         return PlainReporter(stream)
     from rich.console import Console

@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 import bitfront as bf
+from bitfront.spec import StopSpec
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "python.md"
 EXAMPLES = doctest.ELLIPSIS
@@ -69,14 +70,15 @@ def test_a_front_draws_itself(study: bf.Study) -> None:
     assert study.front().png().startswith(b"\x89PNG")
 
 
-def test_a_study_in_the_background_outlives_the_call(study: bf.Study) -> None:
-    before = study.status.finished
+def test_a_study_in_the_background_outlives_the_call(folder: Path, study: bf.Study) -> None:
+    few = study.spec.model_copy(update={"stop": StopSpec(trials=3)})
 
-    study.resume(trials=before + 1, wait=False)
+    with bf.open(folder / "digits.db") as db:
+        behind = db.submit(few, study="behind", wait=False)
 
-    assert study.record.owner is not None
-    assert study.wait().status.finished == before + 1
-    assert str(study.state) == "complete"
+        assert behind.record.owner is not None
+        assert str(behind.wait().state) == "complete"
+        assert behind.status.finished == 3
 
 
 def test_what_a_background_driver_refuses_is_told_here(folder: Path) -> None:
