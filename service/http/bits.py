@@ -13,12 +13,14 @@ class BitsTable:
 
     Attributes:
         tower: Its name.
+        prefix: What the names of all blocks begin with.
         modules: The names of the columns.
-        rows: Each block's name with a precision for each module; None where it has none.
+        rows: The rest of each block's name, and a precision for each module that it has.
         singles: The layers outside of blocks, by name.
     """
 
     tower: str
+    prefix: str
     modules: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Precision | None, ...]], ...]
     singles: tuple[tuple[str, Precision], ...]
@@ -32,7 +34,7 @@ def bits_tables(layers: Sequence[Layer], plan: Mapping[str, Precision]) -> list[
         plan: The precision of each layer.
     """
     if not layers:
-        return [BitsTable("layers", (), (), tuple(plan.items()))]
+        return [BitsTable("layers", "", (), (), tuple(plan.items()))]
     return [
         _table(tower, [layer for layer in layers if layer.tower == tower], plan)
         for tower in dict.fromkeys(layer.tower for layer in layers)
@@ -52,10 +54,23 @@ def _table(tower: str, layers: Sequence[Layer], plan: Mapping[str, Precision]) -
         else:
             singles.append((_short(layer.name), precision))
     modules = tuple(dict.fromkeys(module for found in scopes.values() for module in found))
+    prefix = _prefix(list(scopes))
     rows = [
-        (scope, tuple(found.get(module) for module in modules)) for scope, found in scopes.items()
+        (scope.removeprefix(prefix), tuple(found.get(module) for module in modules))
+        for scope, found in scopes.items()
     ]
-    return BitsTable(str(tower), modules, tuple(rows), tuple(singles))
+    return BitsTable(str(tower), prefix, modules, tuple(rows), tuple(singles))
+
+
+def _prefix(names: Sequence[str]) -> str:
+    """What several dotted names begin with; nothing where there is only one."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared: list[str] = []
+    for level in zip(*parts, strict=False):
+        if len(names) < 2 or len(set(level)) > 1:
+            break
+        shared.append(f"{level[0]}.")
+    return "".join(shared)
 
 
 def _short(name: str) -> str:

@@ -99,25 +99,23 @@ export function frontPicture(points, { axis = "nbytes", intervals = true, marked
     data.push(markers("chosen", [chosen], axis, scale, { color: "rgba(0,0,0,0)", size: 18, line: { color: colour("c-mark"), width: 2.5 } }, false));
   }
   const shapes = [];
-  const annotations = [];
   if (full) {
-    const line = { color: colour("c-full"), width: 1.2, dash: "dash" };
-    shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: full.values.error, y1: full.values.error, line });
     if (full.low != null && intervals) {
       shapes.push({ type: "rect", xref: "paper", x0: 0, x1: 1, y0: full.low, y1: full.high, fillcolor: colour("c-full"), opacity: 0.06, line: { width: 0 }, layer: "below" });
     }
     const test = full.test_error == null ? "" : `, test ${percent(full.test_error)}`;
-    annotations.push({
-      text: `full precision ${percent(full.values.error)}${test}`,
-      xref: "paper", x: 1, xanchor: "right", y: full.values.error, yanchor: "bottom", showarrow: false,
-      bgcolor: colour("paper"), opacity: 0.85, borderpad: 1, font: { size: 11.5, color: colour("quiet") },
+    const smallest = Math.min(...quantized.map((point) => point.values[axis]), widest);
+    data.unshift({
+      name: `full precision: ${percent(full.values.error)}${test}`,
+      x: [smallest / scale, widest / scale], y: [full.values.error, full.values.error],
+      mode: "lines", line: { color: colour("c-full"), width: 1.2, dash: "dash" }, hoverinfo: "skip",
     });
   }
   const tops = quantized.flatMap((point) => [point.values.error, point.on_front && intervals ? point.high ?? 0 : 0]);
   return {
     data,
     layout: {
-      shapes, annotations, hovermode: "closest",
+      shapes, hovermode: "closest",
       xaxis: { title: unit ? `${LABELS[axis]} (${unit})` : LABELS[axis] },
       yaxis: { title: "error (1 − accuracy)", tickformat: ".0%", range: [0, 1.06 * Math.max(...tops, full?.high ?? 0, 0.01)] },
     },

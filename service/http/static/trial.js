@@ -23,7 +23,7 @@ document.querySelector("[data-bits-png]").addEventListener("click", () => {
   context.scale(scale, scale);
   context.fillStyle = colour("paper");
   context.fillRect(0, 0, canvas.width, canvas.height);
-  for (const element of place.querySelectorAll("h4, dt, th, .cell, td.none")) {
+  for (const element of place.querySelectorAll("h4, dt, th, .prefix, .cell, td.none")) {
     const box = element.getBoundingClientRect();
     const look = getComputedStyle(element);
     const [x, y] = [box.x - origin.x + 12, box.y - origin.y + 12];
