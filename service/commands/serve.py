@@ -30,7 +30,8 @@ def serve(host: str, port: int, names: tuple[str, ...], address: str | None, url
     other machines reach it, whoever asks must know the token in BITFRONT_TOKEN.
     """
     from service.http.server import run_server
-    from service.http.settings import TOKEN_VARIABLE, checked_settings
+    from service.http.settings import checked_settings
+    from service.study.background import TOKEN_VARIABLE
     from storage.store import open_store
 
     token = os.environ.get(TOKEN_VARIABLE)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from bitfront.errors import SpecError
+from service.study.background import TOKEN_VARIABLE
 
-TOKEN_VARIABLE: Final = "BITFRONT_TOKEN"
 BODY_NBYTES: Final = 2**20
 """The largest body of a request."""
 SHORTEST_TOKEN: Final = 16

@@ -11,7 +11,10 @@ from platformdirs import user_state_path
 
 from bitfront.spec import JobSpec
 from service.database_url import VARIABLE
-from service.study.submission import await_start
+from service.study.submission import await_start, is_cluster, refused
+
+TOKEN_VARIABLE = "BITFRONT_TOKEN"
+"""Holds what every request to `bitfront serve` has to show."""
 
 
 class LocalDriver:
@@ -39,15 +42,23 @@ class LocalDriver:
 
 
 def start_driver(
-    url: str, study: str, arguments: Sequence[str], spec: JobSpec | None = None
+    url: str,
+    study: str,
+    arguments: Sequence[str],
+    spec: JobSpec | None = None,
+    *,
+    address: str | None = None,
 ) -> None:
     """Starts `bitfront ARGUMENTS` in the background, and waits until it drives the study.
+
+    With the address of a cluster that takes jobs, it is the cluster's driver that is waited for.
 
     Args:
         url: The database.
         study: The study's name.
         arguments: The command's own, of which a job's file is left out.
         spec: The job that the command is given as its file, after its name.
+        address: The Ray cluster that it runs on; None is this machine.
 
     Raises:
         FailedDriver: The driver ended before it held the study; the error is its own.
@@ -59,6 +70,8 @@ def start_driver(
         job = folder / f"{study}.json"
         job.write_text(spec.model_dump_json())
         options.insert(0, str(job))
+    if address is not None:
+        options += ["--address", address]
     log = folder / f"{study}.log"
     with log.open("wb") as stream:
         # -P: nothing of the current folder is imported.
@@ -67,9 +80,18 @@ def start_driver(
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            env={**os.environ, VARIABLE: url},
+            env={**_environment(), VARIABLE: url},
             start_new_session=True,
         )
     # A thread waits for its end: a process that nobody waited for seems to live.
     threading.Thread(target=process.wait, name=f"driver of {study}", daemon=True).start()
-    await_start(LocalDriver(process, log), study)
+    driver = LocalDriver(process, log)
+    if not is_cluster(address):
+        await_start(driver, study)
+    elif process.wait() != 0:  # which submits there, and ends when the study is driven
+        raise refused(driver)
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, without what only a server may know."""
+    return {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}

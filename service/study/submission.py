@@ -94,14 +94,14 @@ def await_start(driver: Driver, study: str) -> None:
         if driver.is_over:
             if driven_line(study) in driver.log():
                 return
-            raise _refused(driver)
+            raise refused(driver)
         if time.monotonic() > deadline_s:
             _tell(f"the driver has not begun yet: '{driver.log_command}' tells why")
             return
         time.sleep(_POLL_S)
 
 
-def _refused(driver: Driver) -> FailedDriver:
+def refused(driver: Driver) -> FailedDriver:
     """The driver's own error, as if it had run here; without one, the last that was printed."""
     # Ray writes the command into the same file, and may do so after what the command prints.
     lines = [

@@ -10,14 +10,16 @@ from fastapi import Request as HttpRequest
 from starlette.concurrency import run_in_threadpool
 
 from bitfront.errors import DuplicateStudy, UnusableSpool
+from bitfront.job import Examined
 from bitfront.trial import StudyState
-from service.http.drivers import JOB_FILE, driver_folder, start_driver
-from service.http.job_files import Checked, examine, mistakes_of, refused, write_job
+from service.database_url import file_folder
+from service.http.job_files import JSON_TYPES, Checked, examine, mistakes_of, refused, write_job
 from service.http.models import Asked, Resume, Studies, StudyLine, StudyStatus, Submitted
 from service.http.parameters import StudyName
 from service.http.problems import Refused
 from service.http.remaining import remaining_s
 from service.http.service import Service, ServiceDependency
+from service.study.background import start_driver
 from service.study.spools import study_spool
 from service.study.submission import is_cluster
 from service.views.status import is_driven
@@ -31,7 +33,6 @@ _CONSEQUENCES = {
     Request.STOP: "finishes what runs, then stops; resume continues it later",
     Request.CANCEL: "ends now; resume continues it later",
 }
-_FILE_PREFIX = "sqlite:///"
 
 
 @router.get("/studies")
@@ -76,33 +77,29 @@ def submit_job(service: Service, body: bytes, media_type: str) -> Submitted:
         BitfrontError: Its driver does not start.
     """
     with tempfile.TemporaryDirectory(prefix="bitfront-job-") as folder:
-        path = Path(folder) / JOB_FILE
+        path = Path(folder) / "job.yaml"
         write_job(body, media_type, path)
-        name, checked = _checked(service, path, has_lines=media_type != "application/json")
-        if checked.mistakes:
-            raise refused(checked.mistakes)
-        content = path.read_bytes()
-    place = driver_folder(service.settings.url, name)
-    job = place / JOB_FILE
-    job.write_bytes(content)
+        examined = examine(path, elsewhere=is_cluster(service.settings.address))
+        checked = _checked(service, examined, has_lines=media_type not in JSON_TYPES)
+    if checked.mistakes:
+        raise refused(checked.mistakes)
+    spec = examined.sound()
     # What `--trust` leaves out was done above.
-    start_driver(service.settings, name, ["submit", str(job), "--trust"], place)
-    return Submitted(study=name, warnings=checked.warnings, notes=checked.notes)
+    settings = service.settings
+    start_driver(settings.url, spec.study, ["submit", "--trust"], spec, address=settings.address)
+    return Submitted(study=spec.study, warnings=checked.warnings, notes=checked.notes)
 
 
-def _checked(service: Service, path: Path, *, has_lines: bool) -> tuple[str, Checked]:
-    elsewhere = is_cluster(service.settings.address)
-    examined = examine(path, elsewhere=elsewhere)
-    name = "" if examined.spec is None else examined.spec.study
-    if not examined.mistakes:
-        service.store.replace_untried(name)
-        if any(study.name == name for study in service.store.studies()):
-            raise DuplicateStudy(name)
-    if examined.spec is None or elsewhere:
-        return name, Checked(mistakes_of(examined, has_lines=has_lines))
-    url = service.settings.url
-    folder = Path(url.removeprefix(_FILE_PREFIX)).parent if url.startswith(_FILE_PREFIX) else None
-    return name, service.checker.check(examined, folder, has_lines=has_lines)
+def _checked(service: Service, examined: Examined, *, has_lines: bool) -> Checked:
+    spec = examined.spec
+    if spec is not None and not examined.mistakes:
+        service.store.replace_untried(spec.study)
+        if any(study.name == spec.study for study in service.store.studies()):
+            raise DuplicateStudy(spec.study)
+    settings = service.settings
+    if spec is None or is_cluster(settings.address):
+        return Checked(mistakes_of(examined, has_lines=has_lines))
+    return service.checker.check(examined, file_folder(settings.url), has_lines=has_lines)
 
 
 @router.get("/studies/{study}")
@@ -200,6 +197,6 @@ def resume_study(service: Service, study: str, wanted: Resume) -> Asked:
     options = {"--trials": wanted.trials, "--workers": wanted.workers}
     words = [word for name, n in options.items() if n is not None for word in (name, str(n))]
     flags = ["--accept-changes"] if wanted.accept_changes else []
-    place = driver_folder(service.settings.url, study)
-    start_driver(service.settings, study, ["resume", study, *words, *flags], place)
+    settings = service.settings
+    start_driver(settings.url, study, ["resume", study, *words, *flags], address=settings.address)
     return Asked(study=study, request=None, consequence="goes on")

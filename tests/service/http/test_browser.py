@@ -57,6 +57,7 @@ def browsing(address: str) -> Iterator[Page]:
 @pytest.fixture
 def database(ray_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BITFRONT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return tmp_path / "studies.db"
 
 

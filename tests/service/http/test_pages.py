@@ -1,6 +1,7 @@
 """The pages as HTML: what they show, what they escape, who is let in, and what they load."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -166,3 +167,15 @@ def test_static_files_are_kept_for_good_under_their_version(client: TestClient) 
     assert client.get(other).headers["cache-control"] == "no-cache"
     for name in ("..%2fapp.py", "app.py", "%2e%2e", "nothing.js"):
         assert client.get(f"/static/0/{name}").status_code == 404
+
+
+def test_a_wheel_has_all_that_the_pages_are_made_of() -> None:
+    root = Path(__file__).parents[3]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["service.http"]
+    folder = root / "service" / "http"
+    shipped = {path for pattern in patterns for path in folder.glob(pattern)}
+    parts = [folder / "templates", folder / "static"]
+
+    assert {path for part in parts for path in part.iterdir()} == shipped
+    assert len(shipped) > 20
