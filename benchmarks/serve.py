@@ -1,8 +1,9 @@
 """How long `bitfront serve` takes to answer many clients, beside a study that runs.
 
-A database has a study of made-up trials. A server is asked by clients that each wait for an answer
-before they ask again, while others follow events. On the same database a real study runs, once
-without the clients and once with them, so that its trials a minute can be compared.
+A database has a study of made-up trials. A server is asked by clients that each wait for an answer,
+and for a while, before they ask again, while others follow events. On the same database a real
+study runs, once without the clients and once with them, so that its trials a minute can be
+compared.
 
     python -m benchmarks.serve --trials 100000 --seconds 60
 """
@@ -38,7 +39,7 @@ data:
 quantizer: {rounding: nearest}
 space: {weight_bits: [2, 3, 4, 6, 8]}
 partition: {granularity: layer}
-search: {budgets: 5, workers: 1, early_stop: false}
+search: {budgets: 5, workers: 1}
 """
 API = "/api/v1/studies"
 ROUTES = {
@@ -79,7 +80,9 @@ def driving(url: str, folder: Path, name: str) -> Iterator[None]:
     with (folder / f"{name}.log").open("wb") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
-        while not driver.poll() and finished(url, name) < 5:
+        while finished(url, name) < 5:
+            if driver.poll() is not None:
+                raise click.ClickException((folder / f"{name}.log").read_text())
             time.sleep(0.5)
         yield
     finally:
@@ -105,9 +108,10 @@ def pace(url: str, name: str, seconds: float) -> float:
 class Clients:
     """Clients that ask one request after the other, and some that follow events."""
 
-    def __init__(self, port: int, trials: int) -> None:
+    def __init__(self, port: int, trials: int, pause_s: float) -> None:
         self._port = port
         self._trials = trials
+        self._pause_s = pause_s
         self._over = threading.Event()
         self._lock = threading.Lock()
         self.times: dict[str, list[float]] = {name: [] for name in ROUTES}
@@ -134,10 +138,10 @@ class Clients:
     def _ask(self, seed: int) -> None:
         chance = random.Random(seed)
         connection = HTTPConnection("127.0.0.1", self._port, timeout=60)
-        while not self._over.is_set():
+        while not self._over.wait(2 * self._pause_s * chance.random()):
             name = chance.choice(list(ROUTES))
             number = chance.randrange(self._trials)
-            path = ROUTES[name].format(number=number, nbytes=chance.randrange(800_000, 2_000_000))
+            path = ROUTES[name].format(number=number, nbytes=chance.randrange(1_200_000, 2_000_000))
             started = time.perf_counter()
             try:
                 connection.request("GET", path)
@@ -183,8 +187,11 @@ def report(clients: Clients, seconds: float) -> None:
 @click.option("--clients", default=50, show_default=True, help="Clients that ask.")
 @click.option("--streams", default=5, show_default=True, help="Clients that follow events.")
 @click.option("--seconds", default=60.0, show_default=True, help="How long they ask.")
+@click.option("--pause", default=1.0, show_default=True, help="Mean seconds between requests.")
 @click.option("--db", "url", help="An empty PostgreSQL database.  [default: a new SQLite file]")
-def main(trials: int, clients: int, streams: int, seconds: float, url: str | None) -> None:
+def main(
+    trials: int, clients: int, streams: int, seconds: float, pause: float, url: str | None
+) -> None:
     """Fill a database, run a study without and with clients, and print times as JSON lines."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -193,7 +200,7 @@ def main(trials: int, clients: int, streams: int, seconds: float, url: str | Non
         with driving(place, folder, RUNNING):
             alone = pace(place, RUNNING, seconds)
             with serving(place) as port:
-                many = Clients(port, trials)
+                many = Clients(port, trials, pause)
                 threads = many.run(clients, streams)
                 beside = pace(place, RUNNING, seconds)
                 many.stop(threads[:clients])

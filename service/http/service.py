@@ -1,6 +1,7 @@
 """What every route needs: the settings, the database, and answers that are kept while they hold."""
 
 import threading
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Annotated, Final, TypeVar, cast
@@ -14,21 +15,34 @@ from storage.store import Store
 
 T = TypeVar("T")
 
-_MOST_ANSWERS: Final = 64
+_MOST_ANSWERS: Final = 256
+_PATIENCE: Final = 4
 
 
 @dataclass(slots=True)
 class _Kept:
-    """An answer, or the wait for it."""
+    """An answer, or the wait for it; times are in seconds of a clock that never goes back."""
 
     version: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     is_known: bool = False
     answer: object = None
+    made_at_s: float = 0.0
+    took_s: float = 0.0
+
+    def is_fresh(self, version: str) -> bool:
+        """Whether it may be given where the study is at a version."""
+        if self.version == version or not self.is_known:
+            return self.version == version
+        return time.monotonic() - self.made_at_s < _PATIENCE * self.took_s
 
 
 class Answers:
-    """Answers about a study, kept until its next event; who asks for the same waits for one."""
+    """Answers about a study, kept until its next event; who asks for the same waits for one.
+
+    After an event, an answer is given on for four times as long as it took to find: one that takes
+    long, of a study whose trials end all the time, leaves the server time for others.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -41,11 +55,14 @@ class Answers:
         key = (study, question)
         with self._lock:
             kept = self._kept.get(key)
-            if kept is None or kept.version != version:
+            if kept is None or not kept.is_fresh(version):
                 kept = self._kept[key] = _Kept(version)
         with kept.lock:
             if not kept.is_known:
+                started_s = time.monotonic()
                 kept.answer = answer()
+                kept.made_at_s = time.monotonic()
+                kept.took_s = kept.made_at_s - started_s
                 kept.is_known = True
             return cast("T", kept.answer)
 

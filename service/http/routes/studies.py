@@ -1,6 +1,7 @@
 """Studies: their list, one's status, and what can be asked of its driver."""
 
 import tempfile
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ from service.study.spools import study_spool
 from service.study.submission import is_cluster
 from service.views.status import is_driven
 from service.views.watching import best_error_at_budget
-from storage.records import Request
+from storage.records import Request, Status
 
 router = APIRouter(tags=["studies"])
 
@@ -109,10 +110,19 @@ def status(study: StudyName, service: ServiceDependency) -> StudyStatus:
 
 
 def study_status(service: Service, study: str) -> StudyStatus:
-    """How far a study is."""
+    """How far a study is; its counts are kept until its next event, its driver's state is not."""
     store = service.store
-    found = store.status(study)
-    return StudyStatus.of(found, best_error_at_budget(store, found.study), remaining_s(found))
+    record = store.study(study)
+
+    def look() -> tuple[Status, float | None]:
+        return store.status(study), best_error_at_budget(store, record)
+
+    if record.state is StudyState.PROFILING:  # cells are measured without an event
+        found, best = look()
+    else:
+        found, best = service.answers.of(study, ("status", record.state), look)
+    found = replace(found, study=record)
+    return StudyStatus.of(found, best, remaining_s(found))
 
 
 @router.delete("/studies/{study}", status_code=HTTPStatus.NO_CONTENT)

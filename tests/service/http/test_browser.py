@@ -96,6 +96,7 @@ def wait_for(is_so: Callable[[], bool], pause: Callable[[], None]) -> None:
         pause()
 
 
+@pytest.mark.timeout(600)
 def test_a_study_is_submitted_and_watched_and_outlives_the_server(database: Path) -> None:
     chromium()
     with serving(database) as address, browsing(address) as page:

@@ -99,7 +99,12 @@ def test_an_answer_is_kept_until_something_happens(client: TestClient, tmp_path:
         store.set_provenance(lease, {"model": "a"}, results=("model",), accept=True)
         store.set_provenance(lease, {"model": "b"}, results=("model",), accept=True)
 
-    assert front() == []
+    # An answer is given on for as long as it takes a few times to find.
+    seen = [front()]
+    while seen[-1]:
+        assert len(seen) < 1000
+        seen.append(front())
+    assert seen[-1] == []
 
 
 def test_history_profile_and_log_are_told(client: TestClient) -> None:
