@@ -68,6 +68,12 @@ def plans(measured: Profile) -> list[Plan]:
     ]
 
 
+def held_out(spec: JobSpec, samples: int) -> JobSpec:
+    """The same job with so many samples to judge plans by."""
+    splits = spec.data.samples.model_copy(update={"selection": samples})
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"samples": splits})})
+
+
 def run(spec: JobSpec) -> dict[str, Run]:
     """What each way costs and brings in one job."""
     found: dict[str, Run] = {}
@@ -144,9 +150,10 @@ def _at(row: Run, place: int) -> float:
 @click.command()
 @click.option("--seeds", default="200,201,202,203,204", show_default=True)
 @click.option("--models", default=",".join(MODELS), show_default=True)
+@click.option("--samples", default=1024, help="Held-out samples of each seed.")
 @click.option("--steps", default=1400, help="Training steps of the third model.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("scores.json"))
-def main(seeds: str, models: str, steps: int, out: Path) -> None:
+def main(seeds: str, models: str, samples: int, steps: int, out: Path) -> None:
     """Runs what is not known yet, and prints the tables."""
     torch.set_num_threads(1)
     known: dict[str, dict[str, Run]] = json.loads(out.read_text()) if out.exists() else {}
@@ -159,7 +166,7 @@ def main(seeds: str, models: str, steps: int, out: Path) -> None:
         for model in named:
             name = f"{model}-{seed}"
             if name not in known:
-                known[name] = run(job(model, int(seed), folder))
+                known[name] = run(held_out(job(model, int(seed), folder), samples))
                 out.write_text(json.dumps(known))
                 click.echo(f"{name} is done", err=True)
     for model in named:

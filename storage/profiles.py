@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
@@ -232,7 +233,7 @@ def options(connection: Connection, name: str) -> list[OptionRecord]:
     )
     return [
         OptionRecord(
-            _cell(row),
+            replace(_cell(row), is_estimate="estimated_by" in row.certificate),
             row.survives,
             row.certificate,
         )

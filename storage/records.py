@@ -201,7 +201,10 @@ class ProfileRecord:
 
 @dataclass(frozen=True, slots=True)
 class OptionRecord:
-    """One option of a block after pruning: its cell, whether it survives, and the proof."""
+    """One option of a block after pruning: its cell, whether it survives, and the proof.
+
+    The `certificate` of an estimated cell names the score under `estimated_by`.
+    """
 
     cell: Cell
     survives: bool

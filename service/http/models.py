@@ -394,8 +394,8 @@ class LayerRow(Content):
 class CellRow(Content):
     """An option of a block: precisions joined by `+`, its size, its cost, its effect in error.
 
-    `error` is in nats for an output KL; `latency_s` is in seconds a sample. `survives` says
-    whether the search may take it.
+    `error` is in nats for an output KL, and an estimate where it was not `measured`; `latency_s` is
+    in seconds a sample. `survives` says whether the search may take it.
     """
 
     block: str
@@ -404,6 +404,7 @@ class CellRow(Content):
     bit_operations: float
     latency_s: float | None
     error: float
+    measured: bool
     survives: bool
 
     @classmethod
@@ -417,6 +418,7 @@ class CellRow(Content):
             bit_operations=cell.bit_operations,
             latency_s=cell.latency_s,
             error=cell.error,
+            measured=not cell.is_estimate,
             survives=record.survives,
         )
 

@@ -105,22 +105,9 @@ def _devices() -> Iterator[Check]:
     for device in devices():
         if device.fault is None:
             yield Check(device.name, Health.OK, device.detail)
-            yield _kernels(device.name)
         else:
             advice = "leave it out with device: cpu, or install a torch that is built for it"
             yield Check(device.name, Health.FAILS, f"{device.detail}: {device.fault}", advice)
-
-
-def _kernels(device: str) -> Check:
-    """The kernels that latencies are measured with; a search without latencies needs none."""
-    from workers.process.kernel_check import working_kernels
-
-    right, wrong = working_kernels(device)
-    name = f"kernels on {device}"
-    if wrong:
-        advice = "search no latency_s at that precision, or install another torch"
-        return Check(name, Health.WARNING, "; ".join(wrong), advice)
-    return Check(name, Health.OK, ", ".join(right))
 
 
 def _runtimes() -> Iterator[Check]:

@@ -156,10 +156,10 @@ class Run:
         )
         proxy_search = ProxySearch(self._spec, profile)
         self._store.save_options(self.lease, proxy_search.option_records())
-        before, after = proxy_search.log10_sizes
+        measured = sum(not cell.is_estimate for cell in profile.cells)
         self._reporter.note(
-            f"{len(profile.layers)} layers in {len(profile.blocks)} blocks; "
-            f"the space shrinks from 10^{before:.1f} to 10^{after:.1f} plans"
+            f"{len(profile.layers)} layers in {len(profile.blocks)} blocks, {measured:,} of their "
+            f"options measured; {len(proxy_search.solutions)} plans are tried first"
         )
         for note in proxy_search.notes:
             self._reporter.note(note)

@@ -264,12 +264,6 @@ class ProxySearch:
         self.space = self._space(self.pruned)
         return self.space
 
-    @property
-    def log10_sizes(self) -> tuple[float, float]:
-        """Plans before and after pruning, as logarithms."""
-        before = sum(math.log10(len(cells)) for cells in by_block(self._profile.cells).values())
-        return before, self.space.log10_size
-
     def option_records(self) -> list[OptionRecord]:
         """Every option with a cell, whether it survives, and the proof where it does not."""
         removed = (

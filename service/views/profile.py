@@ -42,6 +42,7 @@ def option_rows(options: Sequence["OptionRecord"]) -> list[dict[str, object]]:
             "option": str(record.cell.option),
             "nbytes": record.cell.nbytes,
             "error": record.cell.error,
+            "measured": not record.cell.is_estimate,
             "survives": record.survives,
         }
         for record in options
@@ -61,6 +62,7 @@ def cells_table(options: Sequence["OptionRecord"]) -> str:
             [
                 name,
                 str(len(records)),
+                str(sum(not record.cell.is_estimate for record in records)),
                 str(kept),
                 size_text(cells[0].nbytes),
                 f"{cells[0].error:.3g}",
@@ -68,5 +70,14 @@ def cells_table(options: Sequence["OptionRecord"]) -> str:
                 f"{cells[-1].error:.3g}",
             ]
         )
-    header = ["block", "options", "kept", "smallest", "its error", "largest", "its error"]
+    header = [
+        "block",
+        "options",
+        "measured",
+        "kept",
+        "smallest",
+        "its error",
+        "largest",
+        "its error",
+    ]
     return table(header, rows, left=(0,))

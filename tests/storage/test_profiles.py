@@ -90,6 +90,17 @@ def test_a_cell_keeps_its_latency_or_that_it_has_none(store: Store) -> None:
         store.put_cells(lease, [(key("c"), replace(cell(), latency_s=math.inf), 0.1)])
 
 
+def test_an_option_keeps_that_its_error_is_an_estimate(store: Store) -> None:
+    lease = running(store)
+    store.save_profile(lease, LAYERS, BLOCKS, ENTROPIES, fixed_nbytes=1)
+    estimated = replace(cell(), is_estimate=True)
+    told = OptionRecord(estimated, survives=True, certificate={"estimated_by": "gauss_newton"})
+
+    store.save_options(lease, [told])
+
+    assert store.options("digits") == [told]
+
+
 def test_any_number_of_cells_is_looked_up_at_once(store: Store) -> None:
     lease = running(store)
     keys = [key(str(number)) for number in range(1203)]
