@@ -27,6 +27,7 @@ class DeploymentTarget(StrEnum):
     TORCH = "torch"
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    COMPRESSED_TENSORS = "compressed-tensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,9 @@ class Target:
         models: The models that can be built for it, in words.
         formats: What it has kernels for, the fastest first.
         rest: What becomes of a layer that it has no kernel for.
+        fused: Modules beside each other, by the last part of their names, that what loads the
+            artefact multiplies as one matrix: they should share a precision.
+        dual_encoders: Whether models that tell classes apart can be built for it.
     """
 
     name: DeploymentTarget
@@ -96,10 +100,14 @@ class Target:
     models: str
     formats: tuple[NativeFormat, ...]
     rest: str
+    fused: tuple[tuple[str, ...], ...] = ()
+    dual_encoders: bool = True
 
     def takes(self, source: str, *, answers: bool) -> bool:
         """Whether models of a job's source, and of that kind, can be built for it at all."""
-        return source in (_ANSWERING_SOURCES if answers else _SOURCES)
+        if answers:
+            return source in _ANSWERING_SOURCES
+        return self.dual_encoders and source in _SOURCES
 
     def native(self, kind: LayerKind, precision: Precision, ranges: Ranges) -> NativeFormat | None:
         """The format that runs a layer of that kind and precision; None if no kernel does."""
@@ -270,7 +278,40 @@ OPENVINO: Final = Target(
     "and those beside zero points, are rounded as in the trial and multiplied in float32",
 )
 
-TARGETS: Final = (TORCH, ONNXRUNTIME, OPENVINO)
+COMPRESSED_TENSORS: Final = Target(
+    name=DeploymentTarget.COMPRESSED_TENSORS,
+    artefact="compressed-tensors",
+    packages=("transformers", "compressed_tensors"),
+    builders=(),
+    extra="compressed-tensors",
+    models="LLaVA of a CLIP and a Llama, the bundled one too",
+    formats=(
+        NativeFormat(
+            kernel="Linear, packed",
+            kinds=frozenset({LayerKind.LINEAR}),
+            weight_bits=_NARROW,
+            activation_bits=(16,),
+            ranges=None,
+            group_multiple=1,
+            held_bits=MappingProxyType({"symmetric": _FLOATS, "asymmetric": _FLOATS}),
+        ),
+        NativeFormat(
+            kernel="Linear",
+            kinds=frozenset(LayerKind),
+            weight_bits=(16,),
+            activation_bits=(16,),
+            ranges=None,
+            group_multiple=1,
+            held_bits=_UNPACKED,
+        ),
+    ),
+    rest="values of codes are stored in 32 bits for embeddings, convolutions, tied heads and "
+    "groups that do not divide the columns; zero points and rounded inputs are refused",
+    fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
+    dual_encoders=False,
+)
+
+TARGETS: Final = (TORCH, ONNXRUNTIME, OPENVINO, COMPRESSED_TENSORS)
 
 
 def target_of(artefact: str) -> Target:

@@ -129,6 +129,12 @@ def exported_example(card: Mapping[str, Any]) -> str:
     return script.format(packages=", ".join(card["requires"]))
 
 
+def transformers_example(card: Mapping[str, Any]) -> str:
+    """A script that lies beside a checkpoint of transformers, and asks it."""
+    script = _EXPORTED_ANSWERER.replace("exported_model", "transformers_model")
+    return script.format(packages=", ".join(card["requires"]))
+
+
 def example_script(card: Mapping[str, object]) -> str:
     """A script that loads the folder it lies in, and uses the model."""
     return _CLASSIFIER if card["task"] == "classification" else _ANSWERER

@@ -32,6 +32,7 @@ BLOCKED = {
     "packed": _OWN,
     "onnx": (*_OWN, "torch", "onnx"),
     "openvino": (*_OWN, "torch", "onnx", "onnxruntime"),
+    "compressed-tensors": (*_OWN, "onnx", "onnxruntime", "openvino"),
 }
 """What an artefact's process cannot import, by the kind of artefact."""
 
@@ -246,7 +247,11 @@ class Runner:
     def _fail(self) -> None:
         _, said = self._process.communicate()
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
-        raise FailedBuild(f"the artefact does not run in a process of its own: {last or 'killed'}")
+        reason = last or f"it ended with {self._process.returncode}"
+        raise FailedBuild(
+            f"{self._kind} refuses the model, in a process of its own: {reason}; --to packed takes "
+            "every plan"
+        )
 
 
 def _open(stream: IO[bytes] | None) -> IO[bytes]:

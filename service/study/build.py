@@ -27,7 +27,7 @@ from storage.artefacts import ArtefactRecord
 from storage.records import StudyRecord
 from storage.store import Store
 
-PACKED, ONNX = "packed", "onnx"
+PACKED, ONNX, OPENVINO = "packed", "onnx", "openvino"
 
 Writer = Callable[[Evaluator, Configuration, Path, Mapping[str, object]], dict[str, object]]
 """What writes an artefact's files into a folder, and gives the card."""
@@ -95,9 +95,13 @@ def writer(target: str, accuracy_level: int) -> Writer:
         from objectives.evaluation.onnx_models import write_onnx
 
         return partial(write_onnx, accuracy_level=accuracy_level)
-    from objectives.evaluation.openvino_models import write_openvino
+    if target == OPENVINO:
+        from objectives.evaluation.openvino_models import write_openvino
 
-    return write_openvino
+        return write_openvino
+    from objectives.evaluation.compressed_models import write_compressed
+
+    return write_compressed
 
 
 def _is_installed(package: str) -> bool:

@@ -41,12 +41,17 @@ def load(folder: str | Path, threads: int = 0) -> "Classifier | Answerer":
         card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedArtefact(f"{folder} holds no readable {CARD}: {error}") from error
-    _check_files(folder, card)
+    check_files(folder, card)
     kind = Classifier if card["task"] == "classification" else Answerer
     return kind(folder, card, threads)
 
 
-def _check_files(folder: Path, card: dict[str, Any]) -> None:
+def check_files(folder: Path, card: dict[str, Any]) -> None:
+    """Compares every file with its digest on the card.
+
+    Raises:
+        DamagedArtefact: One is missing or differs.
+    """
     for name, known in card["files"].items():
         path = folder / name
         if not path.is_file():

@@ -1,9 +1,10 @@
 """Runs an artefact for a process that compares it: samples come in, outputs go out.
 
-    python -IB serve.py packed|onnx|openvino FOLDER [PACKAGE ...]
+    python -IB serve.py KIND FOLDER [PACKAGE ...]
 
-No PACKAGE can be imported. Each message, either way, is eight bytes of length, little-endian, and
-so many bytes of a safetensors file. The first one out says that the model is loaded.
+KIND is one of `RUNTIMES`. No PACKAGE can be imported. Each message, either way, is eight bytes of
+length, little-endian, and so many bytes of a safetensors file. The first one out says that the
+model is loaded.
 """
 
 import sys
@@ -103,10 +104,29 @@ def exported(folder: Path) -> Outputs:
     return outputs
 
 
+def transformed(folder: Path) -> Outputs:
+    """What a checkpoint of transformers makes of a message: logits, or with a `limit` tokens."""
+    import torch
+
+    sys.path.insert(0, str(folder))
+    model = import_module("transformers_model").load(folder)
+
+    def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # a tensor
+        pixels = given.get("pixels")
+        if "limit" not in given:
+            return model.logits(given["tokens"], pixels, int(given["kept"])).contiguous()
+        with without_ends(model, given):
+            rows = model.generate(given["tokens"], pixels, int(given["limit"]))
+        return torch.tensor(filled_up(rows))
+
+    return outputs
+
+
 RUNTIMES = {
     "packed": (packed, "torch", "torch"),
     "onnx": (exported, "numpy", "onnxruntime"),
     "openvino": (exported, "numpy", "openvino"),
+    "compressed-tensors": (transformed, "torch", "transformers"),
 }
 """How each kind of artefact is loaded, the library of its arrays, and the one that runs it."""
 

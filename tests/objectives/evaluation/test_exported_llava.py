@@ -13,13 +13,14 @@ from PIL import Image
 from bitfront.artefact.example import EXAMPLE
 from bitfront.artefact.onnx.products import EXACT, ROUNDED
 from bitfront.artefact.runtime.exported_model import Answerer, DamagedArtefact, load
-from bitfront.errors import InvalidModel
+from bitfront.errors import FailedBuild, InvalidModel
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import REFERENCE_LLAVA
 from objectives.data.questions import QuestionTask
 from objectives.data.task import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
+from objectives.evaluation.card import write_card
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.onnx_models import WEIGHTS, write_onnx
 from objectives.evaluation.packed import write_packed
@@ -217,6 +218,25 @@ def test_a_flipped_byte_is_found_when_the_folder_is_loaded(tmp_path: Path) -> No
 
     with pytest.raises(DamagedArtefact, match=r"model\.onnx_data is damaged, its digest is not"):
         load(tmp_path)
+
+
+def test_a_runtime_that_refuses_an_operator_is_one_sentence(tmp_path: Path) -> None:
+    kept = llava()
+    card = write_onnx(kept, uniform(kept, "w4a16"), tmp_path, {}, accuracy_level=EXACT)
+    path = tmp_path / "embed_tokens.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node[-1].op_type = "NoSuchOperator"
+    path.write_bytes(model.SerializeToString())
+    write_card(card, tmp_path)
+
+    with pytest.raises(FailedBuild) as caught, Runner(tmp_path, "onnx"):
+        pass
+
+    said = str(caught.value)
+    assert said.startswith("onnx refuses the model, in a process of its own: ")
+    assert "NoSuchOperator" in said
+    assert said.endswith("--to packed takes every plan")
+    assert "\n" not in said
 
 
 def test_it_is_run_where_neither_torch_nor_onnx_can_be_imported(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ ADDITIONS = {
     ),
     "an unknown runtime": (
         "target: gguf",
-        "line 6: target: 'gguf' is not possible: write any, torch, onnxruntime or openvino",
+        "line 6: target: 'gguf' is not possible: write any, torch, onnxruntime, openvino "
+        "or compressed-tensors",
     ),
     "a group that the runtime has no kernel for": (
         "target: onnxruntime\nspace:\n  groups: [32]",
