@@ -1,7 +1,6 @@
 """Opens every sample once, in parallel, and remembers by path, size and time what it was like."""
 
 import hashlib
-import multiprocessing
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bitfront.errors import InvalidSample
+from bitfront.processes import FRESH
 from objectives.data.image_folder import shown
 from objectives.data.images import decode_image, read_content
 
@@ -123,8 +123,7 @@ class Inspector:
         if len(samples) < _FEW or self._workers == 1:
             yield from map(inspect_sample, samples)
             return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self._workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(self._workers, mp_context=FRESH) as pool:
             yield from pool.map(inspect_sample, samples, chunksize=_CHUNK)
 
     def _recall(self, keys: Iterable[str]) -> dict[str, Inspection]:

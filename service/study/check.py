@@ -1,6 +1,5 @@
 """The check before a study: all that is wrong with a job, in one list, before there is one."""
 
-import multiprocessing
 from collections.abc import Callable, Set
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +13,7 @@ from bitfront.job import Examined
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.job.document import Place
 from bitfront.objective import Objective
+from bitfront.processes import FRESH
 from bitfront.spec import DataSource, JobSpec
 from bitfront.units import percent_text
 from service.database_url import file_folder
@@ -138,9 +138,8 @@ def check_model(spec: JobSpec, findings: Findings) -> None:
         from search.keep import check_keep
         from workers.process.model_check import load_and_look
 
-        context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
+            with ProcessPoolExecutor(1, mp_context=FRESH) as pool:
                 layers = pool.submit(load_and_look, spec).result()
         except BrokenProcessPool as error:
             raise InvalidModel(

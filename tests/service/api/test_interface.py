@@ -1,6 +1,7 @@
 """The Python interface: its names, its limits, and what it refuses, in the command line's words."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 
 import bitfront as bf
 from bitfront.objective import BY_LIMIT
@@ -94,6 +96,34 @@ def test_a_job_that_holds_itself_or_is_none_is_refused(tmp_path: Path) -> None:
             db.submit(endless)
         with pytest.raises(bf.SpecError, match="a job is the path of its file, a mapping or"):
             db.submit(7)  # type: ignore[arg-type]  # what no type checker has seen
+
+
+def test_a_script_is_not_run_again_by_the_processes_that_check_its_job(tmp_path: Path) -> None:
+    for place, name in enumerate(("one", "ant")):  # the bundled model knows no ants
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(150):  # enough that they are opened in parallel
+            shade = (number, 90 * place, 0)
+            Image.new("RGB", (4, 4), shade).save(tmp_path / "pictures" / name / f"{number}.png")
+    samples = dict.fromkeys(("calibration", "tuning", "selection", "test"), 70)
+    data = {"source": "image_folder", "path": "pictures", "samples": samples}
+    job = {"study": "first", "model": {"source": "reference"}, "data": data}
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import bitfront as bf\nprint('the script runs')\nbf.open('a.db').submit({job!r})\n"
+    )
+
+    finished = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={**os.environ, "BITFRONT_CACHE": str(tmp_path / "cache")},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert finished.stdout == "the script runs\n", finished.stderr
+    assert "SpecError: 'a photo of an ant.' has the word 'ant'" in finished.stderr
+    assert "bootstrapping" not in finished.stderr
 
 
 def test_importing_bitfront_loads_nothing_of_the_interface() -> None:
