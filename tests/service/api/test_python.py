@@ -12,25 +12,52 @@ import bitfront as bf
 from bitfront.spec import StopSpec
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "python.md"
-EXAMPLES = doctest.ELLIPSIS
+
+
+class Document:
+    """The document, section by section, in one Python session."""
+
+    def __init__(self) -> None:
+        text = re.sub(r"^```.*$", "", DOCUMENT.read_text(), flags=re.MULTILINE)
+        parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
+        self.sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+        self._globals: dict[str, object] = {}
+        self._done: set[str] = set()
+
+    def run(self, section: str) -> None:
+        """Runs a section's examples, after those of the sections before it; each runs once."""
+        for name in self.sections:
+            if name not in self._done:
+                self._done.add(name)
+                self._run(name)
+            if name == section:
+                return
+
+    def _run(self, section: str) -> None:
+        text, told = self.sections[section], list[str]()
+        examples = doctest.DocTestParser().get_doctest(text, {}, section, str(DOCUMENT), 0)
+        examples.globs = self._globals  # the next section goes on with it
+        runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+        found = runner.run(examples, out=told.append, clear_globs=False)
+        assert not found.failed, "".join(told)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, ray_folder: str) -> Iterator[Path]:
-    """Where the document's examples have run: it holds `digits.db`."""
+def document(tmp_path_factory: pytest.TempPathFactory, ray_folder: str) -> Iterator[Document]:
+    """The document, whose first section has made the study `digits` in `digits.db`."""
     path = tmp_path_factory.mktemp("python")
-    text = re.sub(r"^```.*$", "", DOCUMENT.read_text(), flags=re.MULTILINE)
-    examples = doctest.DocTestParser().get_doctest(text, {}, "python.md", str(DOCUMENT), 0)
-    told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         patch.setenv("BITFRONT_CACHE", str(path / "cache"))
         patch.setenv("XDG_STATE_HOME", str(path / "state"))
-        runner = doctest.DocTestRunner(verbose=False, optionflags=EXAMPLES)
-        failed, tried = runner.run(examples, out=told.append)
-        assert not failed, "".join(told)
-        assert tried > 20
-        yield path
+        found = Document()
+        found.run("A study")
+        yield found
+
+
+@pytest.fixture
+def folder(document: Document) -> Path:
+    return Path.cwd()
 
 
 @pytest.fixture
@@ -39,8 +66,22 @@ def study(folder: Path) -> Iterator[bf.Study]:
         yield db.study("digits")
 
 
-def test_the_documents_examples_give_what_stands_there(study: bf.Study) -> None:
-    assert str(study.state) == "complete"
+@pytest.mark.parametrize(
+    "section", ["What it found", "On a model of your own program", "What it is told"]
+)
+def test_the_documents_examples_give_what_stands_there(document: Document, section: str) -> None:
+    document.run(section)
+
+
+def test_every_section_with_examples_runs(document: Document) -> None:
+    with_examples = {name for name, text in document.sections.items() if ">>>" in text}
+
+    assert with_examples == {
+        "A study",
+        "What it found",
+        "On a model of your own program",
+        "What it is told",
+    }
 
 
 def test_trials_are_the_table_that_optuna_makes_of_the_exported_study(
