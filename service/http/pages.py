@@ -59,7 +59,7 @@ _MEASURES: Final = {
 _LIMITED: Final = ("nbytes", "latency_s", "error")
 _LOG_LINES: Final = 40
 _EVENTS_BACK: Final = 400
-_TRIALS_BACK: Final = 200
+_TRIALS_BACK: Final = 40
 _MOST_FAILURES: Final = 20
 _EXAMPLE: Final = """\
 study: first
