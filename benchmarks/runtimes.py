@@ -1,0 +1,169 @@
+"""What the runtimes make of the same plans: parity, size, memory, and time against float32.
+
+    python -m benchmarks.runtimes --model digit-llava --to openvino
+
+The bundled models are calibrated, written and verified as `bitfront build` does it; a CLIP of
+ViT-B/32's shape has random weights, and its image tower is only sized and timed. Times are of one
+thread, in turns: medians of the repeats' ratios to full precision in the same runtime and process.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+
+from benchmarks.onnx_models import configuration, shaped
+from bitfront.artefact.onnx.kernels import Kernels
+from bitfront.artefact.onnx.products import EXACT, ROUNDED, OnnxRuntimeKernels
+from bitfront.artefact.openvino.kernels import OpenVinoKernels, by_input
+from bitfront.artefact.openvino.representation import write_representation
+from bitfront.artefact.runtime.exported_model import Answerer, load, open_graph
+from bitfront.plan import Configuration, Plan
+from bitfront.spec import JobSpec
+from objectives.evaluation.compressed_models import write_compressed
+from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.onnx_models import write_onnx
+from objectives.evaluation.openvino_models import write_openvino
+from objectives.evaluation.verification import verify
+
+VIT = "ViT-B-32"
+PLANS = ("full", "w8a8", "w4a8", "w4a16")
+STEPS = 16
+
+Call = Callable[[], object]
+
+
+def bundled(name: str) -> Evaluator:
+    """A bundled model with symmetric weights, and the data that the demo takes."""
+    content = {
+        "study": "runtimes",
+        "model": {"source": "reference", "name": name, "device": "cpu"},
+        "data": {
+            "source": "reference",
+            "samples": {"calibration": 64, "tuning": 16, "selection": 256, "test": 16},
+        },
+        "quantizer": {"scheme": "symmetric", "rounding": "nearest"},
+    }
+    return Evaluator.from_spec(JobSpec.model_validate(content))
+
+
+def write(kept: Evaluator, chosen: Configuration, target: str, out: Path) -> None:
+    """Writes an artefact of a kind."""
+    if target == "openvino":
+        write_openvino(kept, chosen, out, {})
+    elif target == "compressed-tensors":
+        write_compressed(kept, chosen, out, {})
+    else:
+        write_onnx(kept, chosen, out, {}, accuracy_level=EXACT if target[-1] == "0" else ROUNDED)
+
+
+def built(name: str, target: str, folder: Path) -> dict[str, Path]:
+    """Verifies every plan of a bundled model, says what was found, and gives the folders."""
+    kept, folders = bundled(name), {}
+    for plan in PLANS:
+        if target == "compressed-tensors" and plan.endswith("a8"):
+            continue
+        chosen = Configuration(Plan(())) if plan == "full" else configuration(kept, plan, 0)
+        out = folder / plan
+        out.mkdir()
+        write(kept, chosen, target, out)
+        measured = kept.evaluate(chosen).values["error"]
+        found = verify(kept, chosen, out, measured, target.partition(" ")[0])
+        files = sum(p.stat().st_size for p in out.iterdir() if p.suffix not in (".py", ".json"))
+        click.echo(
+            f"{name} {target} {plan}: largest {found.largest_difference:.2g} mean "
+            f"{found.mean_difference:.2g} of {found.spread:.3g}, same "
+            f"{100 * found.same_predictions:.1f} %, error {100 * found.error:.2f} % "
+            f"({100 * found.error_low:.2f} to {100 * found.error_high:.2f}), measured "
+            f"{100 * measured:.2f} %, nbytes {found.tensors_nbytes:,}, models {files:,}, resident "
+            f"{found.resident_nbytes:,}"
+        )
+        folders[plan] = out
+    return folders
+
+
+def calls(folders: Mapping[str, Path], batch: int) -> dict[str, dict[str, Call]]:
+    """What is timed, by its name and the plan."""
+    rng = np.random.default_rng(0)
+    timed: dict[str, dict[str, Call]] = {}
+    for plan, folder in folders.items():
+        model = load(folder, threads=1)
+        height, width = model.card["preprocessing"]["size"]
+        pixels = rng.normal(size=(batch, 3, height, width)).astype(np.float32)
+        if not isinstance(model, Answerer):
+            timed.setdefault("images", {})[plan] = partial(model.logits, pixels)
+            continue
+        words = model.card["words"]
+        prompt = [words["start"], *[model.card["image_code"]] * words["image_tokens"]]
+        tokens = np.array([[*prompt, words["answer"]]] * batch)
+        model.ends = frozenset()
+        for name, limit in (("prompt", 1), (f"prompt and {STEPS} tokens", 1 + STEPS)):
+            timed.setdefault(name, {})[plan] = partial(model.generate, tokens, pixels, limit)
+    return timed
+
+
+def shaped_calls(target: str, folder: Path, batch: int) -> dict[str, dict[str, Call]]:
+    """The image tower of a ViT-B/32, written, sized, and opened."""
+    pixels = np.random.default_rng(0).normal(size=(batch, 3, 224, 224)).astype(np.float32)
+    timed: dict[str, Call] = {}
+    for plan in PLANS:
+        kernels: Kernels = (
+            OpenVinoKernels() if target == "openvino" else OnnxRuntimeKernels(ROUNDED)
+        )
+        parts = replace(shaped(plan, "symmetric", 0), kernels=kernels)
+        out = folder / plan
+        out.mkdir()
+        if target == "openvino":
+            write_representation(parts.image_model(), by_input(parts.weights), out / "image.xml")
+        else:
+            (out / "image.onnx").write_bytes(parts.image_model().SerializeToString())
+        size = sum(path.stat().st_size for path in out.iterdir())
+        click.echo(f"{VIT} {target} {plan}: {size:,} bytes")
+        graph = open_graph(out, "image", threads=1)
+        timed[plan] = partial(graph, {"pixels": pixels})
+    return {"images": timed}
+
+
+def tell_ratios(timed: Mapping[str, Mapping[str, Call]], label: str, repeats: int) -> None:
+    """Runs everything in turns and says each plan's time, as a ratio to full precision."""
+    for name, plans in timed.items():
+        seconds: dict[str, list[float]] = {plan: [] for plan in plans}
+        for _ in range(repeats + 1):
+            for plan, call in plans.items():
+                started = time.perf_counter()
+                call()
+                seconds[plan].append(time.perf_counter() - started)
+        full = seconds["full"][1:]  # the first one warms up
+        for plan, found in seconds.items():
+            shares = sorted(one / of for one, of in zip(found[1:], full, strict=True))
+            click.echo(
+                f"{label} {name} {plan}: {statistics.median(shares):.2f} ({shares[0]:.2f} to "
+                f"{shares[-1]:.2f}) of full precision's {1000 * statistics.median(full):.3g} ms"
+            )
+
+
+@click.command()
+@click.option("--model", type=click.Choice(["digit-clip", "digit-llava", VIT]), default=VIT)
+@click.option("--to", "target", default="openvino", help="Or onnx, 'onnx level 0' and others.")
+@click.option("--batch", default=1, show_default=True)
+@click.option("--repeats", default=9, show_default=True)
+def main(model: str, target: str, batch: int, repeats: int) -> None:
+    """Measure a model in a runtime."""
+    label = f"{model} {target} batch {batch}"
+    with tempfile.TemporaryDirectory() as made:
+        if model == VIT:
+            tell_ratios(shaped_calls(target, Path(made), batch), label, repeats)
+            return
+        folders = built(model, target, Path(made))
+        if target != "compressed-tensors":
+            tell_ratios(calls(folders, batch), label, repeats)
+
+
+if __name__ == "__main__":
+    main()
