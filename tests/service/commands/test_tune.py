@@ -348,12 +348,12 @@ def _study(
 @pytest.mark.parametrize(
     ("trials", "sections", "sentence"),
     [
-        (0, {}, "study 'digits' has no complete trial yet: see 'bitfront status digits'"),
-        (0, {"model": GENERATIVE}, "study 'digits' has no complete trial yet"),
+        (0, {}, "study 'digits' is still measuring cells, and its trials come after them: see"),
+        (0, {"model": GENERATIVE}, "study 'digits' is still measuring cells"),
         (
             0,
             {"model": GENERATIVE, "profile": {"vision": {}}},
-            "study 'digits' has no complete trial yet",
+            "study 'digits' is still measuring cells",
         ),
         (
             1,
