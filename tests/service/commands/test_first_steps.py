@@ -140,7 +140,7 @@ def test_questions_are_recognised_and_many_samples_take_the_usual_splits(tmp_pat
         ("--model a/b --data bundled --yes", "the bundled data are for the bundled models"),
         ("--model ./none --data PETS --yes", "model.name: the file or folder "),
         ("--data PETS --yes", "--yes asks nothing: give --model and --data"),
-        ("", "there is nobody to ask: give --model and --data"),
+        ("", "there is nobody to ask: give --model, --data"),
         ("--model bundled --data bundled --study a/b --yes", "study: 'a/b' is not possible"),
     ],
 )
@@ -421,7 +421,7 @@ def test_the_schema_of_a_database_is_told(database: str) -> None:
     result = run("doctor", "--db", database)
 
     assert "studies.db, schema " in result.stdout
-    assert ", 2 studies" in result.stdout
+    assert "; studies: 2" in result.stdout
 
 
 def test_version_is_that_of_the_package() -> None:
