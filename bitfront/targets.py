@@ -1,6 +1,6 @@
 """Targets: the runtimes that a configuration can be built for, and what each has a kernel for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -90,6 +90,9 @@ class Target:
         fused: Modules beside each other, by the last part of their names, that what loads the
             artefact multiplies as one matrix: they should share a precision.
         dual_encoders: Whether models that tell classes apart can be built for it.
+        schemes: The grids of weights that an artefact can hold.
+        rounds_inputs: Whether an artefact can say how inputs are rounded.
+        recovers: Whether an artefact can hold a recovery's prompt and adapter.
     """
 
     name: DeploymentTarget
@@ -102,6 +105,18 @@ class Target:
     rest: str
     fused: tuple[tuple[str, ...], ...] = ()
     dual_encoders: bool = True
+    schemes: frozenset[Scheme] = frozenset({"symmetric", "asymmetric"})
+    rounds_inputs: bool = True
+    recovers: bool = True
+
+    def holds(self, plan: Iterable[Precision], scheme: Scheme, *, recovery: bool) -> bool:
+        """Whether an artefact can hold a configuration at all, with a kernel or without."""
+        precisions = list(plan)
+        return (
+            (self.recovers or not recovery)
+            and (self.rounds_inputs or not any(one.quantizes_input for one in precisions))
+            and (scheme in self.schemes or not any(one.quantizes_weight for one in precisions))
+        )
 
     def takes(self, source: str, *, answers: bool) -> bool:
         """Whether models of a job's source, and of that kind, can be built for it at all."""
@@ -309,6 +324,9 @@ COMPRESSED_TENSORS: Final = Target(
     "groups that do not divide the columns; zero points and rounded inputs are refused",
     fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
     dual_encoders=False,
+    schemes=frozenset({"symmetric"}),
+    rounds_inputs=False,
+    recovers=False,
 )
 
 TARGETS: Final = (TORCH, ONNXRUNTIME, OPENVINO, COMPRESSED_TENSORS)

@@ -22,6 +22,19 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             ("target",),
             f"target: {target.name} takes {target.models}, and this is another model: leave it out",
         )
+    scheme = spec.quantizer.scheme
+    if scheme not in target.schemes:
+        yield (
+            ("quantizer", "scheme"),
+            f"quantizer.scheme: {target.name} holds no {scheme} weights: write "
+            f"{' or '.join(sorted(target.schemes))}, or leave target out",
+        )
+    if spec.space.recovery is not None and not target.recovers:
+        yield (
+            ("space", "recovery"),
+            f"space.recovery: {target.name} has no place for a prompt and an adapter: leave it "
+            "out, or leave target out",
+        )
     told = set()
     for precision in _searched(spec):
         if target.native(LayerKind.LINEAR, precision, spec.quantizer.activations) is None:

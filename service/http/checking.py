@@ -1,6 +1,5 @@
 """The check of a job before there is a study, in a process of its own, for it loads torch."""
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -8,6 +7,7 @@ from threading import Lock
 
 from bitfront.errors import InvalidModel
 from bitfront.job import Examined
+from bitfront.processes import FRESH
 from service.http.job_files import Checked, mistakes_of
 
 
@@ -46,8 +46,7 @@ class Checker:
         """
         with self._lock:
             if self._pool is None:
-                context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(1, mp_context=context)
+                self._pool = ProcessPoolExecutor(1, mp_context=FRESH)
             try:
                 return self._pool.submit(check, examined, folder, has_lines=has_lines).result()
             except BrokenProcessPool as error:

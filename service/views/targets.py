@@ -149,8 +149,12 @@ def deployable(store: "Store", trial: Trial) -> list[Deployable]:
         for name, precision in trial.configuration.plan
     ]
     found = []
+    recovery = trial.configuration.recovery is not None
     for target in TARGETS:
-        if target.takes(spec["model"]["source"], answers=answers):
+        held = target.holds(
+            (known for _, known in plan), spec["quantizer"]["scheme"], recovery=recovery
+        )
+        if held and target.takes(spec["model"]["source"], answers=answers):
             ranges = spec["quantizer"]["activations"]
             missing = [target.native(kind, known, ranges) for kind, known in plan].count(None)
             found.append(Deployable(target.name, target.artefact, missing, len(plan)))

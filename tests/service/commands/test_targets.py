@@ -4,12 +4,15 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
+from bitfront.artefact.compressed_tensors import refuse_other_formats
+from bitfront.errors import InvalidModel
 from bitfront.job.consistency import inconsistencies
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
-from bitfront.targets import TARGETS, DeploymentTarget
+from bitfront.targets import TARGETS, DeploymentTarget, Scheme, Target
 from bitfront.trial import Origin, Trial
 from service.cli import main
 from service.views.targets import installed_text
@@ -76,3 +79,51 @@ def test_a_model_that_a_target_does_not_take_is_refused_in_a_sentence() -> None:
     assert said.startswith("target: onnxruntime takes the bundled ones, open_clip's CLIP")
     asks = job("asks", model={"source": "reference", "name": "digit-llava"})
     assert inconsistencies(asks.model_copy(update={"target": DeploymentTarget.ONNXRUNTIME})) == []
+
+
+def test_what_a_checkpoint_cannot_hold_is_refused_with_the_job() -> None:
+    spec = job(
+        "asks",
+        model={"source": "reference", "name": "digit-llava"},
+        space={"activation_bits": [8], "recovery": {"context_length": [4]}},
+    )
+    wanted = spec.model_copy(update={"target": DeploymentTarget.COMPRESSED_TENSORS})
+
+    said = dict(inconsistencies(wanted))
+
+    assert said["quantizer", "scheme"].startswith(
+        "quantizer.scheme: compressed-tensors holds no asymmetric weights: write symmetric"
+    )
+    assert "no place for a prompt and an adapter" in said["space", "recovery"]
+    assert "the nearest that it has is w2a16" in said["space", "activation_bits"]
+    fitting = job(
+        "asks",
+        model=spec.model.model_dump(),
+        quantizer={"rounding": "nearest", "scheme": "symmetric"},
+        space={"activation_bits": [16]},
+    )
+    assert (
+        inconsistencies(fitting.model_copy(update={"target": DeploymentTarget.COMPRESSED_TENSORS}))
+        == []
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.artefact)
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("text", ["w4a16", "w4a8", "w16a16"])
+@pytest.mark.parametrize("recovery", [False, True])
+def test_the_table_says_what_a_checkpoint_refuses_to_hold(
+    target: Target, scheme: Scheme, text: str, *, recovery: bool
+) -> None:
+    """Against what writes the one format that does refuse something."""
+    plan = {"a": Precision.parse(text)}
+
+    held = target.holds(plan.values(), scheme, recovery=recovery)
+
+    if target.name is not DeploymentTarget.COMPRESSED_TENSORS:
+        assert held
+    elif held:
+        refuse_other_formats(plan, symmetric=scheme == "symmetric", recovery=recovery)
+    else:
+        with pytest.raises(InvalidModel):
+            refuse_other_formats(plan, symmetric=scheme == "symmetric", recovery=recovery)
