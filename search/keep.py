@@ -9,6 +9,7 @@ from bitfront.errors import SpecError
 from bitfront.layers import Layer
 from bitfront.plan import Plan
 from bitfront.spec import SpaceSpec
+from search.ties import Ties
 
 _SHOWN: Final = 3
 
@@ -22,12 +23,22 @@ def holds_keep(plan: Plan, layers: Sequence[Layer], space: SpaceSpec) -> bool:
     )
 
 
-def check_keep(layers: Sequence[Layer], space: SpaceSpec) -> None:
+def check_keep(layers: Sequence[Layer], space: SpaceSpec, ties: Ties = ()) -> None:
     """Refuses patterns that fix nothing, or one layer at two widths.
 
     Raises:
-        SpecError: A pattern matches no layer, or two patterns contradict each other.
+        SpecError: A pattern matches no layer, two patterns contradict each other, or tied layers
+            are to have several widths.
     """
+    known = {layer.name: layer for layer in layers}
+    for tie in ties:
+        fixed = {kept_width(known[name], space) for name in tie}
+        if len(fixed) > 1:
+            names = ", ".join(map(short_name, tie))
+            raise SpecError(
+                f"space.keep: the target multiplies {names} as one matrix, and they are to have "
+                "several widths: write a pattern that matches all of them, or none"
+            )
     for text in space.keep:
         if not any(matches_pattern(text, layer) for layer in layers):
             raise SpecError(

@@ -7,15 +7,24 @@ from itertools import product
 from bitfront.choices import layer_precisions
 from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer
-from bitfront.plan import Option
+from bitfront.plan import Option, Plan
 from bitfront.profile import Cell, Resource
 from bitfront.spec import SpaceSpec
+from search.ties import Ties, holds_ties
 
 _MOST_OPTIONS = 100_000
 
 
-def block_options(block: Block, layers: Sequence[Layer], space: SpaceSpec) -> list[Option]:
+def block_options(
+    block: Block, layers: Sequence[Layer], space: SpaceSpec, ties: Ties = ()
+) -> list[Option]:
     """Every joint option of a block: `k^d` for `d` layers of `k` precisions each.
+
+    Args:
+        block: The block.
+        layers: All layers of the model.
+        space: What the layers may take.
+        ties: Layers that share a precision.
 
     Raises:
         SpecError: There are too many to list, let alone to measure.
@@ -28,7 +37,11 @@ def block_options(block: Block, layers: Sequence[Layer], space: SpaceSpec) -> li
             f"block {block.name} has {count:,} joint options, more than {_MOST_OPTIONS:,}: "
             "search fewer precisions, or lower partition.depth"
         )
-    return [Option(precisions) for precisions in product(*choices)]
+    own = [tie for tie in ties if tie[0] in block.layers]
+    options = map(Option, product(*choices))
+    if not own:
+        return list(options)
+    return [one for one in options if holds_ties(Plan.from_options([(block, one)]), own)]
 
 
 def screen(

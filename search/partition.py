@@ -7,12 +7,16 @@ from statistics import fmean
 from bitfront.layers import Block, Layer, LayerKind
 from bitfront.profile import LayerEntropy
 from bitfront.spec import Granularity, PartitionSpec
+from search.ties import Ties
 
 Layers = tuple[Layer, ...]
 
 
 def partition(
-    layers: Sequence[Layer], entropies: Sequence[LayerEntropy], spec: PartitionSpec
+    layers: Sequence[Layer],
+    entropies: Sequence[LayerEntropy],
+    spec: PartitionSpec,
+    ties: Ties = (),
 ) -> tuple[Block, ...]:
     """The blocks of a model, in order of execution; every layer is in exactly one.
 
@@ -23,11 +27,27 @@ def partition(
         spec: The granularity, the depth and the threshold h0. With `transformer_block`, the
             layers of one transformer block are cut into blocks of at most `depth` layers;
             what lies outside of one stays alone.
+        ties: Layers that share a precision: blocks that part them are joined, whatever the depth.
     """
     groups: list[Layers] = []
     for _, tower in groupby(layers, key=lambda layer: layer.tower):
         groups += _GROUPINGS[spec.granularity](tuple(tower), entropies, spec)
-    return tuple(Block(_name(group), group[0].tower, _names(group)) for group in groups)
+    joined = _joined(groups, ties)
+    return tuple(Block(_name(group), group[0].tower, _names(group)) for group in joined)
+
+
+def _joined(groups: Sequence[Layers], ties: Ties) -> list[Layers]:
+    """The groups, with those joined that part tied layers."""
+    tie_of = {layer: tie for tie in ties for layer in tie}
+    found: list[Layers] = []
+    for group in groups:
+        before = found[-1] if found else ()
+        tied = {tie_of[layer.name] for layer in before if layer.name in tie_of}
+        if any(tie_of.get(layer.name) in tied for layer in group):
+            found[-1] += group
+        else:
+            found.append(group)
+    return found
 
 
 def _each_layer(

@@ -136,6 +136,7 @@ def check_model(spec: JobSpec, findings: Findings) -> None:
 
     def load() -> None:
         from search.keep import check_keep
+        from search.ties import ties_of
         from workers.process.model_check import load_and_look
 
         try:
@@ -146,7 +147,7 @@ def check_model(spec: JobSpec, findings: Findings) -> None:
                 f"the process that loaded {spec.model.name} was ended from outside, as systems do "
                 "where memory runs out: use a smaller model or a larger machine"
             ) from error
-        check_keep(layers, spec.space)
+        check_keep(layers, spec.space, ties_of(spec.target, layers))
 
     findings.attempt(("model",), load)
 
@@ -158,11 +159,12 @@ def check_full_precision(
 
     def load() -> None:
         from search.keep import check_keep
+        from search.ties import ties_of
         from workers.process.model_cache import inspected
         from workers.scheduling.worker_config import WorkerConfig
 
         found = inspected(WorkerConfig(spec), on_stage)
-        check_keep(found.layers, spec.space)
+        check_keep(found.layers, spec.space, ties_of(spec.target, found.layers))
         findings.warnings += found.warnings
         error = percent_text(found.full.values["error"])
         findings.notes.append(f"{len(found.layers)} layers; full precision: error {error}")

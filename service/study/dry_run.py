@@ -12,6 +12,7 @@ from bitfront.spec import CellSelection, JobSpec, RecoverySpace
 from search.keep import check_keep
 from search.options import block_options
 from search.partition import partition
+from search.ties import ties_of
 from service.study.room import trials_nbytes
 from service.views.dry_run import DryRun
 from workers.scheduling.placement import plan_nbytes
@@ -33,10 +34,11 @@ def dry_run(spec: JobSpec, on_stage: Callable[[str], None]) -> DryRun:
     started_s = time.perf_counter()
     info = inspected(config, on_stage)
     start_s = time.perf_counter() - started_s
-    check_keep(info.layers, spec.space)
+    ties = ties_of(spec.target, info.layers)
+    check_keep(info.layers, spec.space, ties)
     on_stage("time two blocks and a trial")
-    blocks = partition(info.layers, info.entropies, spec.partition)
-    options = {block.name: block_options(block, info.layers, spec.space) for block in blocks}
+    blocks = partition(info.layers, info.entropies, spec.partition, ties)
+    options = {block.name: block_options(block, info.layers, spec.space, ties) for block in blocks}
     timed = [
         (block, _spread(options[block.name])) for block in dict.fromkeys((blocks[0], blocks[-1]))
     ]

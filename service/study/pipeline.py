@@ -15,6 +15,7 @@ from search.choice import estimated_front
 from search.estimate import estimate_errors
 from search.keep import check_keep
 from search.space import SearchSpace
+from search.ties import ties_of
 from service.study.bounds import stored_bounds
 from service.study.heartbeat import StopSignals
 from service.study.profiling import measure_profile
@@ -105,7 +106,8 @@ class Run:
             self._reporter.warn(note)
         self._reporter.stage("start a worker", total=None)
         model_info = self._load()
-        check_keep(model_info.layers, self._spec.space)
+        ties = ties_of(self._spec.target, model_info.layers)
+        check_keep(model_info.layers, self._spec.space, ties)
         for warning in model_info.warnings:
             self._reporter.warn(warning)
         self._pool.place(model_info)

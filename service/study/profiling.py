@@ -14,6 +14,7 @@ from search.cell_estimates import Place, corrected, most_used, place_of
 from search.options import block_options, screen, undominated
 from search.partition import partition
 from search.resources import counted_resources, measured_cells
+from search.ties import ties_of
 from service.study.clip_search import Clipping, has_clips
 from service.study.proxy_search import ProxySearch
 from service.views.progress import Reporter
@@ -123,14 +124,17 @@ def measure_profile(
     Where all cells are measured, single layers come first; they predict which joint options of a
     block are worth measuring (`ProfileSpec.slack`).
     """
-    blocks = partition(model_info.layers, model_info.entropies, spec.partition)
+    ties = ties_of(spec.target, model_info.layers)
+    blocks = partition(model_info.layers, model_info.entropies, spec.partition, ties)
     store.save_profile(
         lease, model_info.layers, blocks, model_info.entropies, fixed_nbytes=model_info.fixed_nbytes
     )
     layers = {layer.name: layer for layer in model_info.layers}
     ids = model_info.identities
     measuring = _Measuring(spec, store, lease, pool, ids, layers, reporter, metrics)
-    options = {block.name: block_options(block, model_info.layers, spec.space) for block in blocks}
+    options = {
+        block.name: block_options(block, model_info.layers, spec.space, ties) for block in blocks
+    }
     is_adaptive = spec.profile.cells is CellSelection.ADAPTIVE
     if spec.profile.slack and not is_adaptive:
         singles = _measure_singles(measuring, blocks, layers, options)

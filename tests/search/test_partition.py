@@ -136,3 +136,30 @@ def test_a_block_is_named_after_its_first_layer_and_how_the_last_one_differs() -
     (block,) = partition(layers, entropies, PartitionSpec(threshold=0.0))
 
     assert block.name == "v.blocks.0.attn.in_proj_weight..mlp"
+
+
+@pytest.mark.parametrize("granularity", Granularity)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_blocks_that_part_tied_layers_are_joined(granularity: Granularity, depth: int) -> None:
+    names = ["q", "k", "v", "o", "gate", "up", "down"]
+    sources = ["x", "x", "x", "a", "h", "h", "g"]
+    layers = [
+        make_layer(f"{scope}.{name}", scope=scope, source=f"{scope}.{source}")
+        for scope in ("0", "1")
+        for name, source in zip(names, sources, strict=True)
+    ]
+    entropies = [LayerEntropy(layer.name, 0.5, 0.5) for layer in layers]
+    spec = PartitionSpec(granularity=granularity, depth=depth, threshold=0.9)
+    ties = [
+        tuple(f"{scope}.{name}" for name in tie)
+        for scope in ("0", "1")
+        for tie in (("q", "k", "v"), ("gate", "up"))
+    ]
+
+    blocks = partition(layers, entropies, spec, ties)
+
+    assert [name for block in blocks for name in block.layers] == [layer.name for layer in layers]
+    for tie in ties:
+        assert sum(bool(set(tie) & set(block.layers)) for block in blocks) == 1
+    if granularity is Granularity.LAYER:
+        assert [len(block.layers) for block in blocks] == [3, 1, 2, 1] * 2
