@@ -39,7 +39,7 @@ def front_chart(picture: FrontPicture) -> go.Figure:
     if picture.baselines:
         figure.add_trace(_baselines(picture, scale))
     if picture.full is not None:
-        _add_full_precision(figure, picture.full, on_log=is_wide(picture.errors))
+        _add_full_precision(figure, picture.full)
     _dress_front(figure, picture)
     return figure
 
@@ -123,24 +123,15 @@ def _details(point: Point) -> str:
     return "<br>".join(lines)
 
 
-def _add_full_precision(figure: go.Figure, full: Point, *, on_log: bool) -> None:
+def _add_full_precision(figure: go.Figure, full: Point) -> None:
     line = {"color": palette.INK, "width": 1.2, "dash": "dash"}
     figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=full.error, y1=full.error, line=line)
     if full.interval is not None:
         low, high = full.interval
         band = {"fillcolor": palette.INK, "opacity": 0.07, "line_width": 0, "layer": "below"}
         figure.add_shape(type="rect", xref="paper", x0=0, x1=1, y0=low, y1=high, **band)
-    figure.add_annotation(
-        text=full_label(full),
-        xref="paper",
-        x=0,
-        xanchor="left",
-        # On a logarithmic axis plotly places shapes by value, but annotations by exponent.
-        y=math.log10(full.error) if on_log else full.error,
-        yanchor="top",
-        showarrow=False,
-        font={"size": 12, "color": palette.INK},
-    )
+    # A shape has no place in the legend, and a label at the line would lie on points.
+    figure.add_trace(go.Scatter(x=[None], y=[None], mode="lines", line=line, name=full_label(full)))
 
 
 def _dress_front(figure: go.Figure, picture: FrontPicture) -> None:

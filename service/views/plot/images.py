@@ -70,7 +70,7 @@ def write_front(picture: FrontPicture, path: Path) -> None:
             handles,
             labels,
             loc="outside lower center",
-            ncols=len(labels),
+            ncols=3,
             frameon=False,
             fontsize=9,
             handletextpad=0.4,
@@ -211,16 +211,13 @@ def _draw_full_precision(axes: Axes, picture: FrontPicture) -> None:
         return
     if full.interval is not None:
         axes.axhspan(*full.interval, color=palette.INK, alpha=0.07, linewidth=0, zorder=0.5)
-    axes.axhline(full.error, color=palette.INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=3)
-    axes.annotate(
-        full_label(full),
-        (0, full.error),
-        (6, -4),
-        xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points",
-        va="top",
-        fontsize=9,
-        path_effects=_HALO,
+    axes.axhline(
+        full.error,
+        label=full_label(full),
+        color=palette.INK,
+        linewidth=1.1,
+        linestyle=(0, (5, 3)),
+        zorder=3,
     )
 
 

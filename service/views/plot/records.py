@@ -147,7 +147,7 @@ class BitsPicture:
 
 
 def full_label(full: Point) -> str:
-    """What stands at the line of full precision: its errors with their intervals, and its size."""
+    """What the legend says of full precision: its errors with their intervals, and its size."""
     text = f"16 bits: {_with_ends(full.error, full.interval)}"
     if full.test_error is not None:
         text += f", test {_with_ends(full.test_error, full.test_interval)}"

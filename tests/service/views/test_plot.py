@@ -146,14 +146,16 @@ def test_hovering_tells_a_trial_in_full() -> None:
     assert uniform["customdata"][0].startswith("<b>trial 0</b> (w2)<br>error 60.0 %<br>100 kB")
 
 
-def test_on_a_logarithmic_axis_the_label_of_the_full_model_stays_at_its_line() -> None:
+def test_full_precision_is_a_line_on_a_logarithmic_axis_too_and_is_told_in_the_legend() -> None:
     wide = FrontPicture("wide", (point(0, 0.9, 1e3), point(1, 0.02, 2e3)), FULL)
 
-    layout = json.loads(front_chart(wide).to_json())["layout"]
+    chart = json.loads(front_chart(wide).to_json())
 
+    layout = chart["layout"]
     assert layout["yaxis"]["type"] == "log"
     assert layout["shapes"][0]["y0"] == 0.05
-    assert 10 ** layout["annotations"][0]["y"] == pytest.approx(0.05)
+    assert "annotations" not in layout
+    assert "16 bits: 5.0 % at 800 kB" in [trace.get("name") for trace in chart["data"]]
     assert layout["yaxis"]["ticktext"] == ["2%", "5%", "10%", "20%", "50%", "100%"]
 
 
