@@ -19,7 +19,13 @@ from bitfront.spec import QuantizerSpec
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 SOURCES = sorted(path for path in RUNTIME.glob("*.py") if path.name != "__init__.py")
-TRAVELS_WITH = {"torch", "safetensors", "PIL", "transformers"}
+TRAVELS_WITH = {
+    *("torch", "safetensors", "PIL", "transformers", "tokenizers", "numpy"),
+    *("onnxruntime", "openvino"),
+    *(path.stem for path in SOURCES),
+}
+# What an exported model is run without.
+FOREIGN = {"torch", "transformers", "safetensors"}
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,6 +47,7 @@ def test_what_travels_imports_nothing_of_bitfront(source: Path) -> None:
     }
 
     assert imported <= TRAVELS_WITH | set(sys.stdlib_module_names)
+    assert source.name != "exported_model.py" or not imported & FOREIGN
 
 
 @settings(max_examples=60)
