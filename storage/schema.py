@@ -28,6 +28,7 @@ REVISIONS = (
     "0015",
     "0016",
     "0017",
+    "0018",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 
