@@ -11,7 +11,7 @@ QUIET: Final = "bitfront.quiet"
 
 
 def tell(text: object) -> None:
-    """Tells the person something that is no data."""
+    """Tells the person something apart from the data that a command prints."""
     context = click.get_current_context(silent=True)
     if context is None or not context.meta.get(QUIET, False):
         click.echo(text, file=messages())

@@ -62,7 +62,7 @@ class Proposals:
 
     def restore(self, trials: Sequence[Trial]) -> None:
         """Takes in all trials of an earlier driver that can be compared, in their order."""
-        trials = [trial for trial in trials if trial.state is not TrialState.OUTDATED]
+        trials = _comparable(trials)
         self._known |= {trial.configuration.digest for trial in trials}
         self._restore_proposer(trials)
         for trial in trials:
@@ -88,9 +88,7 @@ class Proposals:
         while self._seeds:
             seed = self._seeds.popleft()
             if seed.configuration.digest not in self._known:
-                self._proposer.start(seed.configuration)
-                params = self._proposer.space.params(seed.configuration) or {}
-                return replace(seed, params=params)
+                return self._started(seed)
         if not self._is_reviewed:
             if is_running:
                 return None
@@ -112,11 +110,15 @@ class Proposals:
         """The program's plan at the next budget whose plan is new."""
         for proposal in self._further:
             if proposal.configuration.digest not in self._known:
-                self._proposer.start(proposal.configuration)
-                params = self._proposer.space.params(proposal.configuration) or {}
-                return replace(proposal, params=params)
+                return self._started(proposal)
         self._has_further = False
         return None
+
+    def _started(self, proposal: Proposal) -> Proposal:
+        """A proposal that is not the sampler's, with its parameters; the sampler hears of it."""
+        self._proposer.start(proposal.configuration)
+        params = self._proposer.space.params(proposal.configuration) or {}
+        return replace(proposal, params=params)
 
     def _finish(self, trial: Trial) -> None:
         is_feasible = trial.state is TrialState.COMPLETE and trial.is_feasible
@@ -129,9 +131,7 @@ class Proposals:
         wider = self._review(trials)
         if wider is not None:
             self._proposer = self._make_proposer(wider)
-            self._restore_proposer(
-                [trial for trial in trials if trial.state is not TrialState.OUTDATED]
-            )
+            self._restore_proposer(_comparable(trials))
 
     def start(self, trial: Trial) -> None:
         """Takes in that a trial was made of a proposal."""
@@ -142,3 +142,7 @@ class Proposals:
         """Takes in how a trial ended."""
         self._proposer.tell(trial)
         self._finish(trial)
+
+
+def _comparable(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.state is not TrialState.OUTDATED]

@@ -80,6 +80,6 @@ def _folder(record: ArtefactRecord) -> Path | None:
 
 
 def _is_inside(folder: Path, name: str) -> bool:
-    """Whether a file lies in a folder itself, and is no link to elsewhere."""
+    """Whether a file is really inside a folder, and not a link to a place outside it."""
     path = folder / name
     return name == path.name and path.is_file() and not path.is_symlink()
