@@ -1,4 +1,4 @@
-.PHONY: all setup demo check test test-all test-runtimes chaos format lint types imports quick reference wheel browser
+.PHONY: all setup demo check test test-all test-runtimes chaos format lint types imports quick reference wheel browser docs
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -64,6 +64,10 @@ imports: $(STAMP)
 reference: $(STAMP)
 	$(BIN)/python -m bitfront.reference.train
 	$(BIN)/python -m bitfront.reference.train_llava
+
+# The documentation as a site, in build/site; a warning is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: $(STAMP)
 	rm -rf build dist

@@ -1,0 +1,1 @@
+"""What the site adds to the files of `docs/`: generated pages, files of the repository."""
