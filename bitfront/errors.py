@@ -80,6 +80,21 @@ class DatabaseError(BitfrontError):
     """The database cannot be opened, is foreign, or has another schema version."""
 
 
+class TrackingError(BitfrontError):
+    """MLflow does not answer, or refuses what it is told; no study depends on it."""
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(uri, reason)
+        self.uri = uri
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"MLflow at {self.uri} does not take what it is told ({self.reason}): check "
+            "tracking.mlflow"
+        )
+
+
 class UnreachableCluster(BitfrontError):
     """A Ray cluster does not answer; whatever runs on it may continue."""
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,6 +16,7 @@ from pydantic import (
 )
 
 from bitfront.objective import FIGURES, Objective
+from bitfront.passwords import masked
 from bitfront.plan import ClassPosition, TeacherText, digest
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
 from bitfront.targets import DeploymentTarget
@@ -24,6 +26,7 @@ STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 AUTO: Final = "auto"
 CLASS_LISTS: Final = ("imagenet", "cifar10", "cifar100")
 """Well-known data sets whose class names `data.classes` may name in place of a list."""
+SQLITE: Final = "sqlite:///"
 REFERENCE_CLIP, REFERENCE_LLAVA = "digit-clip", "digit-llava"
 MOST_WORKERS: Final = 4096
 
@@ -52,6 +55,26 @@ def _refuse_other_colours(text: str) -> None:
             f"data.background: {text!r} is not an opaque colour: write it as CSS does, such as "
             "white or '#808080'"
         )
+
+
+def tracking_uri(uri: str) -> str:
+    """An address of MLflow, as it was given.
+
+    Raises:
+        ValueError: It is none, or holds a password.
+    """
+    place = uri.removeprefix("http://").removeprefix("https://").removeprefix(SQLITE)
+    if place in ("", uri):
+        raise ValueError(
+            f"{masked(uri)!r} is no tracking URI of MLflow: write http://HOST:PORT of its server, "
+            "or sqlite:///FILE"
+        )
+    if masked(uri) != uri:
+        raise ValueError(
+            f"the tracking URI {masked(uri)} would show its password to all who read the job: "
+            "leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    return uri
 
 
 def _activation_bits(bits: int) -> int:
@@ -524,6 +547,21 @@ class StopSpec(Section):
     patience: int | None = Field(None, ge=1)
 
 
+class TrackingSpec(Section):
+    """Where a study is mirrored to while it runs.
+
+    `mlflow` is MLflow's tracking URI: a server (`http://` or `https://`), or `sqlite:///FILE`.
+    """
+
+    mlflow: Annotated[str, AfterValidator(tracking_uri)] | None = None
+
+    @property
+    def mlflow_file(self) -> str | None:
+        """The path in `mlflow` where that is a file."""
+        uri = self.mlflow or ""
+        return uri.removeprefix(SQLITE) if uri.startswith(SQLITE) else None
+
+
 class JobSpec(Section):
     """A whole search job.
 
@@ -541,6 +579,7 @@ class JobSpec(Section):
     constraints: ConstraintSpec = ConstraintSpec()
     search: SearchSpec = SearchSpec()
     stop: StopSpec = StopSpec()
+    tracking: TrackingSpec = TrackingSpec()
     target: DeploymentTarget = DeploymentTarget.ANY
 
     @model_validator(mode="after")

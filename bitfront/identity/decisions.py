@@ -189,6 +189,7 @@ DECISIONS: Final = MappingProxyType(
         "stop.trials": _END,
         "stop.time_s": _END,
         "stop.patience": _END,
+        "tracking.mlflow": _irrelevant("says where results are copied to"),
         "target": _irrelevant("refuses a job, and changes nothing of one that it accepts"),
     }
 )

@@ -24,6 +24,7 @@ from bitfront.job.error_messages import place_of, sentence
 from bitfront.spec import (
     CLASS_LISTS,
     LOCAL_FOLDER,
+    SQLITE,
     DataSource,
     JobSpec,
     ModelSource,
@@ -203,6 +204,7 @@ def _relative_paths(spec: JobSpec) -> list[tuple[Place, str]]:
             ("data", "path", path),
             ("data", "classes", spec.data.classes_file),
             ("model", "name", folder),
+            ("tracking", "mlflow", spec.tracking.mlflow_file),
         )
         if text and not Path(text).is_absolute()
     ]
@@ -223,7 +225,11 @@ def _replaced(content: Mapping[str, object], place: Place, value: object) -> dic
 def _with_found_paths(spec: JobSpec, document: Document) -> tuple[JobSpec, list[tuple[Place, str]]]:
     """The job with its local paths made absolute, and what is wrong with those."""
     mistakes: list[tuple[Place, str]] = []
-    sections: dict[str, Section] = {"data": spec.data, "model": spec.model}
+    sections: dict[str, Section] = {
+        "data": spec.data,
+        "model": spec.model,
+        "tracking": spec.tracking,
+    }
     for place, find in _LOCAL_PATHS.items():
         section, key = place
         try:
@@ -284,6 +290,15 @@ def _model_weights(spec: JobSpec, document: Document) -> str | None:
     return _local(document, text)
 
 
+def _tracking_file(spec: JobSpec, document: Document) -> str | None:
+    if spec.tracking.mlflow_file is None:
+        return None
+    found = _found(document, spec.tracking.mlflow_file)
+    if not found.parent.is_dir():
+        raise SpecError(f"the folder {found.parent} does not exist")
+    return f"{SQLITE}{found}"
+
+
 def _local(document: Document, text: str) -> str | None:
     """The path of what is there, or None where it may be a name on a hub."""
     found = _found(document, text)
@@ -299,6 +314,7 @@ _LOCAL_PATHS: Final = {
     ("data", "classes"): _classes_path,
     ("model", "name"): _model_name,
     ("model", "weights"): _model_weights,
+    ("tracking", "mlflow"): _tracking_file,
 }
 
 

@@ -44,6 +44,8 @@ def _paths(spec: JobSpec) -> Iterator[tuple[str, str]]:
         yield "data.path", spec.data.path
     if spec.data.classes_file is not None:
         yield "data.classes", spec.data.classes_file
+    if spec.tracking.mlflow_file is not None:
+        yield "tracking.mlflow", spec.tracking.mlflow_file
     if spec.model.source is ModelSource.REFERENCE:
         return
     for field, text in (("model.name", spec.model.name), ("model.weights", spec.model.weights)):

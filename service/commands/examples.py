@@ -42,6 +42,10 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "plot": ("plot pets", "plot pets --trial 38 --out pictures"),
     "export": ("export pets > pets.csv", "export pets --out pets.parquet"),
     "export-optuna": ("export-optuna pets optuna.db", "export-optuna pets optuna.db --db a.db"),
+    "export-mlflow": (
+        "export-mlflow pets http://127.0.0.1:5000",
+        "export-mlflow pets sqlite:////home/ann/mlflow.db",
+    ),
     "tune": (
         "tune pets --max-nbytes 40MB --steps 400 --out tuned",
         "tune pets --trial 38 --samples 32 --out tuned",

@@ -1,4 +1,4 @@
-"""Commands that hand a study's results to other programs: export, export-optuna."""
+"""Commands that hand a study's results to other programs: export, export-optuna, export-mlflow."""
 
 from pathlib import Path
 from typing import Final
@@ -64,4 +64,29 @@ def export_optuna(study: str, target: str, url: str) -> None:
     tell(f"'optuna-dashboard {place}' shows it")
 
 
-COMMANDS: Final = (export, export_optuna)
+@click.command("export-mlflow")
+@click.argument("study", type=StudyName())
+@click.argument("uri")
+@database_option
+def export_mlflow(study: str, uri: str, url: str) -> None:
+    """Write the finished trials of STUDY to MLflow at URI, a server or sqlite:///FILE.
+
+    Repeat the command to add what is new: nothing is ever read back. A job with
+    tracking.mlflow does the same while it runs.
+    """
+    from bitfront.spec import tracking_uri
+    from service.api.database import open_database
+    from service.study.mlflow_mirror import MlflowMirror
+
+    try:
+        tracking_uri(uri)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+    with open_database(url) as database:
+        mirror = MlflowMirror(database.connection.store(), study, uri)
+        added = mirror.update()
+        mirror.conclude()
+    tell(f"study {study}: {added} trials added to experiment {study} at {uri}")
+
+
+COMMANDS: Final = (export, export_optuna, export_mlflow)

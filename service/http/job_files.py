@@ -125,7 +125,7 @@ def _strange_paths(spec: JobSpec) -> Iterator[tuple[Place, str]]:
         name = place_name(place)
         if "$" in text:
             yield place, f"{name}: {cut(repr(text))} names a variable: write the path itself"
-        elif place[0] == "data" and not text.startswith("/"):
+        elif place[0] in ("data", "tracking") and not text.startswith("/"):
             yield (
                 place,
                 f"{name}: {cut(repr(text))} starts at no folder: write the absolute path that the "
@@ -141,6 +141,8 @@ def _paths(spec: JobSpec) -> Iterator[tuple[Place, str]]:
         yield ("data", "path"), data.path
     if data.classes_file is not None:
         yield ("data", "classes"), data.classes_file
+    if spec.tracking.mlflow_file is not None:
+        yield ("tracking", "mlflow"), spec.tracking.mlflow_file
     if model.source is not ModelSource.REFERENCE:
         yield ("model", "name"), model.name
         if model.weights is not None:

@@ -17,6 +17,7 @@ from bitfront.processes import FRESH
 from bitfront.spec import DataSource, JobSpec
 from bitfront.units import percent_text
 from service.database_url import file_folder
+from service.study.mlflow_mirror import check_tracking
 from service.study.room import check_disk, check_memory
 from service.views.progress import Reporter
 
@@ -122,6 +123,8 @@ def check_job(
         findings.attempt(("model", "device"), lambda: _check_kernels(spec, findings))
     if "model" not in unsure:
         findings.attempt(("model", "name"), lambda: check_memory(spec.model))
+    if may_read and "tracking" not in unsure:
+        findings.attempt(("tracking", "mlflow"), lambda: check_tracking(spec.tracking.mlflow))
     if folder is not None and "stop" not in unsure:
         findings.attempt(("stop", "trials"), lambda: check_disk(spec, folder))
     if may_read and "data" not in unsure:

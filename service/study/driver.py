@@ -13,6 +13,7 @@ from service.study.pipeline import Run
 from service.study.spec_diff import accept_spec
 from service.study.spools import spool_root, study_spool
 from service.study.submission import driven_line
+from service.study.tracking import Tracking
 from service.views.progress import Reporter
 from storage.records import Lease
 from storage.store import Store, open_store
@@ -53,9 +54,13 @@ def run_study(
     with open_store(url, patience_s=patience_s) as store:
         if not resume:
             store.replace_untried(spec.study)
-        with _begun(
-            store, spec, url, reporter, address, is_known=resume, accept_changes=accept_changes
-        ) as run:
+        with (
+            Tracking(store, spec.study, spec.tracking.mlflow, reporter) as tracking,
+            _begun(
+                store, spec, url, reporter, address, is_known=resume, accept_changes=accept_changes
+            ) as run,
+        ):
+            tracking.start()
             run.drive(accept_changes=accept_changes)
         return store.study(spec.study).state
 

@@ -10,8 +10,8 @@ from storage.records import Difference, Lease
 from storage.store import Store
 
 MODEL_PARTS = frozenset({"weights", "tokenizer", "preprocessing", "config"})
-# How long a study runs and on how many workers changes no result.
-_FREE = ("stop.", "search.workers", "search.gpus_per_worker", "search.max_attempts")
+# How long a study runs, on how many workers, and who is told of it changes no result.
+_FREE = ("stop.", "tracking.", "search.workers", "search.gpus_per_worker", "search.max_attempts")
 
 
 def accept_spec(store: Store, lease: Lease, spec: JobSpec, *, accept_changes: bool) -> None:

@@ -1,14 +1,11 @@
 """What Optuna's dashboard gets to see of a study: named parameters, values, and a few words."""
 
 import json
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
-from typing import Final
 
 from bitfront.errors import DatabaseError
 from bitfront.layers import Block
-from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.plan import Option
 from bitfront.trial import Trial, TrialState
 from search.optuna_export import (
     FINAL_STATES,
@@ -19,13 +16,16 @@ from search.optuna_export import (
     OptunaExport,
     export_to_optuna,
 )
-from service.views.describe import recovery_details
+from service.views.parameters import (
+    RECOVERY,
+    RECOVERY_KINDS,
+    attributes,
+    option_text,
+    parameters,
+)
 from storage.foreign_database import open_target
 from storage.records import StudyRecord
 from storage.store import Store
-
-_RECOVERY: Final = "recovery"
-_KINDS: Final = ("none", "prompt", "adapter", "prompt and adapter")
 
 Choices = Mapping[str, tuple[Choice, ...]]
 
@@ -107,17 +107,13 @@ def _choices(
     plans = [trial.configuration.plan for trial in trials]
     for block in blocks:
         measured = sorted(nbytes[block.name], key=lambda text: (nbytes[block.name][text], text))
-        others = {_option(plan, block) for plan in plans} - set(measured)
+        others = {option_text(plan, block) for plan in plans} - set(measured)
         choices[block.name] = (*measured, *sorted(others, key=_bits))
     space = json.loads(record.spec_json)["space"]["recovery"]
     if space is not None:
-        choices[_RECOVERY] = _KINDS
-        choices |= {f"{_RECOVERY}.{name}": tuple(values) for name, values in space.items()}
+        choices[RECOVERY] = RECOVERY_KINDS
+        choices |= {f"{RECOVERY}.{name}": tuple(values) for name, values in space.items()}
     return {name: listed for name, listed in choices.items() if len(listed) > 1}
-
-
-def _option(plan: Plan, block: Block) -> str:
-    return str(Option(tuple(plan.precision(layer) for layer in block.layers)))
 
 
 def _bits(option: str) -> tuple[int, str]:
@@ -131,53 +127,12 @@ def _trial(
     choices: Choices,
     intermediates: Mapping[int, float],
 ) -> ExportedTrial:
-    configuration = trial.configuration
-    return ExportedTrial(
-        trial,
-        params=_params(configuration, blocks, choices),
-        intermediate_values=intermediates,
-        attributes=_attributes(trial, configuration),
-    )
-
-
-def _params(
-    configuration: Configuration, blocks: Sequence[Block], choices: Choices
-) -> dict[str, Choice]:
-    params: dict[str, Choice] = {block.name: _option(configuration.plan, block) for block in blocks}
-    recovery = configuration.recovery
-    params[_RECOVERY] = _kind(recovery)
-    if recovery is not None:
-        settings = json.loads(json.dumps(asdict(recovery)))
-        params |= {f"{_RECOVERY}.{name}": value for name, value in settings.items()}
     # A setting that means nothing, such as the blend of no adapter, may be none of the choices.
-    return {
+    params = {
         name: choice
-        for name, choice in params.items()
+        for name, choice in parameters(trial.configuration, blocks).items()
         if name in choices and (not name.startswith("recovery.") or choice in choices[name])
     }
-
-
-def _kind(recovery: Recovery | None) -> str:
-    if recovery is None:
-        return "none"
-    parts = ["prompt"] * bool(recovery.context_length) + ["adapter"] * bool(recovery.reduction)
-    return " and ".join(parts)
-
-
-def _attributes(trial: Trial, configuration: Configuration) -> dict[str, object]:
-    counts = Counter(str(precision) for _, precision in configuration.plan)
-    facts: dict[str, object] = {
-        "origin": str(trial.origin),
-        "attempts": trial.attempts,
-        "plan": ", ".join(f"{n} x {text}" for text, n in sorted(counts.items())),
-        "recovery": recovery_details(configuration.recovery),
-        "bits per weight": trial.values.get("bits_per_weight"),
-        "nbytes": trial.values.get("nbytes"),
-        "test error": trial.test_values.get("error"),
-        "feasible": trial.is_feasible if trial.state is TrialState.COMPLETE else None,
-        "worker": trial.worker,
-        "seconds": trial.seconds,
-        "cause": None if trial.cause is None else str(trial.cause),
-        "message": trial.message,
-    }
-    return {name: fact for name, fact in facts.items() if fact is not None}
+    return ExportedTrial(
+        trial, params=params, intermediate_values=intermediates, attributes=attributes(trial)
+    )

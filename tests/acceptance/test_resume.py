@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from search.front import pareto_front
-from tests.support.studies import Study
+from tests.support.studies import JOB, Study
 
 pytestmark = [pytest.mark.usefixtures("ray_folder"), pytest.mark.timeout(600)]
 
@@ -20,7 +21,7 @@ STAGES = (
 
 
 def test_a_study_outlives_its_drivers(tmp_path: Path) -> None:
-    study = Study(tmp_path, "killed", trials=18)
+    study = Study(tmp_path, "killed", trials=18, job=f"{JOB}tracking: {{mlflow: 'sqlite:///m.db'}}")
     complete = "SELECT count(*) FROM trial WHERE state = 'complete'"
     cells = "SELECT count(*) FROM cell"
     done: dict[int, tuple[object, ...]] = {}
@@ -53,6 +54,23 @@ def test_a_study_outlives_its_drivers(tmp_path: Path) -> None:
     assert set(measured) <= set(again)
     assert len(again) == len({row[0] for row in again})
     _check_front(study)
+    _check_mlflow(study, tmp_path / "m.db")
+
+
+def _check_mlflow(study: Study, path: Path) -> None:
+    """Each trial is there once, with what was measured, whichever driver told it."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{path}")
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    runs = list(client.search_runs([experiment.experiment_id]))
+    told = [
+        (int(run.data.tags["bitfront.trial"]), run.data.metrics["error"])
+        for run in runs
+        if "bitfront.trial" in run.data.tags
+    ]
+    assert sorted(told) == study.rows("SELECT number, error FROM trial ORDER BY number")
+    assert [(run.info.run_name, run.info.status) for run in runs if run.info.run_name == "killed"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def _check_front(study: Study) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from bitfront.errors import SpecError
 from bitfront.job.allowed_roots import VARIABLE, check_allowed_roots
-from bitfront.spec import JobSpec
+from bitfront.spec import JobSpec, TrackingSpec
 
 
 def spec(data: Path | str, weights: str | None = None, name: str = "ViT-B-32") -> JobSpec:
@@ -57,6 +57,16 @@ def test_so_are_weights(root: Path) -> None:
 def test_so_are_models_in_folders(root: Path, name: str) -> None:
     with pytest.raises(SpecError, match=r"model.name: .* lies outside"):
         check_allowed_roots(spec(root / "images", name=name))
+
+
+def test_so_is_the_file_that_a_study_is_mirrored_to(root: Path) -> None:
+    for uri, is_refused in (("sqlite:////etc/m.db", True), ("http://host:5000", False)):
+        job = spec(root / "images").model_copy(update={"tracking": TrackingSpec(mlflow=uri)})
+        if not is_refused:
+            check_allowed_roots(job)
+            continue
+        with pytest.raises(SpecError, match=r"tracking.mlflow: /etc/m.db lies outside"):
+            check_allowed_roots(job)
 
 
 def test_so_is_a_file_that_names_classes(root: Path) -> None:

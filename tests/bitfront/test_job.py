@@ -189,6 +189,25 @@ def test_a_file_of_classes_lies_beside_the_job(tmp_path: Path) -> None:
         assert load_job(job_with(job, "names.json", named)).data.classes == "cifar10"
 
 
+def test_the_file_of_a_mirror_lies_beside_the_job(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "study: s\nmodel: {source: reference}\ndata: {source: reference}\n"
+        "tracking:\n  mlflow: sqlite:///kept/m.db\n"
+    )
+
+    with pytest.raises(SpecError, match=r"line 5: tracking.mlflow: the folder .*kept does not"):
+        load_job(job)
+    (tmp_path / "kept").mkdir()
+    assert load_job(job).tracking.mlflow == f"sqlite:///{tmp_path}/kept/m.db"
+    with pytest.raises(SpecError, match=r"line 5: tracking.mlflow: 'kept/m.db' starts at this m"):
+        load_job(job, elsewhere=True)
+    uri = "http://127.0.0.1:5000"
+    assert (
+        load_job(job_with(job, "sqlite:///kept/m.db", uri), elsewhere=True).tracking.mlflow == uri
+    )
+
+
 def job_with(job: Path, old: str, new: str) -> Path:
     job.write_text(job.read_text().replace(old, new))
     return job

@@ -18,7 +18,7 @@ data:
 
 TOP_KEYS = (
     "study, model, data, quantizer, space, partition, profile, objectives, constraints, "
-    "search, stop, target"
+    "search, stop, tracking, target"
 )
 
 # What is written below a whole job (so its first line is line 6), and what is said of it.
@@ -152,6 +152,11 @@ ADDITIONS = {
     "a fraction of a trial": (
         "stop:\n  trials: 1.5",
         "line 7: stop.trials must be a whole number, not 1.5",
+    ),
+    "a mirror that is nowhere": (
+        "tracking:\n  mlflow: mlruns",
+        "line 7: tracking.mlflow: 'mlruns' is no tracking URI of MLflow: "
+        "write http://HOST:PORT of its server, or sqlite:///FILE",
     ),
     "no trials": (
         "stop:\n  trials: 0",

@@ -282,7 +282,7 @@ def test_quiet_leaves_data_and_errors(tmp_path: Path, words: tuple[str, ...]) ->
 
 PRINTS_NO_DATA = {
     *("demo", "init", "validate", "resume", "pause", "stop", "cancel", "delete", "watch", "tune"),
-    *("schema", "completion", "serve", "export-optuna"),
+    *("schema", "completion", "serve", "export-optuna", "export-mlflow"),
 }
 
 

@@ -87,8 +87,8 @@ def test_every_command_is_listed_in_the_order_of_use() -> None:
     listed = [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()]
     assert " ".join(listed) == (
         "init demo validate submit resume profile pause stop cancel delete list status watch logs "
-        "front best show compare plot export export-optuna tune classify ask build artefacts "
-        "targets methods doctor schema completion serve"
+        "front best show compare plot export export-optuna export-mlflow tune classify ask build "
+        "artefacts targets methods doctor schema completion serve"
     )
 
 
