@@ -6,6 +6,7 @@ A view over stored trials: the same trials give the same choice.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -66,6 +67,7 @@ def choose(
     objectives: Sequence[str],
     limits: Mapping[str, float],
     ranking: Ranking = Ranking.ESTIMATE,
+    estimates: Mapping[Place, Estimate] | None = None,
 ) -> Choice | None:
     """The best trial within the limits; None if none holds them.
 
@@ -79,9 +81,10 @@ def choose(
         objectives: The study's, the first one first.
         limits: Upper limits by the name of the figure; who was not measured does not hold one.
         ranking: What stands for the error.
+        estimates: What `estimate_errors` said of these trials, if it was asked before.
     """
-    estimates = _estimates(trials, ranking)
-    values = {trial.place: with_estimates(trial, estimates) for trial in trials}
+    estimates = _estimates(trials, ranking, estimates)
+    values = _values(trials, estimates)
     within = [t for t in trials if _holds(values[t.place], limits)]
     if not within:
         return None
@@ -96,6 +99,7 @@ def chosen_front(
     trials: Sequence[Measured],
     objectives: Sequence[str],
     ranking: Ranking = Ranking.ESTIMATE,
+    estimates: Mapping[Place, Estimate] | None = None,
 ) -> list[Measured]:
     """The front, lowest error first: who is better by more than chance, or smaller at no loss.
 
@@ -108,8 +112,9 @@ def chosen_front(
         trials: As in `choose`.
         objectives: The study's, the error first.
         ranking: What stands for the error.
+        estimates: As in `choose`.
     """
-    values = _values(trials, ranking)
+    values = _values(trials, _estimates(trials, ranking, estimates))
     front = _undominated(trials, objectives, values)
     if ranking is Ranking.ESTIMATE:
         front = _told_apart(front, objectives[1:], values)
@@ -122,7 +127,7 @@ def estimated_front(trials: Sequence[Measured], objectives: Sequence[str]) -> li
 
     Whether its trials are told apart does not count.
     """
-    return _undominated(trials, objectives, _values(trials, Ranking.ESTIMATE))
+    return _undominated(trials, objectives, _values(trials, estimate_errors(trials)))
 
 
 def _undominated(
@@ -135,13 +140,18 @@ def _undominated(
     return [measured[row] for row in pareto_front(table)]
 
 
-def _values(trials: Sequence[Measured], ranking: Ranking) -> dict[Place, dict[str, float]]:
-    estimates = _estimates(trials, ranking)
+def _values(
+    trials: Sequence[Measured], estimates: Mapping[Place, Estimate]
+) -> dict[Place, dict[str, float]]:
     return {trial.place: with_estimates(trial, estimates) for trial in trials}
 
 
-def _estimates(trials: Sequence[Measured], ranking: Ranking) -> dict[Place, Estimate]:
-    return {} if ranking is Ranking.ERROR else estimate_errors(trials)
+def _estimates(
+    trials: Sequence[Measured], ranking: Ranking, known: Mapping[Place, Estimate] | None
+) -> Mapping[Place, Estimate]:
+    if ranking is Ranking.ERROR:
+        return {}
+    return estimate_errors(trials) if known is None else known
 
 
 def _holds(values: Mapping[str, float], limits: Mapping[str, float]) -> bool:
@@ -161,24 +171,37 @@ def _last(trial: Measured) -> tuple[int, str]:
 def _peers(
     answer: Measured, within: Sequence[Measured], estimates: Mapping[Place, Estimate]
 ) -> list[Peer]:
-    known = [trial for trial in within if trial.place in estimates]
     if answer.place not in estimates:
         return []
+    known = sorted(
+        (t for t in within if t.place in estimates and t.place != answer.place),
+        key=lambda trial: (estimates[trial.place].error, *_last(trial)),
+    )
     found = []
-    for trial in sorted(known, key=lambda trial: (estimates[trial.place].error, *_last(trial))):
-        comparison = compared(answer, trial)
-        if trial.place == answer.place or comparison is None or comparison.errors_differ:
+    for trial, comparison in zip(known, _compared_each(known, answer), strict=True):
+        if comparison is None or comparison.errors_differ:
             continue
         gap = estimates[trial.place].error - estimates[answer.place].error
-        found.append(Peer(trial, comparison, comparison.samples_needed(gap)))
+        found.append(Peer(trial, comparison.swapped, comparison.samples_needed(gap)))
     return found
 
 
 def compared(first: Measured, second: Measured) -> Comparison | None:
     """The comparison of two trials; None where they have no samples in common."""
-    if first.samples is None or second.samples is None or len(first.samples) != len(second.samples):
-        return None
-    return Comparison.of(first.samples, second.samples)
+    return _compared_each([first], second)[0]
+
+
+def _compared_each(firsts: Sequence[Measured], second: Measured) -> list[Comparison | None]:
+    """As `compared`, of each of some trials with the same second one."""
+    other = second.samples
+    if other is None:
+        return [None] * len(firsts)
+    alike = [t.samples for t in firsts if t.samples is not None and len(t.samples) == len(other)]
+    found = iter(Comparison.of_each(alike, other))
+    return [
+        next(found) if t.samples is not None and len(t.samples) == len(other) else None
+        for t in firsts
+    ]
 
 
 def _told_apart(
@@ -189,18 +212,24 @@ def _told_apart(
     for trial in cheapest_first:
         row = np.array(_row(values[trial.place], costs))
         rivals = [t for t in kept if (np.array(_row(values[t.place], costs)) <= row).all()]
-        if all(_is_better(trial, rival) for rival in rivals):
+        comparisons = _compared_each(rivals, trial)
+        if all(map(partial(_is_better, trial), rivals, comparisons)):
             kept.append(trial)
     return kept
 
 
-def _is_better(trial: Measured, rival: Measured) -> bool:
-    """Whether more than chance speaks for the trial; so it is where nothing can be compared."""
-    comparison = compared(trial, rival)
+def _is_better(trial: Measured, rival: Measured, comparison: Comparison | None) -> bool:
+    """Whether more than chance speaks for the trial; so it is where nothing can be compared.
+
+    Args:
+        trial: The trial.
+        rival: One that costs no more.
+        comparison: How the rival does against the trial.
+    """
     if comparison is None:
         return True
     if comparison.errors_differ:
-        return comparison.error < 0
+        return comparison.error > 0
     if trial.has_recovery or rival.has_recovery:
         return False
-    return comparison.divergence < 0 and comparison.divergence_p < SIGNIFICANCE
+    return comparison.divergence > 0 and comparison.divergence_p < SIGNIFICANCE

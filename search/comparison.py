@@ -1,7 +1,8 @@
 """Two configurations compared on the same samples."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import numpy as np
@@ -13,6 +14,9 @@ SIGNIFICANCE: Final = 0.05
 """How often a difference is seen that is none."""
 POWER: Final = 0.8
 """How often a difference is to be seen that is one, where needed samples are counted."""
+
+_AT_ONCE: Final = 256
+"""Results of so many configurations are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +40,36 @@ class Comparison:
     @classmethod
     def of(cls, first: SampleResults, second: SampleResults) -> Self:
         """The comparison of results on the same samples, in the same order."""
-        gains, losses = first.right & ~second.right, second.right & ~first.right
-        differences = first.divergence - second.divergence
-        count = len(differences)
-        spread = float(differences.std(ddof=1)) if count > 1 else math.inf
-        return cls(
-            count,
-            int(gains.sum()),
-            int(losses.sum()),
-            float(differences.mean()),
-            spread / math.sqrt(count),
-        )
+        return cls.of_each([first], second)[0]
+
+    @classmethod
+    def of_each(cls, firsts: Sequence[SampleResults], second: SampleResults) -> list[Self]:
+        """The comparison of each of some results with the same second ones."""
+        count = len(second)
+        right, divergence = second.right, second.divergence
+        found = []
+        for start in range(0, len(firsts), _AT_ONCE):
+            some = firsts[start : start + _AT_ONCE]
+            rights = np.stack([one.right for one in some])
+            differences = np.stack([one.divergence for one in some]) - divergence
+            columns = (
+                (rights & ~right).sum(axis=1).tolist(),
+                (right & ~rights).sum(axis=1).tolist(),
+                differences.mean(axis=1).tolist(),
+                (
+                    differences.std(axis=1, ddof=1) if count > 1 else np.full(len(some), math.inf)
+                ).tolist(),
+            )
+            found += [
+                cls(count, fixed, broken, mean, spread / math.sqrt(count))
+                for fixed, broken, mean, spread in zip(*columns, strict=True)
+            ]
+        return found
+
+    @property
+    def swapped(self) -> "Comparison":
+        """How the second does against the first."""
+        return replace(self, fixed=self.broken, broken=self.fixed, divergence=-self.divergence)
 
     @property
     def error(self) -> float:

@@ -68,7 +68,7 @@ def _estimate(
     `e_0 + m_i + t / (t + v_i) * (y_i - m_i)` (Journal of the American Statistical Association 74
     (1979) 269-277).
     """
-    pairs = [Comparison.of(own, reference) for own in samples]
+    pairs = Comparison.of_each(samples, reference)
     differences = np.array([pair.error for pair in pairs])
     variances = np.array([pair.error_variance for pair in pairs])
     divergences = np.array([trial.values["divergence"] for trial in trials])

@@ -12,6 +12,7 @@ from sqlalchemy import (
     and_,
     case,
     func,
+    or_,
     select,
 )
 from sqlalchemy.orm import InstrumentedAttribute
@@ -19,12 +20,19 @@ from sqlalchemy.orm import InstrumentedAttribute
 from bitfront.errors import SpecError
 from bitfront.objective import FIGURES, OBJECTIVES
 from bitfront.samples import SampleResults
-from bitfront.trial import Cause, Origin, TrialState
+from bitfront.trial import Cause, Origin, StudyState, TrialState
 from bitfront.trial import Trial as TrialRecord
 from storage import samples, studies, trials
 from storage.access import find_id
 from storage.comparable_studies import comparable_studies, is_alike
-from storage.records import FailureCount, Limits, MeasuredTrials, ModelFronts, Status
+from storage.records import (
+    FailureCount,
+    Limits,
+    MeasuredTrials,
+    ModelFronts,
+    Status,
+    StudyVersion,
+)
 from storage.tables import Attempt, Cell, Event, Front, Hypervolume, Study, Trial
 
 _ELIGIBLE = and_(Trial.state == TrialState.COMPLETE, Trial.feasible)
@@ -148,10 +156,26 @@ def trials_page(
     return trials.records(connection, ranked)
 
 
-def version(connection: Connection, name: str) -> str:
-    """When the study was made, and its last event; what it answers changes only with them."""
-    made = select(Study.created_at).where(Study.id == find_id(connection, name))
-    return f"{connection.scalar(made)}-{last_event(connection, name)}"
+def spread(
+    connection: Connection, name: str, most: int, also: Collection[int]
+) -> tuple[int, list[TrialRecord]]:
+    """How many trials are complete, and about `most` of them at equal distances by number."""
+    complete = and_(Trial.study_id == find_id(connection, name), Trial.state == TrialState.COMPLETE)
+    count = _count(connection, select(func.count()).where(complete))
+    wanted = complete
+    if count > most:
+        evenly = Trial.number % -(-count // most) == 0
+        wanted = and_(complete, or_(evenly, Trial.number.in_(sorted(also))))
+    return count, trials.records(connection, trials.query().where(wanted).order_by(Trial.number))
+
+
+def version(connection: Connection, name: str) -> StudyVersion:
+    """What differs whenever a query of the study's trials may have another answer."""
+    study_id = find_id(connection, name)
+    last = select(func.max(Event.id)).where(Event.study_id == study_id).scalar_subquery()
+    query = select(Study.created_at, Study.state, last).where(Study.id == study_id)
+    made_at, state, event = connection.execute(query).one()
+    return StudyVersion(made_at, StudyState(state), event or 0)
 
 
 def last_event(connection: Connection, name: str) -> int:

@@ -272,6 +272,23 @@ class ModelFronts:
 
 
 @dataclass(frozen=True, slots=True)
+class StudyVersion:
+    """What differs whenever a query of a study's trials may have another answer.
+
+    Whatever is written about a trial or the front adds an event.
+
+    Attributes:
+        made_at: When the study was made: another one may have had its name before.
+        state: Where it stands.
+        last_event: The number of its last event; 0 where there is none.
+    """
+
+    made_at: datetime
+    state: StudyState
+    last_event: int
+
+
+@dataclass(frozen=True, slots=True)
 class MeasuredTrials:
     """What a choice among the trials of a study, or of several comparable ones, looks at.
 

@@ -35,6 +35,7 @@ from storage.records import (
     Status,
     StudyRecord,
     StudySummary,
+    StudyVersion,
 )
 from storage.schema import open_database
 from storage.tunings import TuningRecord
@@ -540,13 +541,19 @@ class Store:
         """The front's hypervolume after so many complete trials, in rising order."""
         return self._database.read(queries.hypervolumes, name)
 
-    def version(self, name: str) -> str:
-        """What changes whenever a query of the study's trials may have another answer.
-
-        It is made of the moment of the study's creation and of its last event: whatever is
-        written about a trial or the front adds an event.
-        """
+    def version(self, name: str) -> StudyVersion:
+        """What differs whenever a query of the study's trials may have another answer."""
         return self._database.read(queries.version, name)
+
+    def spread(self, name: str, most: int, also: Collection[int] = ()) -> tuple[int, list[Trial]]:
+        """How many of the study's trials are complete, and those of them that a picture shows.
+
+        Args:
+            name: The study.
+            most: Of more than so many, only some at equal distances come back, by number.
+            also: Numbers of trials that come back too.
+        """
+        return self._database.read(queries.spread, name, most, also)
 
     def trials_at(self, places: Sequence[tuple[str, int]]) -> list[Trial]:
         """The trials at some studies and numbers, in that order."""

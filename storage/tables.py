@@ -270,6 +270,8 @@ class Trial(Base):
         *(Column(name, Double) for name in _FIGURE_COLUMNS),
         Index("ix_trial_lowest_error", *_ELIGIBLE, "error", "nbytes", "number"),
         Index("ix_trial_fewest_nbytes", *_ELIGIBLE, "nbytes", "error", "number"),
+        Index("ix_trial_in_state", "study_id", "state", "number"),
+        Index("ix_trial_of_origin", "study_id", "origin", "number"),
         _one_of("state", TrialState),
         _one_of("origin", Origin),
         _one_of("cause", Cause),

@@ -1,6 +1,5 @@
 """The application that `bitfront serve` runs."""
 
-import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,11 +11,10 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from service.http import pages, static_files
-from service.http.checking import Checker
 from service.http.guard import Guard
 from service.http.problems import MEDIA_TYPE, Problem, add_handlers
 from service.http.routes import artefacts, events, pictures, profile, queries, studies, trials
-from service.http.service import Answers, Service, Streams
+from service.http.service import make_service
 from service.http.settings import Settings
 from storage.store import Store
 
@@ -39,13 +37,12 @@ _ROUTERS: Final = (studies, trials, queries, profile, pictures, artefacts, event
 
 def make_app(settings: Settings, store: Store) -> FastAPI:
     """The application on an open store; who makes it closes the store after it."""
-    service = Service(settings, store, Answers(store), Checker(), threading.Event(), Streams())
+    service = make_service(settings, store)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.stopping.set()
-        service.checker.close()
+        service.close()
 
     app = FastAPI(
         title="bitfront",

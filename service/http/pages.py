@@ -58,7 +58,7 @@ _MEASURES: Final = {
 }
 _LIMITED: Final = ("nbytes", "latency_s", "error")
 _LOG_LINES: Final = 40
-_EVENTS_BACK: Final = 400
+_EVENTS_BACK: Final = 120
 _TRIALS_BACK: Final = 40
 _MOST_FAILURES: Final = 20
 _EXAMPLE: Final = """\
@@ -169,12 +169,17 @@ def live(request: Request, study: StudyName, service: ServiceDependency) -> HTML
 
 
 def _live(service: Service, study: str) -> dict[str, object]:
+    activity = service.answers.of(study, "activity", lambda: _activity(service, study))
+    return {"status": study_status(service, study), **activity}
+
+
+def _activity(service: Service, study: str) -> dict[str, object]:
+    """What changes on a study's page with its events only."""
     store = service.store
-    status = study_status(service, study)
     last = store.last_event(study)
     lines = store.log(study, max(0, last - _EVENTS_BACK))
     running = store.trials_page(study, {TrialState.RUNNING}, limit=_TRIALS_BACK)
-    total = sum(status.trials.values())
+    total = sum(study_status(service, study).trials.values())
     recent = store.trials_page(study, after=total - _TRIALS_BACK, limit=_TRIALS_BACK)
     workers = {trial.worker: trial for trial in recent if trial.worker is not None}
     failed = store.trials_page(study, {TrialState.FAILED}, limit=_MOST_FAILURES)
@@ -186,7 +191,6 @@ def _live(service: Service, study: str) -> dict[str, object]:
     numbers = sorted({trial.number for trial in failed} | set(retried[-_MOST_FAILURES:]))
     attempts = store.attempts(study, numbers) if numbers else []
     return {
-        "status": status,
         "front_size": len(_front(service, study).trials),
         "last_event": last,
         "running": running,

@@ -1,70 +1,18 @@
 """What every route needs: the settings, the database, and answers that are kept while they hold."""
 
 import threading
-import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from typing import Annotated, Final, TypeVar, cast
+from dataclasses import dataclass
+from typing import Annotated, Final, cast
 
-from cachetools import LRUCache
 from fastapi import Depends, Request
 
+from service.http.answers import Answers
 from service.http.checking import Checker
 from service.http.settings import Settings
+from service.views.choosing import Known
 from storage.store import Store
 
-T = TypeVar("T")
-
-_MOST_ANSWERS: Final = 256
-_PATIENCE: Final = 4
-
-
-@dataclass(slots=True)
-class _Kept:
-    """An answer, or the wait for it; times are in seconds of a clock that never goes back."""
-
-    version: str
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    is_known: bool = False
-    answer: object = None
-    made_at_s: float = 0.0
-    took_s: float = 0.0
-
-    def is_fresh(self, version: str) -> bool:
-        """Whether it may be given where the study is at a version."""
-        if self.version == version or not self.is_known:
-            return self.version == version
-        return time.monotonic() - self.made_at_s < _PATIENCE * self.took_s
-
-
-class Answers:
-    """Answers about a study, kept until its next event; who asks for the same waits for one.
-
-    After an event, an answer is given on for four times as long as it took to find: one that takes
-    long, of a study whose trials end all the time, leaves the server time for others.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._kept: LRUCache[Hashable, _Kept] = LRUCache(_MOST_ANSWERS)
-
-    def of(self, study: str, question: Hashable, answer: Callable[[], T]) -> T:
-        """The answer to a question about a study: as it was, if nothing has happened since."""
-        version = self._store.version(study)
-        key = (study, question)
-        with self._lock:
-            kept = self._kept.get(key)
-            if kept is None or not kept.is_fresh(version):
-                kept = self._kept[key] = _Kept(version)
-        with kept.lock:
-            if not kept.is_known:
-                started_s = time.monotonic()
-                kept.answer = answer()
-                kept.made_at_s = time.monotonic()
-                kept.took_s = kept.made_at_s - started_s
-                kept.is_known = True
-            return cast("T", kept.answer)
+_MOST_KNOWN: Final = 4
 
 
 @dataclass(slots=True)
@@ -82,6 +30,8 @@ class Service:
         settings: What the server is set to.
         store: The database.
         answers: Answers that are kept.
+        known: What choices look at, of the studies that were asked for last: of many trials it is
+            large.
         checker: Checks jobs.
         stopping: Set as soon as the server is told to end.
         streams: Who follows events.
@@ -90,9 +40,39 @@ class Service:
     settings: Settings
     store: Store
     answers: Answers
+    known: Answers
     checker: Checker
     stopping: threading.Event
     streams: Streams
+
+    def known_of(self, study: str) -> Known | None:
+        """What a choice among the trials of a study looks at; None where samples are not known."""
+
+        def look() -> Known | None:
+            measured = self.store.measured(study)
+            return None if measured is None else Known.of(measured)
+
+        return self.known.of(study, "known", look)
+
+    def close(self) -> None:
+        """Ends what it has started."""
+        self.stopping.set()
+        self.answers.close()
+        self.known.close()
+        self.checker.close()
+
+
+def make_service(settings: Settings, store: Store) -> Service:
+    """What the routes share, at the start."""
+    return Service(
+        settings,
+        store,
+        Answers(store),
+        Answers(store, most=_MOST_KNOWN),
+        Checker(),
+        threading.Event(),
+        Streams(),
+    )
 
 
 def service_of(request: Request) -> Service:

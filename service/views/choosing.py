@@ -5,15 +5,16 @@ The choice itself is `search.choice`; here its trials are read from the database
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from bitfront.samples import SampleResults
-from bitfront.trial import Trial, TrialState
+from bitfront.trial import Measured, Trial, TrialState
 from search.choice import Peer, Ranking, choose, chosen_front
 from search.comparison import proportion_interval
 from search.estimate import Estimate, estimate_errors
 from service.views.cross_study_front import cross_study_front
 from service.views.describe import FULL_NAME, trial_names
-from storage.records import Limits
+from storage.records import Limits, MeasuredTrials
 from storage.store import Store
 
 Place = tuple[str, int]
@@ -59,6 +60,26 @@ class ShownFront:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """All that a choice by the estimate looks at: it is found once for several questions.
+
+    Attributes:
+        objectives: What the study minimises, the error first.
+        trials: Its complete trials that hold their job's limits.
+        estimates: Their estimated errors, by study and number.
+    """
+
+    objectives: tuple[str, ...]
+    trials: tuple[Measured, ...]
+    estimates: Mapping[Place, Estimate]
+
+    @classmethod
+    def of(cls, measured: MeasuredTrials) -> Self:
+        """What is known of trials that were measured."""
+        return cls(measured.objectives, measured.trials, estimate_errors(measured.trials))
+
+
+@dataclass(frozen=True, slots=True)
 class FullPrecision:
     """Full precision beside a front.
 
@@ -96,11 +117,17 @@ def best_answer(
     Raises:
         SpecError: As `Store.best` does.
     """
-    known = None if ranking is Ranking.ERROR else store.measured(study, limits, model=model)
-    if known is None:
-        found = store.best(study, limits, model=model)
-        return None if found is None else Answer(found)
-    choice = choose(known.trials, known.objectives, limits.given, ranking)
+    if ranking is Ranking.ESTIMATE:
+        measured = store.measured(study, limits, model=model)
+        if measured is not None:
+            return answer_among(store, Known.of(measured), limits)
+    found = store.best(study, limits, model=model)
+    return None if found is None else Answer(found)
+
+
+def answer_among(store: Store, known: Known, limits: Limits) -> Answer | None:
+    """The best by the estimate within limits, among trials that are known; None if none fits."""
+    choice = choose(known.trials, known.objectives, limits.given, estimates=known.estimates)
     if choice is None:
         return None
     (trial,) = store.trials_at([choice.answer.place])
@@ -117,12 +144,17 @@ def estimate_of(store: Store, trial: Trial) -> Estimate | None:
 
 def shown_front(store: Store, study: str, ranking: Ranking = Ranking.ESTIMATE) -> ShownFront:
     """The front of a study."""
-    known = None if ranking is Ranking.ERROR else store.measured(study)
-    if known is None:
+    measured = None if ranking is Ranking.ERROR else store.measured(study)
+    if measured is None:
         return ShownFront(tuple(store.front(study)))
-    front = chosen_front(known.trials, known.objectives, ranking)
+    return front_among(store, Known.of(measured))
+
+
+def front_among(store: Store, known: Known) -> ShownFront:
+    """The front by the estimate of a study's trials that are known."""
+    front = chosen_front(known.trials, known.objectives, estimates=known.estimates)
     trials = store.trials_at([trial.place for trial in front])
-    return ShownFront(tuple(trials), estimate_errors(known.trials))
+    return ShownFront(tuple(trials), known.estimates)
 
 
 def shown_joint_front(
@@ -135,14 +167,14 @@ def shown_joint_front(
     """
     fronts = store.model_fronts(model, limits)
     has_results = ranking is Ranking.ESTIMATE and bool(fronts.studies)
-    known = store.measured(None, limits, model=model) if has_results else None
-    if known is None:
+    measured = store.measured(None, limits, model=model) if has_results else None
+    if measured is None:
         trials = cross_study_front(fronts)
         return ShownFront(tuple(trials), {}, fronts.objectives, fronts.studies)
-    front = chosen_front(known.trials, fronts.objectives, ranking)
-    trials = store.trials_at([trial.place for trial in front])
-    estimates = estimate_errors(known.trials)
-    return ShownFront(tuple(trials), estimates, fronts.objectives, fronts.studies)
+    known = Known.of(measured)
+    front = chosen_front(known.trials, fronts.objectives, ranking, known.estimates)
+    found = store.trials_at([trial.place for trial in front])
+    return ShownFront(tuple(found), known.estimates, fronts.objectives, fronts.studies)
 
 
 def full_precision(store: Store, study: str) -> FullPrecision | None:

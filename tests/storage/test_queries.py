@@ -305,6 +305,18 @@ def test_the_history_of_the_hypervolume_is_in_rising_order(store: Store) -> None
     assert store.hypervolumes("digits") == [(1, 0.25), (2, 0.5)]
 
 
+def test_a_picture_of_many_trials_has_some_at_equal_distances_and_those_named(store: Store) -> None:
+    lease = running(store)
+    for number in range(9):
+        store.start_trial(lease, trial(number))
+        complete(store, lease, number, {"error": 0.1, "nbytes": 1})
+    store.start_trial(lease, trial(9))
+
+    assert store.spread("digits", 9)[1] == store.trials("digits", {TrialState.COMPLETE})
+    count, found = store.spread("digits", 4, also=[4, 5, 77])
+    assert (count, [one.number for one in found]) == (9, [0, 3, 4, 5, 6])
+
+
 def test_a_version_changes_with_what_a_query_shows_and_not_with_a_heartbeat(store: Store) -> None:
     lease = running(store)
     versions = [store.version("digits")]

@@ -4,13 +4,14 @@ import json
 from http import HTTPStatus
 from typing import Final, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from bitfront.samples import SampleResults
 from bitfront.trial import Measured, Trial, TrialState
 from search.choice import Ranking
 from search.comparison import proportion_interval
-from search.estimate import Estimate, estimate_errors
+from search.estimate import Estimate
 from service.http.models import LayerErrors, Point, Points, ProxyPoint, Sensitivity
 from service.http.parameters import StudyName
 from service.http.problems import Refused
@@ -21,13 +22,13 @@ from service.views.sensitivity import layer_sensitivities, proxy_pairs
 
 router = APIRouter(tags=["pictures"])
 
-_MOST_POINTS: Final = 5000
+_MOST_POINTS: Final = 2000
 
 
-@router.get("/studies/{study}/points")
-def points(study: StudyName, service: ServiceDependency) -> Points:
+@router.get("/studies/{study}/points", response_model=Points)
+def points(request: Request, study: StudyName, service: ServiceDependency) -> Response:
     """The complete trials as points, those on the front marked."""
-    return service.answers.of(study, "points", lambda: study_points(service, study))
+    return service.answers.response(request, study, "points", lambda: study_points(service, study))
 
 
 def study_points(service: Service, study: str) -> Points:
@@ -38,16 +39,14 @@ def study_points(service: Service, study: str) -> Points:
         study, ("front", Ranking.ESTIMATE), lambda: study_front(service, study, Ranking.ESTIMATE)
     )
     on_front = {one.trial.number for one in front.trials}
-    known = store.measured(study)
+    known = service.known_of(study)
     measured = {} if known is None else {one.number: one for one in known.trials}
-    estimates = {} if known is None else estimate_errors(known.trials)
-    trials = store.trials(study, {TrialState.COMPLETE})
-    step = -(-len(trials) // _MOST_POINTS)
-    shown = [t for t in trials if t.number in on_front or t.number in names or not t.number % step]
+    estimates = {} if known is None else known.estimates
+    complete, shown = store.spread(study, _MOST_POINTS, on_front | names.keys())
     objectives = cast("list[str]", json.loads(store.study(study).spec_json)["objectives"])
     return Points(
         objectives=tuple(objectives),
-        complete=len(trials),
+        complete=complete,
         points=tuple(
             _point(
                 trial,
@@ -89,9 +88,16 @@ def _point(
     )
 
 
-@router.get("/studies/{study}/sensitivity")
-def sensitivity(study: StudyName, service: ServiceDependency) -> Sensitivity:
+@router.get("/studies/{study}/sensitivity", response_model=Sensitivity)
+def sensitivity(request: Request, study: StudyName, service: ServiceDependency) -> Response:
     """How much each layer suffers from few bits, and the proxy beside the measured errors."""
+    return service.answers.response(
+        request, study, "sensitivity", lambda: study_sensitivity(service, study)
+    )
+
+
+def study_sensitivity(service: Service, study: str) -> Sensitivity:
+    """How much each layer of a study's model suffers from few bits."""
     store = service.store
     record, profile = store.study(study), store.load_profile(study)
     if profile is None:

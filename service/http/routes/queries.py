@@ -4,7 +4,8 @@ import json
 from http import HTTPStatus
 from typing import cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from search.choice import Ranking
 from service.http.models import (
@@ -21,7 +22,13 @@ from service.http.parameters import By, LimitsDependency, StudyName
 from service.http.problems import Refused
 from service.http.routes.trials import baseline_names_of
 from service.http.service import Service, ServiceDependency
-from service.views.choosing import best_answer, full_precision, shown_front
+from service.views.choosing import (
+    answer_among,
+    best_answer,
+    front_among,
+    full_precision,
+    shown_front,
+)
 from service.views.refusal import refusal
 from service.views.targets import deployable
 from storage.records import Limits
@@ -29,17 +36,22 @@ from storage.records import Limits
 router = APIRouter(tags=["results"])
 
 
-@router.get("/studies/{study}/front")
+@router.get("/studies/{study}/front", response_model=Front)
 def front(
+    request: Request,
     study: StudyName,
     service: ServiceDependency,
     limits: LimitsDependency,
     by: By = Ranking.ESTIMATE,
-) -> Front:
+) -> Response | Front:
     """The Pareto front, or the part of it that holds the limits, lowest error first."""
-    found = service.answers.of(study, ("front", by), lambda: study_front(service, study, by))
+
+    def find() -> Front:
+        return study_front(service, study, by)
+
     if not limits.given:
-        return found
+        return service.answers.response(request, study, ("front", by), find)
+    found = service.answers.of(study, ("front", by), find)
     held = tuple(one for one in found.trials if limits.hold(_values(one)))
     return found.model_copy(update={"trials": held})
 
@@ -52,7 +64,9 @@ def _values(ranked: RankedTrial) -> dict[str, float]:
 def study_front(service: Service, study: str, by: Ranking) -> Front:
     """The front of a study."""
     store = service.store
-    shown, full = shown_front(store, study, by), full_precision(store, study)
+    known = None if by is Ranking.ERROR else service.known_of(study)
+    shown = shown_front(store, study, Ranking.ERROR) if known is None else front_among(store, known)
+    full = full_precision(store, study)
     names = baseline_names_of(service, study)
     objectives = cast("list[str]", json.loads(store.study(study).spec_json)["objectives"])
     return Front(
@@ -92,21 +106,29 @@ def best(
 def best_within(service: Service, study: str, limits: Limits, by: Ranking) -> Best | None:
     """The best trial of a study within limits; None if nothing fits."""
     store = service.store
-    answer = best_answer(store, study, limits, ranking=by)
+    known = None if by is Ranking.ERROR else service.known_of(study)
+    if known is None:
+        answer = best_answer(store, study, limits, ranking=Ranking.ERROR)
+    else:
+        answer = answer_among(store, known, limits)
     if answer is None:
         return None
     names = baseline_names_of(service, study)
     return Best.of(answer, by, limits.given, names, deployable(store, answer.trial))
 
 
-@router.get("/studies/{study}/hypervolume")
-def hypervolume(study: StudyName, service: ServiceDependency) -> HypervolumeHistory:
+@router.get("/studies/{study}/hypervolume", response_model=HypervolumeHistory)
+def hypervolume(request: Request, study: StudyName, service: ServiceDependency) -> Response:
     """How the hypervolume of the front grew."""
-    reference = service.store.study(study).reference
-    return HypervolumeHistory(
-        reference=None if reference is None else dict(reference),
-        points=tuple(
-            HypervolumePoint(completed=completed, hypervolume=value)
-            for completed, value in service.store.hypervolumes(study)
-        ),
-    )
+
+    def find() -> HypervolumeHistory:
+        reference = service.store.study(study).reference
+        return HypervolumeHistory(
+            reference=None if reference is None else dict(reference),
+            points=tuple(
+                HypervolumePoint(completed=completed, hypervolume=value)
+                for completed, value in service.store.hypervolumes(study)
+            ),
+        )
+
+    return service.answers.response(request, study, "hypervolume", find)

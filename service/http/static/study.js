@@ -36,13 +36,17 @@ function drawHistory() {
 
 async function load() {
   const [found, grown] = await Promise.all([answer(`${api}/points`), answer(`${api}/hypervolume`)]);
-  points = found.points;
-  history = grown.points;
-  const axes = axesOf(points);
-  for (const option of axis.options) option.hidden = option.disabled = axes.length > 0 && !axes.includes(option.value);
-  drawFront();
-  drawHistory();
-  fit();
+  if (found.points !== points) {
+    points = found.points;
+    const axes = axesOf(points);
+    for (const option of axis.options) option.hidden = option.disabled = axes.length > 0 && !axes.includes(option.value);
+    drawFront();
+    fit();
+  }
+  if (grown.points !== history) {
+    history = grown.points;
+    drawHistory();
+  }
 }
 
 axis.addEventListener("change", drawFront);
@@ -64,15 +68,32 @@ async function refresh() {
   }
 }
 
+// One look for all events of a while; the longer a look takes, the longer is the while.
+const SHORTEST_MS = 1000;
+const REST = 10;
 let isWaiting = false;
+let tookMs = 0;
 function soon() {
-  if (isWaiting) return;
+  if (isWaiting || document.hidden) {
+    isStale = true;
+    return;
+  }
   isWaiting = true;
   setTimeout(async () => {
-    isWaiting = false;
+    isStale = false;
+    const started = performance.now();
     await Promise.allSettled([refresh(), load()]);
-  }, 800);
+    tookMs = performance.now() - started;
+    isWaiting = false;
+    if (isStale) soon();
+  }, Math.max(SHORTEST_MS, REST * tookMs));
 }
+
+// A page that nobody sees asks for nothing, and catches up when it is seen.
+let isStale = false;
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && isStale) soon();
+});
 
 const source = new EventSource(`${api}/events?after=${root.dataset.after}`);
 let isFirst = true;
