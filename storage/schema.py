@@ -30,6 +30,7 @@ REVISIONS = (
     "0017",
     "0018",
     "0019",
+    "0020",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 
