@@ -19,7 +19,7 @@ from bitfront.objective import FIGURES, Objective
 from bitfront.passwords import masked
 from bitfront.plan import ClassPosition, TeacherText, digest
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
-from bitfront.targets import DeploymentTarget
+from bitfront.targets import DeploymentTarget, target_named
 from bitfront.units import parse_nbytes, parse_share
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -593,6 +593,13 @@ class JobSpec(Section):
     def needs(self, objective: Objective) -> bool:
         """Whether the job minimises or limits it, and so has to measure it."""
         return objective in self.objectives or objective in self.constraints.limits
+
+    @property
+    def timed_in(self) -> DeploymentTarget | None:
+        """The target that latencies are measured in; None for torch's kernels, or for none."""
+        target = target_named(self.target)
+        is_timed = target is not None and target.is_timed and self.needs(Objective.LATENCY_S)
+        return self.target if is_timed else None
 
     def with_halved_batch(self, times: int) -> Self:
         """The job as an attempt runs it after memory ran out so many times."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -93,6 +94,7 @@ class Target:
         schemes: The grids of weights that an artefact can hold.
         rounds_inputs: Whether an artefact can say how inputs are rounded.
         recovers: Whether an artefact can hold a recovery's prompt and adapter.
+        is_timed: Whether a search measures latencies in it.
     """
 
     name: DeploymentTarget
@@ -108,6 +110,12 @@ class Target:
     schemes: frozenset[Scheme] = frozenset({"symmetric", "asymmetric"})
     rounds_inputs: bool = True
     recovers: bool = True
+    is_timed: bool = False
+
+    @property
+    def missing(self) -> list[str]:
+        """The packages of builder and runtime that are not installed here."""
+        return [name for name in (*self.builders, *self.packages) if not _is_installed(name)]
 
     def holds(self, plan: Iterable[Precision], scheme: Scheme, *, recovery: bool) -> bool:
         """Whether an artefact can hold a configuration at all, with a kernel or without."""
@@ -239,6 +247,7 @@ ONNXRUNTIME: Final = Target(
     ),
     rest="weights are unpacked to float32 when the model is loaded, and inputs rounded by "
     "standard operators: the same numbers and the same file, but the memory and time of float32",
+    is_timed=True,
 )
 
 _WHOLE_BYTES: Final = (2, 4, 8)
@@ -291,6 +300,7 @@ OPENVINO: Final = Target(
     ),
     rest="codes of 3, 5 and 6 bits lie in 4 and 8 bits, also in the file; other rounded inputs, "
     "and those beside zero points, are rounded as in the trial and multiplied in float32",
+    is_timed=True,
 )
 
 COMPRESSED_TENSORS: Final = Target(
@@ -330,6 +340,13 @@ COMPRESSED_TENSORS: Final = Target(
 )
 
 TARGETS: Final = (TORCH, ONNXRUNTIME, OPENVINO, COMPRESSED_TENSORS)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # what is None in sys.modules has no specification
+        return False
 
 
 def target_of(artefact: str) -> Target:

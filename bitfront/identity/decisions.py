@@ -28,7 +28,7 @@ class Part(StrEnum):
     """What else a key takes, through which a field may enter it."""
 
     MODEL = "the identity of the model"
-    DEVICE = "the device"
+    DEVICE = "the device, and the runtime of latencies"
     SPLITS = "the identities of the splits"
     BATCHES = "the batches of the calibration split"
     RANGES = "the input ranges that calibration measured"
@@ -190,6 +190,7 @@ DECISIONS: Final = MappingProxyType(
         "stop.time_s": _END,
         "stop.patience": _END,
         "tracking.mlflow": _irrelevant("says where results are copied to"),
-        "target": _irrelevant("refuses a job, and changes nothing of one that it accepts"),
+        # Of latencies, which are measured in it; else it only refuses jobs.
+        "target": _enters(Part.DEVICE),
     }
 )

@@ -42,8 +42,8 @@ def quantizer_identity(
         spec: The job.
         device_type: Such as `cpu` or `cuda`.
         bounds: The learned bounds, as JSON content; empty without.
-        timed_on: The device and the batch size of the cells' latencies; empty for a job that
-            needs none.
+        timed_on: The device, the batch size and the target of the cells' latencies; empty for a
+            job that needs none.
     """
     quantizer = _quantizer_content(spec.quantizer)
     content = [CELL_VERSION, quantizer, spec.profile.measure, spec.data.seed]
@@ -157,6 +157,8 @@ def evaluation_key(
     needed = [o.value for o in Objective if BY_NAME[o].on_demand and spec.needs(o)]
     if needed:
         content["on demand"] = {"figures": needed, "batch_size": spec.data.batch_size}
+    if spec.timed_in is not None:
+        content["timed on"] = ids.quantizer  # which holds the runtime with its version
     return digest(content)
 
 

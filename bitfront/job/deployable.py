@@ -5,9 +5,10 @@ from itertools import product
 
 from bitfront.job.document import Place
 from bitfront.layers import LayerKind
+from bitfront.objective import Objective
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
-from bitfront.targets import Target, target_named
+from bitfront.targets import TARGETS, Target, target_named
 
 _UNQUANTIZED = 16
 
@@ -21,6 +22,13 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
         yield (
             ("target",),
             f"target: {target.name} takes {target.models}, and this is another model: leave it out",
+        )
+    if spec.needs(Objective.LATENCY_S) and (reason := _untimed(spec, target)):
+        is_minimised = Objective.LATENCY_S in spec.objectives
+        name = "objectives" if is_minimised else "constraints.max_latency_s"
+        yield (
+            tuple(name.split(".")),
+            f"{name}: {reason}: put bit_operations in place of latency_s",
         )
     scheme = spec.quantizer.scheme
     if scheme not in target.schemes:
@@ -42,6 +50,22 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             if place not in told:
                 told.add(place)
                 yield place, f"{'.'.join(map(str, place))}: {nearest}, or leave target out"
+
+
+def _untimed(spec: JobSpec, target: Target) -> str:
+    """Why no latency is measured in the target; empty where it is."""
+    if spec.asks:
+        return (
+            "latency_s is not measured for a model that answers questions, for reading a prompt "
+            "and writing a token are two times"
+        )
+    if not target.is_timed:
+        timed = " and ".join(one.name for one in TARGETS if one.is_timed)
+        return (
+            f"latency_s is measured in {timed}, and what is built for {target.name} multiplies in "
+            "floating point at every precision"
+        )
+    return ""
 
 
 def _searched(spec: JobSpec) -> Iterator[Precision]:

@@ -4,27 +4,20 @@ An image's latency is the time that its features take: the vision tower and the 
 captions are encoded once for a task, so the text tower costs an image nothing.
 """
 
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from bitfront.errors import UnavailableDevice
 from bitfront.layers import Layer, LayerKind, Tower
 from bitfront.plan import Configuration
 from bitfront.precision import FULL, Precision
-from bitfront.quant.inputs import InputRange
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
-from objectives.cost.kernels import FLOAT32, INT4_GROUPS, Kernel, find_kernels
+from objectives.cost.runtimes.runtime import Runtime, Timed
 from objectives.recovery.adapter import LINEARS, AdapterShape
-
-_WHOLE_MODEL = "vision tower"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,17 +26,22 @@ class LatencyKey:
 
     Attributes:
         device: The device's name, with its threads where it is a CPU.
-        kernel: The kernel's name; the model's identity where the whole tower is timed.
+        runtime: The runtime with its version.
+        format: What decides the time beside the shapes, as the runtime tells it; the model's
+            identity where the whole tower is timed.
         rows: Rows of the weight.
         columns: Columns of the weight.
-        positions: Input rows that are multiplied at once: batch size times positions.
+        positions: Input rows of one sample.
+        batch_size: Samples at once.
     """
 
     device: str
-    kernel: str
+    runtime: str
+    format: str
     rows: int
     columns: int
     positions: int
+    batch_size: int
 
 
 class LatencyTable:
@@ -51,63 +49,79 @@ class LatencyTable:
 
     Args:
         entries: Times that are known already.
+        file: Remembers times, a JSON line each, for all processes of a machine: the first of two
+            that measure the same counts. None remembers nothing.
     """
 
-    def __init__(self, entries: Mapping[LatencyKey, float] | None = None) -> None:
+    def __init__(
+        self, entries: Mapping[LatencyKey, float] | None = None, file: Path | None = None
+    ) -> None:
         self._entries = dict(entries or {})
+        self._file = file
+        self._recall()
 
     def seconds(self, key: LatencyKey, measure: Callable[[], float]) -> float:
         """The time under the key, measured if it is not known yet."""
         if key not in self._entries:
-            self._entries[key] = measure()
+            self._recall()
+        if key not in self._entries:
+            found = measure()
+            self._remember(key, found)
+            self._recall()
+            self._entries.setdefault(key, found)
         return self._entries[key]
 
+    def _recall(self) -> None:
+        """Adds what the file knows; a line that was not written to its end says nothing."""
+        if self._file is None or not self._file.is_file():
+            return
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            try:
+                content = json.loads(line)
+                seconds = float(content.pop("seconds"))
+                self._entries.setdefault(LatencyKey(**content), seconds)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How a time is measured: the median of `repeats` runs after `warmup` runs."""
-
-    repeats: int = 10
-    warmup: int = 3
-
-    def median(self, run: Callable[[], object], device: torch.device) -> float:
-        """The median seconds of a run, until the device has finished it."""
-        times = []
-        for _ in range(self.warmup + self.repeats):
-            _finish(device)
-            start = time.perf_counter()
-            run()
-            _finish(device)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[self.warmup :])
+    def _remember(self, key: LatencyKey, seconds: float) -> None:
+        if self._file is None:
+            return
+        line = json.dumps({**asdict(key), "seconds": seconds}) + "\n"
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        # One write at the end of a file is whole, whoever else writes there.
+        descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyMeter:
-    """Times a dual encoder's images on its device, in batches of one size.
+    """Times a dual encoder's images in a runtime, in batches of one size.
 
     The full-precision vision tower is timed from end to end, and every distinct layer shape
-    with the kernel that the model runs and with the kernel of its precision. The latency is
+    with the kernel that it has there and with the kernel of its precision. The latency is
     the tower's time with each layer's own time replaced by its kernel's: exact for a plan in
     full precision, and never below the sum of the kernels' times. So it is a sum: a fixed part,
     which no plan changes, and the kernels of each layer.
 
-    A convolution counts as the product with its unfolded patches; an embedding multiplies
-    nothing. Where several kernels compute in a layer's precision, the fastest counts.
+    An embedding multiplies nothing. Where several kernels compute in a layer's precision, the
+    fastest counts.
 
     Attributes:
         model: The model.
         switch: The model's switch.
         batch_size: Images at a time.
-        timing: How often each is run.
-        quantizer: How inputs get their codes: it decides which int8 kernel runs.
+        runtime: Where times are taken.
+        quantizer: How inputs get their codes.
         table: Times that are known already; new ones are added.
     """
 
     model: DualEncoder
     switch: PlanSwitch
     batch_size: int
-    timing: Timing = Timing()
+    runtime: Runtime
     quantizer: QuantizerSpec = field(default_factory=QuantizerSpec)
     table: LatencyTable = field(default_factory=LatencyTable)
 
@@ -118,7 +132,7 @@ class LatencyMeter:
         configuration's plan.
 
         Raises:
-            UnavailableDevice: A layer's precision has no kernel on the model's device.
+            UnavailableDevice: A layer's precision has no kernel in the runtime.
         """
         precisions = dict(configuration.plan)
         changes = [(layer, precisions.get(layer.name, FULL)) for layer in self.model.layers]
@@ -131,7 +145,7 @@ class LatencyMeter:
         """The seconds that the kernels of some layers take for an image.
 
         Raises:
-            UnavailableDevice: A layer's precision has no kernel on the model's device.
+            UnavailableDevice: A layer's precision has no kernel in the runtime.
         """
         batches = [
             self._layer_seconds(layer, precision)
@@ -146,52 +160,38 @@ class LatencyMeter:
         Where the layers alone were timed slower than the whole tower, there are none.
         """
         layers = [layer for layer in self.model.layers if _is_timed(layer)]
-        replaced = sum(self._layer_seconds(layer, FULL, (FLOAT32,)) for layer in layers)
-        return max(0.0, self._tower_seconds() - replaced) / self.batch_size
+        replaced = sum(
+            self._product_seconds(layer, self.runtime.own_product(layer)) for layer in layers
+        )
+        tower = self.runtime.tower
+        whole = self._seconds(tower.format, (0, 0, 0), tower.measure)
+        return max(0.0, whole - replaced) / self.batch_size
 
     @property
     def identity(self) -> list[object]:
         """What a time depends on beside the model, the quantizer and the layer's precision."""
-        return [describe_device(self.model.device), self.batch_size]
+        known = [self.runtime.device, self.batch_size]
+        return [*known, self.runtime.name] if self.runtime.is_target else known
 
-    def _layer_seconds(
-        self, layer: Layer, precision: Precision, kernels: Sequence[Kernel] = ()
+    @property
+    def timed_on(self) -> str:
+        """Where times are taken: the runtime with its version, and the device."""
+        return f"{self.runtime.name} on {self.runtime.device}"
+
+    def _layer_seconds(self, layer: Layer, precision: Precision) -> float:
+        """The fastest product's time for a batch of a layer."""
+        products = self.runtime.products(layer, precision)
+        return min(self._product_seconds(layer, product) for product in products)
+
+    def _product_seconds(self, layer: Layer, product: Timed) -> float:
+        shape = (layer.rows, layer.columns, layer.positions)
+        return self._seconds(product.format, shape, product.measure)
+
+    def _seconds(
+        self, name: str, shape: tuple[int, int, int], measure: Callable[[int], float]
     ) -> float:
-        """The fastest kernel's time for a batch of a layer; by default of all there are."""
-        device = describe_device(self.model.device)
-        kernels = kernels or find_kernels(
-            precision, layer.columns, self.model.device, self.quantizer
-        )
-        if not kernels:
-            raise UnavailableDevice(
-                f"no kernel on {device} multiplies layer {layer.name} at {precision}: search "
-                "w16a16, w8a8 without groups and, on a CPU, w4a16 in groups of "
-                f"{', '.join(map(str, INT4_GROUPS))} or none, or put bit_operations in place "
-                "of latency_s among the objectives"
-            )
-        positions = self.batch_size * layer.positions
-        shape = (layer.rows, layer.columns, positions)
-        return min(
-            self.table.seconds(
-                LatencyKey(device, kernel.name, *shape),
-                partial(self._time_kernel, kernel, layer.name, shape),
-            )
-            for kernel in kernels
-        )
-
-    def _tower_seconds(self) -> float:
-        """The time of a batch through the vision tower in full precision."""
-        model, device = self.model, self.model.device
-        name = f"{_WHOLE_MODEL} {model.identity}"
-        key = LatencyKey(describe_device(device), name, 0, 0, self.batch_size)
-
-        def measure() -> float:
-            self.switch.clear()
-            pixels = torch.zeros(self.batch_size, *model.image_shape, device=device)
-            with torch.inference_mode():
-                return self.timing.median(lambda: model.encode_images(pixels), device)
-
-        return self.table.seconds(key, measure)
+        key = LatencyKey(self.runtime.device, self.runtime.name, name, *shape, self.batch_size)
+        return self.table.seconds(key, partial(measure, self.batch_size))
 
     def _adapter_seconds(self, configuration: Configuration) -> float:
         """The time of a batch through the adapter's two products; 0 without an adapter."""
@@ -204,53 +204,13 @@ class LatencyMeter:
             for linear in LINEARS
         )
 
-    def _time_kernel(self, kernel: Kernel, layer: str, shape: tuple[int, int, int]) -> float:
-        rows, columns, positions = shape
-        generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(rows, columns, generator=generator).to(self.model.device)
-        inputs = torch.randn(positions, columns, generator=generator).to(self.model.device)
-        range_ = InputRange(-4.0, 4.0) if self.quantizer.activations == "static" else None
-        try:
-            with torch.inference_mode():
-                product = kernel.prepare(weight, range_)
-                return self.timing.median(lambda: product(inputs), self.model.device)
-        except (RuntimeError, NotImplementedError) as error:
-            raise UnavailableDevice(
-                f"the kernel {kernel.name} refuses layer {layer} with {rows} rows, {columns} "
-                f"columns and {positions} positions on {describe_device(self.model.device)}: "
-                f"{str(error).partition(chr(10))[0]}"
-            ) from error
-
 
 def _is_timed(layer: Layer) -> bool:
     """Whether an image's time depends on the layer."""
     return layer.tower is Tower.VISION and layer.kind is not LayerKind.EMBEDDING
 
 
-def describe_device(device: torch.device) -> str:
-    """The name that times are filed under: the processor and its threads, or the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-@cache
-def _processor() -> str:
-    described = Path("/proc/cpuinfo")
-    if described.is_file():
-        for line in described.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
-
-
 def _adapter_layer(linear: str, shape: AdapterShape) -> Layer:
     rows, columns = shape.matrix(linear)
     name = f"adapter.{linear}"
     return Layer(name, Tower.VISION, LayerKind.LINEAR, rows, columns, 1, name, name)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -21,7 +21,7 @@ from bitfront.trial import Evaluation
 from bitfront.vlm import PlanSwitch, load_model
 from objectives.cost.activations import ActivationMemory
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
-from objectives.cost.latency import LatencyMeter
+from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.data.inspection import Inspector
 from objectives.data.task import SplitName
 from objectives.evaluation.families.family import Family
@@ -52,6 +52,7 @@ class Evaluator:
         bounds: What visual-encoder optimisation learned.
         features: Folder for features that memory has no room for.
         moments: What `measure_moments` returned, for a job whose rounding is not `nearest`.
+        latencies: The file that remembers kernels' times.
 
     Attributes:
         spec: The job.
@@ -76,6 +77,7 @@ class Evaluator:
         bounds: LearnedBounds = MappingProxyType({}),
         features: Path | None = None,
         moments: Mapping[str, Tensor] = MappingProxyType({}),
+        latencies: Path | None = None,
     ) -> None:
         self.spec = spec
         family.check(spec)
@@ -100,7 +102,7 @@ class Evaluator:
                 cache_nbytes=cache_nbytes // 2,
             )
         self._stopwatch = Stopwatch(self.model.device)
-        self.latency_meter = self._build_latency_meter()
+        self.latency_meter = self._build_latency_meter(latencies)
         # Hashing the samples takes a while: only what is written to files needs it.
         identity = self.identity if features is not None else ""
         store = FeatureStore(identity, features, MEMORY_NBYTES if cache_nbytes else 0)
@@ -108,10 +110,10 @@ class Evaluator:
             ScoringContext(spec, self.switch, self._stopwatch, store, cache_nbytes)
         )
 
-    def _build_latency_meter(self) -> LatencyMeter | None:
+    def _build_latency_meter(self, file: Path | None) -> LatencyMeter | None:
         if not self.spec.needs(Objective.LATENCY_S):
             return None
-        return self.family.latency_meter(self.cell_switch, self.spec.quantizer)
+        return self.family.latency_meter(self.cell_switch, self.spec, LatencyTable(file=file))
 
     @cached_property
     def identity(self) -> str:
@@ -132,6 +134,7 @@ class Evaluator:
         bounds: LearnedBounds = MappingProxyType({}),
         features: Path | None = None,
         inspector: Inspector | None = None,
+        latencies: Path | None = None,
     ) -> Self:
         """Loads a job's model and task, and calibrates the model for every clip of the job.
 
@@ -140,6 +143,7 @@ class Evaluator:
             bounds: What visual-encoder optimisation learned.
             features: Folder for features that memory has no room for.
             inspector: Opens each sample once; None remembers nothing.
+            latencies: The file that remembers kernels' times.
 
         Raises:
             BitfrontError: The model or the data cannot be loaded.
@@ -153,7 +157,15 @@ class Evaluator:
         if rounding is not Rounding.NEAREST:
             is_open = rounding is Rounding.AUTO
             moments = measure_moments(family.task, where_possible=is_open)
-        return cls(spec, family, ranges, bounds=bounds, features=features, moments=moments)
+        return cls(
+            spec,
+            family,
+            ranges,
+            bounds=bounds,
+            features=features,
+            moments=moments,
+            latencies=latencies,
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -82,11 +81,10 @@ def writer(target: str, accuracy_level: int) -> Writer:
         SpecError: A package that this takes is not installed.
     """
     runtime = target_of(target)
-    needed = (*runtime.builders, *runtime.packages)
-    missing = [package for package in needed if not _is_installed(package)]
-    if missing:
+    if runtime.missing:
         raise SpecError(
-            f"--to {target} needs {' and '.join(missing)}: 'pip install bitfront[{runtime.extra}]'"
+            f"--to {target} needs {' and '.join(runtime.missing)}: "
+            f"'pip install bitfront[{runtime.extra}]'"
         )
     # Only then can these be imported.
     if target == PACKED:
@@ -102,13 +100,6 @@ def writer(target: str, accuracy_level: int) -> Writer:
     from objectives.evaluation.compressed_models import write_compressed
 
     return write_compressed
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ValueError:  # what is None in sys.modules has no specification
-        return False
 
 
 def build_artefact(

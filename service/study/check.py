@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from bitfront.job.document import Place
 from bitfront.objective import Objective
 from bitfront.processes import FRESH
 from bitfront.spec import DataSource, JobSpec
+from bitfront.targets import DeploymentTarget
 from bitfront.units import percent_text
 from service.database_url import file_folder
 from service.study.mlflow_mirror import check_tracking
@@ -87,7 +89,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def attempt(self, place: Place, check: Callable[[], None]) -> None:
+    def attempt(self, place: Place, check: Callable[[], object]) -> None:
         """Runs a check; one of our own errors becomes a problem at the place."""
         try:
             check()
@@ -178,6 +180,11 @@ def check_full_precision(
 def _check_kernels(spec: JobSpec, findings: Findings) -> None:
     if not spec.needs(Objective.LATENCY_S):
         return
+    if spec.target is not DeploymentTarget.ANY:
+        from objectives.cost.runtimes.choose import timed_target
+
+        findings.attempt(("target",), partial(timed_target, spec))
+        return
     from objectives.cost.unmeasured import widths_without_kernel
 
     missing = widths_without_kernel(spec, spec.model.device)
@@ -187,7 +194,8 @@ def _check_kernels(spec: JobSpec, findings: Findings) -> None:
                 ("space", "weight_bits"),
                 f"latency_s: no kernel multiplies at {', '.join(missing)}: search weight_bits and "
                 "activation_bits of 8 and 8 or 16 and 16 (on a CPU also 4 and 16), in groups of 0, "
-                "or put bit_operations in place of latency_s among the objectives",
+                "set target: onnxruntime or openvino, which have more kernels, or put "
+                "bit_operations in place of latency_s among the objectives",
             )
         )
 

@@ -23,6 +23,7 @@ from bitfront.precision import Precision
 from bitfront.profile import LayerEntropy
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.vlm import LayeredModel
+from objectives.cost.latency import LatencyMeter
 from objectives.data.inspection import Inspector
 from objectives.data.task import SplitName
 from objectives.evaluation.chance import chance_warnings, refuse_like_classes
@@ -51,7 +52,8 @@ def evaluator(config: WorkerConfig) -> Evaluator:
     with timed(spec.study, "load"):
         bounds = bounds_from_json(config.bounds)
         inspector = Inspector(inspection_file(), workers=1)
-        return Evaluator.from_spec(spec, bounds, feature_folder(), inspector)
+        folder, latencies = feature_folder(), latency_file()
+        return Evaluator.from_spec(spec, bounds, folder, inspector, latencies)
 
 
 def release() -> None:
@@ -75,6 +77,11 @@ def feature_folder() -> Path:
 def inspection_file() -> Path:
     """Where it is remembered which samples can be read."""
     return _cache_folder() / "inspected.db"
+
+
+def latency_file() -> Path:
+    """Where the times of kernels on this machine are remembered."""
+    return _cache_folder() / "latencies.jsonl"
 
 
 def _cache_folder() -> Path:
@@ -126,7 +133,7 @@ def inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
         identities=Identities(
             model=model.identity, quantizer=cell_meter(config).identity, **splits
         ),
-        provenance=_provenance(model),
+        provenance=_provenance(model, times),
         model_parts=model.parts,
         warnings=(*chance_warnings(task, full.values["error"]), *loaded.notes),
         fixed_latency_s=0.0 if times is None else times.fixed_seconds(),
@@ -192,9 +199,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _provenance(model: LayeredModel) -> dict[str, str]:
+def _provenance(model: LayeredModel, times: LatencyMeter | None) -> dict[str, str]:
     device = str(model.device)
     if model.device.type == "cuda":
         device = torch.cuda.get_device_name(model.device)
     host = {"host": socket.gethostname(), "platform": platform.platform(), "device": device}
-    return {**package_versions(), **host}
+    timed = {} if times is None else {"latency": times.timed_on}
+    return {**package_versions(), **host, **timed}

@@ -115,15 +115,15 @@ def first_placement(spec: JobSpec, nodes: Sequence[Resources]) -> Placement:
         notes.append("no node has a GPU yet: waiting for one to join")
     if not _times(spec):
         return Placement(1, gpus, notes=tuple(notes))
-    if gpus:
-        if gpus != math.ceil(gpus):
-            notes.append(f"latency is measured on a whole GPU: {gpus:g} of one becomes 1")
-        return Placement(1, math.ceil(gpus), notes=tuple(notes))
+    if gpus and gpus != math.ceil(gpus):
+        notes.append(f"latency is measured on a whole GPU: {gpus:g} of one becomes 1")
+    gpus = math.ceil(gpus)
+    if gpus and spec.timed_in is None:
+        return Placement(1, gpus, notes=tuple(notes))
     cpus = min((node["CPU"] for node in nodes if node.get("CPU", 0) > 0), default=1.0)
-    notes.append(
-        "latency is measured on a CPU, for no node has a GPU: a worker takes a whole machine"
-    )
-    return Placement(cpus, 0, notes=tuple(notes))
+    reason = "for no node has a GPU" if spec.timed_in is None else f"in {spec.timed_in}"
+    notes.append(f"latency is measured on a CPU, {reason}: a worker takes a whole machine")
+    return Placement(cpus, gpus, notes=tuple(notes))
 
 
 def placement(

@@ -45,6 +45,15 @@ def rounded_input(
     return _dynamic(graph, layer.activation_bits, inputs, axes, float16)
 
 
+def rounding_of(layer: PackedLayer) -> list[str]:
+    """What `rounded_input` does, in words; nothing where the input stays as it is."""
+    if layer.activation_bits > BYTE:
+        return []
+    if "input_scale" not in layer.tensors:
+        return ["dynamic inputs"]
+    return ["static inputs" if layer.activation_bits == BYTE else "static inputs, cut off"]
+
+
 def _static(graph: Graph, layer: PackedLayer, inputs: str) -> str:
     """Codes in a byte, and back; below 8 bits, what is outside of the levels is cut off before."""
     top = 2**layer.activation_bits - 1

@@ -15,7 +15,7 @@ from bitfront.artefact.onnx.codes import (
     transposed_weight,
 )
 from bitfront.artefact.onnx.graph import MICROSOFT, Graph
-from bitfront.artefact.onnx.inputs import rounded_input
+from bitfront.artefact.onnx.inputs import rounded_input, rounding_of
 from bitfront.artefact.onnx.kernels import TOKEN, Bias
 from bitfront.artefact.onnx.unpacking import BYTE, Container, contained
 from bitfront.layers import LayerKind
@@ -56,6 +56,18 @@ def form_of(layer: PackedLayer, accuracy_level: int) -> Form:
     form = Form(found.kernel)
     is_slow = accuracy_level == EXACT and found.held(layer.weight_bits, layer.scheme) != _QUICK_BITS
     return Form.FLOATS if form is Form.BLOCKS and is_slow else form
+
+
+def format_of(layer: PackedLayer, accuracy_level: int) -> str:
+    """What decides the time of a product beside its shapes: the form, and how the weight lies."""
+    form, rounding = form_of(layer, accuracy_level), rounding_of(layer)
+    told: list[object] = [form.value]
+    if form is Form.BLOCKS:
+        width = _HELD.held(layer.weight_bits, layer.scheme)
+        told += [f"{width} bits", f"blocks of {block_size(layer)}", f"level {accuracy_level}"]
+    if form is not Form.FLOATS:
+        told.append(layer.scheme)
+    return ", ".join(map(str, [*told, *rounding]))
 
 
 def product(

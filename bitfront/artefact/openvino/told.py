@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Final
 
 from bitfront.artefact.onnx.codes import PackedLayer
+from bitfront.artefact.onnx.inputs import rounding_of
 from bitfront.artefact.onnx.unpacking import BYTE
 from bitfront.artefact.packed import tensors_nbytes
 from bitfront.units import size_text
@@ -55,6 +56,16 @@ def form_of(layer: PackedLayer) -> Form:
     if is_integer(layer):
         return Form.INTEGERS
     return Form.PACKED if layer.weight_bits <= BYTE else Form.FLOATS
+
+
+def format_of(layer: PackedLayer) -> str:
+    """What decides the time of a product beside its shapes: the form, and how the weight lies."""
+    form = form_of(layer)
+    told = [form.value]
+    if form is Form.PACKED:
+        group = f"groups of {layer.group}" if layer.group else "rows"
+        told += [f"{container_bits(layer)} bits", group, layer.scheme]
+    return ", ".join([*told, *rounding_of(layer)])
 
 
 def forms(layers: Iterable[PackedLayer]) -> dict[str, str]:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from bitfront.spec import DataSpec, JobSpec, QuantizerSpec
+from bitfront.spec import DataSpec, JobSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
-from objectives.cost.latency import LatencyMeter
+from objectives.cost.latency import LatencyMeter, LatencyTable
+from objectives.cost.runtimes.choose import choose_runtime
 from objectives.data.classification import ClassificationTask, load_classification
 from objectives.data.inspection import Inspector
 from objectives.evaluation.classification_scorer import ClassificationScorer
@@ -36,6 +37,12 @@ class ClassificationFamily(Family):
     def check(self, spec: JobSpec) -> None:
         """Refuses nothing: what a device cannot time shows when it is timed."""
 
-    def latency_meter(self, switch: PlanSwitch, quantizer: QuantizerSpec) -> LatencyMeter:
-        """What times an image: the captions are encoded once for a task."""
-        return LatencyMeter(self.task.model, switch, self.task.batch_size, quantizer=quantizer)
+    def latency_meter(self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable) -> LatencyMeter:
+        """What times an image: the captions are encoded once for a task.
+
+        Raises:
+            UnavailableDevice: The job's target is not installed.
+        """
+        model, task = self.task.model, self.task
+        runtime = choose_runtime(spec, model, switch, task.class_count)
+        return LatencyMeter(model, switch, task.batch_size, runtime, spec.quantizer, table)

@@ -8,7 +8,7 @@ from bitfront.files import SharedPath
 from bitfront.quant.inputs import LearnedBounds
 from bitfront.spec import JobSpec, QuantizerSpec, VisionSpec
 from bitfront.vlm import PlanSwitch
-from objectives.cost.latency import LatencyMeter
+from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.data.task import Task
 from objectives.evaluation.scorer import Scorer, ScoringContext
 from objectives.profiling.calibration import Ranges
@@ -41,13 +41,14 @@ class Family(ABC):
             SpecError: It does.
         """
 
-    def latency_meter(self, switch: PlanSwitch, quantizer: QuantizerSpec) -> LatencyMeter:
+    def latency_meter(self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable) -> LatencyMeter:
         """What times configurations and layers, in batches of the job's size.
 
         Raises:
             SpecError: The family's latency is not measured.
+            UnavailableDevice: The job's target is not installed.
         """
-        del switch, quantizer
+        del switch, spec, table
         raise SpecError(
             "latency_s is not measured for this kind of model: "
             "put bit_operations in its place among the objectives"

@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -124,6 +125,24 @@ def test_evaluations_with_a_latency_are_shared_under_equal_batch_sizes_only(sect
 
     assert evaluation(spec, PLAIN) != evaluation(smaller, PLAIN)
     assert evaluation(with_data(batch_size=8), PLAIN) == evaluation(BASE, PLAIN)
+
+
+def test_evaluations_with_a_latency_in_a_target_are_shared_under_one_runtime_and_version() -> None:
+    timed = job(target="onnxruntime", objectives=["error", "latency_s"])
+    plain = job(target="onnxruntime")
+    cells = [
+        keys.quantizer_identity(timed, "cpu", {}, ["a cpu", 8, f"onnxruntime {version}"])
+        for version in ("1.32.0", "1.33.0")
+    ]
+
+    timed_keys, plain_keys = (
+        {keys.evaluation_key(spec, replace(IDS, quantizer=cell), "cpu", PLAIN) for cell in cells}
+        for spec in (timed, plain)
+    )
+
+    assert len(timed_keys) == 2
+    assert len(plain_keys) == 1
+    assert evaluation(plain, PLAIN) == evaluation(job(), PLAIN)
 
 
 def test_an_evaluation_without_a_latency_is_not_taken_where_one_is_limited() -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +13,9 @@ from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.loaders.reference import preprocess_picture
-from objectives.cost.latency import (
-    LatencyKey,
-    LatencyMeter,
-    LatencyTable,
-    Timing,
-    describe_device,
-)
+from objectives.cost.latency import LatencyKey, LatencyMeter, LatencyTable
+from objectives.cost.runtimes.runtime import Timing, describe_cpu
+from objectives.cost.runtimes.torch_runtime import TorchRuntime
 
 DYNAMIC = QuantizerSpec(activations="dynamic")
 INT8 = Precision(8, 8)
@@ -51,7 +48,8 @@ def _meter(
     model: DualEncoder, switch: PlanSwitch, table: LatencyTable | None = None
 ) -> LatencyMeter:
     known = LatencyTable() if table is None else table
-    return LatencyMeter(model, switch, 2, Timing(2, 1), DYNAMIC, known)
+    runtime = TorchRuntime(model, switch, DYNAMIC, Timing(2, 1, 0.0))
+    return LatencyMeter(model, switch, 2, runtime, DYNAMIC, known)
 
 
 class WatchedTable(LatencyTable):
@@ -79,13 +77,18 @@ def _known_times(model: DualEncoder, tower: float, float32: float, int8: float) 
 def _times(
     model: DualEncoder, tower: float, float32: float, int8: float
 ) -> dict[LatencyKey, float]:
-    device = describe_device(model.device)
-    entries = {LatencyKey(device, f"vision tower {model.identity}", 0, 0, 2): tower}
+    entries = {key(f"vision tower {model.identity}", 0, 0, 0): tower}
     for layer in model.layers:
-        shape = (layer.rows, layer.columns, 2 * layer.positions)
-        entries[LatencyKey(device, "float32", *shape)] = float32
-        entries[LatencyKey(device, "int8-dynamic", *shape)] = int8
+        shape = (layer.rows, layer.columns, layer.positions)
+        entries[key("float32", *shape)] = float32
+        entries[key("int8-dynamic", *shape)] = int8
     return entries
+
+
+def key(name: str, rows: int, columns: int, positions: int) -> LatencyKey:
+    """What torch's time of a kernel is filed under, for batches of 2."""
+    device, runtime = describe_cpu(torch.get_num_threads()), f"torch {torch.__version__}"
+    return LatencyKey(device, runtime, name, rows, columns, positions, 2)
 
 
 def _vision_layers(model: DualEncoder) -> int:
@@ -111,7 +114,7 @@ def test_what_was_measured_once_is_not_measured_again(
     again = _measure(model, _uniform(model, INT8), switch, table)
 
     shapes = {
-        (layer.rows, layer.columns, 2 * layer.positions)
+        (layer.rows, layer.columns, layer.positions)
         for layer in model.layers
         if layer.tower is Tower.VISION
     }
@@ -158,9 +161,9 @@ def test_the_text_tower_costs_an_image_nothing(model: DualEncoder, switch: PlanS
 
 def test_an_adapter_adds_its_two_products(model: DualEncoder, switch: PlanSwitch) -> None:
     known = _times(model, tower=3.0, float32=0.05, int8=0.02)
-    device, width = describe_device(model.device), model.feature_width
-    known[LatencyKey(device, "int8-dynamic", width // 4, width, 2)] = 0.3
-    known[LatencyKey(device, "int8-dynamic", width, width // 4, 2)] = 0.5
+    width = model.feature_width
+    known[key("int8-dynamic", width // 4, width, 1)] = 0.3
+    known[key("int8-dynamic", width, width // 4, 1)] = 0.5
     plan = _uniform(model, FULL).plan
     table = LatencyTable(known)
 
@@ -209,10 +212,37 @@ def test_the_model_has_the_plan_afterwards(model: DualEncoder, switch: PlanSwitc
     assert switch.to(configuration.plan) == 0
 
 
-def test_times_are_filed_under_the_device_and_its_threads() -> None:
-    name = describe_device(torch.device("cpu"))
+def test_times_are_filed_under_the_device_its_threads_and_the_runtime(
+    model: DualEncoder, switch: PlanSwitch
+) -> None:
+    runtime = _meter(model, switch).runtime
 
-    assert name.endswith(f"{torch.get_num_threads()} threads")
+    assert runtime.device.endswith(f"{torch.get_num_threads()} threads")
+    assert runtime.name == f"torch {torch.__version__}"
+
+
+def test_a_file_remembers_times_for_other_processes(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / "latencies.jsonl"
+    first, second = LatencyTable(file=file), LatencyTable(file=file)
+    known = key("float32", 1, 2, 3)
+
+    measured = first.seconds(known, lambda: 0.25)
+    with file.open("a") as damaged:
+        damaged.write('{"device": "cut o')
+
+    assert measured == 0.25
+    assert second.seconds(known, lambda: 0.5) == 0.25
+    assert LatencyTable(file=file).seconds(known, lambda: 0.5) == 0.25
+
+
+def test_the_first_of_two_processes_that_measure_the_same_counts(tmp_path: Path) -> None:
+    file = tmp_path / "latencies.jsonl"
+    first, second = LatencyTable(file=file), LatencyTable(file=file)
+    known = key("float32", 1, 2, 3)
+
+    later = first.seconds(known, lambda: 2 * second.seconds(known, lambda: 0.25))
+
+    assert later == 0.25
 
 
 def test_a_latency_is_its_fixed_part_and_the_kernels_of_each_layer(

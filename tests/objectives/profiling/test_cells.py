@@ -17,7 +17,9 @@ from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import ErrorMeasure, JobSpec
 from bitfront.vlm import DualEncoder, PlanSwitch, load_model
 from objectives.cost.costs import layer_bit_operations, layer_nbytes
-from objectives.cost.latency import LatencyMeter, Timing
+from objectives.cost.latency import LatencyMeter
+from objectives.cost.runtimes.runtime import Timing
+from objectives.cost.runtimes.torch_runtime import TorchRuntime
 from objectives.data.classification import ClassificationTask as Task
 from objectives.data.classification import load_classification
 from objectives.data.task import SplitName
@@ -364,7 +366,8 @@ def test_a_cell_is_timed_where_the_job_needs_its_latency(
 ) -> None:
     spec = scene_spec(constraints={"max_latency_s": 1.0})
     switch = PlanSwitch(model, spec.quantizer, ranges)
-    times = LatencyMeter(model, switch, 2, Timing(2, 1), spec.quantizer)
+    runtime = TorchRuntime(model, switch, spec.quantizer, Timing(2, 1, 0.0))
+    times = LatencyMeter(model, switch, 2, runtime, spec.quantizer)
     meter = CellMeter(task, switch, spec, times)
     block = BLOCKS[1]
     layers = [layer for layer in model.layers if layer.name in block.layers]

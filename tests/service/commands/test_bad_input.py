@@ -60,6 +60,12 @@ ADDITIONS = {
         "line 8: quantizer.activations: onnxruntime has no kernel for w2a8 with dynamic ranges of "
         "inputs: write static, or search w2a16 or w2a16g16, or leave target out",
     ),
+    "a latency in a runtime that computes in floats": (
+        "target: torch\nobjectives: [error, latency_s]",
+        "line 7: objectives: latency_s is measured in onnxruntime and openvino, and what is built "
+        "for torch multiplies in floating point at every precision: put bit_operations in place of "
+        "latency_s",
+    ),
     "a bit width out of range": (
         "space:\n  weight_bits: [2, 7]",
         "line 7: space.weight_bits: 7 is not possible: "

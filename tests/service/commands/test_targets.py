@@ -81,6 +81,24 @@ def test_a_model_that_a_target_does_not_take_is_refused_in_a_sentence() -> None:
     assert inconsistencies(asks.model_copy(update={"target": DeploymentTarget.ONNXRUNTIME})) == []
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"objectives": ["error", "latency_s"]}, {"constraints": {"max_latency_s": 1.0}}],
+    ids=["objectives", "constraints.max_latency_s"],
+)
+def test_a_latency_of_a_model_that_answers_is_refused_with_the_job(
+    asked: dict[str, object],
+) -> None:
+    spec = job("asks", model={"source": "reference", "name": "digit-llava"}, **asked)
+    wanted = spec.model_copy(update={"target": DeploymentTarget.ONNXRUNTIME})
+
+    ((place, said),) = inconsistencies(wanted)
+
+    name = ".".join(map(str, place))
+    assert said.startswith(f"{name}: latency_s is not measured for a model that answers questions")
+    assert place[0] in asked
+
+
 def test_what_a_checkpoint_cannot_hold_is_refused_with_the_job() -> None:
     spec = job(
         "asks",

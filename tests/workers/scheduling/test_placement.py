@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bitfront.layers import Layer, LayerKind, Tower
 from bitfront.spec import JobSpec
+from bitfront.targets import DeploymentTarget
 from workers.cluster.fair_share import fair_shares
 from workers.scheduling.placement import (
     Footprint,
@@ -145,6 +146,17 @@ def test_a_latency_is_measured_on_a_whole_device() -> None:
     assert "a worker takes a whole machine" in alone.notes[0]
     measured = placement(spec(latency=True), [GPU_NODE], Footprint(10, 40_000_000_000), LAYERS)
     assert measured.gpus == 1
+
+
+def test_a_latency_in_a_target_takes_all_processors_of_a_machine_with_a_gpu() -> None:
+    timed = spec(latency=True).model_copy(update={"target": DeploymentTarget.ONNXRUNTIME})
+
+    found = first_placement(timed, [GPU_NODE])
+
+    assert (found.cpus, found.gpus) == (GPU_NODE["CPU"], 1)
+    assert found.notes == (
+        "latency is measured on a CPU, in onnxruntime: a worker takes a whole machine",
+    )
 
 
 def test_more_memory_than_any_node_has_is_said_and_does_not_wait_for_ever() -> None:

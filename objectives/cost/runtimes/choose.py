@@ -1,0 +1,48 @@
+"""The runtime that a job's latencies are measured in."""
+
+from bitfront.errors import UnavailableDevice
+from bitfront.spec import JobSpec
+from bitfront.targets import OPENVINO, Target, target_named
+from bitfront.vlm import DualEncoder, PlanSwitch
+from objectives.cost.runtimes.runtime import Runtime
+from objectives.cost.runtimes.torch_runtime import TorchRuntime
+
+
+def timed_target(spec: JobSpec) -> Target | None:
+    """The target that a job's latencies are measured in; None for torch, or for no latencies.
+
+    Raises:
+        UnavailableDevice: It is not installed.
+    """
+    target = None if spec.timed_in is None else target_named(spec.timed_in)
+    if target is not None and target.missing:
+        raise UnavailableDevice(
+            f"latency_s is measured in {target.name}, which needs {' and '.join(target.missing)}: "
+            f"'pip install bitfront[{target.extra}]'"
+        )
+    return target
+
+
+def choose_runtime(spec: JobSpec, model: DualEncoder, switch: PlanSwitch, classes: int) -> Runtime:
+    """The job's target, or torch where it has none.
+
+    Args:
+        spec: The job.
+        model: Its model.
+        switch: The model's switch.
+        classes: How many classes an image is compared with.
+
+    Raises:
+        UnavailableDevice: The target is not installed.
+    """
+    target = timed_target(spec)
+    if target is None:
+        return TorchRuntime(model, switch, spec.quantizer)
+    # Only where they are installed can these be imported.
+    if target is OPENVINO:
+        from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
+
+        return OpenVinoRuntime(model, switch, spec.quantizer, classes)
+    from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
+
+    return OnnxRuntime(model, switch, spec.quantizer, classes)

@@ -1,0 +1,226 @@
+"""Runtimes that artefacts are built for: what the export writes is what is timed.
+
+A layer is a model of its own, with the nodes that the export writes for it, and the full-precision
+tower is the exported image model. Both are opened by the module that travels with an artefact, so
+with the same options.
+"""
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar, Final, TypeVar
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from bitfront.artefact.architectures import describe
+from bitfront.artefact.onnx.codes import PackedLayer
+from bitfront.artefact.onnx.graph import Graph
+from bitfront.artefact.onnx.kernels import TOKEN, Kernels
+from bitfront.artefact.onnx.models import DualEncoderParts, read_layers
+from bitfront.artefact.packed import kept_tensors, packed_layers
+from bitfront.artefact.runtime.exported_model import open_graph
+from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.plan import Plan
+from bitfront.precision import FULL, Precision
+from bitfront.quant.packing import packed_weight
+from bitfront.spec import QuantizerSpec, Rounding
+from bitfront.targets import Target
+from bitfront.vlm import DualEncoder, PlanSwitch
+from objectives.cost.runtimes.runtime import STANDARD, Timed, Timing, describe_cpu
+
+T = TypeVar("T")
+
+_NAME: Final = "timed"
+_PATCH: Final = (1, 2)
+_FLOAT_NBYTES: Final = 4
+_LINE: Final = 64  # bytes that a processor reads at once
+_LARGEST_FLUSH: Final = 64 << 20
+
+
+class ExportedRuntime(ABC):
+    """Times single layers and the full-precision image tower as they are exported.
+
+    Between two runs of a layer, as much memory is read as the tower's weights take, so that
+    a layer's own are no more in the caches than they are when the whole model runs.
+
+    Args:
+        model: The model; it is left as it is.
+        switch: The model's switch.
+        quantizer: How weights and inputs get their codes.
+        classes: How many classes an image is compared with.
+        timing: How often each is run.
+    """
+
+    target: ClassVar[Target]
+    kernels: ClassVar[Kernels]
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        switch: PlanSwitch,
+        quantizer: QuantizerSpec,
+        classes: int,
+        timing: Timing = STANDARD,
+    ) -> None:
+        self._model = model
+        self._switch = switch
+        # How codes are chosen does not change what multiplies them.
+        plain = {"scale_search": False, "rounding": Rounding.NEAREST}
+        self._quantizer = quantizer.model_copy(update=plain)
+        self._classes = classes
+        self._timing = timing
+        self._threads = torch.get_num_threads()
+        self._names = frozenset(layer.name for layer in model.layers)
+        weights = sum(layer.weights for layer in model.layers if layer.tower is Tower.VISION)
+        self._elsewhere = np.ones(min(_FLOAT_NBYTES * weights, _LARGEST_FLUSH), np.uint8)
+
+    @property
+    def is_target(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def name(self) -> str:
+        """The runtime with its version."""
+        (package,) = self.target.packages
+        return f"{package} {version(package)}"
+
+    @property
+    def device(self) -> str:
+        """The processor and the threads of a session."""
+        return describe_cpu(self._threads)
+
+    @abstractmethod
+    def format(self, layer: PackedLayer) -> str:
+        """What decides the time of a layer's product beside its shapes."""
+
+    @abstractmethod
+    def write(
+        self, model: onnx.ModelProto, layers: Sequence[PackedLayer], folder: Path, name: str
+    ) -> None:
+        """Writes a model as the export does."""
+
+    def products(self, layer: Layer, precision: Precision) -> list[Timed]:
+        """The one product that the export writes."""
+        name = self.format(_packed(layer, precision, self._quantizer))
+        if self._has_bias(layer):
+            name += ", bias"
+        return [Timed(name, partial(self._layer_seconds, layer, precision))]
+
+    def own_product(self, layer: Layer) -> Timed:
+        """The product of the exported full-precision model."""
+        (product,) = self.products(layer, FULL)
+        return product
+
+    @property
+    def tower(self) -> Timed:
+        """The exported image model, which ends with a cosine for each class."""
+        name = f"image model {self._model.identity}, {self._classes} classes"
+        return Timed(name, self._tower_seconds)
+
+    def image_model(self, plan: Plan) -> tuple[onnx.ModelProto, list[PackedLayer]]:
+        """The image model of a plan, with features of no class in particular; and its layers."""
+        model = self._model
+        config = describe(model).config
+        tensors, entries = packed_layers(model, self._switch, plan)
+        layers, kept = read_layers(entries, tensors), kept_tensors(model)
+        classes = torch.zeros(self._classes, model.feature_width)
+        parts = DualEncoderParts(config, layers, kept, None, self.kernels, classes)
+        return parts.image_model(), parts.weights
+
+    def _tower_seconds(self, batch_size: int) -> float:
+        inputs = {"pixels": _normal(batch_size, *self._model.image_shape)}
+        return self._median(*self.image_model(Plan(())), inputs)
+
+    def _layer_seconds(self, layer: Layer, precision: Precision, batch_size: int) -> float:
+        """The time of a layer's product for a batch, less that of calling a model."""
+        model, packed = self.layer_model(layer, precision)
+        nothing = _model_of_nothing(layer)
+        inputs = {"inputs": _normal(*_shape(layer, batch_size))}
+        whole, call = (
+            self._median(one, [packed], inputs, self._forget) for one in (model, nothing)
+        )
+        return max(0.0, whole - call)
+
+    def layer_model(
+        self, layer: Layer, precision: Precision
+    ) -> tuple[onnx.ModelProto, PackedLayer]:
+        """A model of the layer alone, with a random weight.
+
+        It gives the outputs of one sample, so that copying them takes no time.
+        """
+        packed = _packed(layer, precision, self._quantizer, with_codes=True)
+        graph = Graph()
+        inputs = graph.input("inputs", _shape(layer, "n"))
+        bias = None
+        if self._has_bias(layer):
+            bias = (f"{layer.name}.bias", torch.zeros(layer.rows, dtype=torch.float16))
+        axes = _PATCH if layer.kind is LayerKind.CONVOLUTION else TOKEN
+        output = self.kernels.product(graph, packed, inputs, bias, axes)
+        graph.output(
+            graph.sliced(output, 0, 0, 1), "outputs", (1, *_shape(layer, 1)[1:-1], layer.rows)
+        )
+        return graph.model({}), packed
+
+    def _has_bias(self, layer: Layer) -> bool:
+        if layer.name not in self._names:  # both layers of an adapter have one
+            return True
+        return self._model.modules(layer.name)[0].bias is not None
+
+    def _median(
+        self,
+        model: onnx.ModelProto,
+        layers: Sequence[PackedLayer],
+        inputs: dict[str, NDArray[np.float32]],
+        before: Callable[[], object] = lambda: None,
+    ) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            self.write(model, layers, Path(folder), _NAME)
+            run = open_graph(Path(folder), _NAME, self._threads)
+            return self._timing.median(lambda: run(inputs), before)
+
+    def _forget(self) -> None:
+        """Reads as much memory as the whole tower's weights take."""
+        self._elsewhere[::_LINE].sum()
+
+
+def _packed(
+    layer: Layer, precision: Precision, quantizer: QuantizerSpec, *, with_codes: bool = False
+) -> PackedLayer:
+    """A layer with a random weight; without codes it only shows what tensors it has."""
+    weight = torch.empty(1, 1)
+    if with_codes:
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(layer.rows, layer.columns, generator=generator)
+    tensors = packed_weight(weight, precision, quantizer)
+    if precision.quantizes_input and quantizer.activations == "static":
+        middle = 2 ** (precision.activation_bits - 1)
+        tensors["input_scale"] = torch.tensor(4 / middle, dtype=torch.float16)
+        tensors["input_zero"] = torch.tensor(middle, dtype=torch.uint8)
+    widths = precision.weight_bits, precision.activation_bits
+    return PackedLayer(layer.name, *widths, precision.group, (layer.rows, layer.columns), tensors)
+
+
+def _model_of_nothing(layer: Layer) -> onnx.ModelProto:
+    """What takes a layer's inputs and multiplies nothing."""
+    graph, shape = Graph(), _shape(layer, "n")
+    inputs = graph.input("inputs", shape)
+    graph.output(graph.sliced(inputs, 0, 0, 1), "outputs", (1, *shape[1:]))
+    return graph.model({})
+
+
+def _shape(layer: Layer, batch: T) -> tuple[T | int, ...]:
+    """The shape of a layer's inputs: a class token's have no dimension of their own."""
+    return (
+        (batch, layer.columns) if layer.positions == 1 else (batch, layer.positions, layer.columns)
+    )
+
+
+def _normal(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
