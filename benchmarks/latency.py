@@ -48,6 +48,8 @@ SPACES: Mapping[str, Sequence[str]] = {
     "openvino": ("w2a16", "w4a16", "w4a16g32", "w8a16", "w4a8", "w8a8"),
 }
 CLASSES = 1000
+FULL = "full precision"
+SAMPLES = {"calibration": 64, "tuning": 64, "selection": 512, "test": 64}
 
 Call = Callable[[], object]
 
@@ -91,15 +93,13 @@ def tell(
     """Each plan's prediction and time a sample, and how well the predictions are ranked."""
     measured = {name: statistics.median(found) / batch for name, found in seconds.items()}
     for name, expected in predicted.items():
-        shares = sorted(
-            own / full for own, full in zip(seconds[name], seconds["full"], strict=True)
-        )
+        shares = sorted(own / full for own, full in zip(seconds[name], seconds[FULL], strict=True))
         click.echo(
             f"{label} {name}: predicted {1000 * expected:.4g} ms, end to end "
             f"{1000 * measured[name]:.4g} ms ({expected / measured[name]:.2f}), "
-            f"{statistics.median(shares):.2f} ({shares[0]:.2f} to {shares[-1]:.2f}) of full"
+            f"{statistics.median(shares):.2f} ({shares[0]:.2f} to {shares[-1]:.2f}) of {FULL}"
         )
-    names = [name for name in predicted if name != "full"]
+    names = [name for name in predicted if name != FULL]
     found = spearmanr([predicted[n] for n in names], [measured[n] for n in names]).statistic
     off = [abs(predicted[n] / measured[n] - 1) for n in names]
     click.echo(
@@ -118,7 +118,7 @@ def shaped(to: str, batch: int, plans: int, repeats: int, seed: int) -> None:
     switch = PlanSwitch(model, quantizer, ranges)
     runtime = RUNTIMES[to](model, switch, quantizer, CLASSES)
     meter = LatencyMeter(model, switch, batch, runtime, quantizer)
-    chosen = {"full": Plan(())}
+    chosen = {FULL: Plan(())}
     chosen |= {f"plan {n}": random_plan(model, SPACES[to], seed + n) for n in range(plans)}
     started = time.perf_counter()
     predicted = {name: meter.seconds(Configuration(plan)) for name, plan in chosen.items()}
@@ -142,7 +142,7 @@ def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
     job = {
         "study": "latency",
         "model": {"source": "reference", "device": "cpu"},
-        "data": {"source": "reference", "batch_size": batch},
+        "data": {"source": "reference", "batch_size": batch, "samples": SAMPLES},
         "quantizer": {"scheme": "symmetric"},
         "space": {"weight_bits": [2, 4, 8], "activation_bits": [8, 16]},
         "objectives": ["error", "latency_s"],
@@ -152,10 +152,10 @@ def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
     }
     with tempfile.TemporaryDirectory() as made:
         study = bf.open(str(Path(made) / "latency.db")).submit(job)
-        predicted: dict[str, float] = {}
+        full = study.trial(0)  # a search starts with it
+        points = {FULL: full} | {f"trial {point.number}": point for point in study.front()}
         calls: dict[str, Call] = {}
-        for point in study.front():
-            name = f"trial {point.number}"
+        for name, point in points.items():
             folder = Path(made) / name
             found = point.build(folder, to=to).verification
             click.echo(
@@ -167,8 +167,8 @@ def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
             assert isinstance(model, Classifier)
             side, _ = model.card["preprocessing"]["size"]
             pixels = np.random.default_rng(seed).normal(size=(batch, 3, side, side))
-            predicted[name] = point.values["latency_s"]
             calls[name] = partial(model.logits, pixels.astype(np.float32))
+        predicted = {name: point.values["latency_s"] for name, point in points.items()}
         tell(f"digit-clip {to} batch {batch}", predicted, in_turns(calls, repeats), batch)
 
 

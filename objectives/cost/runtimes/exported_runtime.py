@@ -194,7 +194,7 @@ def _packed(
     layer: Layer, precision: Precision, quantizer: QuantizerSpec, *, with_codes: bool = False
 ) -> PackedLayer:
     """A layer with a random weight; without codes it only shows what tensors it has."""
-    weight = torch.empty(1, 1)
+    weight = torch.ones(1, 1)
     if with_codes:
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(layer.rows, layer.columns, generator=generator)
