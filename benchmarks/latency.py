@@ -1,7 +1,7 @@
 """What latencies are worth that a search predicts: against whole models in the target's runtime.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.latency --to onnx --model ViT-B-32 --batch 1
-    OMP_NUM_THREADS=1 python -m benchmarks.latency --to onnx --model digit-clip
+    BITFRONT_RUNTIME_THREADS=1 python -m benchmarks.latency --to onnx --model ViT-B-32 --batch 1
+    BITFRONT_RUNTIME_THREADS=1 python -m benchmarks.latency --to onnx --model digit-clip
 
 `digit-clip` is searched with `target` set and `latency_s` as an objective, and every point of its
 front is built, verified and timed. `ViT-B-32` has random weights and no search: plans are drawn,
@@ -9,6 +9,7 @@ each from some of the precisions, so that they differ in more than their order. 
 turns, medians of the repeats.
 """
 
+import os
 import statistics
 import tempfile
 import time
@@ -33,11 +34,13 @@ from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputRange
 from bitfront.spec import QuantizerSpec
+from bitfront.targets import target_of
 from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.loaders.settings import preprocess_settings
 from bitfront.vlm.models.settings import ModelSettings
 from objectives.cost.latency import LatencyMeter
+from objectives.cost.runtimes.choose import THREADS
 from objectives.cost.runtimes.exported_runtime import ExportedRuntime
 from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
 from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
@@ -116,7 +119,8 @@ def shaped(to: str, batch: int, plans: int, repeats: int, seed: int) -> None:
     )
     ranges = {layer.name: {1.0: InputRange(-4.0, 4.0)} for layer in model.layers}
     switch = PlanSwitch(model, quantizer, ranges)
-    runtime = RUNTIMES[to](model, switch, quantizer, CLASSES)
+    threads = int(os.environ.get(THREADS, "0"))
+    runtime = RUNTIMES[to](model, switch, quantizer, CLASSES, threads)
     meter = LatencyMeter(model, switch, batch, runtime, quantizer)
     chosen = {FULL: Plan(())}
     chosen |= {f"plan {n}": random_plan(model, SPACES[to], seed + n) for n in range(plans)}
@@ -132,13 +136,13 @@ def shaped(to: str, batch: int, plans: int, repeats: int, seed: int) -> None:
             folder.mkdir()
             graph, parts = runtime.image_model(plan)
             runtime.write(graph, parts, folder, "image")
-            calls[name] = partial(open_graph(folder, "image", torch.get_num_threads()), given)
+            calls[name] = partial(open_graph(folder, "image", threads), given)
         tell(f"ViT-B-32 {to} batch {batch}", predicted, in_turns(calls, repeats), batch)
 
 
 def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
     """The front of a search on the bundled CLIP: every point built, verified and timed."""
-    target = {"onnx": "onnxruntime"}.get(to, to)
+    threads = int(os.environ.get(THREADS, "0"))
     job = {
         "study": "latency",
         "model": {"source": "reference", "device": "cpu"},
@@ -148,7 +152,7 @@ def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
         "objectives": ["error", "latency_s"],
         "search": {"seed": seed, "workers": 1},
         "stop": {"trials": trials},
-        "target": target,
+        "target": target_of(to).name.value,
     }
     with tempfile.TemporaryDirectory() as made:
         study = bf.open(str(Path(made) / "latency.db")).submit(job)
@@ -163,7 +167,7 @@ def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
                 f"{100 * found.measured_error:.2f} %, outputs differ by "
                 f"{found.mean_difference:.2g} of {found.spread:.3g}"
             )
-            model = load(folder, torch.get_num_threads())
+            model = load(folder, threads)
             assert isinstance(model, Classifier)
             side, _ = model.card["preprocessing"]["size"]
             pixels = np.random.default_rng(seed).normal(size=(batch, 3, side, side))

@@ -145,7 +145,7 @@ def verify(
         text_cosine = verifier.text_cosine(runner)
         wrong, samples = verifier.wrong(runner)
         latency_s = {}
-        for size in _TIMED_BATCHES:
+        for size in _timed_batches(evaluator):
             latency_s[str(size)] = runner.time(verifier.sample(size))
         token_s = verifier.token_s(runner)
         resident = runner.resident_nbytes
@@ -168,6 +168,12 @@ def verify(
         text_cosine=text_cosine,
         token_s=token_s,
     )
+
+
+def _timed_batches(evaluator: Evaluator) -> list[int]:
+    """Batch sizes that everybody asks for, and that of the job's own latencies."""
+    own = set() if evaluator.latency_meter is None else {evaluator.latency_meter.batch_size}
+    return sorted({*_TIMED_BATCHES, *own})
 
 
 def wilson(wrong: int, samples: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from service.commands.limits import limit_options
 from service.commands.messages import tell
 
 if TYPE_CHECKING:
+    from bitfront.spec import JobSpec
     from bitfront.trial import Trial
     from service.api.limits import LimitOptions
     from service.study.build import Built
@@ -79,13 +80,23 @@ def build(
     if form == "json":
         click.echo(json.dumps({"folder": str(out), "trial": found.number, **built.card}))
         return
-    click.echo(_report(out, found.trial, built))
+    click.echo(_report(out, found.trial, built, _predicted(known.spec, found.trial, target)))
     requires = ", ".join(map(str, cast("list[str]", built.card["requires"])))
     click.echo(f"\nIt needs {requires}. Use it as {out / 'example.py'} does:\n")
     click.echo(read_example(out))
 
 
-def _report(out: Path, trial: "Trial", built: "Built") -> str:
+def _predicted(spec: "JobSpec", trial: "Trial", target: str) -> tuple[float, int] | None:
+    """The seconds of a batch that the search expected in this target, and the batch's size."""
+    from bitfront.targets import target_of
+
+    if spec.timed_in is not target_of(target).name or "latency_s" not in trial.values:
+        return None
+    size = spec.data.batch_size
+    return size * trial.values["latency_s"], size
+
+
+def _report(out: Path, trial: "Trial", built: "Built", predicted: tuple[float, int] | None) -> str:
     from bitfront.units import size_text
     from service.views.tables import pairs_text
 
@@ -111,6 +122,9 @@ def _report(out: Path, trial: "Trial", built: "Built") -> str:
         ("memory", f"{size_text(found.resident_nbytes)} when loaded"),
         ("latency", ", ".join(times)),
     ]
+    if predicted is not None:
+        batch_s, count = predicted
+        pairs.append(("predicted", f"{1000 * batch_s:.3g} ms at batch {count}"))
     if found.token_s is not None:
         pairs.append(("writing", f"{1000 * found.token_s:.3g} ms a token at batch 1"))
     changes = cast("list[str]", built.card.get("changes", []))

@@ -2,11 +2,12 @@
 
     python -IB serve.py KIND FOLDER [PACKAGE ...]
 
-KIND is one of `RUNTIMES`. No PACKAGE can be imported. Each message, either way, is eight bytes of
-length, little-endian, and so many bytes of a safetensors file. The first one out says that the
-model is loaded.
+KIND is one of `RUNTIMES`. Exported models run with BITFRONT_RUNTIME_THREADS threads. No PACKAGE
+can be imported. Each message, either way, is eight bytes of length, little-endian, and so many
+bytes of a safetensors file. The first one out says that the model is loaded.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -88,7 +89,8 @@ def exported(folder: Path) -> Outputs:
     """What exported models make of a message: the same as a packed checkpoint makes of it."""
     arrays: Any = import_module("numpy")
     sys.path.insert(0, str(folder))
-    model = import_module("exported_model").load(folder)
+    threads = int(os.environ.get("BITFRONT_RUNTIME_THREADS", "0"))
+    model = import_module("exported_model").load(folder, threads)
 
     def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # an array
         if "captions" in given:

@@ -1,11 +1,17 @@
 """The runtime that a job's latencies are measured in."""
 
+import os
+from typing import Final
+
 from bitfront.errors import UnavailableDevice
 from bitfront.spec import JobSpec
 from bitfront.targets import OPENVINO, Target, target_named
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.cost.runtimes.runtime import Runtime
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
+
+THREADS: Final = "BITFRONT_RUNTIME_THREADS"
+"""The variable that says how many threads a target has; verification reads it too."""
 
 
 def timed_target(spec: JobSpec) -> Target | None:
@@ -33,7 +39,7 @@ def choose_runtime(spec: JobSpec, model: DualEncoder, switch: PlanSwitch, classe
         classes: How many classes an image is compared with.
 
     Raises:
-        UnavailableDevice: The target is not installed.
+        UnavailableDevice: The target is not installed, or its threads are no number.
     """
     target = timed_target(spec)
     if target is None:
@@ -42,7 +48,16 @@ def choose_runtime(spec: JobSpec, model: DualEncoder, switch: PlanSwitch, classe
     if target is OPENVINO:
         from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
 
-        return OpenVinoRuntime(model, switch, spec.quantizer, classes)
+        return OpenVinoRuntime(model, switch, spec.quantizer, classes, _threads())
     from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
 
-    return OnnxRuntime(model, switch, spec.quantizer, classes)
+    return OnnxRuntime(model, switch, spec.quantizer, classes, _threads())
+
+
+def _threads() -> int:
+    text = os.environ.get(THREADS, "0")
+    if not text.isdecimal():
+        raise UnavailableDevice(
+            f"{THREADS} is {text!r}: write a number of threads, or 0 for the runtime's own choice"
+        )
+    return int(text)

@@ -5,6 +5,7 @@ tower is the exported image model. Both are opened by the module that travels wi
 with the same options.
 """
 
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ class ExportedRuntime(ABC):
         switch: The model's switch.
         quantizer: How weights and inputs get their codes.
         classes: How many classes an image is compared with.
+        threads: Of the runtime; 0 leaves it to the runtime, as an artefact does.
         timing: How often each is run.
     """
 
@@ -66,6 +68,7 @@ class ExportedRuntime(ABC):
         switch: PlanSwitch,
         quantizer: QuantizerSpec,
         classes: int,
+        threads: int = 0,
         timing: Timing = STANDARD,
     ) -> None:
         self._model = model
@@ -75,7 +78,7 @@ class ExportedRuntime(ABC):
         self._quantizer = quantizer.model_copy(update=plain)
         self._classes = classes
         self._timing = timing
-        self._threads = torch.get_num_threads()
+        self._threads = threads
         self._names = frozenset(layer.name for layer in model.layers)
         weights = sum(layer.weights for layer in model.layers if layer.tower is Tower.VISION)
         self._elsewhere = np.ones(min(_FLOAT_NBYTES * weights, _LARGEST_FLUSH), np.uint8)
@@ -93,8 +96,10 @@ class ExportedRuntime(ABC):
 
     @property
     def device(self) -> str:
-        """The processor and the threads of a session."""
-        return describe_cpu(self._threads)
+        """The processor, and the threads or all that there could be."""
+        if self._threads:
+            return describe_cpu(f"{self._threads} threads")
+        return describe_cpu(f"{len(os.sched_getaffinity(0))} processors")
 
     @abstractmethod
     def format(self, layer: PackedLayer) -> str:

@@ -92,9 +92,9 @@ class Timing:
 STANDARD: Final = Timing()
 
 
-def describe_cpu(threads: int) -> str:
-    """The name that times on a processor are filed under."""
-    return f"{_processor()}, {threads} threads"
+def describe_cpu(share: str) -> str:
+    """The name that times on a processor are filed under, such as for `2 threads` of it."""
+    return f"{_processor()}, {share}"
 
 
 @cache

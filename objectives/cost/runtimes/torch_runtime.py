@@ -50,7 +50,7 @@ class TorchRuntime:
         device = self.model.device
         if device.type == "cuda":
             return torch.cuda.get_device_name(device)
-        return describe_cpu(torch.get_num_threads())
+        return describe_cpu(f"{torch.get_num_threads()} threads")
 
     def products(self, layer: Layer, precision: Precision) -> list[Timed]:
         """Every kernel that multiplies a layer in a precision.

@@ -5,7 +5,6 @@ from collections import Counter
 from importlib.metadata import version
 
 import pytest
-import torch
 
 from bitfront.errors import UnavailableDevice
 from bitfront.layers import Tower
@@ -42,7 +41,7 @@ def model() -> DualEncoder:
 def made(
     kind: type[ExportedRuntime], model: DualEncoder, scheme: str = "symmetric"
 ) -> ExportedRuntime:
-    return kind(model, switch_of(model, scheme), QUANTIZERS[scheme], CLASSES, QUICK)
+    return kind(model, switch_of(model, scheme), QUANTIZERS[scheme], CLASSES, 1, QUICK)
 
 
 def switch_of(model: DualEncoder, scheme: str) -> PlanSwitch:
@@ -94,7 +93,7 @@ def test_times_are_filed_under_the_runtime_its_version_and_its_threads(
     (package,) = kind.target.packages
 
     assert runtime.name == f"{package} {version(package)}"
-    assert runtime.device.endswith(f"{torch.get_num_threads()} threads")
+    assert runtime.device.endswith(", 1 threads")
     assert metered(runtime, model).identity == [runtime.device, 2, runtime.name]
 
 
@@ -188,6 +187,16 @@ def test_a_runtime_that_is_not_installed_is_one_sentence(
     assert str(caught.value) == (
         f"latency_s is measured in {target}, which needs {target}: 'pip install bitfront[{target}]'"
     )
+
+
+def test_threads_that_are_no_number_are_one_sentence(
+    model: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BITFRONT_RUNTIME_THREADS", "two")
+    spec = job("onnxruntime")
+
+    with pytest.raises(UnavailableDevice, match="is 'two': write a number of threads, or 0"):
+        choose_runtime(spec, model, PlanSwitch(model, spec.quantizer, {}), CLASSES)
 
 
 def job(target: str) -> JobSpec:

@@ -87,7 +87,10 @@ def _times(
 
 def key(name: str, rows: int, columns: int, positions: int) -> LatencyKey:
     """What torch's time of a kernel is filed under, for batches of 2."""
-    device, runtime = describe_cpu(torch.get_num_threads()), f"torch {torch.__version__}"
+    device, runtime = (
+        describe_cpu(f"{torch.get_num_threads()} threads"),
+        f"torch {torch.__version__}",
+    )
     return LatencyKey(device, runtime, name, rows, columns, positions, 2)
 
 

@@ -214,6 +214,46 @@ def test_what_cannot_be_exported_leaves_nothing(database: Path, tmp_path: Path) 
     assert names(tmp_path) == []
 
 
+def test_a_latency_that_was_predicted_in_the_runtime_stands_beside_the_measured_one(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "timed.db"
+    spec = job(
+        "timed",
+        model={"source": "reference", "device": "cpu"},
+        data={**DATA, "batch_size": 8},
+        objectives=["error", "latency_s"],
+        target="onnxruntime",
+    )
+    with open_store(f"sqlite:///{database}") as store:
+        store.create_study(spec, {})
+        lease = store.acquire("timed", "driver", 60)
+        evaluator = Evaluator.from_spec(spec)
+        plan = Plan.uniform([layer.name for layer in evaluator.model.layers], Precision(4, 8))
+        store.start_trial(lease, Trial("timed", 0, Configuration(plan), Origin.BASELINE, {}))
+        values = evaluator.evaluate(Configuration(plan)).values
+        assert complete(store, lease, 0, values)
+
+    said = {
+        target: run(
+            database,
+            "build",
+            "timed",
+            "--trial",
+            "0",
+            "--to",
+            target,
+            "--out",
+            f"{tmp_path}/{target}",
+        ).stdout
+        for target in ("onnx", "packed")
+    }
+
+    assert f"predicted  {8000 * values['latency_s']:.3g} ms at batch 8\n" in said["onnx"]
+    assert re.search(r"latency .* ms at batch 1, .* ms at batch 8, .* ms at batch 32", said["onnx"])
+    assert "predicted" not in said["packed"]
+
+
 @pytest.mark.parametrize(("target", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
 def test_a_runtime_that_is_not_installed_is_told_before_anything_is_loaded(
     target: str, package: str, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
