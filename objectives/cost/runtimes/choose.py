@@ -7,7 +7,7 @@ from bitfront.errors import UnavailableDevice
 from bitfront.spec import JobSpec
 from bitfront.targets import OPENVINO, Target, target_named
 from bitfront.vlm import DualEncoder, PlanSwitch
-from objectives.cost.runtimes.runtime import Runtime
+from objectives.cost.runtimes.runtime import ONE_THREAD, STANDARD, Runtime
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
 
 THREADS: Final = "BITFRONT_RUNTIME_THREADS"
@@ -44,14 +44,16 @@ def choose_runtime(spec: JobSpec, model: DualEncoder, switch: PlanSwitch, classe
     target = timed_target(spec)
     if target is None:
         return TorchRuntime(model, switch, spec.quantizer)
+    threads = _threads()
+    timing = ONE_THREAD if threads == 1 else STANDARD
     # Only where they are installed can these be imported.
     if target is OPENVINO:
         from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
 
-        return OpenVinoRuntime(model, switch, spec.quantizer, classes, _threads())
+        return OpenVinoRuntime(model, switch, spec.quantizer, classes, threads, timing)
     from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
 
-    return OnnxRuntime(model, switch, spec.quantizer, classes, _threads())
+    return OnnxRuntime(model, switch, spec.quantizer, classes, threads, timing)
 
 
 def _threads() -> int:
