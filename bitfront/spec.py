@@ -565,7 +565,8 @@ class TrackingSpec(Section):
 class JobSpec(Section):
     """A whole search job.
 
-    `target` is the runtime that the results are for: what it has no kernel for is refused.
+    `target` is the runtime that the results are for: what it has no kernel for is refused, and
+    latencies are measured in it.
     """
 
     study: str = Field(pattern=STUDY_NAME)

@@ -5,8 +5,8 @@ captions are encoded once for a task, so the text tower costs an image nothing.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -73,9 +73,11 @@ class LatencyTable:
 
     def _recall(self) -> None:
         """Adds what the file knows; a line that was not written to its end says nothing."""
-        if self._file is None or not self._file.is_file():
-            return
-        for line in self._file.read_text(encoding="utf-8").splitlines():
+        lines: list[str] = []
+        if self._file is not None:
+            with suppress(OSError, UnicodeDecodeError):
+                lines = self._file.read_text(encoding="utf-8").splitlines()
+        for line in lines:
             try:
                 content = json.loads(line)
                 seconds = float(content.pop("seconds"))
@@ -84,16 +86,15 @@ class LatencyTable:
                 continue
 
     def _remember(self, key: LatencyKey, seconds: float) -> None:
+        """Adds a line to the file; where there is no room for it, this process knows it alone."""
         if self._file is None:
             return
         line = json.dumps({**asdict(key), "seconds": seconds}) + "\n"
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        # One write at the end of a file is whole, whoever else writes there.
-        descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            # One write at the end of a file is whole, whoever else writes there.
+            with self._file.open("ab", buffering=0) as file:
+                file.write(line.encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,6 +238,14 @@ def test_a_file_remembers_times_for_other_processes(tmp_path: Path) -> None:
     assert LatencyTable(file=file).seconds(known, lambda: 0.5) == 0.25
 
 
+def test_a_file_that_cannot_be_written_costs_no_time_that_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("no folder")
+    table = LatencyTable(file=tmp_path / "occupied" / "latencies.jsonl")
+    known = key("float32", 1, 2, 3)
+
+    assert [table.seconds(known, lambda: 0.25), table.seconds(known, lambda: 0.5)] == [0.25] * 2
+
+
 def test_the_first_of_two_processes_that_measure_the_same_counts(tmp_path: Path) -> None:
     file = tmp_path / "latencies.jsonl"
     first, second = LatencyTable(file=file), LatencyTable(file=file)
