@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from service.study.health import Check
 
 _SIGNS: Final = {"ok": "ok", "absent": "-", "warning": "careful", "fails": "FAILS"}
-_WIDTH: Final = 20
+_WIDTH: Final = 28  # of the longest name, that of a runtime
 
 
 @click.command()

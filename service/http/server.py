@@ -1,6 +1,7 @@
 """The server's own process: its socket, its signals, and its end."""
 
 import socket
+from contextlib import suppress
 
 import uvicorn
 
@@ -46,7 +47,7 @@ def run_server(settings: Settings, store: Store, host: str, port: int) -> None:
     )
     messages().write(f"bitfront answers at http://{shown}:{bound}/ from {store}; Ctrl-C ends it\n")
     messages().flush()
-    with listening:
+    with listening, suppress(KeyboardInterrupt):  # the way to end it, once all is closed
         _Server(config, app.state.service).run(sockets=[listening])
 
 

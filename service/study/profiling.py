@@ -28,6 +28,7 @@ from workers.scheduling.profiling_pool import ProfilingPool
 _CHUNK = 8
 # Rounds that a limited number of cells is measured in: each learns from the ones before.
 _ROUNDS = 3
+_SINGLE_CELLS = "single-layer cells"
 
 _Work = Sequence[tuple[Block, Sequence[Option]]]
 
@@ -136,7 +137,8 @@ def measure_profile(
         block.name: block_options(block, model_info.layers, spec.space, ties) for block in blocks
     }
     is_adaptive = spec.profile.cells is CellSelection.ADAPTIVE
-    if spec.profile.slack and not is_adaptive:
+    is_joint = any(len(block.layers) > 1 for block in blocks)
+    if is_joint and spec.profile.slack and not is_adaptive:
         singles = _measure_singles(measuring, blocks, layers, options)
         options = {
             block.name: screen(block, options[block.name], singles, spec.profile.slack)
@@ -146,7 +148,7 @@ def measure_profile(
     if is_adaptive:
         found = _measure_used(measuring, model_info, work)
     else:
-        found = measuring.cells("joint cells", work)
+        found = measuring.cells("joint cells" if is_joint else _SINGLE_CELLS, work)
     if has_clips(spec):
         clipping = Clipping(spec, store, lease, pool, model_info, reporter)
         worthy = {name: [c.option for c in _worthy(spec, known)] for name, known in found.items()}
@@ -225,4 +227,4 @@ def _measure_singles(
             alone = Block(name, layers[name].tower, (name,))
             precisions = {option.precisions[position] for option in options[block.name]}
             wanted.append((alone, [Option((precision,)) for precision in sorted(precisions)]))
-    return measuring.cells("single-layer cells", wanted)
+    return measuring.cells(_SINGLE_CELLS, wanted)

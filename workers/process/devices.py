@@ -24,8 +24,9 @@ class Device:
 
 def devices() -> list[Device]:
     """The CPU, and every GPU that torch sees."""
-    threads = torch.get_num_threads()
-    found = [Device("cpu", f"torch {torch.__version__}, {threads} threads", _fault("cpu"))]
+    count = torch.get_num_threads()
+    threads = "1 thread" if count == 1 else f"{count} threads"
+    found = [Device("cpu", f"torch {torch.__version__}, {threads}", _fault("cpu"))]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         detail = f"{properties.name}, {size_text(properties.total_memory)}"

@@ -23,6 +23,7 @@ from service.cli import main
 from service.commands.examples import EXAMPLES
 from storage.store import open_store
 from tests.service.api.test_interface import MISTAKES
+from tests.support.examples import parse
 from tests.support.store_samples import complete, job, running, trial
 from tests.support.studies import JOB
 
@@ -223,18 +224,13 @@ def test_every_help_ends_with_examples_that_can_be_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tuned").mkdir()
-    for given in ("cat.jpg", "a.jpg", "b.jpg", "photo.jpg", "pets.yaml"):
-        (tmp_path / given).touch()
 
     shown = run(name, "--help").stdout
 
     assert 1 <= len(EXAMPLES[name]) <= 3
     for example in EXAMPLES[name]:
-        command, *words = shlex.split(example.partition(" > ")[0])
         assert f"  bitfront {example}\n" in shown
-        assert command == name
-        main.commands[command].make_context(command, words)
+        assert parse(example).info_name == name
 
 
 def test_no_examples_are_left_over() -> None:
@@ -397,6 +393,14 @@ def test_a_machine_that_works_is_said_to(tmp_path: Path) -> None:
     for name in ("bitfront", "packages", "cpu", "database", "spool", "disk", "memory", "cluster"):
         assert found[name]["health"] in ("ok", "warning"), found[name]
     assert not (tmp_path / "a.db").exists()
+
+
+def test_what_stands_beside_a_name_never_touches_it(tmp_path: Path) -> None:
+    shown = run("doctor", "--db", str(tmp_path / "a.db")).stdout
+    told = run("doctor", "--db", str(tmp_path / "a.db"), "--format", "json").stdout
+
+    for line in map(json.loads, told.splitlines()):
+        assert f" {line['name']} " in shown
 
 
 def test_what_does_not_work_is_said_with_what_to_do(tmp_path: Path) -> None:

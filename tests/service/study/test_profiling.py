@@ -78,7 +78,23 @@ class Pool:
         raise NotImplementedError
 
 
-def profiled(store: Store, pool: Pool, study: str, **profile: object) -> tuple[JobSpec, Profile]:
+class Stages(NullReporter):
+    """Keeps the names of the stages."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def stage(self, name: str, total: int | None) -> None:
+        self.names.append(f"{name}: {total}")
+
+
+def profiled(
+    store: Store,
+    pool: Pool,
+    study: str,
+    reporter: NullReporter | None = None,
+    **profile: object,
+) -> tuple[JobSpec, Profile]:
     spec = job(
         study,
         space=SPACE,
@@ -90,7 +106,9 @@ def profiled(store: Store, pool: Pool, study: str, **profile: object) -> tuple[J
     ids = identities(study)
     info = ModelInfo(LAYERS, 0, entropies, Evaluation({}, {}), Footprint(0, 0), ids, {})
     lease = running(store, study)
-    return spec, measure_profile(spec, store, lease, pool, info, NullReporter(), NullMetrics())
+    return spec, measure_profile(
+        spec, store, lease, pool, info, reporter or NullReporter(), NullMetrics()
+    )
 
 
 def plans(spec: JobSpec, profile: Profile) -> list[dict[str, Option]]:
@@ -124,6 +142,15 @@ def test_scores_in_true_proportion_lead_to_the_plans_of_all_cells(store: Store) 
     same, whole = profiled(store, Pool(wobble=0.0), "all", slack=0)
 
     assert plans(spec, adaptive) == plans(same, whole)
+
+
+def test_where_no_block_has_two_layers_no_joint_cells_are_told_of(store: Store) -> None:
+    pool, stages = Pool(wobble=0.0), Stages()
+
+    profiled(store, pool, "digits", stages)
+
+    assert stages.names == [f"single-layer cells: {8 * 12}"]
+    assert len(pool.measured) == len(set(pool.measured)) == 8 * 12
 
 
 @pytest.mark.parametrize("passes", [1, 10])
