@@ -17,7 +17,7 @@ from benchmarks.trial_time import WAYS
 from bitfront.plan import Configuration, Plan
 from bitfront.profile import Profile, Resource
 from bitfront.spec import JobSpec
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from search.front import hypervolume
 from search.knapsack_items import by_block

@@ -37,7 +37,8 @@ from bitfront.vlm import GenerativeModel, LayeredModel, PlanSwitch, QuestionBatc
 from bitfront.vlm.loaders.llava import TextProcessor, llava_model
 from bitfront.vlm.models.generative import Prompt
 from objectives.cost.costs import configuration_nbytes, layer_bit_operations, layer_nbytes
-from objectives.data.task import SplitName, Task
+from objectives.data.split_name import SplitName
+from objectives.data.task import Task
 from objectives.execution.streams import QuestionStream, Stream
 from objectives.profiling.calibration import calibrate
 from objectives.profiling.cells import CellMeter

@@ -42,7 +42,7 @@ from bitfront.spec import JobSpec, QuantizerSpec, RecoverySpace, Sampler
 from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from objectives.data.classification import ClassificationTask, Split
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.classification import ClassificationFamily

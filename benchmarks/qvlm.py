@@ -28,7 +28,8 @@ from bitfront.profile import ClipChoice, LayerEntropy
 from bitfront.quant.inputs import InputQuantizer, LearnedBounds, input_levels
 from bitfront.spec import JobSpec, PartitionSpec, QuantizerSpec, Rounding, VisionSpec
 from bitfront.vlm import LayeredModel, PlanSwitch, load_model
-from objectives.data.task import SplitName, Task
+from objectives.data.split_name import SplitName
+from objectives.data.task import Task
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.registry import load_family

@@ -16,7 +16,7 @@ from scipy.stats import t
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 
 PRECISIONS = ("w2a8", "w2a8g32", "w2a8g64", "w3a8", "w4a4", "w4a8")

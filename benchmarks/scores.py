@@ -28,7 +28,7 @@ from benchmarks.p4q import interval
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Profile, Resource
 from bitfront.spec import JobSpec
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from search.front import hypervolume
 from search.knapsack_items import by_block
 from search.options import undominated

@@ -29,7 +29,7 @@ from bitfront.precision import Precision
 from bitfront.spec import JobSpec, RecoverySpace
 from bitfront.trial import TrialState
 from bitfront.tuning import TuningSample, best_sample
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from service.commands.tune import USUAL
 from service.study.tuning import Wish

@@ -20,8 +20,9 @@ from objectives.data.captions import fill
 from objectives.data.images import READING, decode_image
 from objectives.data.inspection import Inspector
 from objectives.data.sources import LabelledSource, open_labelled_source
+from objectives.data.split_name import SplitName
 from objectives.data.splits import HELD_NBYTES, fingerprint, split_samples
-from objectives.data.task import SplitName, Task
+from objectives.data.task import Task
 from objectives.execution.similarity import class_features, logits
 from objectives.execution.streams import CaptionStream, ImageStream, Stream
 

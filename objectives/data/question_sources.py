@@ -1,7 +1,6 @@
-"""Where questions come from: a JSON Lines file, a saved dataset, or the bundled reference."""
+"""Where a person's own questions come from: a JSON Lines file, or a saved dataset."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,8 +8,6 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bitfront.errors import InvalidSample, MissingData, SpecError
-from bitfront.reference.questions import draw_questions
-from bitfront.reference.scenes import SplitTitle, picture
 from bitfront.spec import DataSource, DataSpec
 from objectives.data.images import decode_image
 from objectives.data.inspection import Sample
@@ -191,50 +188,6 @@ def _answers(dataset: "Dataset", column: str, title: str) -> list[tuple[str, ...
             raise SpecError(f"the column {column!r} of {title} must hold texts, or lists of texts")
         found.append(tuple(answers))
     return found
-
-
-class ReferenceQuestions:
-    """Digit questions, drawn anew from a split's own scans."""
-
-    def __init__(self, split: SplitTitle, count: int, seed: int) -> None:
-        self.title = "digit questions"
-        self._split = split
-        self._count = count
-        self._seed = seed
-        self.names = [str(index) for index in range(count)]
-
-    @cached_property
-    def _drawn(self) -> tuple[Sequence[str], Sequence[str], list[Image.Image]]:
-        drawn = draw_questions(self._split, self._count, self._seed)
-        return drawn.questions, drawn.answers, [picture(image) for image in drawn.images]
-
-    def question(self, index: int) -> str:
-        """The question."""
-        return self._drawn[0][index]
-
-    def answers(self, index: int) -> Sequence[str]:
-        """The only right answer."""
-        return (self._drawn[1][index],)
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, in grey values."""
-        return self._drawn[2][index]
-
-    def group(self, index: int) -> str:
-        """The question: each one stands alone."""
-        return self.names[index]
-
-    def sample(self, index: int) -> Sample | None:  # noqa: ARG002 - drawn, never read
-        """None: the picture is drawn, and can always be."""
-        return None
-
-    def content(self, index: int) -> bytes:
-        """The picture's pixels."""
-        return self.image(index).tobytes()
-
-    def where(self, index: int) -> str:
-        """The question's number."""
-        return f"digit question {index} of {self._split}"
 
 
 def open_question_source(spec: DataSpec) -> QuestionSource:

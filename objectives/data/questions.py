@@ -19,11 +19,12 @@ from objectives.data.images import READING
 from objectives.data.inspection import Inspector
 from objectives.data.question_sources import (
     QuestionSource,
-    ReferenceQuestions,
     open_question_source,
 )
+from objectives.data.reference_questions import ReferenceQuestions
+from objectives.data.split_name import SplitName
 from objectives.data.splits import HELD_NBYTES, fingerprint, split_samples
-from objectives.data.task import SplitName, Task
+from objectives.data.task import Task
 from objectives.execution.streams import QuestionStream, Stream
 
 REFERENCE_PROMPT = "<image> {}"

@@ -2,18 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
-
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSpec
 from objectives.data.inspection import Inspection, Inspector, Sample
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 
 # A split's pixels are kept in memory while they take at most so much.
 HELD_NBYTES = 512 << 20
@@ -187,14 +183,3 @@ def _listed(problems: Sequence[str]) -> str:
 def fingerprint(content: bytes, answer: str) -> str:
     """The hash of a sample's content and of what is right for it."""
     return hashlib.sha256(content + f"/{answer}".encode()).hexdigest()
-
-
-def first_of_each(kinds: Sequence[Hashable], count: int) -> Int[Tensor, " n"]:
-    """The places of the first few samples of each kind, in order; a count of 0 takes all."""
-    seen: Counter[Hashable] = Counter()
-    places = []
-    for place, kind in enumerate(kinds):
-        if not count or seen[kind] < count:
-            places.append(place)
-        seen[kind] += 1
-    return torch.tensor(places)

@@ -1,24 +1,17 @@
 """What a job is measured on, whatever the model does: four disjoint splits, and a score."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitfront.plan import digest
 from bitfront.vlm import LayeredModel
+from objectives.data.split_name import SplitName
 from objectives.execution.streams import Stream
-
-
-class SplitName(StrEnum):
-    """What a split's samples are for."""
-
-    CALIBRATION = "calibration"
-    TUNING = "tuning"
-    SELECTION = "selection"
-    TEST = "test"
 
 
 class Task(ABC):
@@ -51,3 +44,14 @@ class Task(ABC):
     def identity(self) -> str:
         """The hash of all samples."""
         return digest([self.split_identity(name) for name in SplitName])
+
+
+def first_of_each(kinds: Sequence[Hashable], count: int) -> Int[Tensor, " n"]:
+    """The places of the first few samples of each kind, in order; a count of 0 takes all."""
+    seen: Counter[Hashable] = Counter()
+    places = []
+    for place, kind in enumerate(kinds):
+        if not count or seen[kind] < count:
+            places.append(place)
+        seen[kind] += 1
+    return torch.tensor(places)

@@ -14,8 +14,8 @@ from bitfront.spec import RecoverySpace
 from bitfront.vlm import QuestionBatch
 from objectives.data.answers import is_right, normalise, parse
 from objectives.data.questions import QuestionTask
-from objectives.data.splits import first_of_each
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
+from objectives.data.task import first_of_each
 from objectives.evaluation.scorer import (
     KEPT_RECOVERIES,
     Recoveries,

@@ -6,7 +6,8 @@ from bitfront.errors import InvalidModel
 from bitfront.vlm.models.distinct import class_problems
 from objectives.data.captions import fill
 from objectives.data.classification import ClassificationTask
-from objectives.data.task import SplitName, Task
+from objectives.data.split_name import SplitName
+from objectives.data.task import Task
 
 _SIGMAS = 2
 

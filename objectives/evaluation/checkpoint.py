@@ -13,7 +13,7 @@ from bitfront.plan import Configuration
 from bitfront.vlm import DualEncoder, GenerativeModel
 from objectives.data.classification import ClassificationTask
 from objectives.data.questions import QuestionTask
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.recovery.adapter import LINEARS, AdapterShape

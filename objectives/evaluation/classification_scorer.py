@@ -14,8 +14,8 @@ from bitfront.layers import Tower
 from bitfront.plan import Configuration, Plan, Recovery, TeacherText
 from bitfront.vlm.models.captions import ClassNames
 from objectives.data.classification import ClassificationTask
-from objectives.data.splits import first_of_each
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
+from objectives.data.task import first_of_each
 from objectives.evaluation.scorer import (
     KEPT_RECOVERIES,
     Outputs,

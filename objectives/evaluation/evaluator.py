@@ -23,7 +23,7 @@ from objectives.cost.activations import ActivationMemory
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
 from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.data.inspection import Inspector
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.registry import load_family
 from objectives.evaluation.scorer import ScoringContext

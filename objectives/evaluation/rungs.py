@@ -6,7 +6,7 @@ from bitfront.attempt import IntermediateValue
 from bitfront.files import SharedPath
 from bitfront.objective import Objective
 from bitfront.plan import Configuration
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from objectives.recovery.checkpointed_training import advance
 

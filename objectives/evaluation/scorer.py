@@ -17,7 +17,7 @@ from bitfront.plan import Configuration
 from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec
 from bitfront.vlm import PlanSwitch
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.execution.feature_store import FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.recovery.checkpointed_training import advance

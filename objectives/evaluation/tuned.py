@@ -19,7 +19,7 @@ from bitfront.errors import InvalidModel
 from bitfront.plan import Configuration, full_precision
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.spec import JobSpec
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 
 CARD, TENSORS = "card.json", "recovery.safetensors"

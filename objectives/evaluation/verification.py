@@ -22,7 +22,7 @@ from bitfront.vlm import QuestionBatch
 from objectives.data.answers import is_right, parse
 from objectives.data.classification import ClassificationTask
 from objectives.data.questions import QuestionTask
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator

@@ -10,7 +10,8 @@ from torch import Tensor
 from bitfront.errors import InvalidModel
 from bitfront.layers import Tower
 from bitfront.quant.inputs import InputRange
-from objectives.data.task import SplitName, Task
+from objectives.data.split_name import SplitName
+from objectives.data.task import Task
 
 SAMPLED_VALUES = 1 << 18
 

@@ -15,7 +15,8 @@ from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import ClipChoice
 from bitfront.vlm import PlanSwitch
-from objectives.data.task import SplitName, Task
+from objectives.data.split_name import SplitName
+from objectives.data.task import Task
 from objectives.execution.runner import StreamRunner
 from objectives.execution.streams import Stream
 from objectives.profiling.full_precision import FULL_PLAN

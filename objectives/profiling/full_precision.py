@@ -9,7 +9,8 @@ from torch import Tensor
 from bitfront.layers import Tower
 from bitfront.plan import Plan
 from bitfront.vlm import PlanSwitch
-from objectives.data.task import SplitName, Task
+from objectives.data.split_name import SplitName
+from objectives.data.task import Task
 from objectives.execution.runner import StreamRunner
 from objectives.execution.streams import Stream
 

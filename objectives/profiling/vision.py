@@ -23,7 +23,7 @@ from bitfront.quant.inputs import InputRange, LearnedBounds, RangeScale, fake_qu
 from bitfront.spec import QuantizerSpec, Rounding, VisionSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch, QuestionBatch
 from objectives.data.questions import QuestionTask
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.profiling.calibration import Ranges, range_table
 from objectives.profiling.vision_losses import LossParts, Sample, VisionLoss
 from objectives.recovery.checkpoint import read_checkpoint, write_checkpoint

@@ -24,7 +24,8 @@ from bitfront.spec import QuantizerSpec, Rounding, Target
 from bitfront.units import size_text
 from bitfront.vlm.layers.rows import multiplied_rows
 from bitfront.vlm.plan_switch import LayerForm, PlanSwitch, SearchedRanges, quantized_input
-from objectives.data.task import SplitName, Task
+from objectives.data.split_name import SplitName
+from objectives.data.task import Task
 from objectives.execution.lockstep import Arrival
 from objectives.execution.runner import StreamRunner
 from objectives.execution.streams import Stream

@@ -177,7 +177,7 @@ def tune(
             search_recovery(found, configuration, searched, most_nbytes, out, keep_worse=keep_worse)
             return
         from service.study.stored_configuration import load_evaluator
-        from workers.process.model_cache import feature_folder
+        from workers.process.cache_folder import feature_folder
 
         evaluator = load_evaluator(found.study, found.bounds, feature_folder())
     _refuse_larger(evaluator, configuration, most_nbytes)
@@ -202,7 +202,7 @@ def _refuse_larger(
 def _from_job(path: Path, plan: str) -> "tuple[Evaluator, Plan]":
     from bitfront.job import load_job
     from objectives.evaluation.evaluator import Evaluator
-    from workers.process.model_cache import feature_folder
+    from workers.process.cache_folder import feature_folder
 
     spec = load_job(path, {})
     evaluator = Evaluator.from_spec(spec, features=feature_folder())
@@ -240,7 +240,7 @@ def _tune(
     import sys
 
     from bitfront.files import write_whole
-    from objectives.data.task import SplitName
+    from objectives.data.split_name import SplitName
     from objectives.evaluation.tuned import recovery_errors, tuned_files
     from objectives.recovery.checkpointed_training import advance
     from service.views.progress import reporter_for

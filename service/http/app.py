@@ -6,12 +6,13 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from service.http import pages, static_files
 from service.http.guard import Guard
+from service.http.parameters import refuse_unknown
 from service.http.problems import MEDIA_TYPE, Problem, add_handlers
 from service.http.routes import artefacts, events, pictures, profile, queries, studies, trials
 from service.http.service import make_service
@@ -57,7 +58,7 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
     app.state.service = service
     add_handlers(app, pages.problem_page)
     for module in _ROUTERS:
-        app.include_router(module.router, prefix=PREFIX)
+        app.include_router(module.router, prefix=PREFIX, dependencies=[Depends(refuse_unknown)])
     app.include_router(static_files.router)
     app.include_router(pages.router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # FastAPI's own way

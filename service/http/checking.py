@@ -1,4 +1,4 @@
-"""The check of a job before there is a study, in a process of its own, for it loads torch."""
+"""The check of a job before there is a study, in a process of its own, for it may load torch."""
 
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +12,7 @@ from service.http.job_files import Checked, mistakes_of
 
 
 def check(examined: Examined, folder: Path | None, *, has_lines: bool) -> Checked:
-    """Everything that is wrong with a job, as `bitfront submit` finds it; loads torch.
+    """Everything that is wrong with a job, as `bitfront submit` finds it.
 
     Args:
         examined: The job, and what is wrong in its file.

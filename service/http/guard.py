@@ -116,7 +116,9 @@ class Guard:
         if path.startswith("/api/") or scope["method"] not in _READS:
             return problem_response(
                 HTTPStatus.UNAUTHORIZED,
-                "this server asks for its token: send it as 'Authorization: Bearer TOKEN'",
+                "this is not the server's token, which is what BITFRONT_TOKEN held when it started"
+                if "authorization" in headers
+                else "this server asks for its token: send it as 'Authorization: Bearer TOKEN'",
                 headers={"www-authenticate": 'Bearer realm="bitfront"'},
             )
         return RedirectResponse(f"/login?next={quote(path)}", HTTPStatus.SEE_OTHER)

@@ -45,7 +45,8 @@ def write_job(body: bytes, media_type: str, path: Path) -> None:
     if media_type not in JSON_TYPES:
         raise Refused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            f"a job is application/yaml or application/json, not {cut(repr(media_type))}",
+            "a job is sent with the content-type application/yaml or application/json, not "
+            + (cut(repr(media_type)) if media_type else "without one"),
         )
     try:
         content = json.loads(body, object_pairs_hook=_without_doubles)

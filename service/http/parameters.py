@@ -1,11 +1,16 @@
 """Parameters that routes share: names, numbers, limits."""
 
+from http import HTTPStatus
 from typing import Annotated, Final
 
-from fastapi import Depends, Path, Query
+from fastapi import Depends, Path, Query, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 
+from bitfront.job.document import cut
 from bitfront.spec import STUDY_NAME, ErrorShare, Nbytes
 from search.choice import Ranking
+from service.http.problems import Refused
 from storage.records import Limits
 
 LARGEST_NUMBER: Final = 2**31 - 1
@@ -47,6 +52,28 @@ def limits(
         max_activation_nbytes=max_activation_nbytes,
         max_divergence=max_divergence,
     )
+
+
+def refuse_unknown(request: Request) -> None:
+    """Refuses parameters that a route has not: a misspelt limit would be none.
+
+    Raises:
+        Refused: There is one.
+    """
+    route = request.scope["route"]
+    known = sorted(_names(route.dependant)) if isinstance(route, APIRoute) else []
+    unknown = next((name for name in request.query_params if name not in known), None)
+    if unknown is not None:
+        raise Refused(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"the parameter {cut(repr(unknown))} is not known here: "
+            + (f"the parameters are {', '.join(known)}" if known else "there are none"),
+        )
+
+
+def _names(dependant: Dependant) -> set[str]:
+    own = {parameter.alias for parameter in dependant.query_params}
+    return own.union(*map(_names, dependant.dependencies))
 
 
 LimitsDependency = Annotated[Limits, Depends(limits)]

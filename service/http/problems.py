@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Final
+from typing import Final, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -23,7 +24,9 @@ from bitfront.errors import (
     UnusableSpool,
 )
 from bitfront.job.document import cut, one_line
+from bitfront.job.error_messages import sentence
 from bitfront.passwords import masked
+from service.http.models import Resume
 
 logger = logging.getLogger(__name__)
 
@@ -157,13 +160,16 @@ def _routing_sentence(request: Request, error: HTTPException) -> str:
 
 
 def _sentence(error: RequestValidationError) -> str:
-    """The first mistake of a request; of a body, where it stands."""
+    """The first mistake of a request, in the words in which one of a job is told."""
     first = error.errors()[0]
-    kind, *place = first["loc"]
-    name = ".".join(cut(one_line(str(part))) for part in place) or "the body"
+    kind, *rest = first["loc"]
+    place = tuple(part for part in rest if isinstance(part, str))
+    if first["type"] == "json_invalid":
+        return f"the body is not valid JSON: {one_line(str(first['ctx']['error']))}"
+    if kind == "body" and not place:
+        return 'the body is sent as application/json, and is a mapping such as {"trials": 100}'
+    if first["type"] == "string_pattern_mismatch" and place == ("artefact",):
+        return f"artefact: {cut(repr(first['input']))} is not possible: 'artefacts' lists their ids"
     noun = {"query": "the parameter ", "header": "the header "}.get(str(kind), "")
-    if first["type"] == "value_error":  # of our own, which quotes what was given
-        return f"{noun}{name}: {first['ctx']['error']}"
-    message, given = str(first["msg"]), first.get("input")
-    shown = f", not {cut(repr(given))}" if isinstance(given, str | int | float | bool) else ""
-    return f"{noun}{name}: {message[:1].lower()}{message[1:]}{shown}"
+    # FastAPI's errors are pydantic's.
+    return noun + sentence(cast("ErrorDetails", {**first, "loc": place}), Resume)

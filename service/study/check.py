@@ -19,7 +19,6 @@ from bitfront.spec import DataSource, JobSpec
 from bitfront.targets import DeploymentTarget
 from bitfront.units import percent_text
 from service.database_url import file_folder
-from service.study.mlflow_mirror import check_tracking
 from service.study.room import check_disk, check_memory
 from service.views.progress import Reporter
 
@@ -126,7 +125,7 @@ def check_job(
     if "model" not in unsure:
         findings.attempt(("model", "name"), lambda: check_memory(spec.model))
     if may_read and "tracking" not in unsure:
-        findings.attempt(("tracking", "mlflow"), lambda: check_tracking(spec.tracking.mlflow))
+        findings.attempt(("tracking", "mlflow"), lambda: _check_tracking(spec))
     if folder is not None and "stop" not in unsure:
         findings.attempt(("stop", "trials"), lambda: check_disk(spec, folder))
     if may_read and "data" not in unsure:
@@ -200,12 +199,20 @@ def _check_kernels(spec: JobSpec, findings: Findings) -> None:
         )
 
 
+def _check_tracking(spec: JobSpec) -> None:
+    if spec.tracking.mlflow is None:
+        return
+    from service.study.mlflow_mirror import check_tracking
+
+    check_tracking(spec.tracking.mlflow)
+
+
 def _check_data(
     spec: JobSpec, findings: Findings, *, trust: bool, hear: Callable[[int], None]
 ) -> None:
     from objectives.data.inspection import Inspector
     from objectives.data.preview import preview_data
-    from workers.process.model_cache import inspection_file
+    from workers.process.cache_folder import inspection_file
 
     inspector = None if trust else Inspector(inspection_file(), on_progress=hear)
     preview = preview_data(spec.data, inspector)

@@ -57,15 +57,13 @@ _SETTINGS: Final = {
 }
 
 
-def check_tracking(uri: str | None) -> None:
-    """Makes sure that MLflow is installed and answers at a tracking URI, if there is one.
+def check_tracking(uri: str) -> None:
+    """Makes sure that MLflow is installed and answers at a tracking URI.
 
     Raises:
         SpecError: It is not installed.
         TrackingError: It does not answer.
     """
-    if uri is None:
-        return
     with _answering(uri):
         _client(uri).search_experiments(max_results=1)
 

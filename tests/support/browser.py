@@ -27,9 +27,10 @@ def chromium() -> str:
 
 
 @contextmanager
-def serving(database: Path) -> Iterator[str]:
+def serving(database: Path | str, *options: str) -> Iterator[str]:
     """`bitfront serve` in a process of its own; the address that it answers at."""
-    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--db", str(database)]
+    place = ("--port", "0", "--db", str(database))
+    command = [sys.executable, "-m", "service", "serve", *place, *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         line = server.stderr.readline()

@@ -11,7 +11,7 @@ from bitfront.vlm import DualEncoder
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.loaders.reference import preprocess_picture
 from objectives.data.classification import ClassificationTask, load_classification
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 
 
 def untrained_clip(seed: int = 0) -> open_clip.CLIP:

@@ -57,7 +57,7 @@ def _score(
 
 
 def _evaluate_on_test(config: WorkerConfig, configuration: Configuration) -> Evaluation:
-    from objectives.data.task import SplitName
+    from objectives.data.split_name import SplitName
     from workers.process import model_cache
 
     evaluator = model_cache.evaluator(config)

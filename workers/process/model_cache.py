@@ -2,17 +2,14 @@
 
 import ctypes
 import gc
-import os
 import platform
 import resource
 import socket
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
 
 from bitfront.files import SharedPath
 from bitfront.identity.identities import Identities
@@ -25,7 +22,7 @@ from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.vlm import LayeredModel
 from objectives.cost.latency import LatencyMeter
 from objectives.data.inspection import Inspector
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.chance import chance_warnings, refuse_like_classes
 from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling.cells import CellMeter
@@ -33,6 +30,7 @@ from objectives.profiling.clips import ClipSearch
 from objectives.profiling.entropy import measure_entropies
 from workers.observability.logs import set_up
 from workers.observability.metrics import timed
+from workers.process.cache_folder import feature_folder, inspection_file, latency_file
 from workers.scheduling.model_info import ModelInfo
 from workers.scheduling.placement import Footprint
 from workers.scheduling.worker_config import WorkerConfig
@@ -67,25 +65,6 @@ def release() -> None:
     if trim is not None:
         # glibc keeps what was freed, which adds up where a worker goes from job to job.
         trim(0)
-
-
-def feature_folder() -> Path:
-    """Where features go that memory has no room for: BITFRONT_CACHE, or the person's cache."""
-    return _cache_folder() / "features"
-
-
-def inspection_file() -> Path:
-    """Where it is remembered which samples can be read."""
-    return _cache_folder() / "inspected.db"
-
-
-def latency_file() -> Path:
-    """Where the times of kernels on this machine are remembered."""
-    return _cache_folder() / "latencies.jsonl"
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("BITFRONT_CACHE") or user_cache_path("bitfront"))
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from objectives.data.inspection import Inspector
 from objectives.evaluation.chance import refuse_like_classes
 from objectives.evaluation.families.registry import load_family
 from workers.observability.logs import set_up
-from workers.process.model_cache import inspection_file
+from workers.process.cache_folder import inspection_file
 
 
 def load_and_look(spec: JobSpec) -> tuple[Layer, ...]:

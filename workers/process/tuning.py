@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bitfront.errors import SpecError
 from bitfront.files import SharedPath
 from bitfront.plan import Configuration, Plan, Recovery
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.rungs import climb
 from objectives.evaluation.tuned import recovery_errors, tuned_files

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from bitfront.errors import BitfrontError
+from bitfront.job.document import cut
 from service.http.guard import int_or_none
 from service.http.models import Log, LogEntry, StudyStatus
 from service.http.parameters import StudyName
@@ -73,6 +74,11 @@ def events(
     """
     service.store.study(study)  # an unknown one is refused before the stream begins
     known = int_or_none(last_event_id or "")
+    if last_event_id and known is None:
+        raise Refused(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"the header last-event-id must be the id of a line, not {cut(repr(last_event_id))}",
+        )
     if service.streams.open >= MOST_STREAMS:
         raise Refused(
             HTTPStatus.SERVICE_UNAVAILABLE,

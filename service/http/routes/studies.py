@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header
 from fastapi import Request as HttpRequest
 from starlette.concurrency import run_in_threadpool
 
-from bitfront.errors import DuplicateStudy, UnusableSpool
+from bitfront.errors import UnusableSpool
 from bitfront.job import Examined
 from bitfront.trial import StudyState
 from service.database_url import file_folder
@@ -96,7 +96,11 @@ def _checked(service: Service, examined: Examined, *, has_lines: bool) -> Checke
     if spec is not None and not examined.mistakes:
         service.store.replace_untried(spec.study)
         if any(study.name == spec.study for study in service.store.studies()):
-            raise DuplicateStudy(spec.study)
+            raise Refused(
+                HTTPStatus.CONFLICT,
+                f"a study named {spec.study!r} exists already: resume or delete it, or give the "
+                "job another name in 'study'",
+            )
     settings = service.settings
     if spec is None or is_cluster(settings.address):
         return Checked(mistakes_of(examined, has_lines=has_lines))
@@ -171,7 +175,10 @@ def ask(service: Service, study: str, request: Request) -> Asked:
     """
     record = service.store.study(study)
     if not is_driven(record):
-        raise Refused(HTTPStatus.CONFLICT, f"study {study!r} is {record.state}, and nobody runs it")
+        raise Refused(
+            HTTPStatus.CONFLICT,
+            f"study {study!r} is {record.state}, and nobody runs it: resume goes on with it",
+        )
     service.store.request(study, request)
     return Asked(study=study, request=request, consequence=_CONSEQUENCES[request])
 

@@ -12,7 +12,7 @@ from bitfront.reference.scenes import CLASSES, TEMPLATES, split_scans
 from bitfront.spec import DataSource, DataSpec, Samples
 from bitfront.vlm import DualEncoder, load_model
 from objectives.data.classification import load_classification
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from tests.support.clip_models import folder_spec as saved_spec
 from tests.support.clip_models import save_transformers
 from tests.support.scene_models import all_pixels, untrained_encoder

@@ -16,7 +16,7 @@ from bitfront.precision import Precision
 from bitfront.spec import DataSource, DataSpec, ErrorMeasure, JobSpec, Samples
 from bitfront.vlm import GenerativeModel, PlanSwitch
 from objectives.data.questions import QuestionTask, load_questions
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.answering import AnsweringFamily
 from objectives.evaluation.families.registry import load_family

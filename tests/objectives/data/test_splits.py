@@ -13,8 +13,8 @@ from PIL import Image
 from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSource, DataSpec, Samples
 from objectives.data.inspection import Inspection, Inspector, Sample, inspect_sample
+from objectives.data.split_name import SplitName
 from objectives.data.splits import Splits, split_samples
-from objectives.data.task import SplitName
 
 
 def image(number: int) -> bytes:

@@ -17,9 +17,9 @@ from bitfront.spec import DataSpec, JobSpec, QuantizerSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch
 from bitfront.vlm.loaders.reference import digit_llava_model
 from objectives.data.answers import is_right, normalise, parse
-from objectives.data.question_sources import ReferenceQuestions
 from objectives.data.questions import QuestionSplit, QuestionTask, load_questions
-from objectives.data.task import SplitName
+from objectives.data.reference_questions import ReferenceQuestions
+from objectives.data.split_name import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.answering import AnsweringFamily

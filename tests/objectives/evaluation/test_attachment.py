@@ -16,7 +16,7 @@ from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.loaders.reference import preprocess_picture
 from bitfront.vlm.plan_switch import ShownLayer
 from objectives.data.classification import ClassificationTask, load_classification
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.attachment import Attachment
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.classification import ClassificationFamily

@@ -22,7 +22,7 @@ from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch
 from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
 from objectives.data.augmentation import Augmentation
 from objectives.data.classification import ClassificationTask as Task
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.classification import ClassificationFamily

@@ -18,7 +18,7 @@ from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import REFERENCE_LLAVA
 from objectives.data.questions import QuestionTask
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.card import write_card
 from objectives.evaluation.evaluator import Evaluator

@@ -18,7 +18,7 @@ from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import REFERENCE_CLIP
 from objectives.data.classification import ClassificationTask
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.onnx_models import write_onnx

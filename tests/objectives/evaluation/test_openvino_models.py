@@ -10,7 +10,7 @@ from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA
 from objectives.data.classification import ClassificationTask
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.openvino_models import write_openvino
 from objectives.evaluation.verification import Runner, verify

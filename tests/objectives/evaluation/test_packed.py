@@ -23,7 +23,7 @@ from bitfront.artefact.runtime.packed_model import (
 from bitfront.errors import InvalidModel
 from bitfront.plan import Configuration, Recovery
 from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA, JobSpec
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator

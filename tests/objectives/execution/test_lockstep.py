@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bitfront.errors import SpecError
-from objectives.data.task import SplitName, Task
+from objectives.data.split_name import SplitName
+from objectives.data.task import Task
 from objectives.execution.lockstep import Arrival, Lockstep
 from objectives.execution.streams import Stream
 from tests.support.scene_models import scene_spec, scene_task, untrained_encoder

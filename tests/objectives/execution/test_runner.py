@@ -17,7 +17,7 @@ from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.loaders.reference import preprocess_picture
 from objectives.data.classification import ClassificationTask as Task
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.execution.runner import StreamRunner
 from objectives.execution.streams import ImageStream, Stream
 from objectives.execution.tensor_cache import TensorCache

@@ -9,7 +9,7 @@ from bitfront.errors import InvalidModel
 from bitfront.layers import LayerKind
 from bitfront.vlm import DualEncoder
 from objectives.data.classification import ClassificationTask as Task
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.profiling import calibration
 from objectives.profiling.calibration import calibrate, watch_calibration
 from tests.support.scene_models import all_pixels, scene_spec, scene_task, untrained_encoder

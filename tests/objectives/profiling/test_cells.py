@@ -22,7 +22,7 @@ from objectives.cost.runtimes.runtime import Timing
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
 from objectives.data.classification import ClassificationTask as Task
 from objectives.data.classification import load_classification
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.profiling import gauss_newton
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.profiling.cells import CellMeter

@@ -13,7 +13,7 @@ from bitfront.layers import Layer, LayerKind, Tower
 from bitfront.quant.inputs import InputRange, input_levels
 from bitfront.vlm import DualEncoder
 from objectives.data.classification import ClassificationTask as Task
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.profiling import entropy
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.profiling.entropy import (

@@ -21,7 +21,7 @@ from bitfront.spec import DataSpec, QuantizerSpec, VisionSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch
 from bitfront.vlm.loaders.reference import digit_llava_model
 from objectives.data.questions import QuestionTask, load_questions
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.profiling.calibration import Ranges, calibrate
 from objectives.profiling.entropy import TEMPERATURE, Chain, entropy_nats, soft_assignment
 from objectives.profiling.vision import (

@@ -20,7 +20,7 @@ from bitfront.vlm.loaders.reference import digit_llava_model
 from objectives.cost.costs import bit_operations
 from objectives.data.answers import normalise
 from objectives.data.questions import QuestionTask, load_questions
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.answering import AnsweringFamily

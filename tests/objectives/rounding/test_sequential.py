@@ -18,7 +18,8 @@ from bitfront.quant.weights import read_back
 from bitfront.spec import JobSpec, QuantizerSpec
 from bitfront.vlm import LayeredModel, PlanSwitch, load_model
 from bitfront.vlm.layers.rows import multiplied_rows
-from objectives.data.task import SplitName, Task
+from objectives.data.split_name import SplitName
+from objectives.data.task import Task
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.families.registry import load_family
 from objectives.profiling.calibration import Ranges, calibrate

@@ -23,7 +23,7 @@ from bitfront.reference.scenes import draw_scenes, picture
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Trial
 from objectives.data.images import read_image
-from objectives.data.task import SplitName
+from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.tuned import read_tuned
 from service.cli import main

@@ -188,7 +188,9 @@ def test_requests_reach_the_driver_only_where_there_is_one(
 ) -> None:
     refused = client.post(f"{API}/studies/digits/stop")
     assert refused.status_code == 409
-    assert refused.json()["detail"] == "study 'digits' is complete, and nobody runs it"
+    assert refused.json()["detail"] == (
+        "study 'digits' is complete, and nobody runs it: resume goes on with it"
+    )
     with open_store(file_url(tmp_path / "studies.db")) as store:
         lease = store.acquire("digits", "another", 60)
 
@@ -220,36 +222,34 @@ def test_a_complete_study_is_resumed_only_for_more(client: TestClient, tmp_path:
 
 
 REFUSALS = {
-    "/studies/none": (404, "there is no study 'none'; the database holds digits"),
-    "/studies/digits/trials/77": (404, "study 'digits' has no trial 77"),
     "/studies/digits/trials/77/attempts": (404, "study 'digits' has no trial 77"),
-    "/studies/digits/trials/-1": (
-        422,
-        "number: input should be greater than or equal to 0, not '-1'",
-    ),
+    "/studies/digits/trials/-1": (422, "number: '-1' is not possible: it must be at least 0"),
+    "/studies/digits/trials/one": (422, "number must be a whole number, not 'one'"),
     "/studies/digits/trials?limit=0": (
         422,
-        "the parameter limit: input should be greater than or equal to 1, not '0'",
+        "the parameter limit: '0' is not possible: it must be at least 1",
     ),
-    "/studies/digits/best?max_nbytes=big": (
+    "/studies/digits/trials?state=done": (
         422,
-        "the parameter max_nbytes: 'big' is not a valid size: write it like 4096, 40MB or 1.5GiB",
+        "the parameter state: 'done' is not possible: write running, complete, failed, cancelled, "
+        "pruned or outdated",
     ),
     "/studies/digits/best?max_error=nan": (
         422,
-        "the parameter max_error: input should be greater than 0, not 'nan'",
+        "the parameter max_error: 'nan' is not possible: it must be above 0",
     ),
     "/studies/digits/front?by=luck": (
         422,
-        "the parameter by: input should be 'estimate' or 'error', not 'luck'",
+        "the parameter by: 'luck' is not possible: write estimate or error",
     ),
+    "/studies?page=2": (422, "the parameter 'page' is not known here: there are none"),
     "/studies/digits/artefacts/0123456789abcdef": (
         404,
         "study 'digits' has no artefact 0123456789abcdef",
     ),
-    "/nothing": (
-        404,
-        "there is nothing at '/api/v1/nothing': /api/v1/openapi.json lists what there is",
+    "/studies/digits/artefacts/first": (
+        422,
+        "artefact: 'first' is not possible: 'artefacts' lists their ids",
     ),
 }
 

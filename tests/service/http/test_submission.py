@@ -1,11 +1,15 @@
 """Job files over HTTP: the same sentences as on the command line, and nothing of them is run."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from starlette.testclient import TestClient
 
 from service.cli import main
@@ -93,7 +97,8 @@ def test_a_body_of_another_type_is_refused(client: TestClient) -> None:
         response = client.post("/api/v1/studies", content=WHOLE.encode(), headers=headers)
         assert response.status_code == 415
         assert response.json()["detail"] == (
-            f"a job is application/yaml or application/json, not {kind!r}"
+            "a job is sent with the content-type application/yaml or application/json, not "
+            + (repr(kind) if kind else "without one")
         )
 
 
@@ -176,3 +181,43 @@ def test_nothing_in_an_uploaded_file_is_executed(client: TestClient, tmp_path: P
         told(client, f"{WHOLE}{line}\n".encode())
 
     assert not mark.exists()
+
+
+CHECK = """
+import sys
+from pathlib import Path
+from bitfront.job import examine_job
+from service.http.checking import check
+from service.study.check import check_job
+found = check_job(examine_job(Path(sys.argv[1])).sound())
+print(found.problems, *found.notes)
+loaded = {"torch", "ray", "transformers", "open_clip"} & sys.modules.keys()
+assert not loaded, loaded
+"""
+
+
+def test_pictures_are_looked_at_without_torch(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (number, len(name) * ord(name[0]) % 255, 9)).save(
+                folder / f"{number}.png"
+            )
+    job = tmp_path / "job.yaml"
+    samples = "samples: {calibration: 2, tuning: 2, selection: 2, test: 2}"
+    data = f"data: {{source: image_folder, path: {tmp_path}/pictures, {samples}}}"
+    model = "model: {source: open_clip, name: ViT-B-32}"
+    job.write_text(f"study: first\n{model}\n{data}\n")
+
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, str(job)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[] ")
+    assert "8 images in 2 classes" in done.stdout
