@@ -427,8 +427,8 @@ def main(
                         measure(alone, seconds, None, server, study)
                         measure(beside_nothing, seconds, load(nothing_port), nothing, study)
                         measure(beside, seconds, load(port), server, study)
-                        for name, phase in phases.items():
-                            click.echo(json.dumps(phase.row(name, seconds)), err=True)
+                        for title, phase in phases.items():
+                            click.echo(json.dumps(phase.row(title, seconds)), err=True)
                 for _ in range(repeats):
                     measure(phases["serve alone"], seconds, load(port), server, None)
     for name, phase in phases.items():

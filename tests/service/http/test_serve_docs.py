@@ -40,7 +40,7 @@ def test_the_commands_are_answered(tmp_path: Path) -> None:
     assert best["best"]["trial"]["number"] == 1
     assert answers["events"].endswith("event: end\ndata: {}\n\n")
     assert json.loads(answers["pause"])["detail"] == (
-        "study 'digits' is complete, and nobody runs it"
+        "study 'digits' is complete, and nobody runs it: resume goes on with it"
     )
 
 
