@@ -230,7 +230,10 @@ class Clients:
         while not self._over.wait(2 * self._load.pause_s * chance.random()):
             name = chance.choice(list(ROUTES))
             number = chance.randrange(self._load.trials)
-            sizes = {"nbytes": chance.randrange(1_200_000, 2_000_000), "small": 20_000 + number}
+            sizes = {
+                "nbytes": chance.randrange(1_200_000, 2_000_000),
+                "small": chance.randrange(150_000, 400_000),
+            }
             self._request(connection, name, ROUTES[name].format(number=number, **sizes))
 
     def _look(self, seed: int) -> None:
@@ -267,7 +270,10 @@ class Clients:
     def _follow(self) -> None:
         connection = self._connection()
         with contextlib.suppress(OSError):
-            connection.request("GET", f"{API}/{RUNNING}/events")
+            connection.request("GET", f"/studies/{RUNNING}")
+            found = re.search(rb'data-after="(\d+)"', connection.getresponse().read())
+            after = 0 if found is None else int(found[1])
+            connection.request("GET", f"{API}/{RUNNING}/events?after={after}")
             response = connection.getresponse()
             while not self._over.is_set() and (line := response.readline()):
                 if line.startswith(b"id:"):

@@ -40,12 +40,12 @@ class Client:
     def wait(self, study: str, state: str, trials: int = 0) -> dict[str, object]:
         """The status as soon as a study is in a state, with so many trials finished."""
         deadline = time.monotonic() + 400
-        while time.monotonic() < deadline:
+        while True:
             status = self.ask(f"/{study}")[1]
             if status["state"] == state and int(str(status["finished_trials"])) >= trials:
                 return status
+            assert time.monotonic() < deadline, status
             time.sleep(0.2)
-        raise AssertionError(f"{study} is not {state}: {status}")
 
 
 def submit_cancel_and_resume(client: Client, study: str) -> None:
