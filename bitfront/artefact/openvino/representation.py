@@ -33,6 +33,9 @@ def write_representation(
         model: Its weights are inputs.
         layers: What they are, by the inputs' names.
         path: Ends with `.xml`.
+
+    Raises:
+        OSError: A file cannot be written.
     """
     read = openvino.Core().read_model(model.SerializeToString(), b"")
     for parameter in read.get_parameters():
@@ -41,7 +44,10 @@ def write_representation(
             parameter.output(0).replace(_weight(layer).output(0))
             read.remove_parameter(parameter)
     read.validate_nodes_and_infer_types()
-    openvino.save_model(read, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(read, path, compress_to_fp16=False)
+    except RuntimeError as error:  # which is what OpenVINO makes of a full disk
+        raise OSError(f"OpenVINO cannot write {path.name} ({error}); is the disk full?") from error
 
 
 def _weight(layer: PackedLayer) -> "Node":

@@ -17,6 +17,7 @@ from bitfront.reference.questions import draw_questions
 from bitfront.reference.scenes import picture
 from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Origin, Trial
+from bitfront.vlm import load_model
 from objectives.evaluation.evaluator import Evaluator
 from service.cli import main
 from storage.store import Store, open_store
@@ -27,12 +28,12 @@ pytestmark = pytest.mark.runtime
 SAMPLES = {"calibration": 16, "tuning": 16, "selection": 40, "test": 4}
 DATA = {"source": "reference", "samples": SAMPLES}
 PRECISIONS = {0: Precision(4, 8), 1: Precision(3, 16, 32)}
-CLIP, LLAVA = "digit-clip", "digit-llava"
+CLIP, LLAVA, SYMMETRIC = "digit-clip", "digit-llava", "digit-llava-symmetric"
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two studies of the bundled models, each with two measured trials and a failed one."""
+    """Studies of the bundled models with measured trials, two of them with a failed one too."""
     path = tmp_path_factory.mktemp("build") / "bitfront.db"
     with open_store(f"sqlite:///{path}") as store:
         for name in (CLIP, LLAVA):
@@ -40,7 +41,24 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 name, model={"source": "reference", "name": name, "device": "cpu"}, data=DATA
             )
             _fill(store, name, spec)
+        _fill_symmetric(store)
     return path
+
+
+def _fill_symmetric(store: Store) -> None:
+    """A trial that a checkpoint of transformers can hold."""
+    spec = job(
+        SYMMETRIC,
+        model={"source": "reference", "name": LLAVA, "device": "cpu"},
+        data=DATA,
+        quantizer={"scheme": "symmetric", "rounding": "nearest"},
+    )
+    store.create_study(spec, {})
+    lease = store.acquire(SYMMETRIC, "driver", 60)
+    layers = [layer.name for layer in load_model(spec.model).layers]
+    found = Configuration(Plan.uniform(layers, Precision(4, 16)))
+    store.start_trial(lease, Trial(SYMMETRIC, 0, found, Origin.BASELINE, {}))
+    assert complete(store, lease, 0, {"error": 0.5, "nbytes": 1.0})
 
 
 def _fill(store: Store, name: str, spec: JobSpec) -> None:
@@ -382,15 +400,28 @@ def test_a_build_that_was_killed_leaves_no_artefact_and_builds_again(
 
 FULL = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 from service.cli import main
 main(sys.argv[1:])
 """
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(database: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("study", "target"),
+    [
+        (CLIP, "packed"),
+        (CLIP, "onnx"),
+        (CLIP, "openvino"),
+        (LLAVA, "onnx"),
+        (SYMMETRIC, "compressed-tensors"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    database: Path, tmp_path: Path, study: str, target: str
+) -> None:
     """The limit on a file's size stands for the disk: it fails a write in the same place."""
-    arguments = ["build", CLIP, "--trial", "0", "--out", str(tmp_path / "model")]
+    out = tmp_path / "model"
+    arguments = ["build", study, "--trial", "0", "--to", target, "--out", str(out)]
     ran = subprocess.run(
         [sys.executable, "-c", FULL, *arguments, "--db", str(database)],
         capture_output=True,
@@ -401,7 +432,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(database: Path, tmp_path
 
     assert ran.returncode == 2, ran.stderr
     last = ran.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"Error: {tmp_path / 'model'} cannot be built: ")
+    assert last.startswith(f"Error: {out} cannot be built: ")
     assert "Traceback" not in ran.stderr
     assert names(tmp_path) == []
 
