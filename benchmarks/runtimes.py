@@ -1,28 +1,33 @@
 """What the runtimes make of the same plans: parity, size, memory, and time against float32.
 
     python -m benchmarks.runtimes --model digit-llava --to openvino
+    OMP_NUM_THREADS=1 python -m benchmarks.runtimes --model ViT-B-32 --to both --batch 32
 
 The bundled models are calibrated, written and verified as `bitfront build` does it; a CLIP of
-ViT-B/32's shape has random weights, and its image tower is only sized and timed. Times are of one
-thread, in turns: medians of the repeats' ratios to full precision in the same runtime and process.
+ViT-B/32's shape has random weights, and its image tower is only sized and timed. Times are the
+processor's of one thread, in turns: medians of the repeats' ratios to full precision in the same
+runtime and process; with `--to both`, to torch in bfloat16 and to ONNX Runtime in float32.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import click
 import numpy as np
+import torch
 
-from benchmarks.onnx_models import configuration, shaped
+from benchmarks.onnx_models import VIT_B_32, configuration, shaped
 from bitfront.artefact.onnx.kernels import Kernels
 from bitfront.artefact.onnx.products import EXACT, ROUNDED, OnnxRuntimeKernels
 from bitfront.artefact.openvino.kernels import OpenVinoKernels, by_input
 from bitfront.artefact.openvino.representation import write_representation
+from bitfront.artefact.runtime.clip import Clip
 from bitfront.artefact.runtime.exported_model import Answerer, load, open_graph
 from bitfront.plan import Configuration, Plan
 from bitfront.spec import JobSpec
@@ -33,6 +38,7 @@ from objectives.evaluation.openvino_models import write_openvino
 from objectives.evaluation.verification import verify
 
 VIT = "ViT-B-32"
+TORCH = "torch bfloat16"
 PLANS = ("full", "w8a8", "w4a8", "w4a16")
 STEPS = 16
 
@@ -130,39 +136,67 @@ def shaped_calls(target: str, folder: Path, batch: int) -> dict[str, dict[str, C
     return {"images": timed}
 
 
-def tell_ratios(timed: Mapping[str, Mapping[str, Call]], label: str, repeats: int) -> None:
-    """Runs everything in turns and says each plan's time, as a ratio to full precision."""
+def torch_call(batch: int) -> Call:
+    """The image tower of a ViT-B/32 in torch, in bfloat16."""
+    torch.set_num_threads(1)
+    tower = Clip(dict(VIT_B_32)).visual.eval().bfloat16()
+    pixels = torch.randn(batch, 3, 224, 224, dtype=torch.bfloat16)
+
+    def call() -> object:
+        with torch.inference_mode():
+            return tower(pixels)
+
+    return call
+
+
+def both(folder: Path, batch: int) -> dict[str, dict[str, Call]]:
+    """torch, and every plan in both runtimes."""
+    timed: dict[str, Call] = {TORCH: torch_call(batch)}
+    for target in ("onnx", "openvino"):
+        (folder / target).mkdir()
+        plans = shaped_calls(target, folder / target, batch)["images"]
+        timed |= {f"{target} {plan}": call for plan, call in plans.items()}
+    return {"images": timed}
+
+
+def tell_ratios(
+    timed: Mapping[str, Mapping[str, Call]], label: str, repeats: int, baselines: Sequence[str]
+) -> None:
+    """Runs everything in turns and says each plan's time, as a ratio to each baseline."""
     for name, plans in timed.items():
         seconds: dict[str, list[float]] = {plan: [] for plan in plans}
         for _ in range(repeats + 1):
             for plan, call in plans.items():
-                started = time.perf_counter()
+                started = time.thread_time()
                 call()
-                seconds[plan].append(time.perf_counter() - started)
-        full = seconds["full"][1:]  # the first one warms up
-        for plan, found in seconds.items():
-            shares = sorted(one / of for one, of in zip(found[1:], full, strict=True))
+                seconds[plan].append(time.thread_time() - started)
+        for plan, baseline in product(seconds, baselines):
+            own, full = seconds[plan][1:], seconds[baseline][1:]  # the first one warms up
+            shares = sorted(one / of for one, of in zip(own, full, strict=True))
             click.echo(
                 f"{label} {name} {plan}: {statistics.median(shares):.2f} ({shares[0]:.2f} to "
-                f"{shares[-1]:.2f}) of full precision's {1000 * statistics.median(full):.3g} ms"
+                f"{shares[-1]:.2f}) of the {1000 * statistics.median(full):.3g} ms of {baseline}"
             )
 
 
 @click.command()
 @click.option("--model", type=click.Choice(["digit-clip", "digit-llava", VIT]), default=VIT)
-@click.option("--to", "target", default="openvino", help="Or onnx, 'onnx level 0' and others.")
+@click.option("--to", "target", default="openvino", help="Or onnx, 'onnx level 0', others, both.")
 @click.option("--batch", default=1, show_default=True)
 @click.option("--repeats", default=9, show_default=True)
 def main(model: str, target: str, batch: int, repeats: int) -> None:
     """Measure a model in a runtime."""
     label = f"{model} {target} batch {batch}"
     with tempfile.TemporaryDirectory() as made:
+        if target == "both":
+            tell_ratios(both(Path(made), batch), label, repeats, [TORCH, "onnx full"])
+            return
         if model == VIT:
-            tell_ratios(shaped_calls(target, Path(made), batch), label, repeats)
+            tell_ratios(shaped_calls(target, Path(made), batch), label, repeats, ["full"])
             return
         folders = built(model, target, Path(made))
         if target != "compressed-tensors":
-            tell_ratios(calls(folders, batch), label, repeats)
+            tell_ratios(calls(folders, batch), label, repeats, ["full"])
 
 
 if __name__ == "__main__":
