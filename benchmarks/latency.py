@@ -159,6 +159,7 @@ def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
         "target": target_of(to).name.value,
     }
     with tempfile.TemporaryDirectory() as made:
+        os.environ["BITFRONT_CACHE"] = str(Path(made) / "cache")  # times of its own
         study = bf.open(str(Path(made) / "latency.db")).submit(job)
         full = study.trial(0)  # a search starts with it
         points = {FULL: full} | {f"trial {point.number}": point for point in study.front()}
