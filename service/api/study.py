@@ -252,7 +252,7 @@ class Study:
         return self._connection.store().artefacts(self.name)
 
     def plot(self, out: Path | str = ".", *, trial: int | None = None) -> list[Path]:
-        """Draws the front and one trial as PNG and HTML into a folder.
+        """Draws the front and one trial as PNG, SVG and HTML into a folder.
 
         Args:
             out: The folder; made if it is missing.

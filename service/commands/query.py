@@ -273,7 +273,7 @@ def compare(first: str, second: str, form: str, url: str) -> None:
 @click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @database_option
 def plot(study: str, out: Path, trial: int | None, form: str, url: str) -> None:
-    """Draw the front and one trial of STUDY as PNG and HTML."""
+    """Draw the front and one trial of STUDY as PNG, SVG and HTML."""
     from service.api.database import open_database
 
     with open_database(url) as database:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from bitfront.errors import SpecError
 from bitfront.trial import Trial, TrialState
@@ -15,9 +16,11 @@ from service.views.plot.records import BitsPicture, FrontPicture, LayerBits, Poi
 from storage.records import Limits
 from storage.store import Store
 
+_NAMES: Final = ("front", "bits")
+
 
 def write_pictures(store: Store, study: str, out: Path, number: int | None = None) -> list[Path]:
-    """Writes `front.png`, `bits.png` and `front.html` of a study into a folder.
+    """Writes the front and the bits of a study into a folder, as PNG, as SVG, and as a page.
 
     Args:
         store: Where the study is.
@@ -35,15 +38,15 @@ def write_pictures(store: Store, study: str, out: Path, number: int | None = Non
     if chosen not in trials:
         raise SpecError(f"study {study!r} has no complete trial {chosen}: see 'bitfront front'")
     bits = bits_picture(store, study, trials[chosen])
-    paths = [out / "front.png", out / "bits.png", out / "front.html"]
+    fronts, rows = ([out / f"{name}.{kind}" for kind in ("png", "svg")] for name in _NAMES)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_front(front, paths[0])
-        write_bits(bits, paths[1])
-        write_page(front, bits, paths[2])
+        write_front(front, *fronts)
+        write_bits(bits, *rows)
+        page = write_page(front, bits, out / "front.html")
     except OSError as error:
         raise SpecError(f"the pictures cannot be written to {out}: {error.strerror}") from error
-    return paths
+    return [*fronts, *rows, *page]
 
 
 def front_picture(store: Store, study: str, trials: Sequence[Trial]) -> FrontPicture:

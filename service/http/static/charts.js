@@ -1,4 +1,4 @@
-// What all pictures share: the page's colours and fonts, and saving a picture as CSV or PNG.
+// What all pictures share: the page's colours and fonts, and saving a picture as CSV, PNG or SVG.
 
 const pictures = new Map();
 
@@ -121,9 +121,9 @@ document.addEventListener("click", async (event) => {
       const place = document.getElementById(id);
       const { clientWidth: width, clientHeight: height } = place;
       const layout = { ...place.layout, paper_bgcolor: colour("paper"), width, height };
-      const image = { format: "png", width, height, scale: 2 };
+      const image = { format: save.dataset.save, width, height, scale: save.dataset.save === "png" ? 2 : 1 };
       const url = await window.Plotly.toImage({ data: place.data, layout }, image);
-      download(`${study}-${id}.png`, url);
+      download(`${study}-${id}.${image.format}`, url);
     }
   }
   const copy = event.target.closest("[data-copy]");

@@ -3,41 +3,64 @@
 import { colour, csv, download } from "./charts.js";
 
 const title = document.title.split(" · ")[0].replace(/[^A-Za-z0-9._-]+/g, "-");
+const MARGIN = 12;
+const SCALE = 2;
 
-document.querySelector("[data-bits-csv]").addEventListener("click", () => {
-  const rows = document.getElementById("plan").textContent.trim().split("\n").map((line) => {
+function rows() {
+  return document.getElementById("plan").textContent.trim().split("\n").map((line) => {
     const [layer, precision] = line.split(" ");
     return { layer, precision };
   });
-  download(`${title}-bits.csv`, csv(rows), "text/csv");
-});
+}
 
-document.querySelector("[data-bits-png]").addEventListener("click", () => {
+/** The table of bits as it is on the page, as SVG. */
+function drawn() {
   const place = document.querySelector("[data-bits]");
   const origin = place.getBoundingClientRect();
-  const scale = 2;
-  const canvas = Object.assign(document.createElement("canvas"), {
-    width: scale * (place.scrollWidth + 24), height: scale * (origin.height + 24),
-  });
-  const context = canvas.getContext("2d");
-  context.scale(scale, scale);
-  context.fillStyle = colour("paper");
-  context.fillRect(0, 0, canvas.width, canvas.height);
+  const [width, height] = [place.scrollWidth + 2 * MARGIN, Math.ceil(origin.height) + 2 * MARGIN];
+  const picture = document.implementation.createDocument("http://www.w3.org/2000/svg", "svg");
+  const add = (name, attributes, text = "") => {
+    const element = picture.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    element.textContent = text;
+    picture.documentElement.append(element);
+  };
+  for (const [key, value] of Object.entries({ width, height, viewBox: `0 0 ${width} ${height}` })) {
+    picture.documentElement.setAttribute(key, value);
+  }
+  add("rect", { width: "100%", height: "100%", fill: colour("paper") });
   for (const element of place.querySelectorAll("h4, dt, th, .prefix, .cell, td.none")) {
     const box = element.getBoundingClientRect();
     const look = getComputedStyle(element);
-    const [x, y] = [box.x - origin.x + 12, box.y - origin.y + 12];
+    const [x, y] = [box.x - origin.x + MARGIN, box.y - origin.y + MARGIN];
     if (element.classList.contains("cell")) {
-      context.fillStyle = look.backgroundColor;
-      context.beginPath();
-      context.roundRect(x, y, box.width, box.height, 3);
-      context.fill();
+      add("rect", { x, y, width: box.width, height: box.height, rx: 3, fill: look.backgroundColor });
     }
-    context.fillStyle = look.color;
-    context.font = `${look.fontWeight} ${look.fontSize} ${look.fontFamily}`;
-    context.textBaseline = "middle";
-    context.textAlign = look.textAlign === "center" ? "center" : "left";
-    context.fillText(element.textContent.trim(), x + (context.textAlign === "center" ? box.width / 2 : 0), y + box.height / 2);
+    const centred = look.textAlign === "center";
+    add("text", {
+      x: x + (centred ? box.width / 2 : 0), y: y + box.height / 2,
+      "text-anchor": centred ? "middle" : "start", "dominant-baseline": "central", fill: look.color,
+      "font-family": look.fontFamily, "font-size": look.fontSize, "font-weight": look.fontWeight,
+    }, element.textContent.trim());
   }
-  download(`${title}-bits.png`, canvas.toDataURL("image/png"));
-});
+  return { width, height, text: new XMLSerializer().serializeToString(picture) };
+}
+
+async function painted({ width, height, text }) {
+  const image = new Image();
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;
+  await image.decode();
+  const canvas = Object.assign(document.createElement("canvas"), { width: SCALE * width, height: SCALE * height });
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL("image/png");
+}
+
+const SAVED = {
+  csv: () => download(`${title}-bits.csv`, csv(rows()), "text/csv"),
+  svg: () => download(`${title}-bits.svg`, drawn().text, "image/svg+xml"),
+  png: async () => download(`${title}-bits.png`, await painted(drawn())),
+};
+
+for (const button of document.querySelectorAll("[data-save-bits]")) {
+  button.addEventListener("click", SAVED[button.dataset.saveBits]);
+}

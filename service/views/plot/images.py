@@ -1,4 +1,4 @@
-"""The pictures as PNG files, drawn without a screen."""
+"""The pictures as PNG and SVG files, drawn without a screen."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,14 +43,19 @@ _STYLE: "Final[dict[RcKeyType, object]]" = {
     "ytick.color": palette.QUIET,
     "xtick.labelcolor": palette.INK,
     "ytick.labelcolor": palette.INK,
+    "svg.hashsalt": "bitfront",
 }
 
+_METADATA: Final = {
+    ".png": {"Software": "bitfront"},
+    ".svg": {"Creator": "bitfront", "Date": None},  # the same picture is the same file
+}
 _HALO: Final = (withStroke(linewidth=3, foreground=palette.PAPER),)
 
 
-def write_front(picture: FrontPicture, path: Path) -> None:
-    """Writes a PNG of a study's trials, its front and its baselines."""
-    with _figure(8.6, 5.4, path) as figure:
+def write_front(picture: FrontPicture, *paths: Path) -> None:
+    """Writes a study's trials, its front and its baselines, as PNG or SVG by the file's name."""
+    with _figure(8.6, 5.4, paths) as figure:
         axes = figure.add_subplot()
         _draw_axes(axes, picture)
         _draw_front(axes, picture)
@@ -78,10 +83,10 @@ def write_front(picture: FrontPicture, path: Path) -> None:
         )
 
 
-def write_bits(picture: BitsPicture, path: Path) -> None:
-    """Writes a PNG of the weight bits of every layer, one panel a tower."""
+def write_bits(picture: BitsPicture, *paths: Path) -> None:
+    """Writes the weight bits of every layer, one panel a tower, as PNG or SVG."""
     height = 1.7 + 0.24 * picture.rows
-    with _figure(8.6, height, path) as figure:
+    with _figure(8.6, height, paths) as figure:
         layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - 0.66 / height), wspace=0.07)
         figure.set_layout_engine(layout)
         panels = figure.subplots(1, max(1, len(picture.towers)), squeeze=False)[0]
@@ -93,12 +98,15 @@ def write_bits(picture: BitsPicture, path: Path) -> None:
 
 
 @contextmanager
-def _figure(width: float, height: float, path: Path) -> Iterator[Figure]:
+def _figure(width: float, height: float, paths: Sequence[Path]) -> Iterator[Figure]:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor=palette.PAPER)
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(path, dpi=DPI, metadata={"Software": "bitfront"})
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for all files alike
+        for path in paths:
+            figure.savefig(path, dpi=DPI, metadata=_METADATA[path.suffix])
 
 
 def _draw_axes(axes: Axes, picture: FrontPicture) -> None:

@@ -1,6 +1,7 @@
-"""The pictures as one self-contained, interactive HTML page."""
+"""The pictures as an interactive HTML page, with Plotly's script beside it."""
 
 import html
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,8 @@ import plotly.graph_objects as go
 from service.views.plot import palette
 from service.views.plot.charts import FONT, bits_chart, front_chart
 from service.views.plot.records import BitsPicture, FrontPicture
+
+SCRIPT: Final = "plotly.min.js"
 
 _PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -23,6 +26,7 @@ _PAGE: Final = """<!doctype html>
   h2 {{ font-size: 18px; margin: 36px 0 4px; }}
   p {{ margin: 0 0 8px; color: {quiet}; }}
 </style>
+<script src="{script}"></script>
 </head>
 <body>
 <h1>{heading}</h1>
@@ -40,13 +44,18 @@ _CONFIG: Final = {
 }
 
 
-def write_page(front: FrontPicture, bits: BitsPicture | None, path: Path) -> None:
-    """Writes a page with both pictures; it needs no network and no other file."""
+def write_page(front: FrontPicture, bits: BitsPicture | None, path: Path) -> list[Path]:
+    """Writes a page with both pictures, which needs no network, and Plotly's script beside it.
+
+    Returns:
+        The page and the script.
+    """
     page = _PAGE.format(
         title=html.escape(f"{front.study}: front"),
         heading=html.escape(f"{front.study}: error against size"),
         summary=html.escape(front.summary),
-        front=_division(front_chart(front), with_library=True),
+        script=SCRIPT,
+        front=_division(front_chart(front)),
         bits="" if bits is None else _bits_section(bits),
         paper=palette.PAPER,
         ink=palette.INK,
@@ -54,14 +63,17 @@ def write_page(front: FrontPicture, bits: BitsPicture | None, path: Path) -> Non
         font=FONT,
     )
     path.write_text(page, encoding="utf-8")
+    script = path.with_name(SCRIPT)
+    script.write_bytes(files("plotly.package_data").joinpath(SCRIPT).read_bytes())
+    return [path, script]
 
 
 def _bits_section(picture: BitsPicture) -> str:
     heading, words = html.escape(picture.title), html.escape(picture.subtitle)
-    figure = _division(bits_chart(picture), with_library=False)
+    figure = _division(bits_chart(picture))
     return f"<h2>{heading}</h2>\n<p>{words}</p>\n{figure}"
 
 
-def _division(figure: go.Figure, *, with_library: bool) -> str:
-    text: str = figure.to_html(full_html=False, include_plotlyjs=with_library, config=_CONFIG)
+def _division(figure: go.Figure) -> str:
+    text: str = figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
     return text

@@ -360,10 +360,12 @@ def test_the_database_comes_from_the_environment(database: Path) -> None:
     assert "first" in result.stdout
 
 
-def test_plot_writes_two_images_and_a_page(database: Path, tmp_path: Path) -> None:
+def test_plot_writes_two_pictures_as_png_and_svg_and_a_page(database: Path, tmp_path: Path) -> None:
     result = run(database, "plot", "first", "--out", str(tmp_path / "pictures"))
 
-    names = ["front.png", "bits.png", "front.html"]
+    names = [
+        *("front.png", "front.svg", "bits.png", "bits.svg", "front.html", "plotly.min.js"),
+    ]
     assert result.stdout.split() == [str(tmp_path / "pictures" / name) for name in names]
     page = (tmp_path / "pictures" / "front.html").read_text()
     assert "first, trial 5: bits of each layer" in page  # the best in a quarter of 8 kB

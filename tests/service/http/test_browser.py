@@ -141,11 +141,16 @@ def choose(page: Page, database: Path) -> int:
     chosen = [drag(page, value) for value in (1000, 400, 0)]
     assert [number for number, _ in chosen] == [best(database, limit) for _, limit in chosen]
     assert len({number for number, _ in chosen}) > 1
-    for kind, begins in (("CSV", b"trial,origin,"), ("PNG", b"\x89PNG")):
-        with page.expect_download() as saved:
-            page.locator("[data-picture=front]").get_by_role("button", name=kind).click()
-        assert saved.value.path().read_bytes().startswith(begins)
+    for kind, begins in (("CSV", b"trial,origin,"), ("PNG", b"\x89PNG"), ("SVG", b"<svg")):
+        assert save(page, "[data-picture=front]", kind).startswith(begins)
     return chosen[0][0]
+
+
+def save(page: Page, place: str, kind: str) -> bytes:
+    """The file that a button beside a picture gives."""
+    with page.expect_download() as saved:
+        page.locator(place).get_by_role("button", name=kind).click()
+    return saved.value.path().read_bytes()
 
 
 def look_around(page: Page, trial: int) -> None:
@@ -155,6 +160,9 @@ def look_around(page: Page, trial: int) -> None:
     page.set_viewport_size({"width": 360, "height": 780})
     wide = [path for path in (*paths, "/compare?a=watched&b=watched") if not fits(page, path)]
     assert wide == []
+    page.goto(configuration)
+    for kind, begins in (("CSV", b"layer,precision"), ("PNG", b"\x89PNG"), ("SVG", b"<svg")):
+        assert save(page, "#bits-title", kind).startswith(begins)
     page.goto("/studies/watched/sensitivity")
     page.locator("#layers .heatmaplayer image, #layers .hm").first.wait_for()
     assert page.locator("#proxy .points path").count() >= 2

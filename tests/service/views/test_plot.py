@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -98,13 +99,23 @@ def test_layer_names_lose_what_all_models_repeat_but_never_their_difference() ->
 
 
 def test_images_are_whole_and_large_enough_for_print(tmp_path: Path) -> None:
-    write_front(PICTURE, tmp_path / "front.png")
-    write_bits(BITS, tmp_path / "bits.png")
+    write_front(PICTURE, tmp_path / "front.png", tmp_path / "front.svg")
+    write_bits(BITS, tmp_path / "bits.png", tmp_path / "bits.svg")
 
-    for name in ("front.png", "bits.png"):
-        pixels = image.imread(tmp_path / name)
+    for name in ("front", "bits"):
+        pixels = image.imread(tmp_path / f"{name}.png")
         assert pixels.shape[1] == 1720
         assert len({tuple(pixel) for pixel in pixels[::7, ::7].reshape(-1, 4).tolist()}) > 5
+        root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        # The same figure: 8.6 inches of 72 points.
+        width, height = (
+            float(str(root.get(key)).removesuffix("pt")) for key in ("width", "height")
+        )
+        assert width / height == pytest.approx(pixels.shape[1] / pixels.shape[0], rel=2e-3)
+    first = (tmp_path / "front.svg").read_bytes()
+    write_front(PICTURE, tmp_path / "front.svg")
+    assert (tmp_path / "front.svg").read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -124,13 +135,18 @@ def test_small_and_wide_studies_can_be_drawn(tmp_path: Path, picture: FrontPictu
     assert "bits of each layer" not in (tmp_path / "front.html").read_text()
 
 
-def test_a_page_needs_no_other_file(tmp_path: Path) -> None:
-    write_page(PICTURE, BITS, tmp_path / "front.html")
+def test_a_page_is_small_and_needs_no_file_but_plotlys_script_beside_it(tmp_path: Path) -> None:
+    written = write_page(PICTURE, BITS, tmp_path / "front.html")
 
     page = (tmp_path / "front.html").read_text()
-    assert not re.search(r"<(script|link|img)[^>]*\s(src|href)=", page)
+    assert re.findall(r"<(?:script|link|img)[^>]*\s(?:src|href)=\"([^\"]*)", page) == [
+        "plotly.min.js"
+    ]
+    assert [path.name for path in written] == ["front.html", "plotly.min.js"]
+    assert len(page.encode()) < 1_000_000
+    assert written[1].stat().st_size > 1_000_000
     assert "first &lt;b&gt;: error against size" in page
-    assert page.count("Plotly.newPlot(") >= 2
+    assert page.count("Plotly.newPlot(") == 2
 
 
 def test_hovering_tells_a_trial_in_full() -> None:
