@@ -99,7 +99,7 @@ class ExportedRuntime(ABC):
         """The processor, and the threads or all that there could be."""
         if self._threads:
             return describe_cpu(f"{self._threads} threads")
-        return describe_cpu(f"{len(os.sched_getaffinity(0))} processors")
+        return describe_cpu(f"{os.cpu_count()} processors")
 
     @abstractmethod
     def format(self, layer: PackedLayer) -> str:
@@ -222,9 +222,8 @@ def _model_of_nothing(layer: Layer) -> onnx.ModelProto:
 
 def _shape(layer: Layer, batch: T) -> tuple[T | int, ...]:
     """The shape of a layer's inputs: a class token's have no dimension of their own."""
-    return (
-        (batch, layer.columns) if layer.positions == 1 else (batch, layer.positions, layer.columns)
-    )
+    tokens = () if layer.positions == 1 else (layer.positions,)
+    return (batch, *tokens, layer.columns)
 
 
 def _normal(*shape: int) -> NDArray[np.float32]:

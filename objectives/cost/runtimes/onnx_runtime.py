@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 
 from bitfront.artefact.onnx.codes import PackedLayer
+from bitfront.artefact.onnx.graph import write_models
 from bitfront.artefact.onnx.products import ROUNDED, OnnxRuntimeKernels, format_of
 from bitfront.targets import ONNXRUNTIME
 from objectives.cost.runtimes.exported_runtime import ExportedRuntime
@@ -24,6 +25,6 @@ class OnnxRuntime(ExportedRuntime):
     def write(
         self, model: onnx.ModelProto, layers: Sequence[PackedLayer], folder: Path, name: str
     ) -> None:
-        """Writes a model as the export does."""
+        """Writes a model as the export does; of whatever size, for tensors lie beside it."""
         del layers  # their tensors are in the model
-        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+        write_models({f"{name}.onnx": model}, f"{name}.onnx_data", folder)
