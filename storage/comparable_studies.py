@@ -1,6 +1,7 @@
 """Models: the studies that searched one, and whether what they measured can be compared."""
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from sqlalchemy import Connection, Row, exists, select
 
@@ -8,6 +9,9 @@ from bitfront.errors import SpecError
 from bitfront.objective import FIGURES
 from bitfront.trial import TrialState
 from storage.tables import Model, Provenance, Study, Trial
+
+MEASURED_ON: Final = {"device": "on different devices", "latency": "in different runtimes"}
+"""The facts of its provenance that a figure depends on which depends on the device."""
 
 
 def comparable_studies(
@@ -33,8 +37,9 @@ def comparable_studies(
     _refuse_mixture(connection, model, found, "selection", "errors on different selection data")
     for figure in FIGURES:
         if figure.per_device and figure.name in compared:
-            difference = f"{figure.label} on different devices"
-            _refuse_mixture(connection, model, found, "device", difference)
+            for fact, differing in MEASURED_ON.items():
+                difference = f"{figure.label} {differing}"
+                _refuse_mixture(connection, model, found, fact, difference)
     return found
 
 

@@ -24,7 +24,7 @@ from bitfront.trial import Cause, Origin, StudyState, TrialState
 from bitfront.trial import Trial as TrialRecord
 from storage import samples, studies, trials
 from storage.access import find_id
-from storage.comparable_studies import comparable_studies, is_alike
+from storage.comparable_studies import MEASURED_ON, comparable_studies, is_alike
 from storage.records import (
     FailureCount,
     Limits,
@@ -57,7 +57,7 @@ def model_fronts(connection: Connection, model: str, limits: Limits) -> ModelFro
     """
     found = comparable_studies(connection, model, limits.given)
     keys = [row.id for row in found]
-    one_device = is_alike(connection, keys, "device")
+    one_device = all(is_alike(connection, keys, fact) for fact in MEASURED_ON)
     shared = [
         figure.name
         for figure in OBJECTIVES

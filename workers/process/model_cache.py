@@ -183,5 +183,6 @@ def _provenance(model: LayeredModel, times: LatencyMeter | None) -> dict[str, st
     if model.device.type == "cuda":
         device = torch.cuda.get_device_name(model.device)
     host = {"host": socket.gethostname(), "platform": platform.platform(), "device": device}
-    timed = {} if times is None else {"latency": times.timed_on}
-    return {**package_versions(), **host, **timed}
+    if times is None or not times.runtime.is_target:
+        return {**package_versions(), **host}
+    return {**package_versions(), **host, "latency": times.timed_on}

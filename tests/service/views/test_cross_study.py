@@ -117,17 +117,28 @@ def test_an_objective_that_one_study_lacks_does_not_count(store: Store) -> None:
     assert best == {values for _, _, values in brute_front(store, ("a", "b"), objectives)}
 
 
-def test_latencies_of_two_devices_are_not_compared(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "difference"),
+    [
+        ({"device": "cpu"}, {"device": "H200"}, "on different devices"),
+        ({}, {"latency": "onnxruntime 1.32.0 on a cpu"}, "in different runtimes"),
+    ],
+    ids=["device", "runtime"],
+)
+def test_latencies_of_two_devices_or_runtimes_are_not_compared(
+    store: Store, first: dict[str, str], second: dict[str, str], difference: str
+) -> None:
     names = ("error", "nbytes", "latency_s")
-    for name, device, row in (("a", "cpu", (0.1, 10, 5.0)), ("b", "H200", (0.2, 20, 0.1))):
-        search(store, name, [row], {"model": "m", "selection": "s", "device": device}, names)
+    shared = {"model": "m", "selection": "s", "device": "cpu"}
+    for name, facts, row in (("a", first, (0.1, 10, 5.0)), ("b", second, (0.2, 20, 0.1))):
+        search(store, name, [row], {**shared, **facts}, names)
 
     objectives, found = joint(store, "m")
 
     assert objectives == ("error", "nbytes")
     assert found == {("a", 0, (0.1, 10.0))}
     fast = Limits(max_latency_s=1.0)
-    refusal = r"measured their latency on different devices \(a \| b\): name one of them as STUDY"
+    refusal = rf"measured their latency {difference} \(a \| b\): name one of them as STUDY"
     with pytest.raises(SpecError, match=refusal):
         store.best(None, fast, model="m")
     with pytest.raises(SpecError, match=refusal):
