@@ -12,6 +12,7 @@ from bitfront.profile import StageArtefactKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
 from search.choice import estimated_front
+from search.correlation import rank_correlation
 from search.estimate import estimate_errors
 from search.keep import check_keep
 from search.space import SearchSpace
@@ -195,7 +196,7 @@ class Run:
             budget=budget,
             is_winding_down=self._stop_signals.is_winding_down,
             review=review,
-            further=proxy_search.further_seeds(),
+            further=proxy_search.further_seeds(lambda: self._store.trials(self.lease.name)),
             on_progress=self._show,
             metrics=self._metrics,
         )
@@ -230,6 +231,7 @@ class Run:
         """Says how far the proxy can be trusted, and widens the space where it surely cannot."""
         found = self._correlation(proxy_search, trials)
         self._store.set_correlation(self.lease, None if found is None else found.value)
+        self._tell_correction(proxy_search, trials)
         if found is None:
             return None
         text = (
@@ -249,6 +251,20 @@ class Run:
             f"the space is widened to 10^{space.log10_size:.1f} plans"
         )
         return space
+
+    def _tell_correction(self, proxy_search: ProxySearch, trials: Sequence[Trial]) -> None:
+        """Says how much better whole plans make the proxy, each plan judged by the others."""
+        correction = proxy_search.correction(trials)
+        if correction is None:
+            return
+        measured = correction.measured.tolist()
+        before = rank_correlation(correction.summed.tolist(), measured)
+        after = rank_correlation(correction.predicted.tolist(), measured)
+        if before is not None and after is not None:
+            self._reporter.note(
+                f"cells corrected by {len(measured)} plans: rank correlation with a plan's "
+                f"divergence {before:.3f} before, {after:.3f} after"
+            )
 
     def _show(self, progress: Progress) -> None:
         self._metrics.progress(

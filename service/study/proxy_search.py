@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -17,6 +17,7 @@ from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Cell, Profile, Resource
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
+from search.correction import Correction, Place, correct
 from search.correlation import rank_correlation, rank_interval
 from search.knapsack_items import KnapsackItems, by_block
 from search.options import undominated
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 _WIDER = 4.0
 # Plans that differ by less in what they take are not told apart.
 _LEAST_GAP = 2e-3
+# Cells are corrected anew when so many times as many further plans have been made.
+_GROWTH = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,8 @@ class ProxySearch:
         self._axis_resource = axis_resource(spec.objectives)
         self._cells = self._worthy()
         self._errors = {(cell.block, cell.option): cell.error for cell in profile.cells}
-        limits = job_limits(spec.constraints, profile)
-        self._program = Program.of(self._cells, self._axis_resource, limits)
+        self._limits = job_limits(spec.constraints, profile)
+        self._program = Program.of(self._cells, self._axis_resource, self._limits)
         self._budgets = self._axis()
         self.solutions = self._program.proxy_front(self._budgets)
         self.pruned = self._prune(spec.search.epsilon)
@@ -194,30 +197,71 @@ class ProxySearch:
 
     def program_seeds(self) -> list[Proposal]:
         """The proxy front, smallest first."""
-        return [
-            Proposal(Configuration(self._plan(solution)), Origin.PROGRAM)
-            for solution in self.solutions
-        ]
+        return [self._proposal(solution) for solution in self.solutions]
 
-    def further_seeds(self) -> Iterator[Proposal]:
-        """The program's plans at budgets between those of the proxy front, the widest gap first.
+    def further_seeds(
+        self, trials: Callable[[], Sequence[Trial]] = lambda: ()
+    ) -> Iterator[Proposal]:
+        """The program's plans by what the trials teach of its cells: again, then at more budgets.
 
+        First come the budgets of the proxy front, then those between them, the widest gap first.
         A gap is the share by which its upper end exceeds its lower one; it is halved until it is
         smaller than `_LEAST_GAP` or no plan lies in it.
+
+        Args:
+            trials: Reads the study's trials, from which the cells are corrected before each
+                plan, or where there are many, after a few; see `search.correction`.
         """
         costs = [solution.cost for solution in self.solutions]
+        program, is_corrected = self._corrected_program(trials())
+        if is_corrected:
+            for cost in costs:
+                yield self._proposal(program.solve(cost))
         gaps = [_gap(low, high) for low, high in pairwise(costs)]
         heapify(gaps)
+        made, learns_at = 0, 0
         while gaps:
             share, low, high = heappop(gaps)
             if -share < _LEAST_GAP or high - low < 2:
                 continue
             middle = min(max(round(math.sqrt(max(low, 1) * high)), low + 1), high - 1)
-            solution = self._program.solve(middle)
+            if made >= learns_at:
+                program, _ = self._corrected_program(trials())
+                learns_at = max(made + 1, math.ceil(made * _GROWTH))
+            solution = program.solve(middle)
             if solution.cost > low:
                 heappush(gaps, _gap(low, solution.cost))
-                yield Proposal(Configuration(self._plan(solution)), Origin.PROGRAM)
+                made += 1
+                yield self._proposal(solution)
             heappush(gaps, _gap(middle, high))
+
+    def correction(self, trials: Sequence[Trial]) -> Correction | None:
+        """What the complete trials without recovery say of the cells; None if it is too little."""
+        plans = [
+            (places, trial.values["divergence"])
+            for trial in trials
+            if trial.state is TrialState.COMPLETE and trial.configuration.recovery is None
+            if "divergence" in trial.values
+            if (places := self._places(trial.configuration.plan)) is not None
+        ]
+        return correct(self._errors, [places for places, _ in plans], [d for _, d in plans])
+
+    def _corrected_program(self, trials: Sequence[Trial]) -> tuple[Program, bool]:
+        """The program on corrected cells, or as it is; whether it is corrected."""
+        correction = self.correction(trials)
+        if correction is None:
+            return self._program, False
+        cells = {
+            name: undominated(
+                [replace(cell, error=correction.errors[name, cell.option]) for cell in own],
+                self._resources,
+            )
+            for name, own in self._cells.items()
+        }
+        return Program.of(cells, self._axis_resource, self._limits), True
+
+    def _proposal(self, solution: Solution) -> Proposal:
+        return Proposal(Configuration(self._plan(solution)), Origin.PROGRAM)
 
     def _plan(self, solution: Solution) -> Plan:
         return Plan.from_options(
@@ -226,13 +270,13 @@ class ProxySearch:
 
     def proxy_error(self, plan: Plan) -> float | None:
         """The summed error of a plan's cells; None where one was not measured."""
-        total = 0.0
-        for block in self._profile.blocks:
-            error = self._errors.get((block.name, _option(plan, block)))
-            if error is None:
-                return None
-            total += error
-        return total
+        places = self._places(plan)
+        return None if places is None else sum(self._errors[place] for place in places)
+
+    def _places(self, plan: Plan) -> list[Place] | None:
+        """The cells of a plan by block and option; None where one was not measured."""
+        places = [(block.name, _option(plan, block)) for block in self._profile.blocks]
+        return places if all(place in self._errors for place in places) else None
 
     def correlation(
         self, trials: Sequence[Trial], estimates: Mapping[int, float] = MappingProxyType({})

@@ -1,16 +1,17 @@
 """The program over a job's own resources and limits, from a profile made by hand."""
 
-from itertools import product
+from dataclasses import replace
+from itertools import islice, product
 
 import pytest
 
 from bitfront.errors import InfeasibleBudget, UnavailableDevice
 from bitfront.layers import Block, Layer, LayerKind, Tower
-from bitfront.plan import Option
+from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import Cell, Profile, Resource
 from bitfront.spec import JobSpec
-from bitfront.trial import Origin
+from bitfront.trial import Origin, Proposal, Trial, TrialState
 from service.study.proxy_search import ProxySearch
 from service.views.describe import baseline_names
 
@@ -214,6 +215,52 @@ def test_further_plans_are_the_optima_of_their_sizes_and_never_come_twice() -> N
     assert len(further) == len(set(further))
     assert first.isdisjoint(further)
     assert first | set(further) == every
+
+
+def options_of(plan: Plan) -> dict[str, Option]:
+    return {b.name: Option(tuple(plan.precision(name) for name in b.layers)) for b in BLOCKS}
+
+
+def test_trials_correct_the_cells_and_the_program_is_solved_once_more() -> None:
+    """Where l0 counts for ten times its cell beside others, the best plans are found after all."""
+    spec = make_spec(search={"budgets": 12, "prune": False}, objectives=objectives("nbytes"))
+    profile = make_profile()
+    search = ProxySearch(spec, profile)
+    true = {
+        (cell.block, cell.option): cell.error * (10 if cell.block == "l0" else 1)
+        for cell in profile.cells
+    }
+    informed = ProxySearch(
+        spec,
+        replace(
+            profile, cells=tuple(replace(c, error=true[c.block, c.option]) for c in profile.cells)
+        ),
+    )
+
+    def trial(seed: Proposal, number: int) -> Trial:
+        options = options_of(seed.configuration.plan)
+        if any(place not in true for place in options.items()):
+            values = {"error": 0.0}  # full precision has no cells
+        else:
+            divergence = sum(true[place] for place in options.items())
+            values = {"error": divergence / 10, "divergence": divergence}
+        return replace(Trial.of("s", number, seed), state=TrialState.COMPLETE, values=values)
+
+    trials = [trial(seed, number) for number, seed in enumerate(search.seeds())]
+    resolved = [
+        seed.configuration.plan
+        for seed in islice(search.further_seeds(lambda: trials), len(search.solutions))
+    ]
+
+    def excess(plans: list[Plan]) -> float:
+        """By how much the true errors exceed the least of their sizes, as a mean share."""
+        least = [informed._program.solve(solution.cost).error for solution in search.solutions]
+        own = [sum(true[place] for place in options_of(plan).items()) for plan in plans]
+        return sum(a / b - 1 for a, b in zip(own, least, strict=True)) / len(plans)
+
+    before = excess([search._plan(solution) for solution in search.solutions])
+    assert before > 0.5
+    assert excess(resolved) < before / 2
 
 
 def test_the_widest_gap_is_halved_first() -> None:
