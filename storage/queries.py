@@ -30,6 +30,7 @@ from storage.records import (
     Limits,
     MeasuredTrials,
     ModelFronts,
+    ShownTrial,
     Status,
     StudyVersion,
 )
@@ -158,7 +159,7 @@ def trials_page(
 
 def spread(
     connection: Connection, name: str, most: int, also: Collection[int]
-) -> tuple[int, list[TrialRecord]]:
+) -> tuple[int, list[ShownTrial]]:
     """How many trials are complete, and about `most` of them at equal distances by number."""
     complete = and_(Trial.study_id == find_id(connection, name), Trial.state == TrialState.COMPLETE)
     count = _count(connection, select(func.count()).where(complete))
@@ -166,7 +167,7 @@ def spread(
     if count > most:
         evenly = Trial.number % -(-count // most) == 0
         wanted = and_(complete, or_(evenly, Trial.number.in_(sorted(also))))
-    return count, trials.records(connection, trials.query().where(wanted).order_by(Trial.number))
+    return count, trials.shown(connection, wanted)
 
 
 def version(connection: Connection, name: str) -> StudyVersion:

@@ -12,7 +12,7 @@ from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer
 from bitfront.objective import BY_LIMIT
 from bitfront.profile import Cell, LayerEntropy
-from bitfront.trial import Cause, Measured, StudyState, Trial, TrialState
+from bitfront.trial import Cause, Measured, Origin, StudyState, Trial, TrialState
 
 if TYPE_CHECKING:
     from bitfront.spec import JobSpec
@@ -286,6 +286,25 @@ class StudyVersion:
     made_at: datetime
     state: StudyState
     last_event: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShownTrial:
+    """What a picture of complete trials needs of one.
+
+    Attributes:
+        number: Its number in the study.
+        origin: Who proposed it.
+        values: Its figures on the selection split.
+        test_values: Its objectives on the test split, where they were measured.
+        has_recovery: Whether P4Q repaired it.
+    """
+
+    number: int
+    origin: Origin
+    values: Mapping[str, float]
+    test_values: Mapping[str, float]
+    has_recovery: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from storage.records import (
     OptionRecord,
     ProfileRecord,
     Request,
+    ShownTrial,
     Status,
     StudyRecord,
     StudySummary,
@@ -545,7 +546,9 @@ class Store:
         """What differs whenever a query of the study's trials may have another answer."""
         return self._database.read(queries.version, name)
 
-    def spread(self, name: str, most: int, also: Collection[int] = ()) -> tuple[int, list[Trial]]:
+    def spread(
+        self, name: str, most: int, also: Collection[int] = ()
+    ) -> tuple[int, list[ShownTrial]]:
         """How many of the study's trials are complete, and those of them that a picture shows.
 
         Args:

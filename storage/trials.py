@@ -25,7 +25,7 @@ from bitfront.trial import Trial as TrialRecord
 from storage.access import find_id, guard
 from storage.events import add_event
 from storage.finite import finite
-from storage.records import EventKind, Lease
+from storage.records import EventKind, Lease, ShownTrial
 from storage.samples import add_samples
 from storage.tables import Attempt, Front, Hypervolume, Intermediate, Now, Study, Trial
 
@@ -128,6 +128,24 @@ def _record(row: RowMapping) -> TrialRecord:
         started_at=row["created_at"],
         finished_at=row["finished_at"],
     )
+
+
+def shown(connection: Connection, wanted: ColumnElement[bool]) -> list[ShownTrial]:
+    """Some complete trials by number, without their configurations."""
+    recovery = Trial.configuration["recovery"].as_string().label("recovery")
+    names = (*(f.name for f in FIGURES), *(f.test_name for f in OBJECTIVES))
+    columns = (Trial.number, Trial.origin, recovery, *map(Trial.figure, names))
+    rows = connection.execute(select(*columns).where(wanted).order_by(Trial.number))
+    return [
+        ShownTrial(
+            row["number"],
+            Origin(row["origin"]),
+            _known({figure.name: row[figure.name] for figure in FIGURES}),
+            _known({figure.name: row[figure.test_name] for figure in OBJECTIVES}),
+            has_recovery=row["recovery"] is not None,
+        )
+        for row in rows.mappings()
+    ]
 
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:

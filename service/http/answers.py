@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_ANSWERS: Final = 256
 _SHORTEST_REST_S: Final = 0.5
-_REST: Final = 20
+_REST: Final = 50
 """An answer is found again only after so many times as long as it took to find."""
 
 _used: ContextVar[list[StudyVersion] | None] = ContextVar("used", default=None)
@@ -77,9 +77,9 @@ class _Kept:
 class Answers:
     """Answers about studies, each kept until the next event of its study.
 
-    While a study runs, an answer is given on for a while after an event: for half a second, or 20
+    While a study runs, an answer is given on for a while after an event: for half a second, or 50
     times as long as it took to find, so that finding it again and again takes no more than a
-    twentieth of a core. For as long once more it is still given, and found again by a thread of
+    fiftieth of a core. For as long once more it is still given, and found again by a thread of
     its own meanwhile: then only who asks after a longer pause waits. An answer never outlives the
     state of its study: who sees that a study is complete gets its last front.
     """

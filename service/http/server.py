@@ -13,6 +13,7 @@ from storage.store import Store
 from workers.observability.logs import messages
 
 _PATIENCE_S = 3
+_KEEP_ALIVE_S = 75  # longer than a person looks at a page
 
 
 class _Server(uvicorn.Server):
@@ -44,6 +45,7 @@ def run_server(settings: Settings, store: Store, host: str, port: int) -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_PATIENCE_S,
+        timeout_keep_alive=_KEEP_ALIVE_S,
     )
     messages().write(f"bitfront answers at http://{shown}:{bound}/ from {store}; Ctrl-C ends it\n")
     messages().flush()

@@ -312,7 +312,10 @@ def test_a_picture_of_many_trials_has_some_at_equal_distances_and_those_named(st
         complete(store, lease, number, {"error": 0.1, "nbytes": 1})
     store.start_trial(lease, trial(9))
 
-    assert store.spread("digits", 9)[1] == store.trials("digits", {TrialState.COMPLETE})
+    whole = store.trials("digits", {TrialState.COMPLETE})
+    assert [
+        (t.number, t.origin, t.values, t.has_recovery) for t in store.spread("digits", 9)[1]
+    ] == [(t.number, t.origin, t.values, t.configuration.recovery is not None) for t in whole]
     count, found = store.spread("digits", 4, also=[4, 5, 77])
     assert (count, [one.number for one in found]) == (9, [0, 3, 4, 5, 6])
 

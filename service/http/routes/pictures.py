@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bitfront.samples import SampleResults
-from bitfront.trial import Measured, Trial, TrialState
+from bitfront.trial import Measured, TrialState
 from search.choice import Ranking
 from search.comparison import proportion_interval
 from search.estimate import Estimate
@@ -19,6 +19,7 @@ from service.http.routes.queries import study_front
 from service.http.routes.trials import baseline_names_of
 from service.http.service import Service, ServiceDependency
 from service.views.sensitivity import layer_sensitivities, proxy_pairs
+from storage.records import ShownTrial
 
 router = APIRouter(tags=["pictures"])
 
@@ -61,7 +62,7 @@ def study_points(service: Service, study: str) -> Points:
 
 
 def _point(
-    trial: Trial,
+    trial: ShownTrial,
     measured: Measured | None,
     estimate: Estimate | None,
     name: str | None,
@@ -78,7 +79,7 @@ def _point(
         trial=trial.number,
         origin=trial.origin,
         baseline=name,
-        has_recovery=trial.configuration.recovery is not None,
+        has_recovery=trial.has_recovery,
         on_front=is_on_front,
         values=dict(trial.values),
         low=low,

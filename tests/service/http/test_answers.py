@@ -16,7 +16,7 @@ from storage.store import Store, open_store
 from tests.support.store_samples import running, trial
 
 TOOK_S = 2.0
-REST_S = 40.0
+REST_S = 100.0
 
 
 class Clock:
