@@ -10,8 +10,10 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from service.http import pages, static_files
+from service.http import static_files
 from service.http.guard import Guard
+from service.http.pages import choice, compare, forms, study
+from service.http.pages.rendering import problem_page
 from service.http.parameters import refuse_unknown
 from service.http.problems import MEDIA_TYPE, Problem, add_handlers
 from service.http.routes import artefacts, events, pictures, profile, queries, studies, trials
@@ -33,6 +35,7 @@ _PROBLEMS: Final[Mapping[HTTPStatus, str]] = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "A parameter or the job is wrong.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The database or the cluster cannot be reached.",
 }
+_PAGES: Final = (study, choice, compare, forms)
 _ROUTERS: Final = (studies, trials, queries, profile, pictures, artefacts, events)
 
 
@@ -56,11 +59,12 @@ def make_app(settings: Settings, store: Store) -> FastAPI:
         generate_unique_id_function=_operation_name,
     )
     app.state.service = service
-    add_handlers(app, pages.problem_page)
+    add_handlers(app, problem_page)
     for module in _ROUTERS:
         app.include_router(module.router, prefix=PREFIX, dependencies=[Depends(refuse_unknown)])
     app.include_router(static_files.router)
-    app.include_router(pages.router)
+    for page in _PAGES:
+        app.include_router(page.router)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # FastAPI's own way
     app.add_middleware(Guard, settings=settings)
     return app

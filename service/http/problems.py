@@ -26,7 +26,7 @@ from bitfront.errors import (
 from bitfront.job.document import cut, one_line
 from bitfront.job.error_messages import sentence
 from bitfront.passwords import masked
-from service.http.models import Resume
+from service.http.models.studies import Resume
 
 logger = logging.getLogger(__name__)
 

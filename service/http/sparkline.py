@@ -2,7 +2,7 @@
 
 from markupsafe import Markup
 
-from service.http.models import Front
+from service.http.models.results import Front
 from service.views.describe import FULL_NAME
 
 _WIDTH, _HEIGHT, _EDGE = 132, 36, 4

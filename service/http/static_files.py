@@ -9,7 +9,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.http.pages import static_version
+from service.http.pages.rendering import static_version
 from service.http.problems import Refused
 
 router = APIRouter(include_in_schema=False)

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from bitfront.job.allowed_roots import is_allowed
 from bitfront.plan import digest
 from service.http.archive import tar_stream
-from service.http.models import Artefact, Artefacts
+from service.http.models.artefacts import Artefact, Artefacts
 from service.http.parameters import StudyName
 from service.http.problems import Refused
 from service.http.service import Service, ServiceDependency

@@ -13,7 +13,8 @@ from starlette.responses import StreamingResponse
 from bitfront.errors import BitfrontError
 from bitfront.job.document import cut
 from service.http.guard import int_or_none
-from service.http.models import Log, LogEntry, StudyStatus
+from service.http.models.log import Log, LogEntry
+from service.http.models.studies import StudyStatus
 from service.http.parameters import StudyName
 from service.http.problems import Refused
 from service.http.routes.studies import study_status

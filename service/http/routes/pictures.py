@@ -9,13 +9,13 @@ from starlette.responses import Response
 
 from bitfront.samples import SampleResults
 from bitfront.trial import Measured, TrialState
-from search.choice import Ranking
 from search.comparison import proportion_interval
 from search.estimate import Estimate
-from service.http.models import LayerErrors, Point, Points, ProxyPoint, Sensitivity
+from service.http.models.points import Point, Points
+from service.http.models.profile import LayerErrors, ProxyPoint, Sensitivity
 from service.http.parameters import StudyName
 from service.http.problems import Refused
-from service.http.routes.queries import study_front
+from service.http.routes.queries import kept_front
 from service.http.routes.trials import baseline_names_of
 from service.http.service import Service, ServiceDependency
 from service.views.sensitivity import layer_sensitivities, proxy_pairs
@@ -36,10 +36,7 @@ def study_points(service: Service, study: str) -> Points:
     """The complete trials of a study as points."""
     store = service.store
     names = baseline_names_of(service, study)
-    front = service.answers.of(
-        study, ("front", Ranking.ESTIMATE), lambda: study_front(service, study, Ranking.ESTIMATE)
-    )
-    on_front = {one.trial.number for one in front.trials}
+    on_front = {one.trial.number for one in kept_front(service, study).trials}
     known = service.known_of(study)
     measured = {} if known is None else {one.number: one for one in known.trials}
     estimates = {} if known is None else known.estimates

@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter
 
-from service.http.models import Profile
+from service.http.models.profile import Profile
 from service.http.parameters import StudyName
 from service.http.problems import Refused
 from service.http.service import ServiceDependency

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from search.choice import Ranking
-from service.http.models import (
+from service.http.models.results import (
     Best,
     EstimatedError,
     Front,
@@ -16,8 +16,8 @@ from service.http.models import (
     HypervolumeHistory,
     HypervolumePoint,
     RankedTrial,
-    TrialRow,
 )
+from service.http.models.trials import TrialRow
 from service.http.parameters import By, LimitsDependency, StudyName
 from service.http.problems import Refused
 from service.http.routes.trials import baseline_names_of
@@ -59,6 +59,12 @@ def front(
 def _values(ranked: RankedTrial) -> dict[str, float]:
     values = dict(ranked.trial.values)
     return values if ranked.estimate is None else {**values, "error": ranked.estimate.error}
+
+
+def kept_front(service: Service, study: str) -> Front:
+    """The front of a study by the estimate, as it is kept."""
+    by = Ranking.ESTIMATE
+    return service.answers.of(study, ("front", by), lambda: study_front(service, study, by))
 
 
 def study_front(service: Service, study: str, by: Ranking) -> Front:

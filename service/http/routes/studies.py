@@ -15,7 +15,7 @@ from bitfront.job import Examined
 from bitfront.trial import StudyState
 from service.database_url import file_folder
 from service.http.job_files import JSON_TYPES, Checked, examine, mistakes_of, refused, write_job
-from service.http.models import Asked, Resume, Studies, StudyLine, StudyStatus, Submitted
+from service.http.models.studies import Asked, Resume, Studies, StudyLine, StudyStatus, Submitted
 from service.http.parameters import StudyName
 from service.http.problems import Refused
 from service.http.remaining import remaining_s

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from bitfront.trial import TrialState
-from service.http.models import AttemptRow, Attempts, TrialPage, TrialRow
+from service.http.models.trials import AttemptRow, Attempts, TrialPage, TrialRow
 from service.http.parameters import LARGEST_NUMBER, StudyName, TrialNumber
 from service.http.problems import Refused
 from service.http.service import Service, ServiceDependency

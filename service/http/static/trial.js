@@ -17,7 +17,14 @@ function rows() {
 function drawn() {
   const place = document.querySelector("[data-bits]");
   const origin = place.getBoundingClientRect();
-  const [width, height] = [place.scrollWidth + 2 * MARGIN, Math.ceil(origin.height) + 2 * MARGIN];
+  const parts = [...place.querySelectorAll("h4, dt, th, .prefix, .legend-title, .cell, td.none")];
+  const right = Math.max(...parts.map((part) => {
+    const text = document.createRange();
+    text.selectNodeContents(part);
+    const end = part.classList.contains("cell") ? part : text;
+    return end.getBoundingClientRect().right;
+  }));
+  const [width, height] = [Math.ceil(right - origin.x) + 2 * MARGIN, Math.ceil(origin.height) + 2 * MARGIN];
   const picture = document.implementation.createDocument("http://www.w3.org/2000/svg", "svg");
   const add = (name, attributes, text = "") => {
     const element = picture.createElementNS("http://www.w3.org/2000/svg", name);
@@ -29,7 +36,7 @@ function drawn() {
     picture.documentElement.setAttribute(key, value);
   }
   add("rect", { width: "100%", height: "100%", fill: colour("paper") });
-  for (const element of place.querySelectorAll("h4, dt, th, .prefix, .cell, td.none")) {
+  for (const element of parts) {
     const box = element.getBoundingClientRect();
     const look = getComputedStyle(element);
     const [x, y] = [box.x - origin.x + MARGIN, box.y - origin.y + MARGIN];

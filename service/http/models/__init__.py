@@ -1,0 +1,1 @@
+"""What the routes answer: every field with its type and its unit."""

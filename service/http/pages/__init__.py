@@ -1,0 +1,1 @@
+"""The web page: the same answers as the interface's, as HTML."""
