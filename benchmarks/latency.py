@@ -48,10 +48,7 @@ from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
 from objectives.cost.runtimes.runtime import ONE_THREAD, STANDARD
 
 RUNTIMES: Mapping[str, type[ExportedRuntime]] = {"onnx": OnnxRuntime, "openvino": OpenVinoRuntime}
-SPACES: Mapping[str, Sequence[str]] = {
-    "onnx": ("w2a16", "w4a16", "w4a16g32", "w8a16", "w4a8", "w8a8"),
-    "openvino": ("w2a16", "w4a16", "w4a16g32", "w8a16", "w4a8", "w8a8"),
-}
+SPACE = ("w2a16", "w4a16", "w4a16g32", "w8a16", "w4a8", "w8a8")
 CLASSES = 1000
 FULL = "full precision"
 SAMPLES = {"calibration": 64, "tuning": 64, "selection": 512, "test": 64}
@@ -127,7 +124,7 @@ def shaped(to: str, batch: int, plans: int, repeats: int, seed: int) -> None:
     runtime = RUNTIMES[to](model, switch, quantizer, CLASSES, threads, timing)
     meter = LatencyMeter(model, switch, batch, runtime, quantizer)
     chosen = {FULL: Plan(())}
-    chosen |= {f"plan {n}": random_plan(model, SPACES[to], seed + n) for n in range(plans)}
+    chosen |= {f"plan {n}": random_plan(model, SPACE, seed + n) for n in range(plans)}
     started = time.perf_counter()
     predicted = {name: meter.seconds(Configuration(plan)) for name, plan in chosen.items()}
     click.echo(f"the table took {time.perf_counter() - started:.0f} s")
