@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.console import Command, File, Terminal, differences, steps
+from tests.support.console import Command, File, Terminal, differences, steps, visit
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def _done(step: File | Command, terminal: Terminal, folder: Path) -> bool:
         (folder / step.name).write_text(step.text, encoding="utf-8")
         return False
     begin_s = time.monotonic()
-    found = differences(step, terminal.run(step))
+    found = differences(step, terminal.run(step, look=visit))
     print(f"{time.monotonic() - begin_s:6.1f} s  {step.text}", *found, sep="\n")
     return bool(found)
 

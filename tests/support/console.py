@@ -7,6 +7,7 @@ what stands before it, or more of it done. A fence with a `title` is a file to s
 
 import re
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,17 @@ def _plain(line: str) -> str:
 def _is_close(ours: str, theirs: str) -> bool:
     first, second = (float(number.removesuffix(" %")) for number in (ours, theirs))
     return abs(first - second) <= (1 if ours.endswith("%") else 0.2 * abs(first))
+
+
+def visit(screen: str) -> None:
+    """Opens the address on the screen, as the reader does.
+
+    Raises:
+        OSError: Nothing answers there, or with an error.
+    """
+    for address in re.findall(r"http://127\.0\.0\.1:\d+/", screen):
+        with urllib.request.urlopen(address) as answer:
+            answer.read()
 
 
 class Terminal:
