@@ -18,6 +18,7 @@ def test_a_terminal_shows_what_stands_below_each_command(ray_folder: str) -> Non
     path = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
     home = Path(ray_folder, "home")  # short: a long path of the database makes lines wrap
     surroundings = own | {"HOME": str(home), "PATH": path, "RAY_TMPDIR": ray_folder}
+    surroundings["CUDA_VISIBLE_DEVICES"] = ""  # a GPU would have a line of its own
     first = home / "first"
     first.mkdir(parents=True)
     done, wrong = [], []
