@@ -8,7 +8,7 @@ clients that ask `bitfront serve`. So what the clients take is told apart from w
 takes. In the end the server is asked without a study.
 
     python -m benchmarks.serve --trials 100000 --seconds 30 --repeats 5
-    python -m benchmarks.serve --postgres
+    python -m benchmarks.serve --pretend --repeats 1 --seconds 60
 """
 
 import contextlib
@@ -32,9 +32,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import click
+import numpy as np
 import psutil
 
 from benchmarks.store import STUDY, fill
+from bitfront.attempt import Attempt, Evaluated
+from bitfront.plan import Configuration, Plan
+from bitfront.precision import WEIGHT_BITS, Precision
+from bitfront.samples import SampleResults
+from bitfront.spec import JobSpec
+from bitfront.trial import Evaluation, Origin, Proposal, StudyState, Trial
 from service.database_url import file_url
 from storage.store import open_store
 
@@ -67,6 +74,10 @@ LOOKS = {
     "open page: hypervolume": f"{API}/{RUNNING}/hypervolume",
 }
 LOOK_S = 1.0
+LAYERS = 36
+SAMPLES = 512
+FIRST = 500
+PACE_S = 0.6
 
 
 class Trivial(BaseHTTPRequestHandler):
@@ -136,6 +147,53 @@ def driving(url: str, folder: Path, name: str) -> Iterator[int]:
     finally:
         driver.send_signal(signal.SIGTERM)
         driver.wait()
+
+
+@contextlib.contextmanager
+def pretending(url: str, name: str) -> Iterator[None]:
+    """A study whose trials are made up, with what came out for each sample: one ends now and then.
+
+    It costs next to nothing, so that the server's times are not those of a busy machine.
+    """
+    content = {"study": name, "model": {"source": "reference"}, "data": {"source": "reference"}}
+    over = threading.Event()
+    with open_store(url) as store:
+        store.create_study(JobSpec.model_validate(content), {"model": "benchmark"})
+        lease = store.acquire(name, "benchmark", 600)
+        store.set_state(lease, StudyState.RUNNING)
+        chance = np.random.default_rng(0)
+        layers = [f"layer {n}" for n in range(LAYERS)]
+
+        def end(number: int) -> None:
+            bits = chance.choice(WEIGHT_BITS, LAYERS)
+            plan = Plan.of({one: Precision(int(b)) for one, b in zip(layers, bits, strict=True)})
+            trial = Trial.of(name, number, Proposal(Configuration(plan), Origin.SAMPLER))
+            store.start_trial(lease, trial)
+            nats = chance.exponential(float((4.0 ** (1.5 - bits)).mean()), SAMPLES)
+            samples = SampleResults.of((chance.random(SAMPLES) > nats).tolist(), nats.tolist())
+            values = {
+                "error": 1 - float(samples.right.mean()),
+                "nbytes": float(bits.sum()) * 1000,
+                "divergence": float(nats.mean()),
+            }
+            done = Evaluated(Evaluation(values, {}, samples), seconds=PACE_S, worker="benchmark")
+            store.finish_attempt(lease, Attempt(trial, f"{name} {number}"), done)
+
+        def go_on() -> None:
+            number = FIRST
+            while not over.wait(PACE_S):
+                end(number)
+                store.heartbeat(lease)
+                number += 1
+
+        for number in range(FIRST):
+            end(number)
+        thread = threading.Thread(target=go_on)
+        thread.start()
+        yield
+        over.set()
+        thread.join()
+        store.release(lease, StudyState.STOPPED)
 
 
 def finished(url: str, name: str) -> int:
@@ -232,7 +290,7 @@ class Clients:
             number = chance.randrange(self._load.trials)
             sizes = {
                 "nbytes": chance.randrange(1_200_000, 2_000_000),
-                "small": chance.randrange(150_000, 400_000),
+                "small": chance.randrange(200_000, 280_000),
             }
             self._request(connection, name, ROUTES[name].format(number=number, **sizes))
 
@@ -402,6 +460,7 @@ def database(folder: Path, *, postgres: bool) -> Iterator[str]:
 @click.option("--repeats", default=3, show_default=True, help="How often each phase is measured.")
 @click.option("--pause", default=5.0, show_default=True, help="Mean seconds between requests.")
 @click.option("--postgres", is_flag=True, help="On PostgreSQL in place of SQLite.")
+@click.option("--pretend", is_flag=True, help="Trials that end are made up, and no study runs.")
 def main(
     trials: int,
     clients: int,
@@ -410,6 +469,7 @@ def main(
     repeats: int,
     pause: float,
     postgres: bool,
+    pretend: bool,
 ) -> None:
     """Fill a database, run a study without and with clients, and print times as JSON lines."""
     names = ("study alone", "study beside clients of nothing", "study beside serve", "serve alone")
@@ -425,6 +485,15 @@ def main(
             def load(port: int) -> Load:
                 return Load(port, trials, clients, pages, pause, seconds)
 
+            if pretend:
+                with pretending(url, RUNNING), serving(url) as (server, port):
+                    for _ in range(repeats):
+                        measure(phases["serve alone"], seconds, load(port), server, None)
+                    seen = phases.pop("serve alone")
+                    print(json.dumps(seen.row("serve", seconds)))
+                    for row in seen.routes("serve"):
+                        print(json.dumps(row))
+                return
             with serving(url) as (server, port):
                 with driving(url, folder, RUNNING) as driver:
                     study = (url, driver)

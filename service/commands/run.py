@@ -246,12 +246,13 @@ def demo(out: Path, model: str, trials: int | None, seed: int | None, workers: i
 
     url = file_url(out / "bitfront.db")
     with open_database(url) as database:
-        store = database.connection.store(create=True)
+        database.connection.store(create=True)
         changes = changes_of(trials=trials, seed=seed, workers=workers)
-        spec = demo_job(store, changes, DemoModel(model))
+        spec = demo_job(database, changes, DemoModel(model))
         run(database.connection, spec, None, resume=False, accept_changes=False)
-        _refuse_unfinished(database.study(spec.study), url)
-        show(store, spec.study, out)
+        study = database.study(spec.study)
+        _refuse_unfinished(study, url)
+        show(study, out)
 
 
 def _refuse_unfinished(study: "Study", url: str) -> None:

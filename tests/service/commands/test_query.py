@@ -17,6 +17,7 @@ from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import DataSource, DataSpec, JobSpec, ModelSource, ModelSpec, StopSpec
 from bitfront.trial import Cause, Evaluation, FrontChange, Origin, StudyState, Trial
+from service.api.database import open_database
 from service.cli import main
 from service.commands.demo import demo_job, show
 from service.database_url import file_url
@@ -489,10 +490,11 @@ def test_a_query_answers_without_loading_what_it_does_not_need(database: Path) -
 
 
 def test_the_demo_takes_the_next_free_name(database: Path, tmp_path: Path) -> None:
-    with open_store(file_url(tmp_path / "demo.db")) as store:
-        first = demo_job(store, {"stop.trials": 5, "search.seed": 3})
+    with open_database(tmp_path / "demo.db") as studies:
+        store = studies.connection.store(create=True)
+        first = demo_job(studies, {"stop.trials": 5, "search.seed": 3})
         store.create_study(first, {})
-        second = demo_job(store, {})
+        second = demo_job(studies, {})
 
     assert (first.study, first.stop.trials, first.search.seed) == ("demo", 5, 3)
     assert second.study == "demo-2"
@@ -501,8 +503,8 @@ def test_the_demo_takes_the_next_free_name(database: Path, tmp_path: Path) -> No
 def test_the_demo_sets_its_front_beside_uniform_precision(
     database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with open_store(file_url(database)) as store:
-        show(store, "first", tmp_path)
+    with open_database(database) as studies:
+        show(studies.study("first"), tmp_path)
 
     shown = capsys.readouterr().out
     assert (
@@ -519,8 +521,8 @@ def test_the_demo_sets_its_front_beside_uniform_precision(
 def test_the_demo_ends_with_the_way_to_a_model_of_ones_own(
     database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with open_store(file_url(database)) as store:
-        show(store, "first", tmp_path)
+    with open_database(database) as studies:
+        show(studies.study("first"), tmp_path)
 
     *_, hint, files, _, command = capsys.readouterr().out.splitlines()
     assert hint.startswith("For a model of your own, write a job with your model and data")
