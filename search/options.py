@@ -7,10 +7,11 @@ from itertools import product
 from bitfront.choices import layer_precisions
 from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer
-from bitfront.plan import Option, Plan
+from bitfront.plan import Option
+from bitfront.precision import Precision
 from bitfront.profile import Cell, Resource
 from bitfront.spec import SpaceSpec
-from search.ties import Ties, holds_ties
+from search.ties import Ties
 
 _MOST_OPTIONS = 100_000
 
@@ -18,7 +19,7 @@ _MOST_OPTIONS = 100_000
 def block_options(
     block: Block, layers: Sequence[Layer], space: SpaceSpec, ties: Ties = ()
 ) -> list[Option]:
-    """Every joint option of a block: `k^d` for `d` layers of `k` precisions each.
+    """Every joint option of a block: `k^d` for `d` layers, or ties of layers, of `k` precisions.
 
     Args:
         block: The block.
@@ -30,18 +31,19 @@ def block_options(
         SpecError: There are too many to list, let alone to measure.
     """
     known = {layer.name: layer for layer in layers}
-    choices = [layer_precisions(known[name], space) for name in block.layers]
-    count = math.prod(map(len, choices))
+    first = {name: tie[0] for tie in ties for name in tie}
+    choices: dict[str, list[Precision]] = {}
+    for name in block.layers:
+        own, shared = layer_precisions(known[name], space), first.get(name, name)
+        choices[shared] = [one for one in choices.get(shared, own) if one in own]
+    count = math.prod(map(len, choices.values()))
     if count > _MOST_OPTIONS:
         raise SpecError(
             f"block {block.name} has {count:,} joint options, more than {_MOST_OPTIONS:,}: "
             "search fewer precisions, or lower partition.depth"
         )
-    own = [tie for tie in ties if tie[0] in block.layers]
-    options = map(Option, product(*choices))
-    if not own:
-        return list(options)
-    return [one for one in options if holds_ties(Plan.from_options([(block, one)]), own)]
+    found = (dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values()))
+    return [Option(tuple(one[first.get(name, name)] for name in block.layers)) for one in found]
 
 
 def screen(

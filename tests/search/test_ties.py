@@ -49,6 +49,15 @@ def test_the_options_of_a_block_are_those_that_hold_its_ties() -> None:
     assert all(holds_ties(Plan.from_options([(block, option)]), TIES[:1]) for option in options)
 
 
+def test_a_block_is_refused_by_what_its_ties_leave_of_it() -> None:
+    block = Block("b", Tower.LANGUAGE, tuple(layer.name for layer in LAYERS[:7]))
+    space = SpaceSpec(weight_bits=(2, 3, 4, 5, 6, 8), activation_bits=(16,))
+
+    assert len(block_options(block, LAYERS, space, TIES)) == 6**4
+    with pytest.raises(SpecError, match="279,936 joint options"):
+        block_options(block, LAYERS, space)
+
+
 def test_a_plan_that_parts_what_is_tied_does_not_hold() -> None:
     plan = Plan.uniform([layer.name for layer in LAYERS], Precision(4))
     changed = Plan.of({**dict(plan), LAYERS[1].name: Precision(8)})
