@@ -30,7 +30,6 @@ from benchmarks.p4q import interval
 from bitfront.plan import Plan
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
-from search.correlation import rank_correlation
 from service.study.proxy_search import ProxySearch
 from workers.process import model_cache
 from workers.scheduling.worker_config import WorkerConfig
@@ -103,13 +102,10 @@ def run(spec: JobSpec, further: int) -> Run:
     correction = search.correction(seeds)
     seconds = time.process_time() - started_s
     assert correction is not None
-    measured = correction.measured.tolist()
     found: Run = {
         "correct_s": seconds,
-        "correlation": [
-            rank_correlation(own.tolist(), measured)
-            for own in (correction.summed, correction.predicted)
-        ],
+        "is_better": correction.is_better,
+        "correlation": correction.correlations,
     }
     uniform = [trial for trial in seeds if trial.origin is Origin.BASELINE]
     for name, trials in (

@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 
 from bitfront.plan import Option
+from search.correlation import rank_correlation
 from search.knapsack_items import Floats
 
 Place = tuple[str, Option]
@@ -52,6 +53,25 @@ class Correction:
     measured: Floats
     predicted: Floats
     summed: Floats
+
+    @property
+    def correlations(self) -> tuple[float, float]:
+        """Spearman's rank correlation with what was measured: of the cells, and corrected."""
+        measured = self.measured.tolist()
+        before, after = (
+            rank_correlation(own.tolist(), measured) or 0.0 for own in (self.summed, self.predicted)
+        )
+        return before, after
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it ranks plans that it did not see better than their cells alone do.
+
+        The optimum under corrected cells is where their errors are most flattered, so that a
+        correction which ranks no better makes worse plans.
+        """
+        before, after = self.correlations
+        return after > before
 
 
 def correct(

@@ -12,7 +12,6 @@ from bitfront.profile import StageArtefactKind
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, StudyState, Trial, TrialState
 from search.choice import estimated_front
-from search.correlation import rank_correlation
 from search.estimate import estimate_errors
 from search.keep import check_keep
 from search.space import SearchSpace
@@ -255,16 +254,13 @@ class Run:
     def _tell_correction(self, proxy_search: ProxySearch, trials: Sequence[Trial]) -> None:
         """Says how much better whole plans make the proxy, each plan judged by the others."""
         correction = proxy_search.correction(trials)
-        if correction is None:
+        if correction is None or not correction.is_better:
             return
-        measured = correction.measured.tolist()
-        before = rank_correlation(correction.summed.tolist(), measured)
-        after = rank_correlation(correction.predicted.tolist(), measured)
-        if before is not None and after is not None:
-            self._reporter.note(
-                f"cells corrected by {len(measured)} plans: rank correlation with a plan's "
-                f"divergence {before:.3f} before, {after:.3f} after"
-            )
+        before, after = correction.correlations
+        self._reporter.note(
+            f"cells are corrected by {len(correction.measured)} plans: rank correlation with a "
+            f"plan's divergence {before:.3f} before, {after:.3f} after"
+        )
 
     def _show(self, progress: Progress) -> None:
         self._metrics.progress(

@@ -249,7 +249,7 @@ class ProxySearch:
     def _corrected_program(self, trials: Sequence[Trial]) -> tuple[Program, bool]:
         """The program on corrected cells, or as it is; whether it is corrected."""
         correction = self.correction(trials)
-        if correction is None:
+        if correction is None or not correction.is_better:
             return self._program, False
         cells = {
             name: undominated(

@@ -137,3 +137,16 @@ def test_few_plans_and_plans_without_a_divergence_correct_nothing() -> None:
     assert correct(cells, plans, [0.0, *[1.0] * (LEAST_PLANS - 1)]) is None
     assert correct(cells, plans, [1.0] * LEAST_PLANS) is not None
     assert correct(dict.fromkeys(cells, 0.0), plans, [1.0] * LEAST_PLANS) is None
+
+
+def test_a_correction_is_better_by_the_plans_that_it_did_not_see() -> None:
+    rng = np.random.default_rng(7)
+    cells, plans = drawn(rng), plans_of(rng, 24)
+    true = dict(zip(BLOCKS, (0.2, 0.2, 1.0, 1.0, 5.0, 5.0), strict=True))
+    structured = correct(cells, plans, [sum(true[p[0]] * cells[p] for p in plan) for plan in plans])
+    adding_up = correct(cells, plans, [2 * sum(cells[p] for p in plan) for plan in plans])
+
+    assert structured is not None
+    assert structured.is_better
+    assert adding_up is not None
+    assert not adding_up.is_better
