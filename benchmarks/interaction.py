@@ -171,6 +171,7 @@ def main(seeds: str, cases: str, further: int, out: Path) -> None:
             if name not in known:
                 model, changes = CASES[case]
                 content = job(model, int(seed), out.parent).model_dump(mode="json")
+                content["search"]["correct_cells"] = True
                 for section, values in changes.items():
                     content[section] |= values
                 known[name] = run(JobSpec.model_validate(content), further)

@@ -500,8 +500,10 @@ class SearchSpec(Section):
     """The sampler, its seed, and the pruning of its space.
 
     `epsilon`: an option stays in the space if some plan that uses it is within this share
-    of the optimal proxy error at some budget; None does not prune.
+    of the optimal proxy error at some budget.
     `from_bits` and `to_bits`: the budget axis, in mean bits per searched weight.
+    `correct_cells`: the plans that were measured correct cells that rank them badly, and the
+    program is solved again.
     `gpus_per_worker`: a share of a GPU, or whole ones; `auto` takes what the model's memory asks
     for where the cluster has GPUs, and none elsewhere.
     `early_stop`: a recovery in training ends when it cannot reach the front any more.
@@ -521,6 +523,7 @@ class SearchSpec(Section):
     from_bits: float | None = Field(None, gt=0, le=16)
     to_bits: float | None = Field(None, gt=0, le=16)
     min_correlation: float = Field(0.5, ge=-1, le=1)
+    correct_cells: bool = False
     max_attempts: int = Field(3, ge=1)
     early_stop: bool = True
     checkpoint_s: float = Field(10, ge=0)

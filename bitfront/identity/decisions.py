@@ -179,6 +179,7 @@ DECISIONS: Final = MappingProxyType(
         "search.from_bits": _PROPOSALS,
         "search.to_bits": _PROPOSALS,
         "search.min_correlation": _PROPOSALS,
+        "search.correct_cells": _PROPOSALS,
         "search.max_attempts": _SCHEDULE,
         "search.early_stop": _irrelevant("a trial that is pruned leaves no evaluation"),
         "search.checkpoint_s": _irrelevant(

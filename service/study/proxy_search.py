@@ -213,7 +213,7 @@ class ProxySearch:
                 plan, or where there are many, after a few; see `search.correction`.
         """
         costs = [solution.cost for solution in self.solutions]
-        program, is_corrected = self._corrected_program(trials())
+        program, is_corrected = self._corrected_program(trials)
         if is_corrected:
             for cost in costs:
                 yield self._proposal(program.solve(cost))
@@ -226,7 +226,7 @@ class ProxySearch:
                 continue
             middle = min(max(round(math.sqrt(max(low, 1) * high)), low + 1), high - 1)
             if made >= learns_at:
-                program, _ = self._corrected_program(trials())
+                program, _ = self._corrected_program(trials)
                 learns_at = max(made + 1, math.ceil(made * _GROWTH))
             solution = program.solve(middle)
             if solution.cost > low:
@@ -236,7 +236,12 @@ class ProxySearch:
             heappush(gaps, _gap(middle, high))
 
     def correction(self, trials: Sequence[Trial]) -> Correction | None:
-        """What the complete trials without recovery say of the cells; None if it is too little."""
+        """What the complete trials without recovery say of the cells.
+
+        None where the job does not ask for it, or where they are too few.
+        """
+        if not self._spec.search.correct_cells:
+            return None
         plans = [
             (places, trial.values["divergence"])
             for trial in trials
@@ -246,9 +251,11 @@ class ProxySearch:
         ]
         return correct(self._errors, [places for places, _ in plans], [d for _, d in plans])
 
-    def _corrected_program(self, trials: Sequence[Trial]) -> tuple[Program, bool]:
+    def _corrected_program(self, trials: Callable[[], Sequence[Trial]]) -> tuple[Program, bool]:
         """The program on corrected cells, or as it is; whether it is corrected."""
-        correction = self.correction(trials)
+        if not self._spec.search.correct_cells:
+            return self._program, False
+        correction = self.correction(trials())
         if correction is None or not correction.is_better:
             return self._program, False
         cells = {

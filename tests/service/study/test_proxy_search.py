@@ -223,7 +223,8 @@ def options_of(plan: Plan) -> dict[str, Option]:
 
 def test_trials_correct_the_cells_and_the_program_is_solved_once_more() -> None:
     """Where l0 counts for ten times its cell beside others, the best plans are found after all."""
-    spec = make_spec(search={"budgets": 12, "prune": False}, objectives=objectives("nbytes"))
+    settings = {"budgets": 12, "prune": False, "correct_cells": True}
+    spec = make_spec(search=settings, objectives=objectives("nbytes"))
     profile = make_profile()
     search = ProxySearch(spec, profile)
     true = {
@@ -258,6 +259,8 @@ def test_trials_correct_the_cells_and_the_program_is_solved_once_more() -> None:
         own = [sum(true[place] for place in options_of(plan).items()) for plan in plans]
         return sum(a / b - 1 for a, b in zip(own, least, strict=True)) / len(plans)
 
+    unasked = ProxySearch(make_spec(search={**settings, "correct_cells": False}), profile)
+    assert unasked.correction(trials) is None
     before = excess([search._plan(solution) for solution in search.solutions])
     assert before > 0.5
     assert excess(resolved) < before / 2
