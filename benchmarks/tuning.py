@@ -31,7 +31,7 @@ from bitfront.trial import TrialState
 from bitfront.tuning import TuningSample, best_sample
 from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
-from service.commands.tune import USUAL
+from service.api.tuning import USUAL
 from service.study.tuning import Wish
 from tests.support.contract import read_witness
 from tests.support.tunings import Tuning, trained_here

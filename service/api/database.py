@@ -90,6 +90,10 @@ class Database:
     def __repr__(self) -> str:
         return f"<bitfront database {self._connection}>"
 
+    def __str__(self) -> str:
+        """Where it is, without a password."""
+        return str(self._connection)
+
     def __enter__(self) -> Self:
         return self
 
@@ -109,6 +113,14 @@ class Database:
     def connection(self) -> Connection:
         """The way to its store, for what this interface does not have."""
         return self._connection
+
+    def create(self) -> None:
+        """Makes a database that is not there, and brings an older one up to date.
+
+        Raises:
+            DatabaseError: It cannot be written, or is another program's.
+        """
+        self._connection.store(create=True)
 
     @property
     def studies(self) -> Studies:
@@ -233,3 +245,31 @@ class Database:
             wait=wait,
         )
         return Study(self._connection, name)
+
+    def profile(
+        self,
+        job: "Job",
+        *,
+        study: str | None = None,
+        workers: int | None = None,
+        address: str | None = None,
+    ) -> Study:
+        """Measures the blocks and cells of a job's model, and nothing after that.
+
+        Args:
+            job: As for `submit`.
+            study: Name of the study, instead of the job's.
+            workers: Cells that are measured side by side, instead of the job's number.
+            address: A Ray cluster that this machine is part of; None runs on this machine.
+
+        Returns:
+            The study, with its `profile` and `options`; `resume` runs its trials.
+
+        Raises:
+            BitfrontError: The job cannot be run, or a study of that name is in the way.
+        """
+        from service.api.jobs import changes_of
+        from service.api.running import profile
+
+        changes = changes_of(study=study, workers=workers)
+        return Study(self._connection, profile(self._connection, job, changes, address))

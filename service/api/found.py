@@ -23,6 +23,7 @@ from service.views.targets import Deployable, deployable
 if TYPE_CHECKING:
     from objectives.evaluation.attachment import Attached, Attachment, TorchModel
     from objectives.evaluation.evaluator import Evaluator
+    from service.api.tuning import Tuned
     from service.study.build import Built
 
 # What works on a model takes seconds to import, which no question about a configuration needs.
@@ -142,7 +143,7 @@ class FoundConfiguration:
     def _attachment(self) -> "Attachment":
         from objectives.evaluation.attachment import Attachment
 
-        return Attachment.of(self._evaluator(), self.configuration)
+        return Attachment.of(self.load(), self.configuration)
 
     def build(
         self,
@@ -175,17 +176,89 @@ class FoundConfiguration:
         on_start()
         store = self.connection.store()
         record = store.study(self.study)
-        return build_artefact(
-            self._evaluator(), record, self.trial, place, store, target=to, write=write
+        return build_artefact(self.load(), record, self.trial, place, store, target=to, write=write)
+
+    def tune(
+        self,
+        out: Path | str,
+        *,
+        samples: int | None = None,
+        max_nbytes: int | str | None = None,
+        keep_worse: bool = False,
+        overwrite: bool = False,
+        workers: int | None = None,
+        address: str | None = None,
+        **settings: object,
+    ) -> "Tuned":
+        """Wins back what the plan lost: trains a P4Q prompt and an adapter for it.
+
+            result = configuration.tune("tuned", context_length=0, reduction=2, steps=400)
+            result.selection_error["tuned"], result.folder
+
+        A tuning that was ended resumes when it is asked for again.
+
+        Args:
+            out: The folder for tensors and card.
+            samples: Searches the settings that are not given, with so many recoveries on
+                workers; None trains one here.
+            max_nbytes: What plan and recovery may take together.
+            keep_worse: Keeps a recovery even where the plan does no worse without it.
+            overwrite: Replaces what is in the folder.
+            workers: Samples that are trained side by side; None for what the job says.
+            address: A Ray cluster for a search; None runs on this machine.
+            settings: Of the recovery, such as `reduction=2`; the others are the trial's own, or
+                the usual ones.
+
+        Raises:
+            SpecError: There is no such setting, the folder holds a recovery, or the plan takes
+                too much with it.
+            Interrupted: A search was told to end.
+        """
+        from bitfront.units import parse_nbytes
+        from service.api.tuning import (
+            chosen_recovery,
+            refuse_full_folder,
+            search_recovery,
+            train_here,
+        )
+        from workers.process.cache_folder import feature_folder
+
+        folder, most = Path(out), None
+        if max_nbytes is not None:
+            most = float(str(parse_nbytes(max_nbytes)))
+        refuse_full_folder(folder, overwrite=overwrite)
+        recovery = chosen_recovery(self.recovery, settings)
+        wanted = Configuration(self.configuration.plan, recovery)
+        if samples is None:
+            evaluator = self.load(feature_folder())
+            return train_here(evaluator, wanted, folder, max_nbytes=most, keep_worse=keep_worse)
+        return search_recovery(
+            self.connection,
+            self.study,
+            wanted,
+            folder,
+            samples=samples,
+            fixed=settings.keys() - {"steps"},
+            max_nbytes=most,
+            keep_worse=keep_worse,
+            workers=workers,
+            address=address,
         )
 
-    def _evaluator(self) -> "Evaluator":
-        """The study's model at its task."""
+    def load(self, features: Path | None = None) -> "Evaluator":
+        """The study's model at its task, in full precision; what evaluates any configuration.
+
+        Args:
+            features: Folder for features that memory has no room for.
+
+        Raises:
+            BitfrontError: Model or data are not there, or not the same any more.
+        """
         from service.study.stored_configuration import bounds_of, load_evaluator
 
         store = self.connection.store()
         record = store.study(self.study)
-        return load_evaluator(record, bounds_of(store, record))
+        return load_evaluator(record, bounds_of(store, record), features)
 
     def to_dict(self) -> dict[str, object]:
         """Everything about it as plain JSON content, as `bitfront best --format json` prints it."""

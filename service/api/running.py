@@ -52,6 +52,25 @@ def submit(
     return spec.study
 
 
+def profile(
+    connection: Connection, job: Job, changes: dict[str, object], address: str | None
+) -> str:
+    """Checks a job and runs the stages before its trials; see `Database.profile`.
+
+    Returns:
+        The study's name.
+    """
+    from service.study.driver import profile_model
+
+    examined = examine(job, changes)
+    if not is_known(connection, examined):
+        check(examined, Depth.MODEL if address is None else Depth.DATA, connection.url)
+    spec = examined.sound()
+    with reporter_for(messages()) as reporter:
+        profile_model(spec, connection.url, reporter, address)
+    return spec.study
+
+
 def resume(
     connection: Connection,
     spec: JobSpec,

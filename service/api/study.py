@@ -1,9 +1,8 @@
 """A study as a program sees it: how it stands, what it found, and what it is told to do."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, overload
+from typing import TYPE_CHECKING, Unpack
 
 from bitfront.errors import SpecError
 from bitfront.trial import StudyState, Trial, TrialState
@@ -12,90 +11,23 @@ from service.api.connection import Connection
 from service.api.found import FoundConfiguration
 from service.api.front import Front
 from service.api.limits import By, LimitOptions
+from service.api.log import Log
+from service.api.study_status import StudyStatus
 from service.views.choosing import Answer, estimate_of
-from service.views.html import pairs_html
-from service.views.logs import line_text
 from service.views.progress import reporter_for
-from service.views.status import is_driven, is_interrupted, status_dict, status_pairs, status_text
+from service.views.status import is_driven, is_interrupted
 from service.views.watching import best_error_at_budget, follow_log, tell_log, watch
 from storage.artefacts import ArtefactRecord
-from storage.records import LogLine, Request, Status, StudyRecord
+from storage.records import LogLine, OptionRecord, ProfileRecord, Request, StudyRecord
 from workers.observability.logs import messages
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from bitfront.spec import JobSpec
+    from search.optuna_export import OptunaExport
 
 # What reads jobs takes longer to import than a question takes to answer.
-
-
-@dataclass(frozen=True)
-class StudyStatus:
-    """How far a study is.
-
-    Attributes:
-        status: The counts and figures.
-        best_error_at_budget: The lowest error within the job's budget; None where there is none.
-    """
-
-    status: Status
-    best_error_at_budget: float | None
-
-    @property
-    def state(self) -> StudyState:
-        """Where the study stands."""
-        return self.status.study.state
-
-    @property
-    def progress(self) -> float:
-        """The share of the planned trials that is finished, in [0, 1]."""
-        return self.status.progress
-
-    @property
-    def finished(self) -> int:
-        """Trials that will not change any more."""
-        return self.status.finished
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON content, as `bitfront status --format json` prints it."""
-        return status_dict(self.status)
-
-    def __str__(self) -> str:
-        return status_text(self.status, self.best_error_at_budget)
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        pairs = status_pairs(self.status, self.best_error_at_budget)
-        return pairs_html(pairs, f"study {self.status.study.name}")
-
-
-class Log(Sequence[LogLine]):
-    """What happened to a study, oldest first; its text is what `bitfront logs` prints."""
-
-    def __init__(self, lines: Collection[LogLine]) -> None:
-        """Takes the lines."""
-        self._lines = tuple(lines)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    @overload
-    def __getitem__(self, place: int) -> LogLine: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> tuple[LogLine, ...]: ...
-
-    def __getitem__(self, place: int | slice) -> LogLine | tuple[LogLine, ...]:
-        return self._lines[place]
-
-    def __str__(self) -> str:
-        return "\n".join(map(line_text, self._lines))
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 class Study:
@@ -152,6 +84,16 @@ class Study:
         return StudyStatus(found, best_error_at_budget(store, found.study))
 
     # What it found
+
+    @property
+    def profile(self) -> ProfileRecord | None:
+        """Its layers, blocks and entropies; None before they are measured."""
+        return self._connection.store().load_profile(self.name)
+
+    @property
+    def options(self) -> list[OptionRecord]:
+        """The measured options of every block, and whether each survives the pruning."""
+        return self._connection.store().options(self.name)
 
     def front(self, *, by: By = "estimate", **limits: Unpack[LimitOptions]) -> Front:
         """The front, lowest error first, or the part of it that holds the limits.
@@ -264,6 +206,41 @@ class Study:
         from service.views.pictures import write_pictures
 
         return write_pictures(self._connection.store(), self.name, Path(out), trial)
+
+    def export_optuna(self, target: str) -> "OptunaExport":
+        """Writes its finished trials to an Optuna database, those that it lacks.
+
+        Args:
+            target: The database, a file or a URL.
+
+        Raises:
+            DatabaseError: It is bitfront's own or another program's, or cannot be written.
+        """
+        from service.database_url import as_url
+        from service.views.optuna_export import export_study
+
+        return export_study(self._connection.store(), self.name, as_url(target))
+
+    def export_mlflow(self, uri: str) -> int:
+        """Writes its finished trials to MLflow, those that it lacks; how many are new there.
+
+        Args:
+            uri: MLflow's tracking URI, a server or `sqlite:///FILE`.
+
+        Raises:
+            SpecError: It is no such URI, or MLflow is not installed.
+            TrackingError: MLflow does not answer.
+        """
+        from bitfront.spec import tracking_uri
+        from service.study.mlflow_mirror import MlflowMirror
+
+        try:
+            mirror = MlflowMirror(self._connection.store(), self.name, tracking_uri(uri))
+        except ValueError as error:
+            raise SpecError(str(error)) from error
+        added = mirror.update()
+        mirror.conclude()
+        return added
 
     # What it is told
 

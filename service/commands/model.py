@@ -1,8 +1,8 @@
 """Commands that put a stored configuration to work: classify, ask."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, Unpack
 
@@ -15,10 +15,9 @@ from service.commands.messages import tell
 
 if TYPE_CHECKING:
     from bitfront.plan import Configuration
-    from bitfront.trial import Trial
     from objectives.evaluation.evaluator import Evaluator
+    from service.api.found import FoundConfiguration
     from service.api.limits import LimitOptions
-    from storage.records import StudyRecord
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -119,29 +118,16 @@ def _pick(
     if (study is None) == (tuned is None):
         raise SpecError("say what to use: either --study NAME, or --tuned FOLDER")
     if study is not None:
-        return load_configuration(url, study, trial, limits)
+        with found_configuration(url, study, trial, limits) as found:
+            return found.load(), found.configuration
     assert tuned is not None
     return read_tuned(tuned)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredConfiguration:
-    """A configuration that a study found, and all that is needed to put it to work.
-
-    Attributes:
-        study: The study.
-        trial: The trial that evaluated it.
-        bounds: Learned bounds of the vision tower's inputs, as JSON content; empty without.
-    """
-
-    study: "StudyRecord"
-    trial: "Trial"
-    bounds: dict[str, object]
-
-
-def find_configuration(
+@contextmanager
+def found_configuration(
     url: str, study: str, trial: int | None, limits: "LimitOptions"
-) -> StoredConfiguration:
+) -> Iterator["FoundConfiguration"]:
     """The configuration that was picked from a study; no model is loaded for it.
 
     Args:
@@ -155,40 +141,12 @@ def find_configuration(
         NothingFits: No trial holds the limits.
     """
     from service.api.database import open_database
-    from service.study.stored_configuration import bounds_of
 
     with open_database(url) as database:
         known = database.study(study)
         found = known.best(**limits) if trial is None else known.trial(trial)
-        record, bounds = known.record, bounds_of(database.connection.store(), known.record)
-    return StoredConfiguration(record, found.trial, bounds)
-
-
-def load_configuration(
-    url: str,
-    study: str,
-    trial: int | None,
-    limits: "LimitOptions",
-    features: Path | None = None,
-) -> tuple["Evaluator", "Configuration"]:
-    """The study's model and data, and the configuration that was picked.
-
-    Args:
-        url: The database.
-        study: The study.
-        trial: A trial; None for the best within the limits.
-        limits: Upper limits.
-        features: Folder for features that memory has no room for.
-
-    Raises:
-        BitfrontError: There is no such study or trial, or its model cannot be loaded.
-        NothingFits: No trial holds the limits.
-    """
-    from service.study.stored_configuration import load_evaluator
-
-    found = find_configuration(url, study, trial, limits)
-    tell(f"trial {found.trial.number} of study {study}")
-    return load_evaluator(found.study, found.bounds, features), found.trial.configuration
+        tell(f"trial {found.number} of study {study}")
+        yield found
 
 
 COMMANDS: Final = (classify, ask)

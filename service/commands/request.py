@@ -73,9 +73,7 @@ def delete(study: str, yes: bool, url: str) -> None:
         if not yes:
             count = sum(found.status.status.counts.values())
             what = f"study {study} with {count} trials"
-            click.confirm(
-                f"delete {what} from {database.connection.store()}?", abort=True, err=True
-            )
+            click.confirm(f"delete {what} from {database}?", abort=True, err=True)
         try:
             found.delete()
         except UnusableSpool as error:

@@ -192,23 +192,11 @@ def profile(
 ) -> None:
     """Measure and print the blocks and cells of JOB's model."""
     from service.api.database import open_database
-    from service.api.jobs import changes_of, examine
-    from service.api.running import check, is_known
-    from service.study.check import Depth
-    from service.study.driver import profile_model
     from service.views.profile import option_rows, profile_table
-    from service.views.progress import reporter_for
-    from workers.observability.logs import messages
 
-    examined = examine(job, changes_of(study=study, workers=workers))
     with open_database(url) as database:
-        if not is_known(database.connection, examined):
-            check(examined, Depth.MODEL if address is None else Depth.DATA, url)
-        spec = examined.sound()
-        with reporter_for(messages()) as reporter:
-            profile_model(spec, url, reporter, address)
-        store = database.connection.store()
-        record, options = store.load_profile(spec.study), store.options(spec.study)
+        found = database.profile(job, study=study, workers=workers, address=address)
+        record, options = found.profile, found.options
     if form == "json":
         for row in option_rows(options):
             click.echo(json.dumps(row))
@@ -246,7 +234,7 @@ def demo(out: Path, model: str, trials: int | None, seed: int | None, workers: i
 
     url = file_url(out / "bitfront.db")
     with open_database(url) as database:
-        database.connection.store(create=True)
+        database.create()
         changes = changes_of(trials=trials, seed=seed, workers=workers)
         spec = demo_job(database, changes, DemoModel(model))
         run(database.connection, spec, None, resume=False, accept_changes=False)

@@ -29,16 +29,18 @@ def serve(host: str, port: int, names: tuple[str, ...], address: str | None, url
     Studies that are submitted run in processes of their own: they go on when this one ends. Where
     other machines reach it, whoever asks must know the token in BITFRONT_TOKEN.
     """
+    from service.api.database import open_database
     from service.http.server import run_server
     from service.http.settings import checked_settings
     from service.study.background import TOKEN_VARIABLE
-    from storage.store import open_store
 
     token = os.environ.get(TOKEN_VARIABLE)
     settings = checked_settings(url, host, token=token, names=names, address=address)
     folder = file_folder(url)
-    with open_store(url, create=folder is not None and not _is_there(url)) as store:
-        run_server(settings, store, host, port)
+    with open_database(url) as database:
+        if folder is not None and not _is_there(url):
+            database.create()
+        run_server(settings, database.connection.store(), host, port)
 
 
 def _is_there(url: str) -> bool:

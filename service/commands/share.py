@@ -50,10 +50,9 @@ def export_optuna(study: str, target: str, url: str) -> None:
     nothing is ever read back. Optuna takes about half a minute for 1,000 trials of 30 blocks.
     """
     from service.api.database import open_database
-    from service.views.optuna_export import export_study
 
     with open_database(url) as database:
-        done = export_study(database.connection.store(), study, target)
+        done = database.study(study).export_optuna(target)
     tell(f"study {study}: {done.added} trials added to {done.known} known")
     if done.partial:
         tell(
@@ -74,18 +73,10 @@ def export_mlflow(study: str, uri: str, url: str) -> None:
     Repeat the command to add what is new: nothing is ever read back. A job with
     tracking.mlflow does the same while it runs.
     """
-    from bitfront.spec import tracking_uri
     from service.api.database import open_database
-    from service.study.mlflow_mirror import MlflowMirror
 
-    try:
-        tracking_uri(uri)
-    except ValueError as error:
-        raise SpecError(str(error)) from error
     with open_database(url) as database:
-        mirror = MlflowMirror(database.connection.store(), study, uri)
-        added = mirror.update()
-        mirror.conclude()
+        added = database.study(study).export_mlflow(uri)
     tell(f"study {study}: {added} trials added to experiment {study} at {uri}")
 
 

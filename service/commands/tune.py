@@ -9,29 +9,37 @@ What a person types, and what they see::
     161 kB, of which prompt 1.02 kB and adapter 1.27 kB
 
     $ bitfront classify photo.png --tuned tuned
+
+    $ bitfront tune demo --max-nbytes 165kB --samples 16 --out tuned
+    trial 36 of study demo
+    samples ━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 16/16
+    sample   error  step     size  state          settings
+         9  13.9 %   200   162 kB  complete       adapter /1 in 8 bits, blend 0.5, ...
+         0  15.4 %   200   161 kB  complete       prompt 8, class end, adapter /2 in 8 bits, ...
+         4  17.0 %    23   161 kB  stopped early  prompt 4, class front, ...
+    error on the selection split: 16.8 % quantized, 13.9 % tuned, 8.6 % in full precision
+    error on the test split: 17.5 % quantized, 14.8 % tuned, 9.0 % in full precision
+    162 kB, of which adapter 4.36 kB
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import click
 
-from bitfront.errors import SpecError
-from bitfront.plan import ClassPosition, Configuration, Plan, Recovery, TeacherText
+from bitfront.errors import Interrupted, SpecError
+from bitfront.plan import ClassPosition, Recovery, TeacherText
+from service.api.tuning import STEPS, USUAL
 from service.commands.deployment import StudyName, address_option, database_option, workers_option
 from service.commands.limits import limit_options
-from service.commands.messages import tell
-from service.commands.model import find_configuration
-from service.commands.tune_samples import Search, search_recovery
-from service.views.tuning import errors_line, refused_recovery, size_line
+from service.commands.model import found_configuration
+from service.views.tuning import errors_line, refused_recovery, samples_table, size_line
 
 if TYPE_CHECKING:
-    from bitfront.spec import JobSpec
-    from bitfront.vlm import LayeredModel
-    from objectives.evaluation.evaluator import Evaluator
     from service.api.limits import LimitOptions
+    from service.api.tuning import Tuned
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -63,11 +71,6 @@ _TYPES: Final[dict[str, click.ParamType[object] | type]] = {
 }
 
 
-# A person tunes longer than a trial does.
-STEPS: Final = 200
-USUAL: Final = Recovery(context_length=8, reduction=2, distillation=4.0, steps=STEPS)
-
-
 def recovery_options(command: Command) -> Command:
     """Adds an option for each setting of a recovery; None where it is not given."""
     for field in reversed(fields(Recovery)):
@@ -85,13 +88,6 @@ def _shown_default(name: str) -> str:
         return str(STEPS)
     usual = getattr(USUAL, name)
     return f"the trial's, or {'no' if usual is False else usual}"
-
-
-def _chosen(stored: Recovery | None, given: Mapping[str, object]) -> Recovery:
-    """The settings: those given, else the trial's own, else the usual ones; never its steps."""
-    base = USUAL if stored is None else replace(stored, steps=STEPS)
-    changes = {name: value for name, value in given.items() if value is not None}
-    return replace(base, **changes).canonical  # type: ignore[arg-type]  # click has checked them
 
 
 @click.command()
@@ -148,13 +144,13 @@ def tune(
     is a recovery, the worse ones stop early, and the best one is kept. A tuning that was ended
     resumes when the same command is given again.
     """
-    from objectives.evaluation.tuned import CARD
+    from service.api.tuning import refuse_full_folder, tune_plan
 
-    given = {field.name: settings.pop(field.name) for field in fields(Recovery)}
+    names = [field.name for field in fields(Recovery)]
+    given = {name: value for name in names if (value := settings.pop(name)) is not None}
     limits = cast("LimitOptions", settings)
-    most_nbytes = cast("int | None", settings["max_nbytes"])
-    if (out / CARD).exists() and not overwrite:
-        raise SpecError(f"{out} holds a tuned recovery already: give --overwrite, or another --out")
+    most = cast("int | None", settings["max_nbytes"])
+    refuse_full_folder(out, overwrite=overwrite)
     if job is not None:
         if plan is None or study is not None:
             raise SpecError("--job needs --plan, such as --plan w4a8, and no study")
@@ -162,111 +158,39 @@ def tune(
             raise SpecError(
                 "--samples needs a study, whose database keeps what they show: submit the job first"
             )
-        evaluator, chosen = _from_job(job, plan)
-        configuration = Configuration(chosen, _chosen(None, given))
-    else:
-        if study is None or plan is not None:
-            raise SpecError("say what to tune: a study, or --job FILE with --plan PLAN")
-        found = find_configuration(url, study, trial, limits)
-        tell(f"trial {found.trial.number} of study {study}")
-        stored = found.trial.configuration
-        configuration = Configuration(stored.plan, _chosen(stored.recovery, given))
-        if samples is not None:
-            fixed = {name for name, value in given.items() if value is not None} - {"steps"}
-            searched = Search(url, samples, frozenset(fixed), workers, address)
-            search_recovery(found, configuration, searched, most_nbytes, out, keep_worse=keep_worse)
-            return
-        from service.study.stored_configuration import load_evaluator
-        from workers.process.cache_folder import feature_folder
-
-        evaluator = load_evaluator(found.study, found.bounds, feature_folder())
-    _refuse_larger(evaluator, configuration, most_nbytes)
-    _tune(evaluator, configuration, out, keep_worse=keep_worse)
-
-
-def _refuse_larger(
-    evaluator: "Evaluator", configuration: Configuration, limit: float | None
-) -> None:
-    """Refuses a recovery that takes its plan above the size that was asked for."""
-    from bitfront.units import size_text
-
-    nbytes = sum(evaluator.nbytes(configuration).values())
-    if limit is not None and nbytes > limit:
-        raise SpecError(
-            f"with this recovery the plan takes {size_text(nbytes)} ({nbytes:,} bytes), above "
-            f"--max-nbytes {limit:,.0f}: give a larger --reduction, a smaller --context-length or "
-            "fewer --adapter-bits, or name a smaller plan with --trial"
-        )
-
-
-def _from_job(path: Path, plan: str) -> "tuple[Evaluator, Plan]":
-    from bitfront.job import load_job
-    from objectives.evaluation.evaluator import Evaluator
-    from workers.process.cache_folder import feature_folder
-
-    spec = load_job(path, {})
-    evaluator = Evaluator.from_spec(spec, features=feature_folder())
-    return evaluator, _read_plan(plan, evaluator.model, spec)
-
-
-def _read_plan(text: str, model: "LayeredModel", spec: "JobSpec") -> Plan:
-    """A plan as a person gives it.
-
-    Raises:
-        SpecError: It is neither a precision nor a file that holds a plan.
-    """
-    import json
-
-    from bitfront.precision import Precision
-    from search.seeds import uniform_precision
-
-    if not Path(text).is_file():
-        wanted = Precision.parse(text)
-        bits = wanted.weight_bits, wanted.activation_bits
-        return Plan.of({x.name: uniform_precision(x, *bits, spec.space) for x in model.layers})
+        _show(tune_plan(job, plan, out, given, max_nbytes=most, keep_worse=keep_worse))
+        return
+    if study is None or plan is not None:
+        raise SpecError("say what to tune: a study, or --job FILE with --plan PLAN")
     try:
-        return Plan.from_dict(json.loads(Path(text).read_text()))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise SpecError(
-            f"{text} holds no plan, which is a JSON object of layer names and precisions "
-            f'such as "w4a8": {error}'
+        with found_configuration(url, study, trial, limits) as found:
+            tuned = found.tune(
+                out,
+                samples=samples,
+                max_nbytes=most,
+                keep_worse=keep_worse,
+                overwrite=overwrite,
+                workers=workers,
+                address=address,
+                **given,
+            )
+    except Interrupted as error:
+        raise click.ClickException(
+            "the tuning was told to end; the same command resumes it"
         ) from error
+    _show(tuned)
 
 
-def _tune(
-    evaluator: "Evaluator", configuration: Configuration, out: Path, *, keep_worse: bool
-) -> None:
-    """Trains in view of the person, and writes the folder if that helped."""
-    import sys
-
-    from bitfront.files import write_whole
-    from objectives.data.split_name import SplitName
-    from objectives.evaluation.tuned import recovery_errors, tuned_files
-    from objectives.recovery.checkpointed_training import advance
-    from service.views.progress import reporter_for
-    from workers.process.model_cache import package_versions
-
-    assert configuration.recovery is not None
-    steps = configuration.recovery.steps
-    saved = evaluator.checkpoint(configuration, out / "checkpoint.safetensors")
-    with reporter_for(sys.stderr) as reporter:
-        training = evaluator.scorer.begin(configuration)
-        saved.resume(training)
-        reporter.stage("tune", total=steps)
-        reporter.advance(training.steps)
-        advance(training, steps, saved, lambda _loss: reporter.advance())
-    evaluator.scorer.keep(configuration, training.stored())
-    errors = recovery_errors(evaluator, configuration, SplitName.SELECTION)
-    click.echo(errors_line(errors))
-    if errors["tuned"] >= errors["quantized"] and not keep_worse:
-        # With --keep-worse the same command has nothing left to train.
-        saved.save(training)
-        raise click.ClickException(refused_recovery(errors))
-    files = tuned_files(evaluator, configuration, errors, package_versions())
-    for name, content in files.items():
-        write_whole(out / name, content)
-    saved.remove()
-    click.echo(size_line(evaluator.nbytes(configuration)))
+def _show(tuned: "Tuned") -> None:
+    """Prints what came out; a recovery that was not kept ends the command."""
+    if tuned.samples:
+        click.echo(samples_table(tuned.samples.values()))
+    click.echo(errors_line(tuned.selection_error))
+    if tuned.test_error:
+        click.echo(errors_line(tuned.test_error, "test"))
+    if tuned.folder is None:
+        raise click.ClickException(refused_recovery(tuned.selection_error))
+    click.echo(size_line(tuned.nbytes))
 
 
 COMMANDS: Final = (tune,)
