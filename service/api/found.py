@@ -183,7 +183,7 @@ class FoundConfiguration:
         out: Path | str,
         *,
         samples: int | None = None,
-        max_nbytes: int | str | None = None,
+        max_nbytes: float | str | None = None,
         keep_worse: bool = False,
         overwrite: bool = False,
         workers: int | None = None,
@@ -214,18 +214,17 @@ class FoundConfiguration:
                 too much with it.
             Interrupted: A search was told to end.
         """
-        from bitfront.units import parse_nbytes
         from service.api.tuning import (
             chosen_recovery,
             refuse_full_folder,
             search_recovery,
             train_here,
         )
+        from service.views.limits import read_limits
         from workers.process.cache_folder import feature_folder
 
-        folder, most = Path(out), None
-        if max_nbytes is not None:
-            most = float(str(parse_nbytes(max_nbytes)))
+        folder = Path(out)
+        most = read_limits({"max_nbytes": max_nbytes}).given.get("nbytes")
         refuse_full_folder(folder, overwrite=overwrite)
         recovery = chosen_recovery(self.recovery, settings)
         wanted = Configuration(self.configuration.plan, recovery)
