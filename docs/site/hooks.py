@@ -1,15 +1,19 @@
 """The hooks of mkdocs: generated pages join the site, and links that leave `docs/` stay in it.
 
 A page links to files of the repository by relative paths, as a code host follows them. In the site
-each such file is a page of its own. `python -m mkdocs` finds these modules from the repository.
+each such file is a page of its own.
 """
 
+import sys
 from pathlib import Path
 from typing import Final
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+
+# mkdocs runs this file by its path, from wherever it was started.
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from docs.site import commands, database, http, job, links, python
 

@@ -49,8 +49,10 @@ _STATUS: Final = {
     StudyState.STOPPED: "KILLED",
     StudyState.CANCELLED: "KILLED",
 }
-# What somebody set is kept. A driver does not wait for minutes, and nothing is told to others.
+# What somebody set is kept. A driver does not wait for minutes, nothing is told to others, and
+# the loggers of alembic and SQLAlchemy stay ours.
 _SETTINGS: Final = {
+    "MLFLOW_CONFIGURE_LOGGING": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -335,8 +337,7 @@ def _client(uri: str) -> "MlflowClient":
         os.environ.setdefault("_MLFLOW_SERVER_ARTIFACT_ROOT", folder)
     from mlflow import MlflowClient
 
-    for logger in ("mlflow", "alembic"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
 
 

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from bitfront.errors import LeaseLost, SpecError, TrackingError
-from bitfront.trial import StudyState
+from bitfront.trial import FrontChange, StudyState
 from service.cli import main
 from service.database_url import file_url
 from service.study import mlflow_mirror
@@ -28,7 +28,7 @@ from service.views.progress import PlainReporter
 from storage.artefacts import ArtefactRecord
 from storage.store import Store, open_store
 from tests.support.searched_study import searched
-from tests.support.store_samples import complete
+from tests.support.store_samples import complete, trial
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -109,6 +109,9 @@ def test_the_studys_own_run_has_its_job_and_its_front(
     store: Store, uri: str, tmp_path: Path
 ) -> None:
     lease = searched(store)
+    store.start_trial(lease, trial(6))
+    change = FrontChange(added=(6,), removed=(), hypervolume=0.5)
+    complete(store, lease, 6, {"error": 0.125, "nbytes": 50.0}, front=change)
     files = {"model.onnx": "digest"}
     record = ArtefactRecord(
         trial=0, target="onnx", path="/models/a", nbytes=7, files=files, verification={}
@@ -125,9 +128,9 @@ def test_the_studys_own_run_has_its_job_and_its_front(
     assert parent.data.params["model.source"] == "reference"
     assert parent.data.params["quantizer.rounding"] == "nearest"
     front = {number for number in trials if trials[number].data.tags.get("front") == "true"}
-    assert front == {result.number for result in store.front("digits")}
+    assert front == {result.number for result in store.front("digits")} == {6}
     steps = MlflowClient(tracking_uri=uri).get_metric_history(parent.info.run_id, "hypervolume")
-    assert [(one.step, one.value) for one in steps] == store.hypervolumes("digits")
+    assert [(one.step, one.value) for one in steps] == store.hypervolumes("digits") != []
     assert "study: digits" in content(uri, parent, "job.yaml", tmp_path / "a")
     assert "error" in content(uri, parent, "front.csv", tmp_path / "a")
     assert "/models/a" in content(uri, parent, "artefacts.json", tmp_path / "a")
