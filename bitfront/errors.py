@@ -81,7 +81,7 @@ class DatabaseError(BitfrontError):
 
 
 class TrackingError(BitfrontError):
-    """MLflow does not answer, or refuses what it is told; no study depends on it."""
+    """MLflow does not answer, or rejects a request; no study depends on it."""
 
     def __init__(self, uri: str, reason: str) -> None:
         super().__init__(uri, reason)
@@ -89,10 +89,7 @@ class TrackingError(BitfrontError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return (
-            f"MLflow at {self.uri} does not take what it is told ({self.reason}): check "
-            "tracking.mlflow"
-        )
+        return f"MLflow at {self.uri} cannot be used ({self.reason}): check tracking.mlflow"
 
 
 class UnreachableCluster(BitfrontError):

@@ -66,7 +66,7 @@ def tracking_uri(uri: str) -> str:
     place = uri.removeprefix("http://").removeprefix("https://").removeprefix(SQLITE)
     if place in ("", uri):
         raise ValueError(
-            f"{masked(uri)!r} is no tracking URI of MLflow: write http://HOST:PORT of its server, "
+            f"{masked(uri)!r} is not an MLflow tracking URI: write http://HOST:PORT for a server, "
             "or sqlite:///FILE"
         )
     if masked(uri) != uri:

@@ -86,7 +86,7 @@ class LatencyTable:
                 continue
 
     def _remember(self, key: LatencyKey, seconds: float) -> None:
-        """Adds a line to the file; where there is no room for it, this process knows it alone."""
+        """Appends a line to the file; if that fails, only this process has the time."""
         if self._file is None:
             return
         line = json.dumps({**asdict(key), "seconds": seconds}) + "\n"

@@ -6,7 +6,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, overload
 
 from bitfront.errors import SpecError
-from bitfront.trial import TrialState
 from service.api.connection import Connection
 from service.api.found import FoundConfiguration
 from service.views.choosing import Answer, FullPrecision, ShownFront
@@ -101,14 +100,11 @@ class Front(Sequence[FoundConfiguration]):
         """
         if self._study is None:
             raise SpecError("a front of several studies has no picture: draw that of one study")
-        from service.views.pictures import front_picture
-        from service.views.plot.images import write_front
+        from service.views.pictures import write_front_picture
 
-        store = self._connection.store()
-        trials = store.trials(self._study, {TrialState.COMPLETE})
         with TemporaryDirectory() as folder:
             path = Path(folder) / "front.png"
-            write_front(front_picture(store, self._study, trials), path)
+            write_front_picture(self._connection.store(), self._study, path)
             return path.read_bytes()
 
     def _repr_html_(self) -> str:

@@ -56,7 +56,7 @@ def chosen_recovery(stored: Recovery | None, settings: Mapping[str, object]) -> 
     known = [one.name for one in fields(Recovery)]
     for name in settings:
         if name not in known:
-            raise SpecError(f"{name} is no setting of a recovery: {', '.join(known)}")
+            raise SpecError(f"a recovery has no setting {name!r}: it has {', '.join(known)}")
     base = USUAL if stored is None else replace(stored, steps=STEPS)
     return replace(base, **settings).canonical  # type: ignore[arg-type]  # its own check follows
 

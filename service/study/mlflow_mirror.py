@@ -8,21 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from bitfront.errors import SpecError, TrackingError
+from bitfront.layers import Block
 from bitfront.passwords import masked
 from bitfront.spec import SQLITE
 from bitfront.trial import StudyState, Trial, TrialState
 from search.optuna_export import FINAL_STATES
 from service.views.choosing import shown_front
 from service.views.parameters import attributes, parameters
-from service.views.pictures import front_picture
+from service.views.pictures import write_front_picture
 from service.views.render import csv_text, flat, front_rows
-from storage.records import StudyRecord
+from storage.records import StudyRecord, StudyVersion
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ class MlflowMirror:
         self._study = study
         self._uri = uri
         self._settled = -1
+        self._version: StudyVersion | None = None
         record = store.study(study)
         self._identity = f"{study} of {record.created_at.isoformat()}"
         with _answering(uri):
@@ -118,25 +121,33 @@ class MlflowMirror:
         """Adds the trials that have finished; how many are new there.
 
         Raises:
-            TrackingError: MLflow does not answer; calling again goes on where this ended.
+            TrackingError: MLflow cannot be used; calling again continues from where this stopped.
         """
+        version = self._store.version(self._study)
+        if version == self._version:
+            return 0
         added = 0
-        profile = self._store.load_profile(self._study)
-        blocks = () if profile is None else profile.blocks
         with _answering(self._uri):
             for trial in self._finished():
                 known = self._trials.get(trial.number)
                 if known is None or not known.is_whole:
                     added += known is None
-                    self._add(trial, parameters(trial.configuration, blocks))
+                    self._add(trial, parameters(trial.configuration, self._blocks))
             self._add_hypervolumes()
+        self._version = version
         return added
+
+    @cached_property
+    def _blocks(self) -> Sequence[Block]:
+        """The study's blocks, which are stored before its first trial."""
+        profile = self._store.load_profile(self._study)
+        return () if profile is None else profile.blocks
 
     def conclude(self) -> None:
         """Adds what is known last: test values, the front, artefacts, and the study's state.
 
         Raises:
-            TrackingError: MLflow does not answer; calling again goes on where this ended.
+            TrackingError: MLflow cannot be used; calling again continues from where this stopped.
         """
         front = {trial.number for trial in self._store.front(self._study)}
         trials = self._store.trials(self._study)
@@ -293,12 +304,9 @@ class MlflowMirror:
     def _add_front(self) -> None:
         rows = flat(front_rows(shown_front(self._store, self._study)))
         self._client.log_text(self._run, csv_text(rows), "front.csv")
-        from service.views.plot.images import write_front
-
-        trials = self._store.trials(self._study, {TrialState.COMPLETE})
         with TemporaryDirectory() as folder:
             path = Path(folder) / "front.png"
-            write_front(front_picture(self._store, self._study, trials), path)
+            write_front_picture(self._store, self._study, path)
             self._client.log_artifact(self._run, str(path))
 
     def _log(

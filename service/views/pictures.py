@@ -49,6 +49,16 @@ def write_pictures(store: Store, study: str, out: Path, number: int | None = Non
     return [*fronts, *rows, *page]
 
 
+def write_front_picture(store: Store, study: str, path: Path) -> None:
+    """Writes the picture of a study's front alone; its format is the suffix of the file.
+
+    Raises:
+        SpecError: There is no trial to draw.
+    """
+    trials = store.trials(study, {TrialState.COMPLETE})
+    write_front(front_picture(store, study, trials), path)
+
+
 def front_picture(store: Store, study: str, trials: Sequence[Trial]) -> FrontPicture:
     """The picture of a study's complete trials.
 

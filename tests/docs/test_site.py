@@ -132,7 +132,7 @@ def test_every_key_command_and_name_is_in_the_reference(site: Path) -> None:
 def address(site: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
-            """Nothing: a request is no news."""
+            """Requests are not logged."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
         Thread(target=server.serve_forever, daemon=True).start()

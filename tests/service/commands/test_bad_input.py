@@ -161,8 +161,8 @@ ADDITIONS = {
     ),
     "a mirror that is nowhere": (
         "tracking:\n  mlflow: mlruns",
-        "line 7: tracking.mlflow: 'mlruns' is no tracking URI of MLflow: "
-        "write http://HOST:PORT of its server, or sqlite:///FILE",
+        "line 7: tracking.mlflow: 'mlruns' is not an MLflow tracking URI: "
+        "write http://HOST:PORT for a server, or sqlite:///FILE",
     ),
     "no trials": (
         "stop:\n  trials: 0",

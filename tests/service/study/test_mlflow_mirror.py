@@ -222,7 +222,9 @@ def test_nothing_is_left_in_the_folder_that_it_ran_in(
 def test_a_server_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
-    with pytest.raises(TrackingError, match=r"^MLflow at http://127.0.0.1:1 does not .*tracking"):
+    with pytest.raises(
+        TrackingError, match=r"^MLflow at http://127.0.0.1:1 cannot be used .*tracking"
+    ):
         check_tracking(NOWHERE)
 
 
@@ -275,7 +277,7 @@ def test_a_study_never_fails_by_mlflow_and_says_once_that_it_is_away(
         time.sleep(0.5)
 
     told = capsys.readouterr().err
-    assert told.count("MLflow at http://127.0.0.1:1 does not") == 1
+    assert told.count("MLflow at http://127.0.0.1:1 cannot be used") == 1
     assert "bitfront export-mlflow digits" in told
 
 
@@ -316,9 +318,9 @@ def test_the_command_copies_a_study_and_says_so(store: Store, path: Path, uri: s
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
-        ("mlruns", "'mlruns' is no tracking URI of MLflow"),
-        ("file:///tmp/mlruns", "is no tracking URI"),
-        ("http://", "is no tracking URI"),
+        ("mlruns", "'mlruns' is not an MLflow tracking URI"),
+        ("file:///tmp/mlruns", "is not an MLflow tracking URI"),
+        ("http://", "is not an MLflow tracking URI"),
         ("https://ann:secret@host", r"would show its password .* MLFLOW_TRACKING_PASSWORD"),
     ],
 )
