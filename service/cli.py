@@ -13,7 +13,7 @@ What a person types, and what they see::
         9  12.1 %      12.6 %  187 kB         2.74  -                    program
 
     $ bitfront best first --max-nbytes 100kB
-    Error: no trial of study 'first' holds --max-nbytes 100 kB: the nearest is trial 9 ...
+    Error: study 'first' has no trial with size at most 100 kB: the nearest is trial 9 ...
 
 Data goes to stdout, messages to stderr. The exit code is 0, 1 where nothing fits or a study did
 not end well, and 2 for a mistake, with a sentence that says what to do.

@@ -69,10 +69,9 @@ def show(study: Study, out: Path) -> None:
     for command in (f"best {study.name} --max-error 0.1", f"front {study.name} --format csv"):
         click.echo(f"  {command_line(command, url)}")
     click.echo(
-        "\nFor a model of your own, write a job with your model and data (examples/open_clip.yaml, "
-        "transformers.yaml and llava.yaml\nin the repository are whole ones), then:\n"
+        "\nFor a model of your own, 'init' asks for model, data and budget and writes a job file:\n"
     )
-    click.echo("  bitfront submit job.yaml")
+    click.echo("  bitfront init job.yaml\n  bitfront submit job.yaml")
 
 
 def _best(study: Study, nbytes: float) -> FoundConfiguration | None:

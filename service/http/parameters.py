@@ -1,13 +1,16 @@
 """Parameters that routes share: names, numbers, limits."""
 
 from http import HTTPStatus
+from inspect import Parameter, Signature
 from typing import Annotated, Final
 
 from fastapi import Depends, Path, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import Field
 
 from bitfront.job.document import cut
+from bitfront.objective import FIGURES, Quantity
 from bitfront.spec import STUDY_NAME, ErrorShare, Nbytes
 from search.choice import Ranking
 from service.http.problems import Refused
@@ -24,34 +27,30 @@ By = Annotated[
     Query(description="What stands for the error: an estimate from all trials, or the measured."),
 ]
 
-_Positive = Annotated[float | None, Query(gt=0, allow_inf_nan=False)]
+_TYPES: Final = {
+    Quantity.SHARE: ErrorShare | None,
+    Quantity.NBYTES: Nbytes | None,
+    Quantity.NUMBER: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+}
 
 
-def limits(
-    max_error: Annotated[
-        ErrorShare | None, Query(description="Highest error, such as 0.1 or 10%.")
-    ] = None,
-    max_nbytes: Annotated[
-        Nbytes | None, Query(description="Largest checkpoint, such as 40000, 40kB or 8GB.")
-    ] = None,
-    max_bits: _Positive = None,
-    max_bit_operations: _Positive = None,
-    max_latency_s: _Positive = None,
-    max_activation_nbytes: Annotated[
-        Nbytes | None, Query(description="Peak memory of a batch's activations, such as 200MB.")
-    ] = None,
-    max_divergence: _Positive = None,
-) -> Limits:
-    """The limits of a query."""
-    return Limits(
-        max_error=max_error,
-        max_nbytes=max_nbytes,
-        max_bits=max_bits,
-        max_bit_operations=max_bit_operations,
-        max_latency_s=max_latency_s,
-        max_activation_nbytes=max_activation_nbytes,
-        max_divergence=max_divergence,
-    )
+def limits(**given: float | None) -> Limits:
+    """The limits of a query, one parameter for each figure."""
+    return Limits(**given)
+
+
+# FastAPI reads from it which parameters there are.
+limits.__signature__ = Signature(  # type: ignore[attr-defined]
+    [
+        Parameter(
+            figure.limit,
+            Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[_TYPES[figure.quantity], Query(description=figure.limit_help)],
+        )
+        for figure in FIGURES
+    ]
+)
 
 
 def refuse_unknown(request: Request) -> None:

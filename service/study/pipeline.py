@@ -271,7 +271,6 @@ class Run:
             total=progress.total,
             best_error=progress.best_error,
             hypervolume=progress.hypervolume,
-            front=progress.front,
         )
 
     def _test_front(self) -> None:

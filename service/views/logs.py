@@ -130,9 +130,10 @@ def _restarted(content: Mapping[str, object]) -> str:
 
 
 def _tested(content: Mapping[str, object]) -> str:
-    numbers = content.get("trials")
-    listed = ", ".join(map(str, numbers)) if isinstance(numbers, list) else "-"
-    return f"measured on the test split: trials {listed}"
+    given = content.get("trials")
+    numbers = given if isinstance(given, list) else []
+    name = "trial" if len(numbers) == 1 else "trials"
+    return f"measured on the test split: {name} {', '.join(map(str, numbers)) or '-'}"
 
 
 _TEXTS: Final[dict[EventKind, Callable[[Mapping[str, object]], str]]] = {

@@ -65,15 +65,13 @@ class NotebookReporter:
             stage.reach(stage.done + n)
             self._draw_if_due()
 
-    def trial(
-        self, done: int, total: int, best_error: float | None, hypervolume: float, front: int
-    ) -> None:
+    def trial(self, done: int, total: int, best_error: float | None, hypervolume: float) -> None:
         """Moves the bar, with the figures beside it."""
         if not self._stages:
             self._stages.append(Stage("trials", total, self._clock))
         best = "" if best_error is None else f"error {percent_text(best_error)}, "
         stage = self._stages[-1]
-        stage.figures = f"{best}hypervolume {hypervolume_text(hypervolume)}, front {front}"
+        stage.figures = f"{best}hypervolume {hypervolume_text(hypervolume)}"
         stage.reach(done, total)
         self._draw_if_due()
 

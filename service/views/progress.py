@@ -42,10 +42,8 @@ class Reporter(Protocol):
         """`n` more units of the stage are done."""
         ...
 
-    def trial(
-        self, done: int, total: int, best_error: float | None, hypervolume: float, front: int
-    ) -> None:
-        """`done` trials are finished; the best error at the budget, and how the front stands."""
+    def trial(self, done: int, total: int, best_error: float | None, hypervolume: float) -> None:
+        """`done` trials are finished; the best error at the budget, and the hypervolume."""
         ...
 
     def note(self, text: str) -> None:
@@ -91,14 +89,12 @@ class PlainReporter:
         self._stage.reach(self._stage.done + n)
         self._show_if_due()
 
-    def trial(
-        self, done: int, total: int, best_error: float | None, hypervolume: float, front: int
-    ) -> None:
+    def trial(self, done: int, total: int, best_error: float | None, hypervolume: float) -> None:
         """Says how the trials stand when it is time."""
         best = (
             "" if best_error is None else f", best error at the budget {percent_text(best_error)}"
         )
-        self._stage.figures = f"{best}, hypervolume {hypervolume_text(hypervolume)}, front {front}"
+        self._stage.figures = f"{best}, hypervolume {hypervolume_text(hypervolume)}"
         self._stage.reach(done, total)
         self._show_if_due()
 
@@ -176,12 +172,10 @@ class RichReporter:
         self._stage.reach(self._stage.done + n)
         self._refresh()
 
-    def trial(
-        self, done: int, total: int, best_error: float | None, hypervolume: float, front: int
-    ) -> None:
+    def trial(self, done: int, total: int, best_error: float | None, hypervolume: float) -> None:
         """Moves the bar, with the figures beside it."""
         best = "" if best_error is None else f"error [bold]{percent_text(best_error)}[/bold]  "
-        self._stage.figures = f"{best}hypervolume {hypervolume_text(hypervolume)}  front {front}"
+        self._stage.figures = f"{best}hypervolume {hypervolume_text(hypervolume)}"
         self._stage.reach(done, total)
         self._refresh()
 

@@ -28,22 +28,21 @@ def refusal(
         way_out: The command that says more where there is no trial at all.
         across: Whether several studies were asked, so that the trial's own is worth naming.
     """
-    asked = " and ".join(
-        f"{BY_NAME[name].option} {BY_NAME[name].text(limit)}"
-        for name, limit in limits.given.items()
-    )
+    asked = [(BY_NAME[name], limit) for name, limit in limits.given.items()]
     if nearest is None:
         if not asked:
             return f"{scope} has no complete trial yet: see 'bitfront {way_out}'"
-        return f"no trial of {scope} has a measured value for {asked}"
+        return f"{scope} has no trial with a measured {' and '.join(one.label for one, _ in asked)}"
     misses = [
-        f"{BY_NAME[name].text(nearest.values[name])} ({_over(nearest.values[name], limit)} over)"
-        for name, limit in limits.given.items()
-        if nearest.values[name] > limit
+        f"{figure.text(nearest.values[figure.name])} "
+        f"({_over(nearest.values[figure.name], limit)} over)"
+        for figure, limit in asked
+        if nearest.values[figure.name] > limit
     ]
+    wanted = " and ".join(f"{figure.label} at most {figure.write(most)}" for figure, most in asked)
     found = f" of study {nearest.study!r}" if across else ""
     return (
-        f"no trial of {scope} holds {asked}: the nearest is trial {nearest.number}{found} "
+        f"{scope} has no trial with {wanted}: the nearest is trial {nearest.number}{found} "
         f"with {' and '.join(misses)}, error {percent_text(nearest.values['error'])}"
     )
 

@@ -348,12 +348,12 @@ def best_pairs(
     pairs.append(("recovery", recovery_details(trial.configuration.recovery)))
     pairs.append(("targets", deployable_text(targets)))
     if answer.peers:
-        pairs.append(("told apart", peers_text(answer, names)))
+        pairs.append(("chance", peers_text(answer, names)))
     return pairs
 
 
 def peers_text(answer: "Answer", names: Mapping[int, str]) -> str:
-    """Which trials' errors cannot be told from that of the best one, and what it would take.
+    """Which trials' errors differ from that of the best one by chance, and what would tell them.
 
     Uniform baselines are named first: they are what a person has without a search.
     """
@@ -364,10 +364,9 @@ def peers_text(answer: "Answer", names: Mapping[int, str]) -> str:
         for peer in shown
     ]
     more = len(peers) - len(shown)
-    rest = f", nor from {more} more" if more else ""
+    named = "; ".join([*parts, f"{more} more"] if more else parts)
     return (
-        f"by its error it cannot be told from {'; '.join(parts)} with these "
-        f"{answer.samples:,} samples{rest}"
+        f"on these {answer.samples:,} samples its error differs by no more than chance from {named}"
     )
 
 
@@ -384,8 +383,8 @@ def peer_name(number: int, names: Mapping[int, str]) -> str:
 
 
 def needed_text(samples: float) -> str:
-    """A number of samples in two digits, such as `about 4,000 would be needed`."""
+    """A number of samples in two digits, such as `about 4,000 would tell`."""
     if not samples < _MOST_SAMPLES:
-        return "no number of samples would do"
+        return "no number of samples would tell"
     step = 10 ** max(int(math.log10(samples)) - 1, 0)
-    return f"about {math.ceil(samples / step) * step:,} would be needed"
+    return f"about {math.ceil(samples / step) * step:,} would tell"

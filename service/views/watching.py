@@ -105,7 +105,6 @@ def _show_trials(store: Store, status: Status, reporter: Reporter) -> None:
         total=status.study.planned_trials,
         best_error=best_error_at_budget(store, status.study),
         hypervolume=status.hypervolume or 0.0,
-        front=status.front_size,
     )
 
 

@@ -166,7 +166,7 @@ REQUESTS = (
     ),
     Request(
         "a limit that nothing holds", "GET", "/studies/digits/best?max_nbytes=7", 404,
-        "no trial of study 'digits' holds --max-nbytes 7 B: the nearest is trial 3 with 120 B "
+        "study 'digits' has no trial with size at most 7 B: the nearest is trial 3 with 120 B "
         "(1614 % over), error 22.5 %",
     ),
     Request(

@@ -50,10 +50,11 @@ def _differences(first: StudyRecord, second: StudyRecord) -> list[tuple[str, str
     """Where two jobs differ, by dotted key; their names left out."""
     ours, theirs = (dict(_flat(json.loads(one.spec_json))) for one in (first, second))
     keys = [key for key in dict.fromkeys((*ours, *theirs)) if key != "study"]
+    sections = {key.rpartition(".")[0] for key in keys}  # one of the jobs has them as null
     return [
         (key, ours.get(key, MISSING), theirs.get(key, MISSING))
         for key in keys
-        if ours.get(key) != theirs.get(key)
+        if ours.get(key) != theirs.get(key) and key not in sections
     ]
 
 

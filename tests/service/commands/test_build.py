@@ -174,7 +174,7 @@ def test_limits_pick_the_trial_as_best_does(database: Path, tmp_path: Path) -> N
 
     assert result.stderr == f"trial {best['trial']} of study {LLAVA}\n"
     assert none.exit_code == 1
-    assert "holds --max-nbytes 1.00 kB: the nearest is trial" in none.stderr
+    assert "has no trial with size at most 1.00 kB: the nearest is trial" in none.stderr
     assert names(tmp_path) == ["model"]
 
 

@@ -83,7 +83,7 @@ def test_limits_pick_the_configuration(database: Path, photo: tuple[Path, str, s
 
     assert small.stderr == "trial 1 of study digit-llava\n"
     assert none.exit_code == 1
-    assert "holds --max-nbytes 1.00 kB: the nearest is trial 1" in none.stderr
+    assert "has no trial with size at most 1.00 kB: the nearest is trial 1" in none.stderr
 
 
 def test_pictures_are_classified_in_their_order(database: Path, tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_the_front_under_limits_is_its_part_that_holds_all(
         assert shown == expected, asked
         assert result.exit_code == (0 if expected else 1), asked
         assert expected or result.stderr.count("\n") == 1, asked
-        assert expected or ("over digits holds" in result.stderr) == (scope[0] == "--model"), asked
+        assert expected or ("over digits has no trial" in result.stderr) == (
+            scope[0] == "--model"
+        ), asked
 
 
 def test_the_best_trial_holds_every_mix_of_limits(database: Path) -> None:
@@ -104,13 +106,13 @@ def test_a_front_of_which_nothing_fits_says_what_comes_nearest(database: Path) -
 
     assert (small.exit_code, small.stdout) == (1, "")
     assert small.stderr == (
-        "Error: no trial of the front of study 'digits' holds --max-nbytes 900 B: "
+        "Error: the front of study 'digits' has no trial with size at most 900 B: "
         "the nearest is trial 2 with 1.00 kB (11 % over), error 40.0 %\n"
     )
     assert operations.stderr == (
-        "Error: no trial of the front of study 'digits' holds --max-bit-operations 2e+09 bit "
-        "operations and --max-latency-s 0.3 s: the nearest is trial 1 with 5e+09 bit operations "
-        "(150 % over), error 20.0 %\n"
+        "Error: the front of study 'digits' has no trial with bit operations at most 2e+09 and "
+        "latency at most 0.3 s: the nearest is trial 1 with 5e+09 bit operations (150 % over), "
+        "error 20.0 %\n"
     )
 
 
@@ -119,7 +121,7 @@ def test_the_best_and_the_front_refuse_with_the_same_words(database: Path) -> No
     best = run(database, "best", "digits", *limits)
     front = run(database, "front", "digits", *limits)
 
-    assert front.stderr == best.stderr.replace("of study", "of the front of study")
+    assert front.stderr == best.stderr.replace("study", "the front of study")
 
 
 def test_the_front_of_a_model_names_the_study_that_comes_nearest(database: Path) -> None:
@@ -127,9 +129,9 @@ def test_the_front_of_a_model_names_the_study_that_comes_nearest(database: Path)
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1] == (
-        "Error: no trial of the front of model 'm' by error and nbytes over digits holds "
-        "--max-nbytes 900 B: the nearest is "
-        "trial 2 of study 'digits' with 1.00 kB (11 % over), error 40.0 %"
+        "Error: the front of model 'm' by error and nbytes over digits has no trial with "
+        "size at most 900 B: the nearest is trial 2 of study 'digits' with 1.00 kB (11 % over), "
+        "error 40.0 %"
     )
 
 

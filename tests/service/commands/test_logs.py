@@ -78,7 +78,7 @@ def test_every_event_is_a_line_in_plain_words(path: Path) -> None:
         "trial 2, attempt 2, worker-2, 1 min 05 s: stops early, for it cannot reach the front "
         "any more",
         "the study is running: the space is widened",
-        "measured on the test split: trials 0",
+        "measured on the test split: trial 0",
         "next leaves the study complete",
     ]
 

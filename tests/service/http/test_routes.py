@@ -76,7 +76,7 @@ def test_best_and_front_are_those_of_the_command_line(client: TestClient) -> Non
     assert set(front["full_precision"]["intervals"]) == {"selection"}
     assert none.status_code == 404
     assert none.json()["detail"].startswith(
-        "no trial of study 'digits' holds --max-nbytes 7 B: the nearest is trial 3 with 120 B"
+        "study 'digits' has no trial with size at most 7 B: the nearest is trial 3 with 120 B"
     )
 
 

@@ -67,8 +67,9 @@ def test_best_names_what_cannot_be_told_from_its_answer(path: Path) -> None:
     content = json.loads(run(path, *asked, "--format", "json").stdout)
 
     assert "1 (program)" in text
-    assert "it cannot be told from uniform w3 (trial 2) (about" in text
-    assert "would be needed) with these 400 samples" in text
+    assert "on these 400 samples its error differs by no more than chance from" in text
+    assert "chance from uniform w3 (trial 2) (about" in text
+    assert "would tell)" in text
     assert content["trial"] == 1
     assert [peer["trial"] for peer in content["not_told_apart"]] == [2]
     assert content["not_told_apart"][0]["samples_needed"] > SAMPLES

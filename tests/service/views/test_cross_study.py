@@ -256,13 +256,13 @@ def test_the_best_of_a_model_names_its_study(path: Path) -> None:
         (
             ("best", "--model", "m", "--max-nbytes", "850"),
             1,
-            "Error: no trial of model 'm' holds --max-nbytes 850 B: the nearest is trial 1 of "
+            "Error: model 'm' has no trial with size at most 850 B: the nearest is trial 1 of "
             "study 'right' with 900 B (6 % over), error 40.0 %\n",
         ),
         (
             ("best", "--model", "m", "--max-latency-s", "1"),
             1,
-            "Error: no trial of model 'm' has a measured value for --max-latency-s 1 s\n",
+            "Error: model 'm' has no trial with a measured latency\n",
         ),
     ],
 )

@@ -29,7 +29,7 @@ def test_a_study_is_a_bar_that_moves_in_place(shell: InteractiveShell) -> None:
         reporter.stage("cells", total=4)
         reporter.advance(4)
         reporter.stage("trials", total=10)
-        reporter.trial(3, 10, 0.079, 0.7312, 5)
+        reporter.trial(3, 10, 0.079, 0.7312)
         reporter.warn("a < b")
 
     page = drawn(captured.outputs)
@@ -37,7 +37,7 @@ def test_a_study_is_a_bar_that_moves_in_place(shell: InteractiveShell) -> None:
         ("4", "4"),
         ("3", "10"),
     ]
-    assert "error 7.9 %, hypervolume 0.7312, front 5" in page
+    assert "error 7.9 %, hypervolume 0.7312" in page
     assert "<b>warning: a &lt; b</b>" in page
     assert "<script" not in page
 

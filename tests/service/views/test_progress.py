@@ -20,7 +20,7 @@ class Clock:
 def trials(reporter: Reporter, clock: Clock, done: range, total: int, each_s: float) -> None:
     for number in done:
         clock.now_s += each_s
-        reporter.trial(number, total, 0.079, 0.7312, 11)
+        reporter.trial(number, total, 0.079, 0.7312)
 
 
 def test_plain_lines_come_every_tenth_of_the_work() -> None:
@@ -46,10 +46,8 @@ def test_plain_lines_come_every_few_seconds_of_slow_work() -> None:
 
     lines = stream.getvalue().splitlines()[1:]
     assert lines == [
-        "trials: 5 of 1000, best error at the budget 7.9 %, hypervolume 0.7312, front 11, "
-        "16 min 35 s left",
-        "trials: 10 of 1000, best error at the budget 7.9 %, hypervolume 0.7312, front 11, "
-        "16 min 30 s left",
+        "trials: 5 of 1000, best error at the budget 7.9 %, hypervolume 0.7312, 16 min 35 s left",
+        "trials: 10 of 1000, best error at the budget 7.9 %, hypervolume 0.7312, 16 min 30 s left",
     ]
 
 
@@ -70,7 +68,7 @@ def test_time_left_ignores_what_the_first_trial_waited_for() -> None:
     reporter = PlainReporter(stream, clock=clock, every_s=0)
 
     reporter.stage("trials", 60)
-    reporter.trial(0, 60, None, 0.0, 0)
+    reporter.trial(0, 60, None, 0.0)
     trials(reporter, clock, range(1, 2), 60, each_s=20.0)  # a worker starts and loads the model
     trials(reporter, clock, range(2, 5), 60, each_s=1.5)
 
@@ -84,7 +82,7 @@ def test_results_that_come_all_at_once_tell_no_pace() -> None:
     reporter = PlainReporter(stream, clock=clock, every_s=0)
 
     reporter.stage("trials", 60)
-    reporter.trial(0, 60, None, 0.0, 0)
+    reporter.trial(0, 60, None, 0.0)
     trials(reporter, clock, range(1, 9), 60, each_s=0.01)  # eight workers end their first together
     assert "left" not in stream.getvalue()
 
@@ -126,7 +124,7 @@ def test_a_terminal_gets_a_bar_with_the_figures() -> None:
     last = next(line for line in reversed(stream.getvalue().splitlines()) if "trials" in line)
     assert "warning: [0.42] is low" in stream.getvalue()
     assert "38/60" in last
-    assert "error 7.9 %  hypervolume 0.7312  front 11" in last
+    assert "error 7.9 %  hypervolume 0.7312" in last
 
 
 def test_a_stream_that_is_no_terminal_gets_plain_lines() -> None:
