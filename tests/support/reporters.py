@@ -24,9 +24,7 @@ class NullReporter:
     def advance(self, n: int = 1) -> None:
         """Shows nothing."""
 
-    def trial(
-        self, done: int, total: int, best_error: float | None, hypervolume: float, front: int
-    ) -> None:
+    def trial(self, done: int, total: int, best_error: float | None, hypervolume: float) -> None:
         """Shows nothing."""
 
     def note(self, text: str) -> None:
