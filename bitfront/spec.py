@@ -19,7 +19,7 @@ from bitfront.objective import FIGURES, Objective
 from bitfront.passwords import masked
 from bitfront.plan import ClassPosition, TeacherText, digest
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
-from bitfront.targets import DeploymentTarget, target_named
+from bitfront.targets import DeploymentTarget, Ranges, target_named
 from bitfront.units import parse_nbytes, parse_share
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -286,6 +286,9 @@ class QuantizerSpec(Section):
 
     `target` says what every rounding but `nearest` fits the codes to.
     `ranges` is for static activations.
+    `activations` says where the range of an input's codes is from: `static`, from the calibration
+    split; `dynamic`, each token's own; `grouped`, each token's own in groups of 32
+    columns, symmetric, as the integer kernels of runtimes round.
     """
 
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
@@ -293,7 +296,7 @@ class QuantizerSpec(Section):
     rounding: Rounding = Rounding.AUTO
     target: Target = Target.AUTO
     ranges: RangeKind = RangeKind.AUTO
-    activations: Literal["static", "dynamic"] = "static"
+    activations: Ranges = "static"
 
     @property
     def is_sequential(self) -> bool:
@@ -313,7 +316,7 @@ class QuantizerSpec(Section):
 
     def searches_range(self, activation_bits: int) -> bool:
         """Whether inputs of that width have searched ranges."""
-        if self.activations == "dynamic" or activation_bits >= 16:
+        if self.activations != "static" or activation_bits >= 16:
             return False
         if self.ranges is RangeKind.AUTO:
             return activation_bits < 8 and self.rounding is not Rounding.NEAREST

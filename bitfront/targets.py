@@ -11,11 +11,12 @@ from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
 
 Scheme = Literal["symmetric", "asymmetric"]
-Ranges = Literal["static", "dynamic"]
+Ranges = Literal["static", "dynamic", "grouped"]
 
 _MULTIPLYING: Final = frozenset({LayerKind.LINEAR, LayerKind.CONVOLUTION})
 _NARROW: Final = tuple(bits for bits in WEIGHT_BITS if bits < 16)
 _ROUNDED: Final = tuple(bits for bits in ACTIVATION_BITS if bits < 16)
+_IN_GROUPS: Final = (8,)
 _SOURCES: Final = frozenset({"reference", "open_clip"})
 _ANSWERING_SOURCES: Final = frozenset({"reference", "transformers"})
 _SUGGESTED_GROUPS: Final = (16, 32, 64, 128)
@@ -40,7 +41,7 @@ class NativeFormat:
         kinds: What the weight does with its input.
         weight_bits: Widths of weights that it takes.
         activation_bits: Widths of inputs; 16 is an input in floating point.
-        ranges: What quantized inputs' ranges must be; None where it takes both.
+        ranges: What quantized inputs' ranges must be; None where it takes all.
         group_multiple: Groups are multiples of it; 0 where a whole row must share a scale.
         held_bits: How wide codes lie in memory, by scheme and width; their own width where it
             says nothing. A file always has their own width.
@@ -50,7 +51,7 @@ class NativeFormat:
     kinds: frozenset[LayerKind]
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
-    ranges: Literal["static"] | None
+    ranges: Ranges | None
     group_multiple: int
     held_bits: Mapping[Scheme, Mapping[int, int]]
 
@@ -154,7 +155,7 @@ class Target:
         bits, inputs, clip = precision.weight_bits, precision.activation_bits, precision.clip
         by_distance = sorted(_SUGGESTED_GROUPS, key=lambda size: abs(size - precision.group))
         groups = {precision.group: None, by_distance[0]: None, 0: None}
-        for activation_bits in (inputs, 16):
+        for activation_bits in sorted({inputs, max(inputs, 8), 16}):
             for group in groups:
                 near = Precision(bits, activation_bits, group, clip)
                 if self.native(LayerKind.LINEAR, near, ranges) is not None:
@@ -218,6 +219,15 @@ ONNXRUNTIME: Final = Target(
             held_bits=_IN_BLOCKS,
         ),
         NativeFormat(
+            kernel="MatMulNBits",
+            kinds=_MULTIPLYING,
+            weight_bits=_NARROW,
+            activation_bits=_IN_GROUPS,
+            ranges="grouped",
+            group_multiple=32,
+            held_bits=_IN_BLOCKS,
+        ),
+        NativeFormat(
             kernel="MatMulIntegerToFloat",
             kinds=_MULTIPLYING,
             weight_bits=_NARROW,
@@ -268,6 +278,15 @@ OPENVINO: Final = Target(
             activation_bits=(16,),
             ranges=None,
             group_multiple=4,
+            held_bits=MappingProxyType({}),
+        ),
+        NativeFormat(
+            kernel="FullyConnected, packed",
+            kinds=_MULTIPLYING,
+            weight_bits=_WHOLE_BYTES,
+            activation_bits=_IN_GROUPS,
+            ranges="grouped",
+            group_multiple=32,
             held_bits=MappingProxyType({}),
         ),
         NativeFormat(

@@ -8,6 +8,7 @@ from torch import Tensor
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.grid import saturated
+from bitfront.quant.inputs import GROUP
 from bitfront.vlm import LayeredModel, PlanSwitch
 
 _FULL_BITS = 16
@@ -31,14 +32,17 @@ def packed_layers(
     paths = {module: path for path, module in model.module.named_modules()}
     tensors: dict[str, Tensor] = {}
     entries: dict[str, dict[str, object]] = {}
+    is_grouped = switch.quantizer.activations == "grouped"
     for layer in model.layers:
         precision = precisions.get(layer.name, Precision(_FULL_BITS))
         own = {f"{layer.name}.{part}": tensor.cpu() for part, tensor in stored[layer.name].items()}
         modules = model.modules(layer.name)
+        rounds = precision.quantizes_input and bool(model.multiplying(layer.name))
         entries[layer.name] = {
             "weight_bits": precision.weight_bits,
             "activation_bits": precision.activation_bits,
             "group": precision.group,
+            "activation_group": GROUP if is_grouped and rounds else 0,
             "shape": list(modules[0].get_parameter("weight").shape),
             "modules": [paths[module] for module in modules],
             "tensors": list(own),

@@ -292,11 +292,11 @@ def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
                 "profile.vision needs a model that answers questions, since it trains on the "
                 "language model's loss: leave it out",
             )
-        elif spec.quantizer.activations == "dynamic":
+        elif spec.quantizer.activations != "static":
             yield (
                 place,
-                "profile.vision learns static ranges, but quantizer.activations is dynamic: leave "
-                "one of them out",
+                "profile.vision learns static ranges, but quantizer.activations is "
+                f"{spec.quantizer.activations}: leave one of them out",
             )
         elif spec.profile.vision.activation_bits == _UNQUANTIZED:
             yield (

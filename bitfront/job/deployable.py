@@ -1,14 +1,15 @@
 """What a job's target has no kernel for: each place in the job, and the nearest thing it has."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import get_args
 
 from bitfront.job.document import Place
 from bitfront.layers import LayerKind
 from bitfront.objective import Objective
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
-from bitfront.targets import TARGETS, Target, target_named
+from bitfront.targets import TARGETS, Ranges, Target, target_named
 
 _UNQUANTIZED = 16
 
@@ -80,19 +81,29 @@ def _way_out(spec: JobSpec, target: Target, precision: Precision) -> tuple[Place
     """The setting to change, and what to change it to."""
     near = target.nearest(precision, spec.quantizer.activations)
     names = " or ".join(map(str, near))
-    is_dynamic = precision.quantizes_input and spec.quantizer.activations == "dynamic"
-    if is_dynamic and target.native(LayerKind.LINEAR, precision, "static") is not None:
+    ranges = spec.quantizer.activations
+    others = [
+        other
+        for other in get_args(Ranges)
+        if target.native(LayerKind.LINEAR, precision, other) is not None
+    ]
+    if others and ranges != "static":
         return (
             ("quantizer", "activations"),
-            f"{target.name} has no kernel for {precision} with dynamic ranges of inputs: write "
-            f"static, or search {names}",
+            f"{target.name} has no kernel for {precision} with {ranges} ranges of inputs: write "
+            f"{' or '.join(others)}, or search {names}",
         )
     if all(one.weight_bits != precision.weight_bits for one in near):
-        return ("space", "weight_bits"), _nearest_text(target, precision, names)
+        return ("space", "weight_bits"), _nearest_text(target, precision, names, others)
     same_inputs = [one for one in near if one.activation_bits == precision.activation_bits]
     place = ("space", "groups" if same_inputs else "activation_bits")
-    return place, _nearest_text(target, precision, names)
+    return place, _nearest_text(target, precision, names, others)
 
 
-def _nearest_text(target: Target, precision: Precision, names: str) -> str:
-    return f"{target.name} has no kernel for {precision}: the nearest that it has is {names}"
+def _nearest_text(
+    target: Target, precision: Precision, names: str, others: Sequence[Ranges]
+) -> str:
+    further = f", or write quantizer.activations: {' or '.join(others)}" if others else ""
+    return (
+        f"{target.name} has no kernel for {precision}: the nearest that it has is {names}{further}"
+    )

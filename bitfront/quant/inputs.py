@@ -3,17 +3,24 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from jaxtyping import Float, Float32
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bitfront.errors import InvalidModel, SpecError
 from bitfront.precision import ACTIVATION_BITS, Precision
 from bitfront.quant.grid import covering_range, saturated
 from bitfront.spec import QuantizerSpec
+
+GROUP: Final = 32
+"""Columns of a token that share a scale where inputs are rounded in groups.
+
+It is the block of gguf's `Q8_0`, what OpenVINO's dynamic quantization takes by default, and a block
+size of ONNX Runtime's `MatMulNBits`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +89,56 @@ class InputQuantizer:
 
     The codes are unsigned and asymmetric, with the scale in float16 and a whole zero point;
     the range is widened to hold zero, so zero stays zero. A range of zero width makes every
-    input (almost) zero.
+    input (almost) zero. In groups they are as `round_in_groups` has them.
 
     Attributes:
         bits: Width of a code: 4, 6 or 8.
         range: The static range; None takes each token's own (over the last dimension).
+        is_grouped: Whether groups of a token's columns have ranges of their own.
     """
 
-    def __init__(self, bits: int, range: InputRange | None) -> None:
+    def __init__(self, bits: int, range: InputRange | None, *, is_grouped: bool = False) -> None:
         if bits not in ACTIVATION_BITS or bits == 16:
             raise SpecError(f"an input's codes have 4, 6 or 8 bits, got {bits}")
         self.bits = bits
         self.range = range
+        self.is_grouped = is_grouped
         self._bounds = (
             None if range is None else (torch.tensor(range.low), torch.tensor(range.high))
         )
 
     def __call__(self, inputs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The input on its levels; see `fake_quantize_input`."""
+        """The input on its levels; see `fake_quantize_input` and `round_in_groups`."""
+        if self.is_grouped:
+            return round_in_groups(inputs, self.bits)
         if self._bounds is not None:
             return fake_quantize_input(inputs, *self._bounds, self.bits)
         low, high = torch.aminmax(inputs.detach().float(), dim=-1, keepdim=True)
         return fake_quantize_input(inputs, low, high, self.bits)
+
+
+def round_in_groups(inputs: Float[Tensor, "*n columns"], bits: int) -> Float[Tensor, "*n columns"]:
+    """The input rounded in groups of `GROUP` columns, each with a scale of its own around zero.
+
+    `round(x * (top / m)) * (m / top)` with `m` the largest magnitude of the group and
+    `top = 2**(bits - 1) - 1`: what ONNX Runtime's `MatMulNBits` does with its input at accuracy
+    level 4, and OpenVINO's dynamic quantization with a group size of `GROUP`, at 8 bits. The scale
+    is in float32 and ties go to the even code. The last group may have fewer columns. A group of
+    zeros stays zero; the gradient passes unchanged, as nothing is cut off.
+
+    Args:
+        inputs: Of any floating dtype, which the result has too.
+        bits: Width of a code, with its sign.
+    """
+    columns, top = inputs.shape[-1], float(2 ** (bits - 1) - 1)
+    with torch.no_grad():
+        filled = nn.functional.pad(inputs.float(), (0, -columns % GROUP))
+        groups = filled.view(*filled.shape[:-1], -1, GROUP)
+        largest = groups.abs().amax(dim=-1, keepdim=True)
+        multiple = torch.where(largest > 0, top / largest, 0.0)
+        rounded = (groups * multiple).round_().mul_(largest / top)
+        levels = saturated(rounded.flatten(-2)[..., :columns], inputs.dtype)
+    return inputs + (levels - inputs).detach() if inputs.requires_grad else levels
 
 
 def fake_quantize_input(

@@ -76,6 +76,7 @@ class PlanSwitch:
         searched: Finds the ranges that the quantizer asks to be searched.
 
     Attributes:
+        quantizer: The same as the argument.
         ranges: The same as the argument.
         bounds: The same as the argument.
     """
@@ -92,7 +93,7 @@ class PlanSwitch:
     ) -> None:
         self._model = model
         self.bounds = bounds
-        self._quantizer = quantizer
+        self.quantizer = quantizer
         self._moments = moments
         self.ranges = ranges
         self._searched = searched
@@ -223,18 +224,18 @@ class PlanSwitch:
         """
         weight = self._model.weight(layer)
         if not precision.quantizes_weight:
-            return fake_quantize_weight(weight, precision, self._quantizer)
+            return fake_quantize_weight(weight, precision, self.quantizer)
         return read_back(PlanSwitch._codes(self, layer, LayerForm(precision)), weight)
 
     def _codes(self, layer: str, form: LayerForm) -> QuantizedWeight:
         weight, moment = self._model.weight(layer), self._moments.get(layer)
-        needs_moment = self._quantizer.rounding not in (Rounding.NEAREST, Rounding.AUTO)
+        needs_moment = self.quantizer.rounding not in (Rounding.NEAREST, Rounding.AUTO)
         if needs_moment and moment is None and self._model.multiplying(layer):
             raise SpecError(
                 f"the second moment of the inputs of {layer} is not known, and the rounding method "
-                f"{self._quantizer.rounding.value} needs it: calibrate the model for it first"
+                f"{self.quantizer.rounding.value} needs it: calibrate the model for it first"
             )
-        return rounded_weight(weight, form.precision, self._quantizer, moment)
+        return rounded_weight(weight, form.precision, self.quantizer, moment)
 
     def _input_quantizer(self, layer: str, form: LayerForm) -> InputQuantizer | None:
         return self.input_quantizer(layer, form.precision)
@@ -250,8 +251,11 @@ class PlanSwitch:
         if not self._model.multiplying(layer) or not precision.quantizes_input:
             return None
         bits = precision.activation_bits
-        if self._quantizer.activations == "dynamic":
-            return InputQuantizer(bits, None)
+        if self.quantizer.activations != "static":
+            is_grouped = self.quantizer.activations == "grouped"
+            if is_grouped:
+                self._refuse_overlapping(layer)
+            return InputQuantizer(bits, None, is_grouped=is_grouped)
         known = self.ranges.get(layer, {}).get(precision.clip)
         if known is None:
             raise SpecError(
@@ -264,20 +268,47 @@ class PlanSwitch:
         searched = self._searched(layer, bits) if self._searches(layer, precision) else None
         return InputQuantizer(bits, searched or known)
 
+    def _refuse_overlapping(self, layer: str) -> None:
+        for module in self._model.multiplying(layer):
+            if isinstance(module, nn.Conv2d) and not has_patches(module):
+                raise SpecError(
+                    f"quantizer.activations: grouped rounds the columns of a product, and the "
+                    f"patches of {layer} overlap: write static or dynamic"
+                )
+
     def _searches(self, layer: str, precision: Precision) -> bool:
         """Whether the layer's range is searched: no clip and no learned bound gives it."""
         bits = precision.activation_bits
         given = precision.clip < 1 or bits in self.bounds.get(layer, {})
-        return self._quantizer.searches_range(bits) and not given
+        return self.quantizer.searches_range(bits) and not given
 
 
 def quantized_input(
     quantize: InputQuantizer, module: nn.Module, inputs: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """A module's input on its levels; a convolution's dynamic range is that of a whole sample."""
-    if isinstance(module, nn.Conv2d):
+    """A module's input on its levels.
+
+    A convolution's dynamic range is that of a whole sample; in groups, the columns are those of
+    its patches.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return quantize(inputs)
+    if not quantize.is_grouped:
         return quantize(inputs.flatten(1)).view_as(inputs)
-    return quantize(inputs)
+    (height, width), channels = module.kernel_size, inputs.shape[1]
+    rows, columns = inputs.shape[2] // height, inputs.shape[3] // width
+    seen = inputs[:, :, : rows * height, : columns * width]
+    patches = seen.reshape(-1, channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+    rounded = quantize(patches.flatten(3)).view_as(patches).permute(0, 3, 1, 4, 2, 5)
+    # What lies beside the last whole patches is not multiplied.
+    beside = [0, inputs.shape[3] - columns * width, 0, inputs.shape[2] - rows * height]
+    return nn.functional.pad(rounded.reshape(seen.shape), beside)
+
+
+def has_patches(module: nn.Conv2d) -> bool:
+    """Whether a convolution multiplies patches that lie beside each other."""
+    plain = module.padding in ((0, 0), "valid") and module.dilation == (1, 1)
+    return plain and module.stride == module.kernel_size and module.groups == 1
 
 
 def input_hook(

@@ -57,7 +57,9 @@ def _kernels(
             yield FLOAT32
             if device.type == "cuda":  # torch has no fast float16 product for a CPU
                 yield Kernel("float16", lambda weight, _range: float_product(weight, torch.float16))
-        case 8, 8 if group_count(columns, precision.group) == 1:
+        case 8, 8 if (
+            quantizer.activations != "grouped" and group_count(columns, precision.group) == 1
+        ):
             yield Kernel(
                 f"int8-{quantizer.activations}",
                 lambda weight, range_: int8_product(weight, quantizer, range_),

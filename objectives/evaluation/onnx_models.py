@@ -81,6 +81,7 @@ def write_onnx(
         "requires": ["onnxruntime", "numpy", "pillow", *checkpoint.architecture.requires],
         "nbytes": evaluator.nbytes(configuration),
         **exported_card(checkpoint),
+        "activation_group": 0,
         "accuracy_level": accuracy_level,
         "kernels": forms(parts.products, accuracy_level),
         "changes": changes(parts.products, accuracy_level),

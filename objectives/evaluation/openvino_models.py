@@ -10,7 +10,7 @@ from pathlib import Path
 from bitfront.artefact.example import EXAMPLE, exported_example
 from bitfront.artefact.openvino.kernels import OpenVinoKernels, by_input
 from bitfront.artefact.openvino.representation import write_representation
-from bitfront.artefact.openvino.told import changes, forms
+from bitfront.artefact.openvino.told import changes, dynamic_group, forms
 from bitfront.plan import Configuration
 from objectives.evaluation.card import write_card
 from objectives.evaluation.checkpoint import read_checkpoint
@@ -50,6 +50,7 @@ def write_openvino(
         "requires": ["openvino", "numpy", "pillow", *checkpoint.architecture.requires],
         "nbytes": evaluator.nbytes(configuration),
         **exported_card(checkpoint),
+        "activation_group": dynamic_group(parts.products),
         "kernels": forms(parts.products),
         "changes": changes(weights),
     }

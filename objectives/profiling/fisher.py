@@ -11,6 +11,7 @@ from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer
+from bitfront.vlm.plan_switch import quantized_input
 from objectives.profiling.full_precision import DRAWS, FullPrecisionReference
 
 _FULL_BITS = 16
@@ -111,12 +112,11 @@ def _watch(
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[object, ...]]:
     """A forward pre-hook that adds up `g^2 (x' - x)^2` when the gradient comes back."""
 
-    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[object, ...]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[object, ...]:
         given, *rest = args
         # Layers that share an input each get an alias, so that each sees its own gradient.
         own = given.view_as(given) if given.requires_grad else given.detach().requires_grad_()
-        flat = given.detach().flatten(1) if layer.kind is LayerKind.CONVOLUTION else given.detach()
-        change = (quantize(flat).view_as(given) - given.detach()).double()
+        change = (quantized_input(quantize, module, given.detach()) - given.detach()).double()
 
         def add(gradient: Tensor) -> None:
             sums[layer.name] += float((gradient.double() * change).square().sum())

@@ -351,10 +351,10 @@ def _refuse_unusable(
             "visual-encoder optimisation learns the ranges of quantized inputs, "
             "but its activation_bits are 16: give 4, 6 or 8"
         )
-    if quantizer.activations == "dynamic":
+    if quantizer.activations != "static":
         raise SpecError(
             "visual-encoder optimisation learns static ranges, but quantizer.activations is "
-            "dynamic: make it static, or leave the optimisation out"
+            f"{quantizer.activations}: make it static, or leave the optimisation out"
         )
     for layer in model.layers:
         if layer.kind is not LayerKind.EMBEDDING and not ranges.get(layer.name):

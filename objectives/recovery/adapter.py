@@ -74,7 +74,9 @@ class AdapterShape:
         if not self.precision.quantizes_input:
             return nn.Identity()
         bits = self.precision.activation_bits
-        return InputQuantizer(bits, None) if form is None else form.quantizer(bits)
+        if form is not None:
+            return form.quantizer(bits)
+        return InputQuantizer(bits, None, is_grouped=self.quantizer.activations == "grouped")
 
     @property
     def nbytes(self) -> int:

@@ -145,13 +145,13 @@ class SequentialSwitch(PlanSwitch):
 
     def _follows(self, layer: str, precision: Precision) -> bool:
         """Whether a layer's form depends on the plan before it."""
-        target = self._quantizer.target_for(precision.activation_bits)
+        target = self.quantizer.target_for(precision.activation_bits)
         return (
             precision.quantizes_weight
             and target is not Target.OWN
             and bool(self._model.multiplying(layer))
             and not self._model.acts_from_the_start(layer)
-            and (layer in self._moments or self._quantizer.rounding is not Rounding.AUTO)
+            and (layer in self._moments or self.quantizer.rounding is not Rounding.AUTO)
         )
 
     def _full_inputs(self, stream: Stream) -> FullInputs | None:
@@ -160,7 +160,7 @@ class SequentialSwitch(PlanSwitch):
             self.take_off()
             layers, limit = self._order[stream.key], self._input_nbytes
             found = record_full_inputs(self._model, layers, stream, limit)
-            quantizer = self._quantizer
+            quantizer = self.quantizer
             is_open = quantizer.rounding is Rounding.AUTO and quantizer.target is Target.AUTO
             if found is None and not is_open:
                 raise SpecError(
@@ -227,11 +227,11 @@ class SequentialSwitch(PlanSwitch):
             return self._own(layer, precision)
         quantize = self._range_after(layer, precision, arrivals)
         inputs = self._inputs(layer, quantize, arrivals, full)
-        target = self._quantizer.target_for(precision.activation_bits)
+        target = self.quantizer.target_for(precision.activation_bits)
         lost = self._lost(layer, arrivals, full) if target is Target.RESIDUAL else None
         hessian = damped_hessian(inputs.moment, REGRESSION_DAMPING)
         wanted = output_target(self._model.weight(layer), hessian, inputs, lost)
-        return _Decision(rounded_target(wanted, hessian, precision, self._quantizer), quantize)
+        return _Decision(rounded_target(wanted, hessian, precision, self.quantizer), quantize)
 
     def _inputs(
         self,

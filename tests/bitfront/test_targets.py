@@ -17,9 +17,10 @@ PRECISIONS = st.builds(
     st.sampled_from(ACTIVATION_BITS),
     st.integers(0, 300),
 )
-RANGES: st.SearchStrategy[Ranges] = st.sampled_from(["static", "dynamic"])
+RANGES: st.SearchStrategy[Ranges] = st.sampled_from(["static", "dynamic", "grouped"])
 STATIC: Final = "static"
 DYNAMIC: Final = "dynamic"
+GROUPED: Final = "grouped"
 
 
 def test_every_target_of_a_job_is_in_the_table() -> None:
@@ -60,6 +61,12 @@ def test_what_is_near_has_a_kernel_and_the_same_width(precision: Precision, rang
         ("w8a8g32", STATIC, None),
         ("w8a8", DYNAMIC, None),
         ("w16a16", DYNAMIC, "MatMul"),
+        ("w3a8", GROUPED, "MatMulNBits"),
+        ("w4a8g64", GROUPED, "MatMulNBits"),
+        ("w4a16g16", GROUPED, "MatMulNBits"),
+        ("w4a8g16", GROUPED, None),
+        ("w4a4", GROUPED, None),
+        ("w16a8", GROUPED, None),
     ],
 )
 def test_onnxruntime_has_a_kernel_or_none(text: str, ranges: Ranges, kernel: str | None) -> None:
@@ -78,6 +85,10 @@ def test_onnxruntime_has_a_kernel_or_none(text: str, ranges: Ranges, kernel: str
         ("w3a16", STATIC, None),
         ("w8a8", DYNAMIC, None),
         ("w16a16", STATIC, "FullyConnected, float32"),
+        ("w2a8g32", GROUPED, "FullyConnected, packed"),
+        ("w3a8", GROUPED, None),
+        ("w4a8g16", GROUPED, None),
+        ("w4a6", GROUPED, None),
     ],
 )
 def test_openvino_has_a_kernel_or_none(text: str, ranges: Ranges, kernel: str | None) -> None:

@@ -30,7 +30,7 @@ class Adapter:
         self._tensors = tensors
         self._kernels = kernels
         self.layers = {
-            part: _layer(f"adapter.{part}", tensors, settings["bits"], tuple(shape))
+            part: _layer(f"adapter.{part}", tensors, settings, tuple(shape))
             for part, shape in settings["shapes"].items()
         }
 
@@ -53,8 +53,13 @@ class Adapter:
 
 
 def _layer(
-    name: str, tensors: Mapping[str, Tensor], bits: int, shape: tuple[int, ...]
+    name: str,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    shape: tuple[int, ...],
 ) -> PackedLayer:
     prefix = f"{name}."
     own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-    return PackedLayer(name, bits, bits if bits <= BYTE else 16, 0, shape, own)
+    bits = settings["bits"]
+    inputs = (bits, settings["activation_group"]) if bits <= BYTE else (16, 0)
+    return PackedLayer(name, bits, inputs[0], 0, shape, own, inputs[1])

@@ -12,7 +12,7 @@ from torch import Tensor
 from bitfront.artefact.onnx.graph import Graph
 from bitfront.artefact.onnx.unpacking import BYTE, Container, contained
 from bitfront.quant.packing import unpack_codes
-from bitfront.targets import Scheme
+from bitfront.targets import Ranges, Scheme
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +27,8 @@ class PackedLayer:
         shape: Of the weight.
         tensors: By part: `weight`, or `codes`, `scale` and perhaps `zero`; perhaps
             `input_scale` and `input_zero`.
+        activation_group: Columns of a token that share a symmetric scale of their own, where inputs
+            are rounded in groups; 0 elsewhere.
     """
 
     name: str
@@ -35,6 +37,7 @@ class PackedLayer:
     group: int
     shape: tuple[int, ...]
     tensors: Mapping[str, Tensor]
+    activation_group: int = 0
 
     @property
     def rows(self) -> int:
@@ -50,6 +53,13 @@ class PackedLayer:
     def scheme(self) -> Scheme:
         """Whether it has zero points."""
         return "symmetric" if self.is_symmetric else "asymmetric"
+
+    @property
+    def ranges(self) -> Ranges:
+        """What the ranges of its inputs are, where they are rounded."""
+        if self.activation_group:
+            return "grouped"
+        return "static" if "input_scale" in self.tensors else "dynamic"
 
     @property
     def is_symmetric(self) -> bool:

@@ -40,8 +40,10 @@ def rounded_input(
     """
     if layer.activation_bits > BYTE:
         return inputs
-    if "input_scale" in layer.tensors:
+    if layer.ranges == "static":
         return _static(graph, layer, inputs)
+    if layer.ranges == "grouped":
+        return _grouped(graph, layer, inputs)
     return _dynamic(graph, layer.activation_bits, inputs, axes, float16)
 
 
@@ -49,8 +51,8 @@ def rounding_of(layer: PackedLayer) -> list[str]:
     """What `rounded_input` does, in words; nothing where the input stays as it is."""
     if layer.activation_bits > BYTE:
         return []
-    if "input_scale" not in layer.tensors:
-        return ["dynamic inputs"]
+    if layer.ranges != "static":
+        return [f"{layer.ranges} inputs"]
     return ["static inputs" if layer.activation_bits == BYTE else "static inputs, cut off"]
 
 
@@ -65,6 +67,23 @@ def _static(graph: Graph, layer: PackedLayer, inputs: str) -> str:
         inputs = graph.add("Clip", inputs, graph.number(low), graph.number(high))
     codes = graph.add("QuantizeLinear", inputs, scale, zero)
     return graph.add("DequantizeLinear", codes, scale, zero)
+
+
+def _grouped(graph: Graph, layer: PackedLayer, inputs: str) -> str:
+    """Groups of columns around zero, as `bitfront.quant.inputs.round_in_groups` has it."""
+    size, top = layer.activation_group, graph.number(2 ** (layer.activation_bits - 1) - 1)
+    missing = -layer.columns % size
+    if missing:
+        pads = [graph.constant(values, np.int64) for values in ([0, missing], [-1])]
+        inputs = graph.add("Pad", inputs, pads[0], "", pads[1])
+    groups = graph.shaped(inputs, -1, size)
+    largest = graph.add("ReduceMax", graph.add("Abs", groups), graph.constant([-1], np.int64))
+    nothing = graph.add("Equal", largest, graph.number(0))
+    divisor = graph.add("Where", nothing, graph.number(1), largest)
+    codes = graph.add("Round", graph.add("Mul", groups, graph.add("Div", top, divisor)))
+    levels = graph.add("Mul", codes, graph.add("Div", largest, top))
+    rounded = graph.add("Reshape", levels, graph.add("Shape", inputs))
+    return graph.sliced(rounded, -1, 0, layer.columns) if missing else rounded
 
 
 def _dynamic(graph: Graph, bits: int, inputs: str, axes: tuple[int, ...], float16: Float16) -> str:

@@ -207,6 +207,7 @@ def read_layers(
             entry["group"],
             tuple(entry["shape"]),
             own,
+            entry["activation_group"],
         )
         layers |= dict.fromkeys(entry["modules"], layer)
     return layers
@@ -224,13 +225,15 @@ def changes(layers: Iterable[PackedLayer], accuracy_level: int) -> list[str]:
     for layer in layers:
         by_form[form_of(layer, accuracy_level)].append(layer)
     blocks = by_form[Form.BLOCKS]
-    if blocks and accuracy_level == ROUNDED:
-        sizes = {block_size(layer) for layer in blocks}
+    changed = [layer for layer in blocks if not layer.activation_group]
+    if changed and accuracy_level == ROUNDED:
+        sizes = {block_size(layer) for layer in changed}
         ends = sorted({min(sizes), max(sizes)})
         found.append(
-            f"MatMulNBits rounds the inputs of {len(blocks)} layers to 8 bits, in groups of "
+            f"MatMulNBits rounds the inputs of {len(changed)} layers to 8 bits, in groups of "
             f"{' to '.join(map(str, ends))} columns, which the trial left as they are: "
-            "--accuracy-level 0 leaves them too, and is slower"
+            "--accuracy-level 0 leaves them too, and is slower; quantizer.activations: grouped "
+            "searches with inputs of 8 bits that are rounded so"
         )
     unpacked = [layer for layer in by_form[Form.FLOATS] if layer.weight_bits <= BYTE]
     if unpacked:

@@ -20,7 +20,7 @@ from bitfront.artefact.onnx.kernels import TOKEN, Bias
 from bitfront.artefact.onnx.unpacking import BYTE, Container, contained
 from bitfront.layers import LayerKind
 from bitfront.precision import Precision
-from bitfront.targets import ONNXRUNTIME, Ranges
+from bitfront.targets import ONNXRUNTIME
 
 _LARGEST_BLOCK: Final = 128
 _SMALLEST_BLOCK: Final = 16
@@ -48,13 +48,13 @@ def form_of(layer: PackedLayer, accuracy_level: int) -> Form:
 
     Without rounded inputs (level 0), MatMulNBits is slow but for containers of 4 bits.
     """
-    ranges: Ranges = "static" if "input_scale" in layer.tensors else "dynamic"
     precision = Precision(layer.weight_bits, layer.activation_bits, layer.group)
-    found = ONNXRUNTIME.native(LayerKind.LINEAR, precision, ranges)
+    found = ONNXRUNTIME.native(LayerKind.LINEAR, precision, layer.ranges)
     if found is None:
         return Form.FLOATS
     form = Form(found.kernel)
-    is_slow = accuracy_level == EXACT and found.held(layer.weight_bits, layer.scheme) != _QUICK_BITS
+    is_exact = accuracy_level == EXACT and not layer.activation_group
+    is_slow = is_exact and found.held(layer.weight_bits, layer.scheme) != _QUICK_BITS
     return Form.FLOATS if form is Form.BLOCKS and is_slow else form
 
 
@@ -64,10 +64,17 @@ def format_of(layer: PackedLayer, accuracy_level: int) -> str:
     told: list[object] = [form.value]
     if form is Form.BLOCKS:
         width = _HELD.held(layer.weight_bits, layer.scheme)
-        told += [f"{width} bits", f"blocks of {block_size(layer)}", f"level {accuracy_level}"]
+        level = level_of(layer, accuracy_level)
+        told += [f"{width} bits", f"blocks of {block_size(layer)}", f"level {level}"]
     if form is not Form.FLOATS:
         told.append(layer.scheme)
-    return ", ".join(map(str, [*told, *rounding]))
+    by_kernel = form is Form.BLOCKS and layer.activation_group > 0
+    return ", ".join(map(str, told if by_kernel else [*told, *rounding]))
+
+
+def level_of(layer: PackedLayer, accuracy_level: int) -> int:
+    """MatMulNBits' accuracy level for a layer: inputs in groups are its own way of rounding."""
+    return ROUNDED if layer.activation_group else accuracy_level
 
 
 def product(
@@ -89,10 +96,11 @@ def product(
             groups of `block_size` columns; `EXACT` does not.
         range_axes: The dimensions that share a dynamic range of inputs.
     """
-    rounded = rounded_input(graph, layer, inputs, range_axes)
     form = form_of(layer, accuracy_level)
+    by_kernel = form is Form.BLOCKS and layer.activation_group > 0
+    rounded = inputs if by_kernel else rounded_input(graph, layer, inputs, range_axes)
     if form is Form.BLOCKS:
-        output = _blocks(graph, layer, rounded, accuracy_level)
+        output = _blocks(graph, layer, rounded, level_of(layer, accuracy_level))
     elif form is Form.INTEGERS:
         output = graph.add("MatMul", rounded, _integers(graph, layer))
     else:
@@ -142,6 +150,8 @@ def _integers(graph: Graph, layer: PackedLayer) -> str:
 
 def block_size(layer: PackedLayer) -> int:
     """Columns that share a scale in MatMulNBits: a power of two from 16 on, whole in a group."""
+    if layer.activation_group:
+        return layer.activation_group
     size, run = _LARGEST_BLOCK, layer.group or layer.columns
     while run % size and size > _SMALLEST_BLOCK:
         size //= 2

@@ -14,7 +14,7 @@ from bitfront.artefact.onnx.graph import Graph
 from bitfront.artefact.onnx.inputs import rounded_input
 from bitfront.artefact.onnx.kernels import TOKEN, Bias
 from bitfront.artefact.onnx.unpacking import BYTE
-from bitfront.artefact.openvino.told import container_bits
+from bitfront.artefact.openvino.told import container_bits, rounds_itself
 
 PREFIX = "weight:"
 """What the name of an input that stands for a weight starts with."""
@@ -32,7 +32,9 @@ class OpenVinoKernels:
         range_axes: tuple[int, ...] = TOKEN,
     ) -> str:
         """The layer's output; its input is rounded as a trial did."""
-        rounded = rounded_input(graph, layer, inputs, range_axes, split_float16)
+        rounded = inputs
+        if not rounds_itself(layer):
+            rounded = rounded_input(graph, layer, inputs, range_axes, split_float16)
         missing = padded_columns(layer) - layer.columns
         if missing:  # groups are whole in OpenVINO: zeros fill the last one up
             pads = [graph.constant(values, np.int64) for values in ([0, missing], [-1])]

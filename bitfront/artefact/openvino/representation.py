@@ -15,7 +15,7 @@ from torch import Tensor
 from bitfront.artefact.onnx.codes import PackedLayer
 from bitfront.artefact.onnx.unpacking import BYTE
 from bitfront.artefact.openvino.kernels import padded_columns
-from bitfront.artefact.openvino.told import container_bits, is_integer
+from bitfront.artefact.openvino.told import container_bits, is_integer, rounds_itself
 from bitfront.quant.packing import pack_codes
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def _grid(layer: PackedLayer) -> tuple[NDArray[Any], NDArray[Any]]:
     """Scales and zero points of the codes as `_codes` holds them."""
     scale, shift = layer.tensors["scale"], _shift(layer)
     if layer.is_symmetric:
-        return _array(scale), np.full((1, 1), 2 ** (layer.weight_bits - 1), np.float16)
+        # With a zero point in floating point OpenVINO rounds no inputs.
+        kind = np.uint8 if rounds_itself(layer) else np.float16
+        return _array(scale), np.full((1, 1), 2 ** (layer.weight_bits - 1), kind)
     exact = layer.tensors["zero"].float() / 2 ** (BYTE - layer.weight_bits - shift)
     return _array(scale.float() / 2**shift if shift else scale), _array(exact.half())
 

@@ -51,6 +51,27 @@ def is_integer(layer: PackedLayer) -> bool:
     )
 
 
+def rounds_itself(layer: PackedLayer) -> bool:
+    """Whether OpenVINO's dynamic quantization rounds a layer's input, in groups of its columns.
+
+    It does where the zero points of codes are integers, one or several groups of inputs fit into a
+    group of weights, and a row has a whole group of inputs.
+    """
+    size = layer.activation_group
+    return (
+        0 < size <= layer.columns
+        and layer.activation_bits == BYTE
+        and layer.weight_bits <= BYTE
+        and layer.group % size == 0
+        and layer.is_symmetric
+    )
+
+
+def dynamic_group(layers: Iterable[PackedLayer]) -> int:
+    """What OpenVINO is told to round inputs by when it opens a model; 0 where it rounds none."""
+    return max((layer.activation_group for layer in layers if rounds_itself(layer)), default=0)
+
+
 def form_of(layer: PackedLayer) -> Form:
     """How a layer is multiplied."""
     if is_integer(layer):
@@ -65,7 +86,7 @@ def format_of(layer: PackedLayer) -> str:
     if form is Form.PACKED:
         group = f"groups of {layer.group}" if layer.group else "rows"
         told += [f"{container_bits(layer)} bits", group, layer.scheme]
-    return ", ".join([*told, *rounding_of(layer)])
+    return ", ".join([*told, *rounding_of(layer), *(["by its kernel"] * rounds_itself(layer))])
 
 
 def forms(layers: Iterable[PackedLayer]) -> dict[str, str]:

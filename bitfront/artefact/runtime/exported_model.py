@@ -64,10 +64,18 @@ def check_files(folder: Path, card: dict[str, Any]) -> None:
             )
 
 
-def open_graph(folder: Path, name: str, threads: int) -> Graph:
-    """A model by the name of its file without the ending: named arrays to named arrays."""
+def open_graph(folder: Path, name: str, threads: int, activation_group: int = 0) -> Graph:
+    """A model by the name of its file without the ending: named arrays to named arrays.
+
+    Args:
+        folder: Where it lies.
+        name: Of the file.
+        threads: Of the runtime; 0 leaves it to the runtime.
+        activation_group: Columns of an input that OpenVINO rounds with one scale, where a layer's
+            weight asks for it; 0 for none. What ONNX Runtime rounds stands in the model.
+    """
     if (folder / f"{name}.xml").is_file():
-        return _in_openvino(folder / f"{name}.xml", threads)
+        return _in_openvino(folder / f"{name}.xml", threads, activation_group)
     return _in_onnxruntime(folder / f"{name}.onnx", threads)
 
 
@@ -85,7 +93,7 @@ def _in_onnxruntime(path: Path, threads: int) -> Graph:
     return run
 
 
-def _in_openvino(path: Path, threads: int) -> Graph:
+def _in_openvino(path: Path, threads: int, activation_group: int) -> Graph:
     import openvino
 
     core = openvino.Core()
@@ -93,6 +101,7 @@ def _in_openvino(path: Path, threads: int) -> Graph:
         "PERFORMANCE_HINT": "LATENCY",
         "EXECUTION_MODE_HINT": "ACCURACY",  # inputs that the trial left alone stay in float32
         "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": activation_group,
         "ENABLE_MMAP": True,
     }
     if threads:
@@ -123,7 +132,7 @@ class Classifier:
         self.classes: list[str] = card["classes"]
         self._folder = folder
         self._threads = threads
-        self._image = open_graph(folder, "image", threads)
+        self._image = self._opened("image")
 
     def classify(self, picture: Any, top: int = 3) -> list[tuple[str, float]]:  # noqa: ANN401  # Pillow's
         """The `top` most likely classes of a Pillow picture with their shares, the best first."""
@@ -140,8 +149,10 @@ class Classifier:
 
     def encode_texts(self, tokens: Array) -> Array:
         """The text features `(n, d)`, of length 1, of tokens `(n, length)` int64."""
-        text = open_graph(self._folder, "text", self._threads)
-        return text({"tokens": tokens})["features"]
+        return self._opened("text")({"tokens": tokens})["features"]
+
+    def _opened(self, name: str) -> Graph:
+        return open_graph(self._folder, name, self._threads, self.card["activation_group"])
 
 
 class Answerer:
@@ -155,9 +166,10 @@ class Answerer:
     def __init__(self, folder: Path, card: dict[str, Any], threads: int) -> None:
         self.card = card
         self.ends: frozenset[int] = frozenset(card["ends"])
-        self._vision = open_graph(folder, "vision_encoder", threads)
-        self._embed = open_graph(folder, "embed_tokens", threads)
-        self._decoder = open_graph(folder, "decoder_model_merged", threads)
+        self._vision, self._embed, self._decoder = (
+            open_graph(folder, name, threads, card["activation_group"])
+            for name in ("vision_encoder", "embed_tokens", "decoder_model_merged")
+        )
         self._words = Words(folder, card)
         context = folder / CONTEXT
         self._context = np.load(context).astype(np.float32) if context.is_file() else None

@@ -186,22 +186,31 @@ class InputRounding:
         bits: Width of a code.
         form: A static scale and zero point; None takes the range of each token, or for a
             convolution of each sample.
-        whole_sample: Whether the layer is a convolution.
+        group: Columns of a token that share a scale around zero; 0 for none.
+        kernel: Height and width of a convolution's patches; None for another layer.
     """
 
     def __init__(
-        self, bits: int, form: tuple[Tensor, Tensor] | None, *, whole_sample: bool = False
+        self,
+        bits: int,
+        form: tuple[Tensor, Tensor] | None,
+        group: int = 0,
+        kernel: tuple[int, int] | None = None,
     ) -> None:
         self._top = 2**bits - 1
+        self._largest = 2 ** (bits - 1) - 1
+        self._group = group
         self._form = None if form is None else (form[0].float(), form[1].float())
-        self._whole_sample = whole_sample
+        self._kernel = kernel
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The input on its levels, in its dtype."""
         if self._form is not None:
             scale, zero = (part.to(inputs.device) for part in self._form)
             return self._round(inputs, scale, zero)
-        rows = inputs.flatten(1) if self._whole_sample else inputs
+        if self._group:
+            return self._patches_in_groups(inputs) if self._kernel else self._in_groups(inputs)
+        rows = inputs.flatten(1) if self._kernel else inputs
         low, high = torch.aminmax(rows.float(), dim=-1, keepdim=True)
         return self._round(rows, *self._grid(low, high)).view_as(inputs)
 
@@ -212,6 +221,25 @@ class InputRounding:
     def _round(self, inputs: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         multiples = (inputs.float() / scale).round_().clamp_(-zero, self._top - zero)
         return saturated(multiples.mul_(scale), inputs.dtype)
+
+    def _in_groups(self, inputs: Tensor) -> Tensor:
+        columns = inputs.shape[-1]
+        filled = functional.pad(inputs.float(), (0, -columns % self._group))
+        groups = filled.view(*filled.shape[:-1], -1, self._group)
+        largest = groups.abs().amax(dim=-1, keepdim=True)
+        multiple = torch.where(largest > 0, self._largest / largest, 0.0)
+        levels = (groups * multiple).round_().mul_(largest / self._largest)
+        return saturated(levels.flatten(-2)[..., :columns], inputs.dtype)
+
+    def _patches_in_groups(self, inputs: Tensor) -> Tensor:
+        """Pictures `(n, channels, h, w)`; what lies beside the last whole patches is cut off."""
+        height, width = self._kernel or (1, 1)
+        down, across = inputs.shape[2] // height, inputs.shape[3] // width
+        seen = inputs[:, :, : down * height, : across * width]
+        patches = seen.reshape(len(seen), -1, down, height, across, width)
+        patches = patches.permute(0, 2, 4, 1, 3, 5)
+        rounded = self._in_groups(patches.flatten(3)).view_as(patches)
+        return rounded.permute(0, 3, 1, 4, 2, 5).reshape(seen.shape)
 
     def _grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest float16 scale that covers a range with zero in it, and zero's code."""
@@ -275,7 +303,7 @@ def fill(
             target = module.get_submodule(path)
             _give_weight(target, packed, unpack=unpack)
             if layer["activation_bits"] < 16 and not isinstance(target, nn.Embedding):
-                _round_inputs(target, layer["activation_bits"], own)
+                _round_inputs(target, layer, own)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     state = {**parameters, **dict(module.named_buffers())}
     for name in card["kept"]:
@@ -300,9 +328,11 @@ def _give_weight(module: nn.Module, packed: PackedWeight, *, unpack: bool) -> No
     module.__class__ = type(kind.__name__, (base, kind), {})
 
 
-def _round_inputs(module: nn.Module, bits: int, own: dict[str, Tensor]) -> None:
+def _round_inputs(module: nn.Module, layer: dict[str, Any], own: dict[str, Tensor]) -> None:
     form = (own["input_scale"], own["input_zero"]) if "input_scale" in own else None
-    rounding = InputRounding(bits, form, whole_sample=isinstance(module, nn.Conv2d))
+    shape = layer["shape"]
+    kernel = (shape[2], shape[3]) if isinstance(module, nn.Conv2d) else None
+    rounding = InputRounding(layer["activation_bits"], form, layer["activation_group"], kernel)
     module.register_forward_pre_hook(rounding.hook)
 
 
@@ -319,7 +349,8 @@ class Adapter:
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             packed = PackedWeight(own, tuple(shapes[name]), bits, 0, torch.float32)
             form = (own["input_scale"], own["input_zero"]) if "input_scale" in own else None
-            rounding = InputRounding(bits, form) if bits < 16 else None
+            group = settings["activation_group"]
+            rounding = InputRounding(bits, form, group) if bits < 16 else None
             self._products[name] = (packed, own["bias"].float(), rounding)
 
     def __call__(self, features: Tensor) -> Tensor:

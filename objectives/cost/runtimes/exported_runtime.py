@@ -29,6 +29,7 @@ from bitfront.artefact.runtime.exported_model import open_graph
 from bitfront.layers import Layer, LayerKind, Tower
 from bitfront.plan import Plan
 from bitfront.precision import FULL, Precision
+from bitfront.quant.inputs import GROUP
 from bitfront.quant.packing import packed_weight
 from bitfront.spec import QuantizerSpec, Rounding
 from bitfront.targets import Target
@@ -100,6 +101,10 @@ class ExportedRuntime(ABC):
         if self._threads:
             return describe_cpu(f"{self._threads} threads")
         return describe_cpu(f"{os.cpu_count()} processors")
+
+    @property
+    def _activation_group(self) -> int:
+        return GROUP if self._quantizer.activations == "grouped" else 0
 
     @abstractmethod
     def format(self, layer: PackedLayer) -> str:
@@ -187,7 +192,7 @@ class ExportedRuntime(ABC):
     ) -> float:
         with tempfile.TemporaryDirectory() as folder:
             self.write(model, layers, Path(folder), _NAME)
-            run = open_graph(Path(folder), _NAME, self._threads)
+            run = open_graph(Path(folder), _NAME, self._threads, self._activation_group)
             return self._timing.median(lambda: run(inputs), before)
 
     def _forget(self) -> None:
@@ -208,8 +213,16 @@ def _packed(
         middle = 2 ** (precision.activation_bits - 1)
         tensors["input_scale"] = torch.tensor(4 / middle, dtype=torch.float16)
         tensors["input_zero"] = torch.tensor(middle, dtype=torch.uint8)
-    widths = precision.weight_bits, precision.activation_bits
-    return PackedLayer(layer.name, *widths, precision.group, (layer.rows, layer.columns), tensors)
+    is_grouped = precision.quantizes_input and quantizer.activations == "grouped"
+    return PackedLayer(
+        layer.name,
+        precision.weight_bits,
+        precision.activation_bits,
+        precision.group,
+        (layer.rows, layer.columns),
+        tensors,
+        GROUP if is_grouped else 0,
+    )
 
 
 def _model_of_nothing(layer: Layer) -> onnx.ModelProto:

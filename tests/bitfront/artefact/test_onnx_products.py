@@ -14,7 +14,7 @@ from bitfront.artefact.onnx.graph import Graph
 from bitfront.artefact.onnx.products import EXACT, ROUNDED, Form, block_size, form_of, product
 from bitfront.artefact.runtime.packed_model import InputRounding, PackedWeight
 from bitfront.precision import Precision
-from bitfront.quant.inputs import input_grid
+from bitfront.quant.inputs import GROUP, input_grid
 from bitfront.quant.packing import packed_weight
 from bitfront.spec import QuantizerSpec
 
@@ -29,7 +29,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def packed(
-    weight: Tensor, precision: Precision, scheme: str, ranges: tuple[float, float] | None = None
+    weight: Tensor,
+    precision: Precision,
+    scheme: str,
+    ranges: tuple[float, float] | None = None,
+    activation_group: int = 0,
 ) -> PackedLayer:
     quantizer = QuantizerSpec.model_validate({"scheme": scheme, "scale_search": False})
     tensors = packed_weight(weight, precision, quantizer)
@@ -44,6 +48,7 @@ def packed(
         precision.group,
         tuple(weight.shape),
         tensors,
+        activation_group,
     )
 
 
@@ -77,7 +82,7 @@ def expected(layer: PackedLayer, inputs: Tensor) -> Tensor:
     if bits < 16:
         known = layer.tensors
         form = (known["input_scale"], known["input_zero"]) if "input_scale" in known else None
-        inputs = InputRounding(bits, form)(inputs)
+        inputs = InputRounding(bits, form, layer.activation_group)(inputs)
     return functional.linear(inputs, unpacked(layer), torch.arange(layer.rows).float())
 
 
@@ -142,6 +147,41 @@ def test_the_fast_level_rounds_inputs_to_8_bits_in_groups_of_columns(
     rounded = ((groups / scale).round() * scale).view_as(inputs)
     assert torch.allclose(found, expected(layer, rounded), atol=1e-3)
     assert not torch.allclose(found, expected(layer, inputs), atol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize(("columns", "group"), [(256, 0), (100, 0), (24, 0), (256, 64), (96, 32)])
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("level", [EXACT, ROUNDED])
+def test_inputs_in_groups_are_rounded_by_the_kernel_itself(
+    bits: int, columns: int, group: int, scheme: str, level: int
+) -> None:
+    weight = normal(ROWS, columns)
+    layer = packed(weight, Precision(bits, 8, group), scheme, activation_group=GROUP)
+    inputs = 2 * normal(2, 3, columns, seed=4)
+
+    found = multiplied(layer, inputs, level)
+
+    assert form_of(layer, level) is Form.BLOCKS
+    assert torch.allclose(found, expected(layer, inputs), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bits", "inputs", "group"), [(16, 8, 0), (4, 6, 0), (4, 8, 24), (8, 4, 5)]
+)
+@pytest.mark.parametrize("columns", [64, 71])
+def test_inputs_in_groups_without_a_kernel_are_rounded_by_operators(
+    bits: int, inputs: int, group: int, columns: int
+) -> None:
+    precision = Precision(bits, inputs, group)
+    layer = packed(normal(ROWS, columns), precision, "symmetric", activation_group=GROUP)
+    given = torch.cat([2 * normal(5, columns, seed=2), torch.zeros(1, columns)])
+
+    differences = (multiplied(layer, given) - expected(layer, given)).abs()
+
+    assert form_of(layer, EXACT) is Form.FLOATS
+    assert float(differences.median()) < 1e-5
+    assert float(differences.max()) < 0.5
 
 
 @pytest.mark.parametrize(

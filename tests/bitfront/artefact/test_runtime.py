@@ -9,13 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 from bitfront.artefact.architectures import RUNTIME
 from bitfront.artefact.runtime.packed_model import InputRounding, PackedWeight, unpack_codes
 from bitfront.precision import Precision
-from bitfront.quant.inputs import InputQuantizer, InputRange, input_grid
+from bitfront.quant.inputs import GROUP, InputQuantizer, InputRange, input_grid
 from bitfront.quant.packing import pack_codes, packed_weight, unpacked_weight
 from bitfront.spec import QuantizerSpec
+from bitfront.vlm.plan_switch import quantized_input
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 SOURCES = sorted(path for path in RUNTIME.glob("*.py") if path.name != "__init__.py")
@@ -131,9 +133,42 @@ def test_dynamic_inputs_are_rounded_to_the_bit(
     assert torch.equal(InputRounding(bits, None)(inputs), InputQuantizer(bits, None)(inputs))
 
 
+@settings(max_examples=40)
+@given(
+    st.sampled_from([4, 6, 8]),
+    st.sampled_from([1e-12, 1e-3, 1.0, 1e5, 1e8]),
+    st.sampled_from([7, 64, 100]),
+    st.integers(0, 2**31),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_inputs_in_groups_are_rounded_to_the_bit(
+    bits: int, size: float, columns: int, seed: int, dtype: torch.dtype
+) -> None:
+    inputs = (size * normal(2, 5, columns, seed=seed)).clamp(-6e4, 6e4).to(dtype)
+
+    rounded = InputRounding(bits, None, GROUP)(inputs)
+
+    assert torch.equal(rounded, InputQuantizer(bits, None, is_grouped=True)(inputs))
+
+
+@pytest.mark.parametrize("side", [12, 14])
+def test_a_convolution_in_groups_rounds_the_columns_of_its_patches(side: int) -> None:
+    inputs, module = normal(3, 2, side, side), nn.Conv2d(2, 5, 6, 6, bias=False)
+    quantize = InputQuantizer(8, None, is_grouped=True)
+
+    by_loader = InputRounding(8, None, GROUP, (6, 6))(inputs)
+    by_switch = quantized_input(quantize, module, inputs)
+
+    patches = functional.unfold(inputs, 6, stride=6).transpose(1, 2)
+    rows = quantize(patches) @ module.weight.flatten(1).T
+    wanted = rows.transpose(1, 2).unflatten(2, (side // 6, side // 6))  # type: ignore[no-untyped-call]
+    assert torch.allclose(module(by_loader), wanted, atol=1e-5)
+    assert torch.allclose(module(by_switch), wanted, atol=1e-5)
+
+
 def test_a_convolution_takes_the_range_of_a_whole_sample() -> None:
     inputs = normal(3, 2, 6, 6) * torch.tensor([1.0, 5.0, 0.1])[:, None, None, None]
 
-    rounded = InputRounding(4, None, whole_sample=True)(inputs)
+    rounded = InputRounding(4, None, kernel=(2, 2))(inputs)
 
     assert torch.equal(rounded, InputQuantizer(4, None)(inputs.flatten(1)).view_as(inputs))

@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from itertools import product
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from bitfront.errors import InvalidModel, SpecError
 from bitfront.precision import Precision
 from bitfront.quant.inputs import (
+    GROUP,
     InputQuantizer,
     InputRange,
     fake_quantize_input,
@@ -222,6 +224,37 @@ def test_a_huge_range_saturates_and_stays_finite() -> None:
     assert half.isfinite().all()
 
 
+@settings(max_examples=40)
+@given(widths, st.integers(1, 3), st.integers(1, 100), st.integers(0, 2**31))
+def test_in_groups_each_code_is_the_nearest_multiple_of_its_groups_step(
+    bits: int, tokens: int, columns: int, seed: int
+) -> None:
+    inputs = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(seed))
+    inputs[0, :GROUP] = 0
+
+    found = InputQuantizer(bits, None, is_grouped=True)(inputs)
+
+    top = 2 ** (bits - 1) - 1
+    for token, start in product(range(tokens), range(0, columns, GROUP)):
+        group, levels = (one[token, start : start + GROUP].double() for one in (inputs, found))
+        step = float(group.abs().max()) / top
+        assert float((levels - group).abs().max()) <= step * (0.5 + 1e-4)
+        codes = levels / step if step else levels
+        assert torch.allclose(codes, codes.round(), atol=1e-3)
+        assert float(codes.abs().max()) <= top + 1e-3
+
+
+def test_in_groups_the_gradient_passes_unchanged() -> None:
+    inputs = torch.linspace(-3, 3, 70, requires_grad=True)
+
+    InputQuantizer(4, None, is_grouped=True)(inputs).square().sum().backward()  # type: ignore[no-untyped-call]
+
+    with torch.no_grad():
+        expected = 2 * InputQuantizer(4, None, is_grouped=True)(inputs)
+    assert inputs.grad is not None
+    assert torch.equal(inputs.grad, expected)
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(1.0, -1.0), (math.nan, 1.0), (0.0, math.inf), (-math.inf, 0.0)]
 )
@@ -237,7 +270,8 @@ def test_a_width_without_codes_is_refused(bits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "activations", "nbytes"), [(8, "static", 3), (8, "dynamic", 0), (16, "static", 0)]
+    ("bits", "activations", "nbytes"),
+    [(8, "static", 3), (8, "dynamic", 0), (8, "grouped", 0), (16, "static", 0)],
 )
 def test_only_a_static_range_takes_bytes(bits: int, activations: str, nbytes: int) -> None:
     quantizer = QuantizerSpec.model_validate({"activations": activations})

@@ -72,7 +72,8 @@ def test_weights_alone_are_computed_as_they_were_measured(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "activations"), [("symmetric", "static"), ("asymmetric", "dynamic")]
+    ("scheme", "activations"),
+    [("symmetric", "static"), ("asymmetric", "dynamic"), ("symmetric", "grouped")],
 )
 def test_any_mix_and_a_recovery_are_computed_but_for_single_flipped_codes(
     scheme: str, activations: str, tmp_path: Path

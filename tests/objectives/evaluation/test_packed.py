@@ -100,8 +100,10 @@ def test_any_configuration_takes_the_promised_bytes_and_computes_what_was_measur
         (REFERENCE_CLIP, "nearest", "symmetric", "static"),
         (REFERENCE_CLIP, "gptq", "asymmetric", "dynamic"),
         (REFERENCE_CLIP, "descent", "symmetric", "dynamic"),
+        (REFERENCE_CLIP, "descent", "asymmetric", "grouped"),
         (REFERENCE_LLAVA, "gptq", "symmetric", "static"),
         (REFERENCE_LLAVA, "descent", "asymmetric", "dynamic"),
+        (REFERENCE_LLAVA, "gptq", "symmetric", "grouped"),
     ],
 )
 def test_every_way_of_rounding_and_a_recovery_travel_along(

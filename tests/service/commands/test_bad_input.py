@@ -48,7 +48,7 @@ ADDITIONS = {
     "a group that the runtime has no kernel for": (
         "target: onnxruntime\nspace:\n  groups: [32]",
         "line 8: space.groups: onnxruntime has no kernel for w2a8g32: the nearest that it has is "
-        "w2a8 or w2a16g32 or w2a16, or leave target out",
+        "w2a8 or w2a16g32 or w2a16, or write quantizer.activations: grouped, or leave target out",
     ),
     "a width that the runtime has no kernel for": (
         "target: openvino\nspace:\n  weight_bits: [3]",
@@ -58,7 +58,13 @@ ADDITIONS = {
     "ranges that the runtime has no kernel for": (
         "target: onnxruntime\nquantizer:\n  activations: dynamic",
         "line 8: quantizer.activations: onnxruntime has no kernel for w2a8 with dynamic ranges of "
-        "inputs: write static, or search w2a16 or w2a16g16, or leave target out",
+        "inputs: write static or grouped, or search w2a16 or w2a16g16, or leave target out",
+    ),
+    "inputs in groups of 4 bits, which the runtime has no kernel for": (
+        "target: openvino\nquantizer: {activations: grouped}\n"
+        "space: {weight_bits: [4], activation_bits: [4]}",
+        "line 7: quantizer.activations: openvino has no kernel for w4a4 with grouped ranges of "
+        "inputs: write static, or search w4a8 or w4a16 or w4a16g16, or leave target out",
     ),
     "a latency in a runtime that computes in floats": (
         "target: torch\nobjectives: [error, latency_s]",
