@@ -20,6 +20,7 @@ from bitfront.passwords import masked
 from bitfront.plan import ClassPosition, TeacherText, digest
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
 from bitfront.targets import DeploymentTarget, Ranges, target_named
+from bitfront.tasks import TaskKind, TaskMeasure, TaskName, tasks_for
 from bitfront.units import parse_nbytes, parse_share
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -151,6 +152,13 @@ class ModelSpec(Section):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
+    @property
+    def asks(self) -> bool | None:
+        """Whether it writes answers; None where that shows only when it is loaded."""
+        if self.source is ModelSource.REFERENCE:
+            return {REFERENCE_CLIP: False, REFERENCE_LLAVA: True}.get(self.name)
+        return False if self.source is ModelSource.OPEN_CLIP else None
+
 
 class DataSource(StrEnum):
     """Where the samples come from."""
@@ -173,6 +181,10 @@ class Samples(Section):
 class DataSpec(Section):
     """The task: images with one class each, or questions about images with their answers.
 
+    `task` says what the model does with them, where model and source leave a choice. `measure` says
+    what `error` is 1 less: for classification `accuracy` over all images, or
+    `mean_per_class_accuracy`, in which every class counts alike however many images it has.
+
     `path` is a folder with one sub-folder a class, a `datasets` dataset saved to disk, or a
     JSON Lines file of questions whose images lie beside it. Captions of classes are made from
     `templates`; a question is put to the model as `prompt`. An answer is what `answer_pattern`
@@ -187,6 +199,8 @@ class DataSpec(Section):
     """
 
     source: DataSource
+    task: TaskName | None = None
+    measure: TaskMeasure | None = None
     path: str | None = None
     image_column: str = "image"
     label_column: str = "label"
@@ -617,9 +631,27 @@ class JobSpec(Section):
     @property
     def asks(self) -> bool:
         """Whether the model is known, without loading it, to answer questions."""
-        model = self.model
-        is_bundled = model.source is ModelSource.REFERENCE and model.name == REFERENCE_LLAVA
-        return is_bundled or self.data.source is DataSource.QUESTIONS
+        return self.model.asks is True or any(x.asks for x in self._named)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the model is known, without loading it, to compare images with texts."""
+        return self.model.asks is False or any(not x.asks for x in self._named)
+
+    @property
+    def tasks(self) -> tuple[TaskKind, ...]:
+        """The tasks that may be meant, as far as is known without loading the model.
+
+        None where task, source and model do not go together.
+        """
+        data = self.data
+        return tasks_for(data.source, name=data.task, asks=self.model.asks)
+
+    @property
+    def _named(self) -> tuple[TaskKind, ...]:
+        """The task that the data are for, whatever the model; none where they leave a choice."""
+        found = tasks_for(self.data.source, name=self.data.task, asks=None)
+        return found if len({task.asks for task in found}) == 1 else ()
 
     @property
     def is_bundled(self) -> bool:

@@ -25,8 +25,10 @@ class Comparison:
 
     Attributes:
         samples: How many samples both were evaluated on.
-        fixed: Samples that the first gets right and the second wrong.
-        broken: Samples that the second gets right and the first wrong.
+        fixed: Samples that add less to the error of the first than to that of the second.
+        broken: Samples that add more.
+        error: The first's error less the second's.
+        squares: The sum of the squared differences of the samples' shares in it.
         divergence: The first's divergence less the second's, in nats.
         divergence_se: The standard error of that mean of paired differences.
     """
@@ -34,6 +36,8 @@ class Comparison:
     samples: int
     fixed: int
     broken: int
+    error: float
+    squares: float
     divergence: float
     divergence_se: float
 
@@ -46,49 +50,60 @@ class Comparison:
     def of_each(cls, firsts: Sequence[SampleResults], second: SampleResults) -> list[Self]:
         """The comparison of each of some results with the same second ones."""
         count = len(second)
-        right, divergence = second.right, second.divergence
+        errors, divergence = second.errors, second.divergence
         found = []
         for start in range(0, len(firsts), _AT_ONCE):
             some = firsts[start : start + _AT_ONCE]
-            rights = np.stack([one.right for one in some])
+            shares = np.stack([one.errors for one in some]) - errors
             differences = np.stack([one.divergence for one in some]) - divergence
             columns = (
-                (rights & ~right).sum(axis=1).tolist(),
-                (right & ~rights).sum(axis=1).tolist(),
+                (shares < 0).sum(axis=1).tolist(),
+                (shares > 0).sum(axis=1).tolist(),
+                shares.mean(axis=1).tolist(),
+                (shares**2).sum(axis=1).tolist(),
                 differences.mean(axis=1).tolist(),
                 (
                     differences.std(axis=1, ddof=1) if count > 1 else np.full(len(some), math.inf)
                 ).tolist(),
             )
             found += [
-                cls(count, fixed, broken, mean, spread / math.sqrt(count))
-                for fixed, broken, mean, spread in zip(*columns, strict=True)
+                cls(count, fixed, broken, error, squares, mean, spread / math.sqrt(count))
+                for fixed, broken, error, squares, mean, spread in zip(*columns, strict=True)
             ]
         return found
 
     @property
     def swapped(self) -> "Comparison":
         """How the second does against the first."""
-        return replace(self, fixed=self.broken, broken=self.fixed, divergence=-self.divergence)
-
-    @property
-    def error(self) -> float:
-        """The first's error less the second's."""
-        return (self.broken - self.fixed) / self.samples
+        return replace(
+            self,
+            fixed=self.broken,
+            broken=self.fixed,
+            error=-self.error,
+            divergence=-self.divergence,
+        )
 
     @property
     def error_p(self) -> float:
-        """McNemar's exact test, two-sided: how probable such unequal counts are by chance alone."""
+        """How probable such unequal errors are by chance alone, two-sided.
+
+        McNemar's exact test where samples are right or wrong and count alike, and elsewhere the
+        normal test of the paired differences.
+        """
         rarer, differing = min(self.fixed, self.broken), self.fixed + self.broken
-        return min(1.0, 2.0 * float(bdtr(rarer, differing, 0.5)))
+        if self.squares == differing:
+            return min(1.0, 2.0 * float(bdtr(rarer, differing, 0.5)))
+        return 2.0 * float(ndtr(-abs(self.error) / math.sqrt(self.error_variance)))
 
     @property
     def error_variance(self) -> float:
         """The variance of the difference in error, never 0: half a sample is added each way.
 
+        The sum of squares is the number of samples that differ, where all count alike.
+
         Agresti and Min, Statistics in Medicine 24 (2005) 729-740.
         """
-        share = (self.fixed + self.broken + 1) / self.samples
+        share = (self.squares + 1) / self.samples
         return (share - self.error**2) / self.samples
 
     @property
@@ -115,7 +130,13 @@ class Comparison:
         return float(np.ceil(needed))
 
 
-def proportion_interval(count: int, samples: int) -> tuple[float, float]:
+def error_interval(samples: SampleResults) -> tuple[float, float]:
+    """The interval of an error at `SIGNIFICANCE`, by as many samples as count alike."""
+    count = samples.effective_count
+    return proportion_interval(float(samples.errors.mean()) * count, count)
+
+
+def proportion_interval(count: float, samples: float) -> tuple[float, float]:
     """Wilson's interval of a share at `SIGNIFICANCE`, such as the 95 % interval of an error."""
     reach = float(ndtri(1 - SIGNIFICANCE / 2))
     share, slack = count / samples, reach**2 / samples

@@ -74,8 +74,8 @@ def _estimate(
     divergences = np.array([trial.values["divergence"] for trial in trials])
     line, line_variances, around = _fit(divergences, differences, variances)
     kept = around / (around + variances)
-    base = 1.0 - float(reference.right.mean())
-    base_variance = base * (1 - base) / len(reference)
+    shares = reference.errors
+    base, base_variance = float(shares.mean()), float(shares.var()) / len(reference)
     errors = np.clip(base + line + kept * (differences - line), 0.0, 1.0)
     own = kept * variances + (1 - kept) ** 2 * line_variances
     return {

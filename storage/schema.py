@@ -32,6 +32,7 @@ REVISIONS = (
     "0019",
     "0020",
     "0021",
+    "0022",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

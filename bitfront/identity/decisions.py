@@ -82,6 +82,9 @@ DECISIONS: Final = MappingProxyType(
         "model.device": _enters(Part.DEVICE),
         "model.dtype": _enters(Part.MODEL),
         "data.source": _SPLITS,
+        "data.task": _SPLITS,
+        # Of the errors that tunings keep, too, which know what they belong to by the features' key.
+        "data.measure": _enters(Key.EVALUATION, Key.FEATURES),
         "data.path": _SPLITS,
         "data.image_column": _SPLITS,
         "data.label_column": _SPLITS,

@@ -143,6 +143,7 @@ def evaluation_key(
         "device": device,
         "seed": spec.search.seed,
     }
+    content |= _measure_entry(spec.data)
     if spec.profile.vision is not None:
         content["bounds"] = ids.quantizer
     if configuration.recovery is not None and configuration.recovery.views:
@@ -194,6 +195,7 @@ def features_key(
         "bounds": dict(bounds),
         "device": device_type,
         "seeds": [spec.search.seed, spec.data.seed],
+        **_measure_entry(spec.data),
     }
     if any(cut.values()):
         content["ranges"] = _range_content(cut)
@@ -301,6 +303,11 @@ def _searched_entry(quantizer: QuantizerSpec, precisions: Iterable[Precision]) -
     widths = {p.activation_bits for p in precisions if p.clip == 1.0}
     searched = sorted(bits for bits in widths if quantizer.searches_range(bits))
     return {"searched": searched} if searched else {}
+
+
+def _measure_entry(data: DataSpec) -> dict[str, str]:
+    """What the error is of, where the job says so."""
+    return {} if data.measure is None else {"measure": data.measure.value}
 
 
 def _batch_entry(spec: JobSpec) -> dict[str, int]:

@@ -22,6 +22,7 @@ from bitfront.spec import (
     Sampler,
     VisionSpec,
 )
+from bitfront.tasks import tasks_for
 
 _UNQUANTIZED: Final = 16
 _MEASURES_ALL: Final = "every cell is measured: leave it out, or set profile.cells: adaptive"
@@ -76,21 +77,8 @@ def _is_adaptive(spec: JobSpec) -> bool:
     return spec.profile.cells is CellSelection.ADAPTIVE
 
 
-def _classifies(spec: JobSpec) -> bool:
-    """Whether the model is known, without loading it, to tell classes apart."""
-    return (
-        spec.data.source is DataSource.IMAGE_FOLDER
-        or spec.model.source is ModelSource.OPEN_CLIP
-        or _is_bundled(spec, REFERENCE_CLIP)
-    )
-
-
-def _is_bundled(spec: JobSpec, name: str) -> bool:
-    return spec.model.source is ModelSource.REFERENCE and spec.model.name == name
-
-
 def _may_ask(spec: JobSpec) -> bool:
-    return not _classifies(spec)
+    return not spec.compares
 
 
 def _may_classify(spec: JobSpec) -> bool:
@@ -129,7 +117,7 @@ DEPENDENT: Final = {
         "the model of this source has its own weights: leave it out, and name them in model.name",
     ),
     "model.dtype": _Dependent(
-        lambda job: job.model.source is ModelSource.TRANSFORMERS and not _classifies(job),
+        lambda job: job.model.source is ModelSource.TRANSFORMERS and not job.compares,
         "only a LLaVA of transformers is loaded in it: leave it out",
     ),
     "data.path": _Dependent(
@@ -144,12 +132,12 @@ DEPENDENT: Final = {
         _on_column("labels"),
     ),
     "data.question_column": _Dependent(
-        lambda job: job.data.source is DataSource.DATASETS and not _classifies(job),
+        lambda job: job.data.source is DataSource.DATASETS and not job.compares,
         "only data of source datasets have a column of questions, for a model that answers them: "
         "leave it out",
     ),
     "data.answer_column": _Dependent(
-        lambda job: job.data.source is DataSource.DATASETS and not _classifies(job),
+        lambda job: job.data.source is DataSource.DATASETS and not job.compares,
         "only data of source datasets have a column of answers, for a model that gives some: "
         "leave it out",
     ),
@@ -260,6 +248,7 @@ def _contradictions(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             ("model", "device"),
             f"model.device: {model.device!r} is not possible: write auto, cpu, cuda or cuda:0",
         )
+    yield from _of_another_task(spec)
     yield from _of_another_kind(spec)
     if (
         isinstance(search.gpus_per_worker, float)
@@ -275,10 +264,33 @@ def _contradictions(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     yield from undeployable(spec)
 
 
+def _of_another_task(spec: JobSpec) -> Iterator[tuple[Place, str]]:
+    """A task that is not for the data and the model, and a measure that is not for the task."""
+    data, tasks = spec.data, spec.tasks
+    if data.task is not None and not tasks:
+        known = tasks_for(data.source, name=None, asks=spec.model.asks)
+        names = " or ".join(task.name for task in known)
+        way = f"write {names}, or leave it out" if known else "name other data or another model"
+        yield (
+            ("data", "task"),
+            f"data.task: data of source {data.source} and this model are not for {data.task}: "
+            f"{way}",
+        )
+    if data.measure is not None and tasks:
+        measures = dict.fromkeys(measure for task in tasks for measure in task.measures)
+        if data.measure not in measures:
+            named = " or ".join(task.name for task in tasks)
+            yield (
+                ("data", "measure"),
+                f"data.measure: {data.measure} is not for {named}: write "
+                f"{' or '.join(measures)}, or leave it out",
+            )
+
+
 def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     """What is for the other kind of model than the job's."""
     source = ("data", "source")
-    if spec.asks and _classifies(spec):
+    if spec.asks and spec.compares and spec.data.task is None:
         if spec.data.source is DataSource.QUESTIONS:
             text = "asks questions, but the model tells classes apart: use image_folder or datasets"
         else:
@@ -286,7 +298,7 @@ def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
         yield source, f"data.source: {spec.data.source} {text}"
     if spec.profile.vision is not None:
         place = ("profile", "vision")
-        if _classifies(spec):
+        if spec.compares:
             yield (
                 place,
                 "profile.vision needs a model that answers questions, since it trains on the "

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bitfront.errors import InvalidModel, InvalidSample, SpecError
 from bitfront.plan import digest
 from bitfront.reference.scenes import CLASSES, SIDE, TEMPLATES, draw_scenes
 from bitfront.spec import DataSource, DataSpec
+from bitfront.tasks import CLASSIFICATION, TaskMeasure
 from bitfront.vlm import DualEncoder
 from bitfront.vlm.models.captions import ClassNames
 from bitfront.vlm.models.distinct import token_problem
@@ -66,6 +67,7 @@ class ClassificationTask(Task):
         splits: The four splits.
         batch_size: Images, or captions, that go through a tower at once.
         augmentation: How augmented views are made.
+        measure: What the error is of.
     """
 
     model: DualEncoder
@@ -75,6 +77,7 @@ class ClassificationTask(Task):
     splits: Mapping[SplitName, Split]
     batch_size: int
     augmentation: Augmentation
+    measure: TaskMeasure = TaskMeasure.ACCURACY
 
     @property
     def class_count(self) -> int:
@@ -84,6 +87,23 @@ class ClassificationTask(Task):
     def split(self, name: SplitName) -> Split:
         """The split of that name."""
         return self.splits[name]
+
+    def errors(self, wrong: Bool[Tensor, " n"], name: SplitName) -> Float[Tensor, " n"]:
+        """Each image's share in the error of a split, whose mean is the error.
+
+        Every class of the split counts alike under `MEAN_PER_CLASS_ACCURACY`, and every image
+        under `ACCURACY`.
+
+        Args:
+            wrong: Whether each image is taken for another class than its own.
+            name: The split.
+        """
+        shares = wrong.cpu().double()
+        if self.measure is TaskMeasure.MEAN_PER_CLASS_ACCURACY:
+            labels = self.splits[name].labels
+            counts = labels.bincount()
+            shares *= len(labels) / (counts.count_nonzero() * counts[labels])
+        return shares
 
     def images(self, name: SplitName, view: int = 0) -> ImageStream:
         """The images of a split, or an augmented view of each, through the vision tower."""
@@ -161,7 +181,14 @@ def load_classification(
     tokens = [model.tokenize(of_template) for of_template in captions]
     augmentation = Augmentation(spec.seed, spec.horizontal_flip)
     return ClassificationTask(
-        model, classes, templates, torch.stack(tokens), splits, spec.batch_size, augmentation
+        model,
+        classes,
+        templates,
+        torch.stack(tokens),
+        splits,
+        spec.batch_size,
+        augmentation,
+        CLASSIFICATION.measure(spec.measure),
     )
 
 

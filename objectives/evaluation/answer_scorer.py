@@ -77,12 +77,13 @@ class AnswerScorer(Scorer):
         divergence = self._by_question(divergences_nats(full, logits), split)
         further = {"loss_nats": loss_nats(logits, targets)}
         if not bool(logits.isfinite().all()):
-            return Score.of([False] * len(divergence), divergence, further)
+            return Score.of(torch.ones(len(divergence)), divergence, further)
         with self._stopwatch.timed("decoding"):
             answers = self._answers(recovered, features, logits, targets, split)
         right = list(map(is_right, answers, self._task.split(split).accepted))
+        wrong = (~torch.tensor(right)).float()
         further["unparsed"] = answers.count(None) / len(answers)
-        return Score.of(right, divergence, further)
+        return Score.of(wrong, divergence, further)
 
     def _by_question(
         self, tokens: Float[Tensor, " tokens"], split: SplitName

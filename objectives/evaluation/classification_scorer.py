@@ -63,6 +63,8 @@ class ClassificationScorer(Scorer):
     def score(self, configuration: Configuration, split: SplitName) -> Score:
         """Whether the right class has the highest score; `loss_nats` is its cross-entropy.
 
+        Under the measure `mean_per_class_accuracy` every class of the split has the same share in
+        the error, however many images it has.
         `divergence` is the mean of `KL(p || q)` over the images, `p` and `q` being the softmax over
         the classes in full precision and under the configuration.
         """
@@ -76,7 +78,8 @@ class ClassificationScorer(Scorer):
         scores = logits(images, classes, self._model.logit_scale)
         labels = self._task.split(split).labels
         further = {"loss_nats": loss_nats(scores, labels)}
-        return Score.of(is_highest(scores, labels), divergences_nats(full, scores), further)
+        errors = self._task.errors(~is_highest(scores, labels), split)
+        return Score.of(errors, divergences_nats(full, scores), further)
 
     def _full_scores(self, split: SplitName) -> Float[Tensor, "n classes"]:
         """The logits in full precision: the features behind them are computed once and kept."""

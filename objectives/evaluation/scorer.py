@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
 from cachetools import LRUCache
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
@@ -64,14 +64,14 @@ class Score:
     @classmethod
     def of(
         cls,
-        right: Sequence[bool] | Bool[Tensor, " n"],
+        errors: Float[Tensor, " n"],
         divergence: Float[Tensor, " n"],
         further: Mapping[str, float],
     ) -> Self:
-        """The score of samples that came out right or wrong.
+        """The score of a split's samples.
 
         Args:
-            right: Whether each sample came out right.
+            errors: Each one's share in the error: their mean is the split's.
             divergence: Each one's share in the divergence from full precision, in nats: their mean
                 is the split's. What is below 0 by round-off becomes 0.
             further: Other figures, by name.
@@ -80,10 +80,9 @@ class Score:
         if not bool(nats.isfinite().all()):
             unknown = dict.fromkeys((Objective.ERROR.value, Objective.DIVERGENCE.value), math.nan)
             return cls({**unknown, **further}, None)
-        flags = [bool(flag) for flag in right]
-        samples = SampleResults.of(flags, nats.tolist())
+        samples = SampleResults.of_shares(errors.tolist(), nats.tolist())
         figures = {
-            Objective.ERROR.value: flags.count(False) / len(flags),
+            Objective.ERROR.value: float(errors.double().mean()),
             Objective.DIVERGENCE.value: float(nats.mean()),
         }
         return cls({**figures, **samples.standard_errors, **further}, samples)

@@ -18,6 +18,7 @@ from bitfront.artefact.architectures import RUNTIME
 from bitfront.artefact.runtime.serve import receive, send
 from bitfront.errors import FailedBuild
 from bitfront.plan import Configuration
+from bitfront.samples import effective_count
 from bitfront.vlm import QuestionBatch
 from objectives.data.answers import is_right, parse
 from objectives.data.classification import ClassificationTask
@@ -143,13 +144,14 @@ def verify(
             predictions.append((found.argmax(-1) == wanted.argmax(-1)).flatten())
             spreads.append(wanted.flatten())
         text_cosine = verifier.text_cosine(runner)
-        wrong, samples = verifier.wrong(runner)
+        errors = verifier.errors(runner).double().numpy()
         latency_s = {}
         for size in _timed_batches(evaluator):
             latency_s[str(size)] = runner.time(verifier.sample(size))
         token_s = verifier.token_s(runner)
         resident = runner.resident_nbytes
-    low, high = wilson(wrong, samples)
+    error = float(errors.mean())
+    low, high = wilson(error, effective_count(errors))
     files = [path.stat().st_size for path in folder.iterdir()]
     return Verification(
         largest_difference=float(torch.cat(differences).max()),
@@ -157,10 +159,10 @@ def verify(
         spread=float(torch.cat(spreads).double().std()),
         same_predictions=float(torch.cat(predictions).double().mean()),
         measured_error=measured_error,
-        error=wrong / samples,
+        error=error,
         error_low=low,
         error_high=high,
-        samples=samples,
+        samples=len(errors),
         tensors_nbytes=sum(evaluator.nbytes(configuration).values()),
         files_nbytes=sum(files),
         resident_nbytes=resident,
@@ -176,9 +178,9 @@ def _timed_batches(evaluator: Evaluator) -> list[int]:
     return sorted({*_TIMED_BATCHES, *own})
 
 
-def wilson(wrong: int, samples: int) -> tuple[float, float]:
+def wilson(share: float, samples: float) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson's score interval)."""
-    share, z = wrong / samples, _SPREADS
+    z = _SPREADS
     middle = (share + z * z / (2 * samples)) / (1 + z * z / samples)
     root = math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
     reach = z * root / (1 + z * z / samples)
@@ -289,11 +291,11 @@ class _Classes:
         for pixels in self._batches(SplitName.CALIBRATION):
             yield {"pixels": pixels}, self._scorer.logits(configuration, pixels).cpu()
 
-    def wrong(self, runner: Runner) -> tuple[int, int]:
-        """How many samples of the selection split come out wrong, and of how many."""
+    def errors(self, runner: Runner) -> Float[Tensor, " n"]:
+        """Each image's share in the error of the selection split."""
         labels = self._task.split(SplitName.SELECTION).labels
         found = [runner.run({"pixels": p}).argmax(-1) for p in self._batches(SplitName.SELECTION)]
-        return int((torch.cat(found) != labels.cpu()).sum()), len(labels)
+        return self._task.errors(torch.cat(found) != labels.cpu(), SplitName.SELECTION)
 
     def text_cosine(self, runner: Runner) -> float:
         """How near captions' features are to those of the text tower that has the last plan on."""
@@ -334,10 +336,10 @@ class _Answers:
             batch = split.read(number)
             yield _taught(batch), self._scorer.logits(configuration, batch).float().cpu()
 
-    def wrong(self, runner: Runner) -> tuple[int, int]:
-        """How many questions of the selection split come out wrong, and of how many."""
+    def errors(self, runner: Runner) -> Float[Tensor, " n"]:
+        """Each question's share in the error of the selection split: 1 where it is wrong."""
         split, task = self._task.split(SplitName.SELECTION), self._task
-        wrong = 0
+        wrong = torch.zeros(len(split))
         for number, places in enumerate(split.batches):
             given = _given(split.read(number)) | {"limit": torch.tensor(task.answer_tokens)}
             rows: Sequence[Sequence[int]] = runner.run(given).tolist()
@@ -346,8 +348,8 @@ class _Answers:
                 answer = None
                 if task.model.has_ended(tokens):
                     answer = parse(task.model.decode(tokens), task.answer_pattern)
-                wrong += not is_right(answer, split.accepted[place])
-        return wrong, len(split)
+                wrong[place] = not is_right(answer, split.accepted[place])
+        return wrong
 
     def text_cosine(self, runner: Runner) -> None:
         """Always None, because such a model has no text tower of its own."""

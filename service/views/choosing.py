@@ -10,7 +10,7 @@ from typing import Self
 from bitfront.samples import SampleResults
 from bitfront.trial import Measured, Trial, TrialState
 from search.choice import Peer, Ranking, choose, chosen_front
-from search.comparison import proportion_interval
+from search.comparison import error_interval
 from search.estimate import Estimate, estimate_errors
 from service.views.cross_study_front import cross_study_front
 from service.views.describe import FULL_NAME, trial_names
@@ -94,7 +94,7 @@ class FullPrecision:
     def interval(self, split: str) -> tuple[float, float] | None:
         """The 95 % interval of its error on a split; None where its samples are not known."""
         own = self.samples.get(split)
-        return None if own is None else proportion_interval(int((~own.right).sum()), len(own))
+        return None if own is None else error_interval(own)
 
 
 def best_answer(

@@ -82,7 +82,7 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
 INDEPENDENT = {
     *("study", "objectives", "target", "model.source", "model.name", "model.device", "data.source"),
     *(f"data.samples.{split}" for split in ("calibration", "tuning", "selection", "test")),
-    *("data.seed", "data.batch_size"),
+    *("data.seed", "data.batch_size", "data.task", "data.measure"),
     *(f"quantizer.{name}" for name in ("scheme", "scale_search", "rounding", "activations")),
     *(f"space.{name}" for name in ("weight_bits", "activation_bits", "groups", "keep")),
     *(f"space.recovery.{name}" for name in ("context_length", "reduction", "distillation")),
@@ -153,6 +153,21 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
         ({**BUNDLED, "model.device": "gpu"}, "model.device", "'gpu' is not possible: write auto"),
         ({**CLIP, "data.source": "questions"}, "data.source", "but the model tells classes apart"),
         ({**FOLDER, "model.name": "digit-llava"}, "data.source", "but the model answers questions"),
+        (
+            {**BUNDLED, "data.task": "answering"},
+            "data.task",
+            "this model are not for answering: write classification, or leave it out",
+        ),
+        (
+            {**FOLDER, "model.name": "digit-llava", "data.task": "answering"},
+            "data.task",
+            "are not for answering: name other data or another model",
+        ),
+        (
+            {**BUNDLED, "data.measure": "exact_match"},
+            "data.measure",
+            "exact_match is not for classification: write accuracy or mean_per_class_accuracy",
+        ),
         (
             {**BUNDLED, "model.device": "cpu", "search.gpus_per_worker": 1},
             "search.gpus_per_worker",

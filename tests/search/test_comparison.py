@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm, ttest_rel
 
 from bitfront.samples import SampleResults
-from search.comparison import Comparison, proportion_interval
+from search.comparison import Comparison, error_interval, proportion_interval
 
 flags = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60)
 
@@ -84,3 +84,32 @@ def test_the_variance_of_a_difference_is_never_zero() -> None:
     found = Comparison.of(same, same)
 
     assert 0 < math.sqrt(found.error_variance) < norm.ppf(0.975) / 50
+
+
+def test_samples_that_count_differently_are_compared_by_their_shares() -> None:
+    rng = np.random.default_rng(2)
+    first, second = (
+        rng.choice([0.0, 0.4, 1.7], 3000, p=p) for p in ([0.8, 0.1, 0.1], [0.85, 0.1, 0.05])
+    )
+    nats = [0.0] * 3000
+
+    found = Comparison.of(
+        SampleResults.of_shares(first.tolist(), nats),
+        SampleResults.of_shares(second.tolist(), nats),
+    )
+
+    wanted = ttest_rel(first, second)
+    assert found.error == pytest.approx((first - second).mean(), rel=1e-5)
+    assert found.error_variance == pytest.approx((first - second).var() / 3000, rel=1e-2)
+    assert found.error_p == pytest.approx(wanted.pvalue, rel=0.1)
+    assert found.swapped.error == -found.error
+
+
+def test_the_interval_of_unequal_shares_is_as_wide_as_their_standard_error_says() -> None:
+    shares = np.random.default_rng(3).choice([0.0, 0.5, 1.5], 4000, p=[0.7, 0.2, 0.1])
+    samples = SampleResults.of_shares(shares.tolist(), [0.0] * 4000)
+
+    low, high = error_interval(samples)
+
+    reach = norm.ppf(0.975) * samples.standard_errors["error_se"]
+    assert (low, high) == pytest.approx((shares.mean() - reach, shares.mean() + reach), abs=1e-3)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from bitfront.samples import SampleResults
 from bitfront.trial import Measured, TrialState
-from search.comparison import proportion_interval
+from search.comparison import error_interval
 from search.estimate import Estimate
 from service.http.models.points import Point, Points
 from service.http.models.profile import LayerErrors, ProxyPoint, Sensitivity
@@ -67,11 +67,7 @@ def _point(
     is_on_front: bool,
 ) -> Point:
     samples: SampleResults | None = None if measured is None else measured.samples
-    low, high = (
-        (None, None)
-        if samples is None
-        else proportion_interval(int((~samples.right).sum()), len(samples))
-    )
+    low, high = (None, None) if samples is None else error_interval(samples)
     return Point(
         trial=trial.number,
         origin=trial.origin,

@@ -32,6 +32,7 @@ CONTENT: dict[str, Any] = {
 
 # Another value of each field that enters keys by itself.
 OTHERS: dict[str, object] = {
+    "data.measure": "mean_per_class_accuracy",
     "data.horizontal_flip": True,
     "data.seed": 1,
     "data.batch_size": 8,
