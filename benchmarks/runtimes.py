@@ -10,29 +10,36 @@ runtime and process; with `--to both`, to torch in bfloat16 and to ONNX Runtime 
 """
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import torch
 
 from benchmarks.onnx_models import VIT_B_32, configuration, shaped
+from bitfront.artefact.architectures import RUNTIME
 from bitfront.artefact.onnx.kernels import Kernels
 from bitfront.artefact.onnx.products import EXACT, ROUNDED, OnnxRuntimeKernels
 from bitfront.artefact.openvino.kernels import OpenVinoKernels, by_input
 from bitfront.artefact.openvino.representation import write_representation
 from bitfront.artefact.runtime.clip import Clip
-from bitfront.artefact.runtime.exported_model import Answerer, load, open_graph
+from bitfront.artefact.runtime.exported_model import Classifier, load, open_graph
+from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan
+from bitfront.precision import Precision
 from bitfront.spec import JobSpec
 from objectives.evaluation.compressed_models import write_compressed
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.gguf_models import write_gguf
 from objectives.evaluation.onnx_models import write_onnx
 from objectives.evaluation.openvino_models import write_openvino
 from objectives.evaluation.verification import verify
@@ -40,12 +47,15 @@ from objectives.evaluation.verification import verify
 VIT = "ViT-B-32"
 TORCH = "torch bfloat16"
 PLANS = ("full", "w8a8", "w4a8", "w4a16")
+PLANS_16 = ("full", "w8a16", "w4a16", "mix")
+"""For runtimes whose artefacts hold no rounding of inputs."""
+MIX = tuple(Precision(bits) for bits in (8, 6, 5, 4, 3, 2))
 STEPS = 16
 
 Call = Callable[[], object]
 
 
-def bundled(name: str) -> Evaluator:
+def bundled(name: str, target: str) -> Evaluator:
     """A bundled model with symmetric weights, and the data that the demo takes."""
     content = {
         "study": "runtimes",
@@ -55,6 +65,7 @@ def bundled(name: str) -> Evaluator:
             "samples": {"calibration": 64, "tuning": 16, "selection": 256, "test": 16},
         },
         "quantizer": {"scheme": "symmetric", "rounding": "nearest"},
+        "target": "gguf" if target == "gguf" else "any",
     }
     return Evaluator.from_spec(JobSpec.model_validate(content))
 
@@ -65,17 +76,27 @@ def write(kept: Evaluator, chosen: Configuration, target: str, out: Path) -> Non
         write_openvino(kept, chosen, out, {})
     elif target == "compressed-tensors":
         write_compressed(kept, chosen, out, {})
+    elif target == "gguf":
+        write_gguf(kept, chosen, out, {})
     else:
         write_onnx(kept, chosen, out, {}, accuracy_level=EXACT if target[-1] == "0" else ROUNDED)
 
 
+def planned(kept: Evaluator, plan: str) -> Configuration:
+    """A plan by its name; in the mix convolutions stay at 16 bits, and the rest takes turns."""
+    if plan == "full":
+        return Configuration(Plan(()))
+    if plan != "mix":
+        return configuration(kept, plan, 0)
+    layers = [layer for layer in kept.model.layers if layer.kind is not LayerKind.CONVOLUTION]
+    return Configuration(Plan.of({x.name: MIX[n % len(MIX)] for n, x in enumerate(layers)}))
+
+
 def built(name: str, target: str, folder: Path) -> dict[str, Path]:
     """Verifies every plan of a bundled model, says what was found, and gives the folders."""
-    kept, folders = bundled(name), {}
-    for plan in PLANS:
-        if target == "compressed-tensors" and plan.endswith("a8"):
-            continue
-        chosen = Configuration(Plan(())) if plan == "full" else configuration(kept, plan, 0)
+    kept, folders = bundled(name, target), {}
+    for plan in PLANS_16 if target in ("compressed-tensors", "gguf") else PLANS:
+        chosen = planned(kept, plan)
         out = folder / plan
         out.mkdir()
         write(kept, chosen, target, out)
@@ -94,15 +115,23 @@ def built(name: str, target: str, folder: Path) -> dict[str, Path]:
     return folders
 
 
-def calls(folders: Mapping[str, Path], batch: int) -> dict[str, dict[str, Call]]:
+def opened(folder: Path, target: str) -> Any:  # noqa: ANN401  # of the module that travels
+    """The model of a folder, with one thread."""
+    if target != "gguf":
+        return load(folder, threads=1)
+    sys.path.insert(0, str(RUNTIME))
+    return import_module("gguf_model").load(folder, 1)
+
+
+def calls(folders: Mapping[str, Path], target: str, batch: int) -> dict[str, dict[str, Call]]:
     """What is timed, by its name and the plan."""
     rng = np.random.default_rng(0)
     timed: dict[str, dict[str, Call]] = {}
     for plan, folder in folders.items():
-        model = load(folder, threads=1)
+        model = opened(folder, target)
         height, width = model.card["preprocessing"]["size"]
         pixels = rng.normal(size=(batch, 3, height, width)).astype(np.float32)
-        if not isinstance(model, Answerer):
+        if isinstance(model, Classifier):
             timed.setdefault("images", {})[plan] = partial(model.logits, pixels)
             continue
         words = model.card["words"]
@@ -196,7 +225,7 @@ def main(model: str, target: str, batch: int, repeats: int) -> None:
             return
         folders = built(model, target, Path(made))
         if target != "compressed-tensors":
-            tell_ratios(calls(folders, batch), label, repeats, ["full"])
+            tell_ratios(calls(folders, target, batch), label, repeats, ["full"])
 
 
 if __name__ == "__main__":

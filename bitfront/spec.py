@@ -585,8 +585,9 @@ class TrackingSpec(Section):
 class JobSpec(Section):
     """A whole search job.
 
-    `target` is the runtime that the results are for: what it has no kernel for is refused, and
-    latencies are measured in it.
+    `target` is the runtime that the results are for: what it has no kernel for is refused,
+    latencies are measured in it, and for gguf bytes are counted and inputs rounded as llama.cpp
+    does it.
     """
 
     study: str = Field(pattern=STUDY_NAME)
@@ -621,6 +622,12 @@ class JobSpec(Section):
         target = target_named(self.target)
         is_timed = target is not None and target.is_timed and self.needs(Objective.LATENCY_S)
         return self.target if is_timed else None
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether bytes are counted and inputs rounded in blocks, as the target does it."""
+        target = target_named(self.target)
+        return target is not None and target.is_blocked
 
     def with_halved_batch(self, times: int) -> Self:
         """The job as an attempt runs it after memory ran out so many times."""

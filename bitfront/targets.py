@@ -30,6 +30,7 @@ class DeploymentTarget(StrEnum):
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
     COMPRESSED_TENSORS = "compressed-tensors"
+    GGUF = "gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ class Target:
         rounds_inputs: Whether an artefact can say how inputs are rounded.
         recovers: Whether an artefact can hold a recovery's prompt and adapter.
         is_timed: Whether a search measures latencies in it.
+        is_blocked: Whether codes lie in blocks, and kernels round inputs block by block: a search
+            for it counts these bytes, and an evaluation rounds likewise.
     """
 
     name: DeploymentTarget
@@ -112,6 +115,7 @@ class Target:
     rounds_inputs: bool = True
     recovers: bool = True
     is_timed: bool = False
+    is_blocked: bool = False
 
     @property
     def missing(self) -> list[str]:
@@ -358,7 +362,55 @@ COMPRESSED_TENSORS: Final = Target(
     recovers=False,
 )
 
-TARGETS: Final = (TORCH, ONNXRUNTIME, OPENVINO, COMPRESSED_TENSORS)
+_LOOKED_UP: Final = frozenset({LayerKind.LINEAR, LayerKind.EMBEDDING})
+
+GGUF: Final = Target(
+    name=DeploymentTarget.GGUF,
+    artefact="gguf",
+    packages=("xllamacpp", "gguf"),
+    builders=(),
+    extra="gguf",
+    models="LLaVA of a CLIP and a Llama, the bundled one too",
+    formats=(
+        NativeFormat(
+            kernel="Q4_0, Q5_0, Q8_0",
+            kinds=_LOOKED_UP,
+            weight_bits=(4, 5, 8),
+            activation_bits=(16,),
+            ranges=None,
+            group_multiple=32,
+            held_bits=MappingProxyType({}),
+        ),
+        NativeFormat(
+            kernel="Q2_K, Q3_K, Q6_K",
+            kinds=_LOOKED_UP,
+            weight_bits=(2, 3, 6),
+            activation_bits=(16,),
+            ranges=None,
+            group_multiple=256,
+            held_bits=MappingProxyType({}),
+        ),
+        NativeFormat(
+            kernel="F16",
+            kinds=frozenset(LayerKind),
+            weight_bits=(16,),
+            activation_bits=(16,),
+            ranges=None,
+            group_multiple=1,
+            held_bits=MappingProxyType({}),
+        ),
+    ),
+    rest="codes of 2, 3 and 6 bits lie in 4 and 8 where 256 does not divide the columns; values of "
+    "codes are stored in 32 bits for convolutions and where 32 does not divide the columns; zero "
+    "points, rounded inputs and other groups are refused",
+    dual_encoders=False,
+    schemes=frozenset({"symmetric"}),
+    rounds_inputs=False,
+    recovers=False,
+    is_blocked=True,
+)
+
+TARGETS: Final = (TORCH, ONNXRUNTIME, OPENVINO, COMPRESSED_TENSORS, GGUF)
 
 
 def _is_installed(package: str) -> bool:

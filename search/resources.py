@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bitfront.errors import SpecError
 from bitfront.objective import BY_NAME, Objective
 from bitfront.profile import Cell, Profile, Resource
-from bitfront.spec import ConstraintSpec, JobSpec
+from bitfront.spec import JobSpec
 
 # Amounts are summed as 64-bit integers: bytes, bits and operations as they are, latencies in
 # picoseconds.
@@ -77,9 +77,9 @@ class Limit:
         return f"{self.name} {self.value:,g}"
 
 
-def job_limits(constraints: ConstraintSpec, profile: Profile) -> list[Limit]:
+def job_limits(spec: JobSpec, profile: Profile) -> list[Limit]:
     """The job's limits on what options add up to, each with the part that no option changes."""
-    fixed_weights = profile.fixed_nbytes // 2
+    fixed_weights = profile.fixed_nbytes // (4 if spec.is_blocked else 2)
     fixed = {
         Resource.NBYTES: float(profile.fixed_nbytes),
         Resource.WEIGHT_BITS: float(_FULL_BITS * fixed_weights),
@@ -91,7 +91,7 @@ def job_limits(constraints: ConstraintSpec, profile: Profile) -> list[Limit]:
         Limit(
             BY_NAME[name].limit, resource, value, fixed.get(resource, 0.0), per.get(resource, 1.0)
         )
-        for name, value in constraints.limits.items()
+        for name, value in spec.constraints.limits.items()
         if (resource := _OF_FIGURE.get(name)) is not None
     ]
 

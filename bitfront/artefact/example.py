@@ -135,6 +135,12 @@ def transformers_example(card: Mapping[str, Any]) -> str:
     return script.format(packages=", ".join(card["requires"]))
 
 
+def gguf_example(card: Mapping[str, Any]) -> str:
+    """A script that lies beside gguf files and their module, and asks them."""
+    script = _EXPORTED_ANSWERER.replace("exported_model", "gguf_model")
+    return script.format(packages=", ".join(card["requires"]))
+
+
 def example_script(card: Mapping[str, object]) -> str:
     """A script that loads the folder it lies in, and uses the model."""
     return _CLASSIFIER if card["task"] == "classification" else _ANSWERER

@@ -194,7 +194,8 @@ DECISIONS: Final = MappingProxyType(
         "stop.time_s": _END,
         "stop.patience": _END,
         "tracking.mlflow": _irrelevant("says where results are copied to"),
-        # Of latencies, which are measured in it; else it only refuses jobs.
-        "target": _enters(Part.DEVICE),
+        # Of latencies, which are measured in it, and of a runtime that rounds inputs in its own
+        # way; else it only refuses jobs.
+        "target": _enters(Key.CELL, Key.CLIPS, Key.EVALUATION, Key.FEATURES, Part.DEVICE),
     }
 )

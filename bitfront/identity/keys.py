@@ -55,6 +55,8 @@ def quantizer_identity(
         content.append(dict(bounds))
     if timed_on:
         content.append({"latency": list(timed_on)})
+    if spec.is_blocked:
+        content.append(_runtime_entry(spec))
     return digest(content)
 
 
@@ -150,7 +152,7 @@ def evaluation_key(
         content["views"] = {"flip": spec.data.horizontal_flip, "seed": spec.data.seed}
     precisions = [precision for _, precision in configuration.plan]
     searched = _searched_entry(spec.quantizer, precisions)
-    content |= searched | _target_entry(spec.quantizer)
+    content |= searched | _target_entry(spec.quantizer) | _runtime_entry(spec)
     rounds_by_batches = bool(searched) or spec.quantizer.rounding is not Rounding.NEAREST
     if rounds_by_batches or any(precision.clip < 1.0 for _, precision in configuration.plan):
         content["ranges"] = {"batch_size": spec.data.batch_size}
@@ -202,7 +204,7 @@ def features_key(
     searches = spec.quantizer.may_search
     if searches:
         content["searched"] = spec.quantizer.ranges.value
-    content |= _target_entry(spec.quantizer)
+    content |= _target_entry(spec.quantizer) | _runtime_entry(spec)
     if searches or spec.quantizer.rounding is not Rounding.NEAREST:
         content["moments"] = {"batch_size": spec.data.batch_size}
     return digest(content)
@@ -296,6 +298,11 @@ def _quantizer_content(quantizer: QuantizerSpec) -> dict[str, object]:
 def _target_entry(quantizer: QuantizerSpec) -> dict[str, object]:
     """The target, where weights depend on the layers before them."""
     return {"target": quantizer.target.value} if quantizer.is_sequential else {}
+
+
+def _runtime_entry(spec: JobSpec) -> dict[str, object]:
+    """The runtime, where it rounds inputs and counts bytes in its own way."""
+    return {"runtime": spec.target.value} if spec.is_blocked else {}
 
 
 def _searched_entry(quantizer: QuantizerSpec, precisions: Iterable[Precision]) -> dict[str, object]:

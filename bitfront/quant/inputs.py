@@ -107,6 +107,11 @@ class InputQuantizer:
             None if range is None else (torch.tensor(range.low), torch.tensor(range.high))
         )
 
+    @property
+    def levels(self) -> tuple[object, ...]:
+        """What two quantizers share that round alike."""
+        return (self.bits, self.range)
+
     def __call__(self, inputs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The input on its levels; see `fake_quantize_input` and `round_in_groups`."""
         if self.is_grouped:
@@ -117,8 +122,10 @@ class InputQuantizer:
         return fake_quantize_input(inputs, low, high, self.bits)
 
 
-def round_in_groups(inputs: Float[Tensor, "*n columns"], bits: int) -> Float[Tensor, "*n columns"]:
-    """The input rounded in groups of `GROUP` columns, each with a scale of its own around zero.
+def round_in_groups(
+    inputs: Float[Tensor, "*n columns"], bits: int, size: int = GROUP, *, halves_scale: bool = False
+) -> Float[Tensor, "*n columns"]:
+    """The input rounded in groups of columns, each with a scale of its own around zero.
 
     `round(x * (top / m)) * (m / top)` with `m` the largest magnitude of the group and
     `top = 2**(bits - 1) - 1`: what ONNX Runtime's `MatMulNBits` does with its input at accuracy
@@ -129,14 +136,19 @@ def round_in_groups(inputs: Float[Tensor, "*n columns"], bits: int) -> Float[Ten
     Args:
         inputs: Of any floating dtype, which the result has too.
         bits: Width of a code, with its sign.
+        size: Columns of a group.
+        halves_scale: Whether the scale is stored in float16, after the codes are chosen.
     """
     columns, top = inputs.shape[-1], float(2 ** (bits - 1) - 1)
     with torch.no_grad():
-        filled = nn.functional.pad(inputs.float(), (0, -columns % GROUP))
-        groups = filled.view(*filled.shape[:-1], -1, GROUP)
+        filled = nn.functional.pad(inputs.float(), (0, -columns % size))
+        groups = filled.view(*filled.shape[:-1], -1, size)
         largest = groups.abs().amax(dim=-1, keepdim=True)
         multiple = torch.where(largest > 0, top / largest, 0.0)
-        rounded = (groups * multiple).round_().mul_(largest / top)
+        scale = largest / top
+        if halves_scale:
+            scale = scale.half().float()
+        rounded = (groups * multiple).round_().mul_(scale)
         levels = saturated(rounded.flatten(-2)[..., :columns], inputs.dtype)
     return inputs + (levels - inputs).detach() if inputs.requires_grad else levels
 

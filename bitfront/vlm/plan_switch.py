@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from bitfront.errors import SpecError
 from bitfront.plan import Plan
 from bitfront.precision import Precision
+from bitfront.quant.blocks import block_rounding
 from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds, input_grid
 from bitfront.quant.packing import packed_codes
 from bitfront.quant.rounding.methods import rounded_weight
@@ -74,6 +75,7 @@ class PlanSwitch:
         moments: Layer name to the second moment of its inputs, `X^T X / n`, which `gptq` and
             `descent` need; under `auto` a layer without one has its nearest codes.
         searched: Finds the ranges that the quantizer asks to be searched.
+        is_blocked: Whether inputs are rounded block by block, as llama.cpp does it.
 
     Attributes:
         quantizer: The same as the argument.
@@ -90,8 +92,12 @@ class PlanSwitch:
         bounds: LearnedBounds = MappingProxyType({}),
         moments: Mapping[str, Tensor] = MappingProxyType({}),
         searched: SearchedRanges = lambda _layer, _bits: None,
+        *,
+        is_blocked: bool = False,
     ) -> None:
         self._model = model
+        self._is_blocked = is_blocked
+        self._layers = {layer.name: layer for layer in model.layers}
         self.bounds = bounds
         self.quantizer = quantizer
         self._moments = moments
@@ -248,8 +254,10 @@ class PlanSwitch:
         Raises:
             SpecError: There is no such layer, or its range is not known.
         """
-        if not self._model.multiplying(layer) or not precision.quantizes_input:
+        if not self._model.multiplying(layer):
             return None
+        if not precision.quantizes_input:
+            return block_rounding(self._layers[layer], precision) if self._is_blocked else None
         bits = precision.activation_bits
         if self.quantizer.activations != "static":
             is_grouped = self.quantizer.activations == "grouped"

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from bitfront.layers import Layer, LayerKind
-from bitfront.plan import Configuration, Recovery
+from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
+from bitfront.quant.blocks import KEPT_NBYTES, blocked_nbytes
 from bitfront.quant.inputs import input_nbytes
 from bitfront.quant.packing import packed_length, weight_nbytes
 from bitfront.spec import QuantizerSpec
@@ -12,6 +13,7 @@ from bitfront.vlm import LayeredModel
 from objectives.recovery.adapter import AdapterShape
 
 _FULL_BITS = 16
+_KEPT_NBYTES = 2
 
 
 def layer_nbytes(layer: Layer, precision: Precision, quantizer: QuantizerSpec) -> int:
@@ -54,6 +56,24 @@ def configuration_nbytes(
     if configuration.recovery is not None:
         parts |= _recovery_parts(model, configuration.recovery, quantizer, classes)
     return parts
+
+
+def blocked_parts(model: LayeredModel, plan: Plan) -> dict[str, int]:
+    """The bytes of a configuration in blocks, part by part; their sum is `nbytes`.
+
+    Parts: `TOWER.blocks` (codes with their scales, and weights at 16 bits), and `kept`, in 32 bits.
+    """
+    precisions = dict(plan)
+    parts = {f"{layer.tower}.blocks": 0 for layer in model.layers}
+    for layer in model.layers:
+        precision = precisions.get(layer.name, Precision(_FULL_BITS))
+        parts[f"{layer.tower}.blocks"] += blocked_nbytes(layer, precision)
+    return parts | {"kept": kept_nbytes(model, is_blocked=True)}
+
+
+def kept_nbytes(model: LayeredModel, *, is_blocked: bool) -> int:
+    """The bytes of what no plan changes: in 16 bits, and beside blocks in 32."""
+    return model.fixed_nbytes // _KEPT_NBYTES * (KEPT_NBYTES if is_blocked else _KEPT_NBYTES)
 
 
 def bits_per_weight(model: LayeredModel, configuration: Configuration) -> float:

@@ -60,7 +60,7 @@ def read_checkpoint(evaluator: Evaluator, configuration: Configuration) -> Check
     if configuration.recovery is not None:
         stored = evaluator.scorer.stored(configuration)
         tensors |= {name: tensor.cpu().contiguous() for name, tensor in stored.items()}
-    found, promised = tensors_nbytes(tensors), sum(evaluator.nbytes(configuration).values())
+    found, promised = tensors_nbytes(tensors), sum(evaluator.packed_nbytes(configuration).values())
     if found != promised:
         raise InvalidModel(
             f"the checkpoint's tensors take {found:,} bytes, but {promised:,} were promised"

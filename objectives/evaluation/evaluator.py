@@ -20,7 +20,12 @@ from bitfront.spec import JobSpec, Rounding
 from bitfront.trial import Evaluation
 from bitfront.vlm import PlanSwitch, load_model
 from objectives.cost.activations import ActivationMemory
-from objectives.cost.costs import bit_operations, bits_per_weight, configuration_nbytes
+from objectives.cost.costs import (
+    bit_operations,
+    bits_per_weight,
+    blocked_parts,
+    configuration_nbytes,
+)
 from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.data.inspection import Inspector
 from objectives.data.split_name import SplitName
@@ -88,7 +93,13 @@ class Evaluator:
         self._moments = moments
         searched = RangeSearch(self.task)
         self.cell_switch = PlanSwitch(
-            self.model, spec.quantizer, ranges, bounds=bounds, moments=moments, searched=searched
+            self.model,
+            spec.quantizer,
+            ranges,
+            bounds=bounds,
+            moments=moments,
+            searched=searched,
+            is_blocked=spec.is_blocked,
         )
         self.switch = self.cell_switch
         if spec.quantizer.is_sequential:
@@ -100,6 +111,7 @@ class Evaluator:
                 moments=moments,
                 searched=searched,
                 cache_nbytes=cache_nbytes // 2,
+                is_blocked=spec.is_blocked,
             )
         self._stopwatch = Stopwatch(self.model.device)
         self.latency_meter = self._build_latency_meter(latencies)
@@ -246,6 +258,12 @@ class Evaluator:
         return counted
 
     def nbytes(self, configuration: Configuration) -> dict[str, int]:
+        """The bytes of the configuration's packed checkpoint, or of its blocks, part by part."""
+        if self.spec.is_blocked:
+            return blocked_parts(self.model, configuration.plan)
+        return self.packed_nbytes(configuration)
+
+    def packed_nbytes(self, configuration: Configuration) -> dict[str, int]:
         """The bytes of the configuration's packed checkpoint, part by part."""
         quantizer = self.spec.quantizer
         return configuration_nbytes(self.model, configuration, quantizer, self.task.class_count)

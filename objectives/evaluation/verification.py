@@ -34,6 +34,7 @@ BLOCKED = {
     "onnx": (*_OWN, "torch", "onnx"),
     "openvino": (*_OWN, "torch", "onnx", "onnxruntime"),
     "compressed-tensors": (*_OWN, "onnx", "onnxruntime", "openvino"),
+    "gguf": (*_OWN, "torch", "transformers", "onnx", "onnxruntime", "openvino"),
 }
 """What an artefact's process cannot import, by the kind of artefact."""
 

@@ -8,6 +8,7 @@ from bitfront.layers import Block, Layer
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import Cell
+from bitfront.quant.blocks import blocked_nbytes
 from bitfront.quant.inputs import bounds_to_json
 from bitfront.spec import JobSpec
 from bitfront.vlm import PlanSwitch
@@ -71,12 +72,17 @@ class CellMeter:
         return Cell(
             block.name,
             option,
-            sum(layer_nbytes(layer, p, self._spec.quantizer) for layer, p in members),
+            sum(self._nbytes(layer, p) for layer, p in members),
             sum(layer_bit_operations(layer, p) for layer, p in members),
             error,
             sum(layer.weights * precision.weight_bits for layer, precision in members),
             self._latency_s(members),
         )
+
+    def _nbytes(self, layer: Layer, precision: Precision) -> int:
+        if self._spec.is_blocked:
+            return blocked_nbytes(layer, precision)
+        return layer_nbytes(layer, precision, self._spec.quantizer)
 
     def _latency_s(self, members: Sequence[tuple[Layer, Precision]]) -> float | None:
         """The seconds of the layers' kernels; None where one has none, or nobody asked."""

@@ -71,6 +71,7 @@ class SequentialSwitch(PlanSwitch):
         searched: As for `PlanSwitch`.
         cache_nbytes: How many bytes of codes to keep, and of activations between blocks.
         input_nbytes: How many bytes the full model's inputs may take, stream by stream.
+        is_blocked: As for `PlanSwitch`.
 
     Attributes:
         decided: How many layers were rounded so far.
@@ -87,9 +88,16 @@ class SequentialSwitch(PlanSwitch):
         searched: SearchedRanges = lambda _layer, _bits: None,
         cache_nbytes: int = 512 << 20,
         input_nbytes: int = MAX_NBYTES,
+        is_blocked: bool = False,
     ) -> None:
         super().__init__(
-            task.model, quantizer, ranges, bounds=bounds, moments=moments, searched=searched
+            task.model,
+            quantizer,
+            ranges,
+            bounds=bounds,
+            moments=moments,
+            searched=searched,
+            is_blocked=is_blocked,
         )
         self.decided = 0
         self._runner = StreamRunner(task.model, self, cache_nbytes)
@@ -241,7 +249,7 @@ class SequentialSwitch(PlanSwitch):
         full: FullInputs,
     ) -> QuantizedInputs:
         """What the layer gets; layers that share an input and its range share the result."""
-        levels = None if quantize is None else (quantize.bits, quantize.range)
+        levels = None if quantize is None else quantize.levels
         key = (self._sources[layer], levels)
         if self._shared is None or self._shared[0] != key:
             module = self._model.multiplying(layer)[0]

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     "target",
-    type=click.Choice(["packed", "onnx", "openvino", "compressed-tensors"]),
+    type=click.Choice(["packed", "onnx", "openvino", "compressed-tensors", "gguf"]),
     default="packed",
     show_default=True,
     help="What to build: packed is a checkpoint with its own loader, for torch; onnx is models "
     "for ONNX Runtime, openvino the same for OpenVINO, "
-    "compressed-tensors a checkpoint of transformers. 'bitfront targets' says more.",
+    "compressed-tensors a checkpoint of transformers, gguf files for llama.cpp. 'bitfront targets' "
+    "says more.",
 )
 @click.option(
     "--accuracy-level",

@@ -26,7 +26,7 @@ from storage.artefacts import ArtefactRecord
 from storage.records import StudyRecord
 from storage.store import Store
 
-PACKED, ONNX, OPENVINO = "packed", "onnx", "openvino"
+PACKED, ONNX, OPENVINO, GGUF = "packed", "onnx", "openvino", "gguf"
 
 Writer = Callable[[Evaluator, Configuration, Path, Mapping[str, object]], dict[str, object]]
 """What writes an artefact's files into a folder, and gives the card."""
@@ -97,6 +97,10 @@ def writer(target: str, accuracy_level: int) -> Writer:
         from objectives.evaluation.openvino_models import write_openvino
 
         return write_openvino
+    if target == GGUF:
+        from objectives.evaluation.gguf_models import write_gguf
+
+        return write_gguf
     from objectives.evaluation.compressed_models import write_compressed
 
     return write_compressed

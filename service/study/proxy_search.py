@@ -77,7 +77,7 @@ class ProxySearch:
         self._axis_resource = axis_resource(spec.objectives)
         self._cells = self._worthy()
         self._errors = {(cell.block, cell.option): cell.error for cell in profile.cells}
-        self._limits = job_limits(spec.constraints, profile)
+        self._limits = job_limits(spec, profile)
         self._program = Program.of(self._cells, self._axis_resource, self._limits)
         self._budgets = self._axis()
         self.solutions = self._program.proxy_front(self._budgets)

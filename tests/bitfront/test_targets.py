@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
-from bitfront.targets import ONNXRUNTIME, OPENVINO, TARGETS, TORCH, DeploymentTarget, Ranges
+from bitfront.targets import GGUF, ONNXRUNTIME, OPENVINO, TARGETS, TORCH, DeploymentTarget, Ranges
 
 KINDS = st.sampled_from(LayerKind)
 PRECISIONS = st.builds(
@@ -93,6 +93,24 @@ def test_onnxruntime_has_a_kernel_or_none(text: str, ranges: Ranges, kernel: str
 )
 def test_openvino_has_a_kernel_or_none(text: str, ranges: Ranges, kernel: str | None) -> None:
     found = OPENVINO.native(LayerKind.LINEAR, Precision.parse(text), ranges)
+
+    assert (None if found is None else found.kernel) == kernel
+
+
+@pytest.mark.parametrize(
+    ("text", "kernel"),
+    [
+        ("w4a16g64", "Q4_0, Q5_0, Q8_0"),
+        ("w3a16", "Q2_K, Q3_K, Q6_K"),
+        ("w6a16g256", "Q2_K, Q3_K, Q6_K"),
+        ("w6a16g32", None),
+        ("w4a16g24", None),
+        ("w4a8", None),
+        ("w16a16", "F16"),
+    ],
+)
+def test_gguf_has_a_block_type_or_none(text: str, kernel: str | None) -> None:
+    found = GGUF.native(LayerKind.LINEAR, Precision.parse(text), STATIC)
 
     assert (None if found is None else found.kernel) == kernel
 

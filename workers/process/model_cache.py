@@ -20,6 +20,7 @@ from bitfront.precision import Precision
 from bitfront.profile import LayerEntropy
 from bitfront.quant.inputs import bounds_from_json, bounds_to_json
 from bitfront.vlm import LayeredModel
+from objectives.cost.costs import kept_nbytes
 from objectives.cost.latency import LatencyMeter
 from objectives.data.inspection import Inspector
 from objectives.data.split_name import SplitName
@@ -105,7 +106,7 @@ def inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
     entropies = tuple(_entropies(loaded))
     yield ModelInfo(
         layers=model.layers,
-        fixed_nbytes=model.fixed_nbytes,
+        fixed_nbytes=kept_nbytes(model, is_blocked=loaded.spec.is_blocked),
         entropies=entropies,
         full=full,
         footprint=footprint(model.device),

@@ -85,12 +85,12 @@ def packed(folder: Path) -> Outputs:
     return outputs
 
 
-def exported(folder: Path) -> Outputs:
+def exported(folder: Path, module: str = "exported_model") -> Outputs:
     """What exported models make of a message: the same as a packed checkpoint makes of it."""
     arrays: Any = import_module("numpy")
     sys.path.insert(0, str(folder))
     threads = int(os.environ.get("BITFRONT_RUNTIME_THREADS", "0"))
-    model = import_module("exported_model").load(folder, threads)
+    model = import_module(module).load(folder, threads)
 
     def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # an array
         if "captions" in given:
@@ -124,11 +124,17 @@ def transformed(folder: Path) -> Outputs:
     return outputs
 
 
+def in_llama_cpp(folder: Path) -> Outputs:
+    """What gguf files make of a message: the same as a packed checkpoint makes of it."""
+    return exported(folder, "gguf_model")
+
+
 RUNTIMES = {
     "packed": (packed, "torch", "torch"),
     "onnx": (exported, "numpy", "onnxruntime"),
     "openvino": (exported, "numpy", "openvino"),
     "compressed-tensors": (transformed, "torch", "transformers"),
+    "gguf": (in_llama_cpp, "numpy", "xllamacpp"),
 }
 """How each kind of artefact is loaded, the library of its arrays, and the one that runs it."""
 

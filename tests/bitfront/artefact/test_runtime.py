@@ -23,7 +23,7 @@ WIDTHS = (2, 3, 4, 5, 6, 8)
 SOURCES = sorted(path for path in RUNTIME.glob("*.py") if path.name != "__init__.py")
 TRAVELS_WITH = {
     *("torch", "safetensors", "PIL", "transformers", "tokenizers", "numpy"),
-    *("onnxruntime", "openvino"),
+    *("onnxruntime", "openvino", "xllamacpp", "gguf"),
     *(path.stem for path in SOURCES),
 }
 # What an exported model is run without.

@@ -58,6 +58,7 @@ OTHERS: dict[str, object] = {
     "objectives": ["error", "bit_operations"],
     **{f"constraints.{figure.limit}": 1 for figure in FIGURES if figure.on_demand},
     "search.seed": 1,
+    "target": "gguf",
 }
 
 

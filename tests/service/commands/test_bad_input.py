@@ -41,9 +41,9 @@ ADDITIONS = {
         f"line 6: zzz is not a known key: the keys at the top are {TOP_KEYS}",
     ),
     "an unknown runtime": (
-        "target: gguf",
-        "line 6: target: 'gguf' is not possible: write any, torch, onnxruntime, openvino "
-        "or compressed-tensors",
+        "target: tensorrt",
+        "line 6: target: 'tensorrt' is not possible: write any, torch, onnxruntime, openvino, "
+        "compressed-tensors or gguf",
     ),
     "a group that the runtime has no kernel for": (
         "target: onnxruntime\nspace:\n  groups: [32]",

@@ -414,6 +414,7 @@ main(sys.argv[1:])
         (CLIP, "openvino"),
         (LLAVA, "onnx"),
         (SYMMETRIC, "compressed-tensors"),
+        (SYMMETRIC, "gguf"),
     ],
 )
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(

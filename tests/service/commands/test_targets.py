@@ -1,13 +1,15 @@
 """`bitfront targets`: what a configuration can be built for, and what is installed here."""
 
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from bitfront.artefact.compressed_tensors import refuse_other_formats
+from bitfront.artefact import compressed_tensors
+from bitfront.artefact.gguf import limits as gguf_limits
 from bitfront.errors import InvalidModel
 from bitfront.job.consistency import inconsistencies
 from bitfront.plan import Configuration, Plan
@@ -133,15 +135,21 @@ def test_what_a_checkpoint_cannot_hold_is_refused_with_the_job() -> None:
 def test_the_table_says_what_a_checkpoint_refuses_to_hold(
     target: Target, scheme: Scheme, text: str, *, recovery: bool
 ) -> None:
-    """Against what writes the one format that does refuse something."""
+    """Against what writes the formats that do refuse something."""
+    refusals = {
+        DeploymentTarget.COMPRESSED_TENSORS: compressed_tensors.refuse_other_formats,
+        DeploymentTarget.GGUF: gguf_limits.refuse_other_formats,
+    }
     plan = {"a": Precision.parse(text)}
 
     held = target.holds(plan.values(), scheme, recovery=recovery)
 
-    if target.name is not DeploymentTarget.COMPRESSED_TENSORS:
+    if target.name not in refusals:
         assert held
-    elif held:
-        refuse_other_formats(plan, symmetric=scheme == "symmetric", recovery=recovery)
+        return
+    refuse: Callable[..., None] = refusals[target.name]
+    if held:
+        refuse(plan, symmetric=scheme == "symmetric", recovery=recovery)
     else:
         with pytest.raises(InvalidModel):
-            refuse_other_formats(plan, symmetric=scheme == "symmetric", recovery=recovery)
+            refuse(plan, symmetric=scheme == "symmetric", recovery=recovery)

@@ -1,0 +1,1 @@
+"""gguf: a configuration as the files that llama.cpp loads, with the codes as measured."""
