@@ -20,7 +20,7 @@ from bitfront.passwords import masked
 from bitfront.plan import ClassPosition, TeacherText, digest
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
 from bitfront.targets import DeploymentTarget, Ranges, target_named
-from bitfront.tasks import TaskKind, TaskMeasure, TaskName, tasks_for
+from bitfront.tasks import TaskKind, TaskMeasure, TaskName, meant_tasks
 from bitfront.units import parse_nbytes, parse_share
 
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -167,6 +167,12 @@ class DataSource(StrEnum):
     IMAGE_FOLDER = "image_folder"
     DATASETS = "datasets"
     QUESTIONS = "questions"
+    CAPTIONS = "captions"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the samples are listed in a file, and not in a folder."""
+        return self in (DataSource.QUESTIONS, DataSource.CAPTIONS)
 
 
 class Samples(Section):
@@ -179,14 +185,16 @@ class Samples(Section):
 
 
 class DataSpec(Section):
-    """The task: images with one class each, or questions about images with their answers.
+    """The task: images with one class each, with captions, or with questions and their answers.
 
     `task` says what the model does with them, where model and source leave a choice. `measure` says
     what `error` is 1 less: for classification `accuracy` over all images, or
-    `mean_per_class_accuracy`, in which every class counts alike however many images it has.
+    `mean_per_class_accuracy`, in which every class counts alike however many images it has; for
+    retrieval the mean of the recall in both directions, at 1, 5 or 10.
 
-    `path` is a folder with one sub-folder a class, a `datasets` dataset saved to disk, or a
-    JSON Lines file of questions whose images lie beside it. Captions of classes are made from
+    `path` is a folder with one sub-folder a class, a `datasets` dataset saved to disk, a JSON Lines
+    file of questions or captions, or captions as COCO has them. The images of a file lie beside it,
+    or in `images`. Captions of classes are made from
     `templates`; a question is put to the model as `prompt`. An answer is what `answer_pattern`
     finds in the model's text (its first group, where it has one); without a pattern it is the
     whole text, which must end within `answer_tokens` tokens. `horizontal_flip` says that a
@@ -202,6 +210,7 @@ class DataSpec(Section):
     task: TaskName | None = None
     measure: TaskMeasure | None = None
     path: str | None = None
+    images: str | None = None
     image_column: str = "image"
     label_column: str = "label"
     question_column: str = "question"
@@ -652,13 +661,22 @@ class JobSpec(Section):
         None where task, source and model do not go together.
         """
         data = self.data
-        return tasks_for(data.source, name=data.task, asks=self.model.asks)
+        return meant_tasks(data.source, data.task, asks=self.model.asks)
+
+    @property
+    def task(self) -> TaskKind | None:
+        """The task that is meant; None where only the loaded model decides."""
+        return self.tasks[0] if len(self.tasks) == 1 else None
+
+    def may_be(self, task: TaskKind) -> bool:
+        """Whether a task may be meant, as far as is known without loading the model."""
+        return task in self.tasks
 
     @property
     def _named(self) -> tuple[TaskKind, ...]:
         """The task that the data are for, whatever the model; none where they leave a choice."""
-        found = tasks_for(self.data.source, name=self.data.task, asks=None)
-        return found if len({task.asks for task in found}) == 1 else ()
+        found = meant_tasks(self.data.source, self.data.task, asks=None)
+        return found if len(found) == 1 else ()
 
     @property
     def is_bundled(self) -> bool:

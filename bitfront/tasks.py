@@ -9,6 +9,7 @@ class TaskName(StrEnum):
     """What a model does with the samples."""
 
     CLASSIFICATION = "classification"
+    RETRIEVAL = "retrieval"
     ANSWERING = "answering"
 
 
@@ -17,6 +18,9 @@ class TaskMeasure(StrEnum):
 
     ACCURACY = "accuracy"
     MEAN_PER_CLASS_ACCURACY = "mean_per_class_accuracy"
+    RECALL_AT_1 = "recall_at_1"
+    RECALL_AT_5 = "recall_at_5"
+    RECALL_AT_10 = "recall_at_10"
     EXACT_MATCH = "exact_match"
 
 
@@ -30,12 +34,31 @@ class TaskKind:
         sources: Of data, by name. Of several tasks for a source the first of `TASKS` is meant
             where a job names none.
         measures: What the error may be of; the first is the usual one.
+        recovers: Whether P4Q has a loss for it.
+        is_built: Whether `bitfront build` writes models for it.
     """
 
     name: TaskName
     asks: bool
     sources: tuple[str, ...]
     measures: tuple[TaskMeasure, ...]
+    recovers: bool = True
+    is_built: bool = True
+
+    @property
+    def without_recovery(self) -> str:
+        """Why the task has no recovery, where it has none."""
+        return (
+            f"P4Q trains prompts and adapters on classes or on answers, and {self.name} has neither"
+        )
+
+    @property
+    def without_artefact(self) -> str:
+        """Why nothing is built for the task, where nothing is."""
+        return (
+            f"models for {self.name} are not built yet: put a configuration onto a loaded model "
+            "with 'apply', as docs/python.md shows"
+        )
 
     def measure(self, chosen: TaskMeasure | None) -> TaskMeasure:
         """What the error is of, for a job that chose something or nothing."""
@@ -48,25 +71,43 @@ CLASSIFICATION: Final = TaskKind(
     sources=("reference", "image_folder", "datasets"),
     measures=(TaskMeasure.ACCURACY, TaskMeasure.MEAN_PER_CLASS_ACCURACY),
 )
+RETRIEVAL: Final = TaskKind(
+    name=TaskName.RETRIEVAL,
+    asks=False,
+    sources=("captions", "reference"),
+    measures=(TaskMeasure.RECALL_AT_1, TaskMeasure.RECALL_AT_5, TaskMeasure.RECALL_AT_10),
+    recovers=False,
+    is_built=False,
+)
 ANSWERING: Final = TaskKind(
     name=TaskName.ANSWERING,
     asks=True,
     sources=("reference", "questions", "datasets"),
     measures=(TaskMeasure.EXACT_MATCH,),
 )
-TASKS: Final = (CLASSIFICATION, ANSWERING)
+TASKS: Final = (CLASSIFICATION, RETRIEVAL, ANSWERING)
 
 
-def tasks_for(source: str, *, name: TaskName | None, asks: bool | None) -> tuple[TaskKind, ...]:
-    """The tasks that may be meant.
+def fitting_tasks(source: str, *, asks: bool | None) -> tuple[TaskKind, ...]:
+    """The tasks that data of a source are for.
 
     Args:
-        source: Of the data.
+        source: By name.
+        asks: Whether the model writes answers; None where that is not known yet.
+    """
+    return tuple(x for x in TASKS if source in x.sources and asks in (None, x.asks))
+
+
+def meant_tasks(source: str, name: str | None, *, asks: bool | None) -> tuple[TaskKind, ...]:
+    """The tasks that are meant: one, or one for each kind of model where that is not known yet.
+
+    Args:
+        source: Of the data, by name.
         name: The task that a job names; None where it names none.
         asks: Whether the model writes answers; None where that is not known yet.
     """
-    return tuple(
-        task
-        for task in TASKS
-        if source in task.sources and name in (None, task.name) and asks in (None, task.asks)
-    )
+    found = fitting_tasks(source, asks=asks)
+    if name is not None:
+        return tuple(task for task in found if task.name == name)
+    first = {task.asks: task for task in reversed(found)}
+    return tuple(task for task in found if first[task.asks] is task)

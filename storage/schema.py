@@ -33,6 +33,7 @@ REVISIONS = (
     "0020",
     "0021",
     "0022",
+    "0023",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -86,6 +86,7 @@ DECISIONS: Final = MappingProxyType(
         # Of the errors that tunings keep, too, which know what they belong to by the features' key.
         "data.measure": _enters(Key.EVALUATION, Key.FEATURES),
         "data.path": _SPLITS,
+        "data.images": _SPLITS,
         "data.image_column": _SPLITS,
         "data.label_column": _SPLITS,
         "data.question_column": _SPLITS,

@@ -202,6 +202,7 @@ def _relative_paths(spec: JobSpec) -> list[tuple[Place, str]]:
         )
         for section, key, text in (
             ("data", "path", path),
+            ("data", "images", spec.data.images),
             ("data", "classes", spec.data.classes_file),
             ("model", "name", folder),
             ("tracking", "mlflow", spec.tracking.mlflow_file),
@@ -247,11 +248,20 @@ def _data_path(spec: JobSpec, document: Document) -> str | None:
     if not data.path or data.source is DataSource.REFERENCE:
         return None
     found = _found(document, data.path)
-    is_file = data.source is DataSource.QUESTIONS
+    is_file = data.source.is_file
     if not (found.is_file() if is_file else found.is_dir()):
         wanted = "file" if is_file else "folder"
         kind = f"is not a {wanted}" if found.exists() else "does not exist"
         raise SpecError(f"the {wanted} {found} {kind}")
+    return str(found)
+
+
+def _images_path(spec: JobSpec, document: Document) -> str | None:
+    if spec.data.images is None or not spec.data.source.is_file:
+        return None
+    found = _found(document, spec.data.images)
+    if not found.is_dir():
+        raise SpecError(f"the folder {found} does not exist")
     return str(found)
 
 
@@ -311,6 +321,7 @@ def _local(document: Document, text: str) -> str | None:
 
 _LOCAL_PATHS: Final = {
     ("data", "path"): _data_path,
+    ("data", "images"): _images_path,
     ("data", "classes"): _classes_path,
     ("model", "name"): _model_name,
     ("model", "weights"): _model_weights,

@@ -22,7 +22,7 @@ from bitfront.spec import (
     Sampler,
     VisionSpec,
 )
-from bitfront.tasks import tasks_for
+from bitfront.tasks import CLASSIFICATION, fitting_tasks
 
 _UNQUANTIZED: Final = 16
 _MEASURES_ALL: Final = "every cell is measured: leave it out, or set profile.cells: adaptive"
@@ -82,7 +82,7 @@ def _may_ask(spec: JobSpec) -> bool:
 
 
 def _may_classify(spec: JobSpec) -> bool:
-    return not spec.asks
+    return spec.may_be(CLASSIFICATION)
 
 
 def _recovery(spec: JobSpec) -> RecoverySpace:
@@ -103,12 +103,8 @@ def _on_column(kind: str) -> str:
     return f"only data of source datasets have a column of {kind}: leave it out"
 
 
-_OF_CLASSES = (
-    "it is for models that tell classes apart, and this one answers questions: leave it out"
-)
-_OF_QUESTIONS = (
-    "it is for models that answer questions, and this one tells classes apart: leave it out"
-)
+_OF_CLASSES = "it is for models that tell classes apart, and this one does not: leave it out"
+_OF_QUESTIONS = "it is for models that answer questions, and this one does not: leave it out"
 _OF_PICTURES = "the bundled samples have no files: leave it out, or name data of your own"
 
 DEPENDENT: Final = {
@@ -123,6 +119,10 @@ DEPENDENT: Final = {
     "data.path": _Dependent(
         lambda job: job.data.source is not DataSource.REFERENCE,
         "the bundled samples have no path: leave it out, or name its source in data.source",
+    ),
+    "data.images": _Dependent(
+        lambda job: job.data.source.is_file,
+        "only files of questions or captions name images of a folder: leave it out",
     ),
     "data.image_column": _Dependent(
         lambda job: job.data.source is DataSource.DATASETS, _on_column("images")
@@ -144,7 +144,7 @@ DEPENDENT: Final = {
     "data.templates": _Dependent(_may_classify, _OF_CLASSES),
     "data.horizontal_flip": _Dependent(_may_classify, _OF_CLASSES),
     "data.classes": _Dependent(
-        lambda job: not job.asks and job.data.source is not DataSource.REFERENCE,
+        lambda job: _may_classify(job) and job.data.source is not DataSource.REFERENCE,
         "only the classes of an image folder or a dataset can be named: leave it out",
     ),
     "data.prompt": _Dependent(_may_ask, _OF_QUESTIONS),
@@ -268,7 +268,7 @@ def _of_another_task(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     """A task that is not for the data and the model, and a measure that is not for the task."""
     data, tasks = spec.data, spec.tasks
     if data.task is not None and not tasks:
-        known = tasks_for(data.source, name=None, asks=spec.model.asks)
+        known = fitting_tasks(data.source, asks=spec.model.asks)
         names = " or ".join(task.name for task in known)
         way = f"write {names}, or leave it out" if known else "name other data or another model"
         yield (
@@ -285,6 +285,11 @@ def _of_another_task(spec: JobSpec) -> Iterator[tuple[Place, str]]:
                 f"data.measure: {data.measure} is not for {named}: write "
                 f"{' or '.join(measures)}, or leave it out",
             )
+    if spec.space.recovery is not None and tasks and not any(task.recovers for task in tasks):
+        yield (
+            ("space", "recovery"),
+            f"space.recovery: {tasks[0].without_recovery}: leave it out",
+        )
 
 
 def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
@@ -293,6 +298,8 @@ def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     if spec.asks and spec.compares and spec.data.task is None:
         if spec.data.source is DataSource.QUESTIONS:
             text = "asks questions, but the model tells classes apart: use image_folder or datasets"
+        elif spec.data.source is DataSource.CAPTIONS:
+            text = "has captions, but the model answers questions: use questions or datasets"
         else:
             text = "has classes, but the model answers questions: use questions or datasets"
         yield source, f"data.source: {spec.data.source} {text}"

@@ -19,7 +19,12 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     target = target_named(spec.target)
     if target is None:
         return
-    if not target.takes(spec.model.source, answers=spec.asks):
+    if spec.tasks and not any(task.is_built for task in spec.tasks):
+        yield (
+            ("target",),
+            f"target: models for {spec.tasks[0].name} are not built yet: leave it out",
+        )
+    elif not target.takes(spec.model.source, answers=spec.asks):
         yield (
             ("target",),
             f"target: {target.name} takes {target.models}, and this is another model: leave it out",

@@ -18,11 +18,12 @@ from bitfront.vlm.models.captions import ClassNames
 from bitfront.vlm.models.distinct import token_problem
 from objectives.data.augmentation import Augmentation
 from objectives.data.captions import fill
-from objectives.data.images import READING, decode_image
+from objectives.data.images import READING
 from objectives.data.inspection import Inspector
+from objectives.data.pixels import ReadPixels, image_stream, read_pixels
 from objectives.data.sources import LabelledSource, open_labelled_source
 from objectives.data.split_name import SplitName
-from objectives.data.splits import HELD_NBYTES, fingerprint, split_samples
+from objectives.data.splits import fingerprint, split_samples
 from objectives.data.task import Task
 from objectives.execution.similarity import class_features, logits
 from objectives.execution.streams import CaptionStream, ImageStream, Stream
@@ -43,7 +44,7 @@ class Split:
     name: SplitName
     labels: Int[Tensor, " n"]
     captions: str
-    read: Callable[[int, int], Float[Tensor, "n c h w"]]
+    read: ReadPixels
     contents: Callable[[], Sequence[str]]
 
     def __len__(self) -> int:
@@ -107,16 +108,14 @@ class ClassificationTask(Task):
 
     def images(self, name: SplitName, view: int = 0) -> ImageStream:
         """The images of a split, or an augmented view of each, through the vision tower."""
-        split, size = self.splits[name], self.batch_size
-        starts = range(0, len(split), size)
-        sizes = [min(size, len(split) - start) for start in starts]
+        split = self.splits[name]
 
-        def read(batch: int) -> Tensor:
-            pixels = split.read(starts[batch], starts[batch] + sizes[batch])
-            return self.augmentation.view(pixels, view, starts[batch]) if view else pixels
+        def read(start: int, stop: int) -> Tensor:
+            pixels = split.read(start, stop)
+            return self.augmentation.view(pixels, view, start) if view else pixels
 
         key = f"{name.value}/view-{view}" if view else name.value
-        return ImageStream(self.model, key, sizes, read)
+        return image_stream(self.model, key, len(split), self.batch_size, read)
 
     def names(self) -> ClassNames:
         """The classes for a learnable prompt, each with what follows it in the first template."""
@@ -251,32 +250,9 @@ def _source_split(
     spec: DataSpec,
     model: DualEncoder,
 ) -> Split:
-    def read(start: int, stop: int) -> Tensor:
-        images = [
-            decode_image(source.content(index), source.where(index), spec.background)
-            for index in indices[start:stop]
-        ]
-        return torch.stack([model.preprocess(image) for image in images])
-
     def contents() -> list[str]:
         return [fingerprint(source.content(index), str(source.labels[index])) for index in indices]
 
     labels = torch.tensor([source.labels[index] for index in indices])
-    return Split(name, labels, captions, _Held(read, len(indices)), contents)
-
-
-class _Held:
-    """Reads pixels, and keeps them where all of them take at most `HELD_NBYTES`."""
-
-    def __init__(self, read: Callable[[int, int], Tensor], count: int) -> None:
-        self._read = read
-        self._count = count
-        self._kept: dict[tuple[int, int], Tensor] = {}
-
-    def __call__(self, start: int, stop: int) -> Tensor:
-        pixels = self._kept.get((start, stop))
-        if pixels is None:
-            pixels = self._read(start, stop)
-            if pixels[0].nbytes * self._count <= HELD_NBYTES:
-                self._kept[start, stop] = pixels
-        return pixels
+    pixels = read_pixels(source, indices, spec, model)
+    return Split(name, labels, captions, pixels, contents)

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 from bitfront.errors import SpecError
 from bitfront.spec import DataSource, DataSpec
+from bitfront.tasks import TaskName
+from objectives.data.caption_sources import ListedCaptions
 from objectives.data.captions import fill, looks_like_identifier
 from objectives.data.inspection import Inspector
 from objectives.data.question_sources import open_question_source
+from objectives.data.reference_captions import MOST_SCENES
 from objectives.data.sources import (
     DatasetSource,
     FolderSource,
@@ -42,7 +45,7 @@ def preview_data(spec: DataSpec, inspector: Inspector | None) -> DataPreview:
         BitfrontError: As the loading of the data does.
     """
     if spec.source is DataSource.REFERENCE:
-        return DataPreview((), ())
+        return DataPreview(_bundled_notes(spec), ())
     source = _open(spec)
     left_out: tuple[str, ...] = ()
     if inspector is not None:
@@ -50,6 +53,9 @@ def preview_data(spec: DataSpec, inspector: Inspector | None) -> DataPreview:
         left_out = tuple(f"left out: {count} {what}" for what, count in sorted(found.items()))
     if isinstance(source, FolderSource | DatasetSource):
         return _classes(source, spec, left_out)
+    if isinstance(source, ListedCaptions):
+        counted = f"{len(source.names)} images with {source.count} captions"
+        return DataPreview((f"{source.title}: {counted}", *left_out), ())
     return DataPreview((f"{source.title}: {len(source.names)} questions", *left_out), ())
 
 
@@ -68,9 +74,22 @@ def _classes(source: LabelledSource, spec: DataSpec, left_out: tuple[str, ...]) 
     return DataPreview((source.summary, *left_out, f"captions: {shown}{more}"), warnings)
 
 
+def _bundled_notes(spec: DataSpec) -> tuple[str, ...]:
+    """A word where the bundled captions are fewer than the job asks for."""
+    most = max(spec.samples.model_dump().values())
+    if spec.task is not TaskName.RETRIEVAL or most <= MOST_SCENES:
+        return ()
+    return (
+        f"bundled captions: {MOST_SCENES} images a split at most, for more would have the same "
+        "captions",
+    )
+
+
 def _open(spec: DataSpec) -> LabelledSource | Source:
     if spec.source is DataSource.QUESTIONS:
         return open_question_source(spec)
+    if spec.source is DataSource.CAPTIONS:
+        return ListedCaptions(spec)
     try:
         return open_labelled_source(spec)
     except SpecError as error:

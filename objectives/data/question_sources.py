@@ -1,21 +1,23 @@
 """Where a person's own questions come from: a JSON Lines file, or a saved dataset."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from bitfront.errors import InvalidSample, MissingData, SpecError
+from bitfront.errors import SpecError
 from bitfront.spec import DataSource, DataSpec
 from objectives.data.images import decode_image
 from objectives.data.inspection import Sample
+from objectives.data.listing import Listing
 from objectives.data.sources import encoded, load_dataset, undecoded_images
 from objectives.data.splits import Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_EXAMPLE = '{"image": "cat.jpg", "question": "...", "answers": ["..."]}'
 
 
 class QuestionSource(Source, Protocol):
@@ -51,43 +53,18 @@ class _Line(BaseModel):
 class JsonQuestions:
     """A JSON Lines file: `{"image": "cat.jpg", "question": "...", "answers": ["..."]}` a line.
 
-    `image` is a path from the file's own folder, inside of it; a line without one is a
-    question without an image.
+    `image` is a path from the file's own folder or from `data.images`, inside of it; a line without
+    one is a question without an image.
     """
 
     def __init__(self, spec: DataSpec) -> None:
-        self._path = Path(spec.path or "").expanduser()
-        self.title = f"question file {self._path}"
-        if not self._path.is_file():
-            raise MissingData(f"there is no file {spec.path!r}: set data.path to the questions")
-        self._lines: list[_Line] = []
-        self._numbers: list[int] = []
-        for number, text in enumerate(self._read().split("\n"), 1):
-            if text.strip():
-                self._lines.append(self._parse(number, text))
-                self._numbers.append(number)
+        self._listing = Listing(spec, "question")
+        self.title = f"question file {self._listing.path}"
+        found = list(self._listing.lines(_Line, _EXAMPLE))
+        self._lines = [line for _, line in found]
+        self._numbers = [number for number, _ in found]
         self.names = [f"{line.image}/{line.question}" for line in self._lines]
         self._background = spec.background
-        self._folder = self._path.parent.resolve()
-
-    def _read(self) -> str:
-        try:
-            return self._path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidSample(
-                f"{self._path} cannot be read ({error}): it must be a text file in UTF-8"
-            ) from error
-
-    def _parse(self, number: int, text: str) -> _Line:
-        try:
-            return _Line.model_validate_json(text)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "the line"
-            raise InvalidSample(
-                f"line {number} of {self._path} is not a question: {place}: {problem['msg']}; "
-                'write {"image": "cat.jpg", "question": "...", "answers": ["..."]}'
-            ) from error
 
     def question(self, index: int) -> str:
         """The question as it is in the file."""
@@ -108,16 +85,11 @@ class JsonQuestions:
         return self._lines[index].image or self.names[index]
 
     def sample(self, index: int) -> Sample | None:
-        """The image file, which must lie beside the questions."""
+        """The image file, which must lie in the folder of the images."""
         name = self._lines[index].image
         if name is None:
             return None
-        path = (self._folder / name).resolve()
-        if not path.is_relative_to(self._folder):
-            raise InvalidSample(
-                f"{self.where(index)} has an image outside of {self._folder}: {name}"
-            )
-        return Sample(path)
+        return self._listing.image(name, self.where(index))
 
     def content(self, index: int) -> bytes:
         """The image file as it is on disk."""
@@ -126,7 +98,7 @@ class JsonQuestions:
 
     def where(self, index: int) -> str:
         """The line in the file."""
-        return f"line {self._numbers[index]} of {self._path}"
+        return f"line {self._numbers[index]} of {self._listing.path}"
 
 
 class DatasetQuestions:

@@ -259,9 +259,10 @@ def load_questions(
             drawn = ReferenceQuestions(name.value, count, spec.seed)
             splits[name] = QuestionSplit(name, model, drawn, range(count), spec)
         return QuestionTask(model, splits, spec.answer_pattern, spec.answer_tokens)
-    if spec.source is DataSource.IMAGE_FOLDER:
+    if spec.source in (DataSource.IMAGE_FOLDER, DataSource.CAPTIONS):
+        data = "a folder of images" if spec.source is DataSource.IMAGE_FOLDER else "a caption file"
         raise SpecError(
-            "a folder of images has no questions, but the model is generative: "
+            f"{data} has no questions, but the model is generative: "
             "set data.source to questions or datasets"
         )
     source = open_question_source(spec)

@@ -10,7 +10,6 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional
 
-from bitfront.layers import Tower
 from bitfront.plan import Configuration, Plan, Recovery, TeacherText
 from bitfront.vlm.models.captions import ClassNames
 from objectives.data.classification import ClassificationTask
@@ -24,8 +23,7 @@ from objectives.evaluation.scorer import (
     Scorer,
     ScoringContext,
 )
-from objectives.execution.feature_store import FeatureKey
-from objectives.execution.runner import StreamRunner
+from objectives.evaluation.tower_features import TowerFeatures
 from objectives.execution.similarity import (
     class_features,
     divergences_nats,
@@ -33,7 +31,6 @@ from objectives.execution.similarity import (
     logits,
     loss_nats,
 )
-from objectives.execution.streams import Stream
 from objectives.profiling.full_precision import FULL_PLAN
 from objectives.recovery.class_training import ClassData, ClassRecovered, ClassTraining
 
@@ -50,15 +47,9 @@ class ClassificationScorer(Scorer):
         self._model = task.model
         self._task = task
         self._switch = context.switch
-        self._stopwatch = context.stopwatch
-        self._runner = StreamRunner(task.model, context.switch, context.cache_nbytes)
-        self._features = context.features
+        self._towers = TowerFeatures(task.model, context)
         limit = KEPT_RECOVERIES if context.cache_nbytes else 0
         self._recoveries = Recoveries(self.begin, self._load, context.stopwatch, limit)
-        self._layers = {
-            frozenset({tower}): frozenset(x.name for x in task.model.layers if x.tower is tower)
-            for tower in Tower
-        }
 
     def score(self, configuration: Configuration, split: SplitName) -> Score:
         """Whether the right class has the highest score; `loss_nats` is its cross-entropy.
@@ -83,18 +74,10 @@ class ClassificationScorer(Scorer):
 
     def _full_scores(self, split: SplitName) -> Float[Tensor, "n classes"]:
         """The logits in full precision: the features behind them are computed once and kept."""
-        images = self._full_features(self._task.images(split, 0))
-        captions = self._full_features(self._task.caption_stream())
+        images = self._towers.full(self._task.images(split, 0))
+        captions = self._towers.full(self._task.caption_stream())
         classes = class_features(captions, len(self._task.templates))
         return logits(images, classes, self._model.logit_scale)
-
-    def _full_features(self, given: Stream) -> Float[Tensor, "n d"]:
-        key = FeatureKey(given.key, FULL_PLAN)
-        kept = self._features.get(key)
-        if kept is None:
-            kept = (self._runner.run(given, FULL_PLAN, keep=False),)
-            self._features.put(key, kept)
-        return kept[0].to(self._model.device)
 
     def text_features(self, configuration: Configuration) -> Float[Tensor, "classes d"]:
         """The features that the classes have under a configuration, of length 1.
@@ -181,26 +164,11 @@ class ClassificationScorer(Scorer):
         return self._task.names()
 
     def _image_features(self, plan: Plan, split: SplitName, view: int = 0) -> Float[Tensor, "n d"]:
-        with self._stopwatch.timed("vision"):
-            return self._tower_features(self._task.images(split, view), plan)
+        return self._towers.under(self._task.images(split, view), plan, "vision")
 
     def _class_features(self, plan: Plan) -> Float[Tensor, "classes d"]:
-        with self._stopwatch.timed("text"):
-            features = self._tower_features(self._task.caption_stream(), plan)
-            return class_features(features, len(self._task.templates))
-
-    def _tower_features(self, given: Stream, plan: Plan) -> Float[Tensor, "n d"]:
-        key = FeatureKey(given.key, plan.part(self._layers[given.towers]))
-        kept = self._features.get(key)
-        self._stopwatch.hit(f"{given.key}_features", kept is not None)
-        if kept is not None:
-            return kept[0].to(self._model.device)
-        before = self._runner.cache.hits
-        # Another plan may share the beginning of this one, but hardly that of full precision.
-        features = self._runner.run(given, plan, keep=len(plan) > 0)
-        self._stopwatch.hit(f"{given.key}_blocks", self._runner.cache.hits - before)
-        self._features.put(key, [features])
-        return features
+        captions = self._towers.under(self._task.caption_stream(), plan, "text")
+        return class_features(captions, len(self._task.templates))
 
     def _data(self, plan: Plan, recovery: Recovery) -> ClassData:
         chosen = self._chosen(recovery.shots)

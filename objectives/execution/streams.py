@@ -20,14 +20,14 @@ class Stream(ABC):
         sizes: Samples in each batch.
         rows: Rows of each batch's output.
         are_independent: Whether a row of the output counts for itself: true of images and of
-            questions, but not of captions, which all images share.
+            questions, but not of captions that all images share, nor of what is retrieved.
     """
 
     key: str
     towers: frozenset[Tower]
     sizes: tuple[int, ...]
     rows: tuple[int, ...]
-    are_independent = True
+    are_independent: bool = True
 
     @abstractmethod
     def run(
@@ -49,12 +49,19 @@ class ImageStream(Stream):
     towers = frozenset({Tower.VISION})
 
     def __init__(
-        self, model: DualEncoder, key: str, sizes: Sequence[int], read: Callable[[int], Tensor]
+        self,
+        model: DualEncoder,
+        key: str,
+        sizes: Sequence[int],
+        read: Callable[[int], Tensor],
+        *,
+        are_independent: bool = True,
     ) -> None:
         """Takes the sizes of the batches, and what reads one's pixels by its number."""
         self._model = model
         self._read = read
         self.key = key
+        self.are_independent = are_independent
         self.sizes = self.rows = tuple(sizes)
 
     def run(self, batch: int, *, first: int | None = None, stand_in: bool = False) -> Tensor:
@@ -72,9 +79,10 @@ class CaptionStream(Stream):
     towers = frozenset({Tower.TEXT})
     are_independent = False
 
-    def __init__(self, model: DualEncoder, batches: Sequence[Tensor]) -> None:
-        """Takes the captions' tokens, batch by batch."""
+    def __init__(self, model: DualEncoder, batches: Sequence[Tensor], key: str = key) -> None:
+        """Takes the captions' tokens, batch by batch, and what tells them from others."""
         self._model = model
+        self.key = key
         self._batches = batches
         self.sizes = self.rows = tuple(map(len, batches))
 

@@ -169,13 +169,15 @@ class FoundConfiguration:
         known = [target.artefact for target in TARGETS]
         if to not in known:
             raise SpecError(f"to: {to!r} is not possible: write {' or '.join(known)}")
+        store = self.connection.store()
+        record = store.study(self.study)
+        if (task := record.spec.task) is not None and not task.is_built:
+            raise SpecError(task.without_artefact)
         place = Path(out)
         write = writer(to, accuracy_level)
         check_trial(self.study, self.trial)
         check_place(place)
         on_start()
-        store = self.connection.store()
-        record = store.study(self.study)
         return build_artefact(self.load(), record, self.trial, place, store, target=to, write=write)
 
     def tune(
@@ -215,6 +217,7 @@ class FoundConfiguration:
             Interrupted: A search was told to end.
         """
         from service.api.tuning import (
+            check_recovers,
             chosen_recovery,
             refuse_full_folder,
             search_recovery,
@@ -224,6 +227,7 @@ class FoundConfiguration:
         from workers.process.cache_folder import feature_folder
 
         folder = Path(out)
+        check_recovers(self.connection.store().study(self.study).spec)
         most = read_limits({"max_nbytes": max_nbytes}).given.get("nbytes")
         refuse_full_folder(folder, overwrite=overwrite)
         recovery = chosen_recovery(self.recovery, settings)

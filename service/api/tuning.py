@@ -13,6 +13,7 @@ from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.units import size_text
 
 if TYPE_CHECKING:
+    from bitfront.spec import JobSpec
     from bitfront.tuning import TuningSample
     from bitfront.vlm import LayeredModel
     from objectives.evaluation.evaluator import Evaluator
@@ -96,9 +97,21 @@ def tune_plan(
     from objectives.evaluation.evaluator import Evaluator
     from workers.process.cache_folder import feature_folder
 
-    evaluator = Evaluator.from_spec(load_job(job, {}), features=feature_folder())
+    spec = load_job(job, {})
+    check_recovers(spec)
+    evaluator = Evaluator.from_spec(spec, features=feature_folder())
     configuration = Configuration(_read_plan(plan, evaluator), chosen_recovery(None, settings))
     return train_here(evaluator, configuration, out, max_nbytes=max_nbytes, keep_worse=keep_worse)
+
+
+def check_recovers(spec: "JobSpec") -> None:
+    """Refuses a job whose task P4Q has no loss for.
+
+    Raises:
+        SpecError: It has none.
+    """
+    if spec.task is not None and not spec.task.recovers:
+        raise SpecError(spec.task.without_recovery)
 
 
 def train_here(

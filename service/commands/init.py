@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bitfront.errors import SpecError
+from bitfront.tasks import TASKS
 from service.commands.limits import Size
 from service.commands.messages import tell
 
@@ -27,8 +28,13 @@ BUNDLED: Final = "bundled"
 @click.option("--weights", help="Of an open_clip name: a pretrained tag or a checkpoint file.")
 @click.option(
     "--data",
-    help="bundled, a folder with one sub-folder a class, a JSON Lines file of questions, or a "
+    help="bundled, a folder with one sub-folder a class, a file of questions or captions, or a "
     "folder of 'datasets'.",
+)
+@click.option(
+    "--task",
+    type=click.Choice([task.name.value for task in TASKS]),
+    help="What the model does.  [default: the usual one for model and data]",
 )
 @click.option("--max-nbytes", type=Size(), metavar="SIZE", help="Largest checkpoint, such as 60MB.")
 @click.option("--study", help="Name of the study.  [default: the name of JOB]")
@@ -39,6 +45,7 @@ def init(
     model: str | None,
     weights: str | None,
     data: str | None,
+    task: str | None,
     max_nbytes: int | None,
     study: str | None,
     trials: int | None,
@@ -63,7 +70,8 @@ def init(
         first = FirstJob(model=model, weights=_ask("Weights (a pretrained tag or a file)", None))
     usual = BUNDLED if first.is_bundled else None
     data = data or _ask(
-        "Data (bundled, a folder with one sub-folder a class, questions.jsonl)", usual
+        "Data (bundled, a folder with one sub-folder a class, a file of questions or captions)",
+        usual,
     )
     if max_nbytes is None and not yes:
         max_nbytes = _ask_size()
@@ -71,6 +79,7 @@ def init(
         model=model,
         weights=first.weights,
         data=data,
+        task=task,
         max_nbytes=max_nbytes,
         study=study or _study_name(job),
         trials=trials or 100,

@@ -10,7 +10,15 @@ import yaml
 
 from bitfront.errors import SpecError
 from bitfront.job import CHECKPOINT_SUFFIXES, examine_job
-from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA, DataSource, ModelSource, Samples
+from bitfront.spec import (
+    REFERENCE_CLIP,
+    REFERENCE_LLAVA,
+    DataSource,
+    DataSpec,
+    ModelSource,
+    Samples,
+)
+from bitfront.tasks import TaskName, meant_tasks
 from bitfront.units import size_text
 
 _BUNDLED: Final = {
@@ -19,6 +27,8 @@ _BUNDLED: Final = {
     REFERENCE_LLAVA: REFERENCE_LLAVA,
 }
 _PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+_BUNDLED_SAMPLES: Final = "{calibration: 96, tuning: 512, selection: 512, test: 1024}"
+_BUNDLED_CAPTIONS: Final = "{calibration: 96, tuning: 200, selection: 200, test: 200}"
 _COMMENTS: Final = 34
 _FEWEST: Final = 40
 # What each split takes of the samples that there are, where there are few.
@@ -32,7 +42,8 @@ class FirstJob:
     Attributes:
         model: `bundled`, a name of open_clip or of a hub, or a folder.
         weights: Of an open_clip name: a pretrained tag or a file.
-        data: `bundled`, a folder, or a file of questions.
+        data: `bundled`, a folder, or a file of questions or captions.
+        task: What the model does, where model and data leave a choice; None for the usual task.
         max_nbytes: The largest checkpoint; None for no limit.
         study: The study's name.
         trials: How many trials.
@@ -41,6 +52,7 @@ class FirstJob:
     model: str
     weights: str | None = None
     data: str = "bundled"
+    task: str | None = None
     max_nbytes: int | None = None
     study: str = "first"
     trials: int = 100
@@ -161,19 +173,21 @@ def _data_lines(first: FirstJob) -> list[str]:
             raise SpecError(
                 f"the bundled data are for the bundled models: name data for {first.model}"
             )
-        return [
-            f"  source: {DataSource.REFERENCE.value}",
-            "  samples: {calibration: 96, tuning: 512, selection: 512, test: 1024}",
-        ]
+        finds = first.task == TaskName.RETRIEVAL
+        samples = _BUNDLED_CAPTIONS if finds else _BUNDLED_SAMPLES
+        return [f"  source: {DataSource.REFERENCE.value}", *_task(first), f"  samples: {samples}"]
     path = _expanded(first.data)
     if not path.exists():
         raise SpecError(f"there are no data at {path.absolute()}: give a folder or a file")
     source, count = _recognised(path)
     lines = [
         f"  source: {source.value}",
+        *_task(first),
         f"  path: {_scalar(str(path.absolute()))}",
     ]
-    if source is DataSource.QUESTIONS:
+    if source is DataSource.CAPTIONS:
+        lines.append(_commented("  # images: FOLDER", "where they do not lie beside the file"))
+    elif source is DataSource.QUESTIONS:
         prompt = '  prompt: "USER: <image>\\n{} ASSISTANT:"'
         lines.append(_commented(prompt, "{} is the question"))
     else:
@@ -182,16 +196,26 @@ def _data_lines(first: FirstJob) -> list[str]:
     return lines
 
 
+def _task(first: FirstJob) -> list[str]:
+    return [] if first.task is None else [f"  task: {first.task}"]
+
+
 def _recognised(path: Path) -> tuple[DataSource, int | None]:
     """What kind of data there is, and how many samples; None where that takes a library to know."""
     if path.is_file():
         if path.suffix.lower() not in (".jsonl", ".json"):
             raise SpecError(
-                f"{path} is no file of questions: that is JSON Lines with question, answers and "
-                "image, and ends in .jsonl"
+                f"{path} is no file of questions or captions: that is JSON Lines with question, "
+                "answers and image, or with image and captions, and ends in .jsonl"
             )
         with path.open("rb") as file:
-            return DataSource.QUESTIONS, sum(1 for line in file if line.strip())
+            first = file.readline().strip()
+            if b'"caption' not in first and first.endswith(b"}"):  # COCO's may take many lines
+                return DataSource.QUESTIONS, 1 + sum(1 for line in file if line.strip())
+        from objectives.data.caption_sources import ListedCaptions
+
+        data = DataSpec(source=DataSource.CAPTIONS, path=str(path))
+        return DataSource.CAPTIONS, len(ListedCaptions(data).names)
     if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return DataSource.DATASETS, None
     classes = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
@@ -227,9 +251,10 @@ def _samples(count: int | None) -> str:
 
 
 def _space_lines(first: FirstJob) -> list[str]:
-    asks = first.name == REFERENCE_LLAVA or (
-        first.data != "bundled" and _expanded(first.data).is_file()
-    )
+    is_bundled = first.data == "bundled"
+    source = DataSource.REFERENCE if is_bundled else _recognised(_expanded(first.data))[0]
+    asks = first.name == REFERENCE_LLAVA or source is DataSource.QUESTIONS
+    recovers = all(task.recovers for task in meant_tasks(source, first.task, asks=asks))
     widths = "[3, 4, 6, 8]" if asks else "[2, 3, 4, 6, 8]"
     recovery = [
         "  # P4Q: prompts and adapters that repair what is lost; training them takes longer.",
@@ -239,7 +264,7 @@ def _space_lines(first: FirstJob) -> list[str]:
         "space:",
         _commented(f"  weight_bits: {widths}", "what each layer may have"),
         f"  activation_bits: {'[6, 8]' if asks else '[8]'}",
-        *recovery,
+        *(recovery if recovers else ()),
     ]
 
 

@@ -52,6 +52,8 @@ def dossier_text(
             value = trial.metrics[key]
             text = percent_text(value) if unit == "error" else f"{value:.2g}"
             pairs.append((f"standard error of {unit}", text))
+    shares = {name: value for name, value in trial.metrics.items() if _is_share(name)}
+    pairs += [(name.replace("_", " "), percent_text(value)) for name, value in shares.items()]
     broken = [name for name, excess in trial.constraints.items() if excess > 0]
     if broken:
         pairs.append(("breaks", ", ".join(broken)))
@@ -71,6 +73,11 @@ def dossier_text(
     blocks.append("\n".join(["precision of each layer", *lines]))
     blocks.append(f"what reproduces it\n{pairs_text(_sources(answer, study))}")
     return "\n\n".join(blocks)
+
+
+def _is_share(metric: str) -> bool:
+    """Whether a figure that only some tasks have is a share of samples."""
+    return "_recall_at_" in metric or metric == "unparsed"
 
 
 def _attempt_line(attempt: "AttemptRecord") -> str:

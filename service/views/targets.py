@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from bitfront.layers import LayerKind, Tower
 from bitfront.targets import TARGETS, NativeFormat, Scheme, Target
+from bitfront.tasks import meant_tasks
 from bitfront.trial import Trial
 from service.views.tables import pairs_text, table
 
@@ -148,6 +149,10 @@ def deployable(store: "Store", trial: Trial) -> list[Deployable]:
         (kinds.get(name, LayerKind.LINEAR), precision)
         for name, precision in trial.configuration.plan
     ]
+    data = spec["data"]
+    tasks = meant_tasks(data["source"], data.get("task"), asks=answers)
+    if not all(task.is_built for task in tasks):
+        return []
     found = []
     recovery = trial.configuration.recovery is not None
     for target in TARGETS:
@@ -164,7 +169,7 @@ def deployable(store: "Store", trial: Trial) -> list[Deployable]:
 def deployable_text(found: Sequence[Deployable]) -> str:
     """The targets that take a configuration, with what they have no kernel for."""
     if not found:
-        return "none takes this model yet: see 'bitfront targets'"
+        return "none takes this model at its task yet: see 'bitfront targets'"
     texts = []
     for one in found:
         count = f"; no kernel for {one.without_kernel} of {one.layers} layers"

@@ -6,7 +6,7 @@ import pytest
 
 from bitfront.errors import SpecError
 from bitfront.job.allowed_roots import VARIABLE, check_allowed_roots
-from bitfront.spec import JobSpec, TrackingSpec
+from bitfront.spec import DataSpec, JobSpec, TrackingSpec
 
 
 def spec(data: Path | str, weights: str | None = None, name: str = "ViT-B-32") -> JobSpec:
@@ -79,3 +79,11 @@ def test_so_is_a_file_that_names_classes(root: Path) -> None:
             continue
         with pytest.raises(SpecError, match=r"data.classes: /etc/passwd lies outside"):
             check_allowed_roots(named)
+
+
+def test_so_is_a_folder_of_images(root: Path) -> None:
+    data = {"source": "captions", "path": str(root / "captions.jsonl"), "images": "/etc"}
+    job = spec(root / "images").model_copy(update={"data": DataSpec.model_validate(data)})
+
+    with pytest.raises(SpecError, match=r"data.images: /etc lies outside"):
+        check_allowed_roots(job)

@@ -20,6 +20,7 @@ SAVED: dict[str, object] = {
     "model.name": "openai/clip",
     "data.source": "datasets",
 }
+CAPTIONS: dict[str, object] = {**FOLDER, "data.source": "captions"}
 CLIP: dict[str, object] = {**FOLDER, "model.source": "open_clip", "model.name": "ViT-B-32"}
 ADAPTIVE = {**BUNDLED, "profile.cells": "adaptive"}
 RECOVERY = "space.recovery"
@@ -29,6 +30,7 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "model.weights": ("laion2b", CLIP, SAVED),
     "model.dtype": ("bfloat16", SAVED, CLIP),
     "data.path": (".", FOLDER, BUNDLED),
+    "data.images": (".", CAPTIONS, FOLDER),
     "data.image_column": ("img", SAVED, FOLDER),
     "data.label_column": ("fine", SAVED, FOLDER),
     "data.question_column": ("asked", SAVED, FOLDER),
@@ -156,12 +158,32 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
         (
             {**BUNDLED, "data.task": "answering"},
             "data.task",
-            "this model are not for answering: write classification, or leave it out",
+            "this model are not for answering: write classification or retrieval, or leave it out",
         ),
         (
             {**FOLDER, "model.name": "digit-llava", "data.task": "answering"},
             "data.task",
             "are not for answering: name other data or another model",
+        ),
+        (
+            {**CAPTIONS, "model.name": "digit-llava"},
+            "data.source",
+            "captions has captions, but the model answers questions",
+        ),
+        (
+            {**CAPTIONS, "data.measure": "accuracy"},
+            "data.measure",
+            "accuracy is not for retrieval: write recall_at_1 or recall_at_5 or recall_at_10",
+        ),
+        (
+            {**BUNDLED, "data.task": "retrieval", "space.recovery.steps": [5]},
+            "space.recovery",
+            "on classes or on answers, and retrieval has neither: leave it out",
+        ),
+        (
+            {**CAPTIONS, "target": "onnxruntime"},
+            "target",
+            "models for retrieval are not built yet: leave it out",
         ),
         (
             {**BUNDLED, "data.measure": "exact_match"},

@@ -6,11 +6,13 @@ from typing import Final, Generic, TypeVar
 
 from bitfront.errors import SpecError
 from bitfront.spec import DataSpec
+from bitfront.tasks import ANSWERING, CLASSIFICATION, RETRIEVAL, TaskKind
 from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel
 from objectives.data.inspection import Inspector
 from objectives.evaluation.families.answering import AnsweringFamily
 from objectives.evaluation.families.classification import ClassificationFamily
 from objectives.evaluation.families.family import Family
+from objectives.evaluation.families.retrieval import RetrievalFamily
 
 Model = TypeVar("Model", bound=LayeredModel)
 
@@ -20,34 +22,59 @@ class Registration(Generic[Model]):
     """How a family is found.
 
     Attributes:
+        task: What it does.
         model_type: The kind of model that it is for.
         load: Makes the family of such a model, with the data that a job names.
     """
 
+    task: TaskKind
     model_type: type[Model]
     load: Callable[[DataSpec, Model, Inspector], Family]
 
     def load_for(self, spec: DataSpec, model: LayeredModel, inspector: Inspector) -> Family | None:
-        """The family of the model; None if the model is of another kind."""
-        return self.load(spec, model, inspector) if isinstance(model, self.model_type) else None
+        """The family of the model; None if the model is of another kind.
+
+        Raises:
+            BitfrontError: The measure is not for the task, or the data cannot be loaded.
+        """
+        if not isinstance(model, self.model_type):
+            return None
+        if spec.measure is not None and spec.measure not in self.task.measures:
+            raise SpecError(
+                f"data.measure: {spec.measure} is not for {self.task.name}: write "
+                f"{' or '.join(self.task.measures)}, or leave it out"
+            )
+        return self.load(spec, model, inspector)
+
+    def is_for(self, spec: DataSpec) -> bool:
+        """Whether data of the job's source are for it."""
+        return spec.source in self.task.sources
 
 
 FAMILIES: Final[Sequence[Registration[DualEncoder] | Registration[GenerativeModel]]] = (
-    Registration(DualEncoder, ClassificationFamily.load),
-    Registration(GenerativeModel, AnsweringFamily.load),
+    Registration(CLASSIFICATION, DualEncoder, ClassificationFamily.load),
+    Registration(RETRIEVAL, DualEncoder, RetrievalFamily.load),
+    Registration(ANSWERING, GenerativeModel, AnsweringFamily.load),
 )
 
 
 def load_family(spec: DataSpec, model: LayeredModel, inspector: Inspector | None = None) -> Family:
     """The family of a model, with the samples of a job prepared as the model wants them.
 
+    It is that of the job's task, or the first one that the source is for.
+
     Raises:
         MissingData: There is nothing at the path, or too little.
         InvalidSample: A sample cannot be used.
-        SpecError: The data do not fit the model, or no family is for its kind.
+        SpecError: The data do not fit the model, the measure does not fit the task, or no family is
+            for the model's kind.
     """
-    for registration in FAMILIES:
+    named = [x for x in FAMILIES if spec.task in (None, x.task.name)]
+    for registration in sorted(named, key=lambda x: not x.is_for(spec)):
         family = registration.load_for(spec, model, inspector or Inspector())
         if family is not None:
             return family
-    raise SpecError(f"no model family is for a {type(model).__name__}: register one")
+    kind = type(model).__name__
+    if spec.task is not None:
+        raise SpecError(f"data.task: {spec.task} is not for a {kind}: leave it out")
+    raise SpecError(f"no model family is for a {kind}: register one")

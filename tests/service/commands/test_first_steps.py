@@ -18,6 +18,7 @@ import bitfront as bf
 from bitfront.job import load_job
 from bitfront.job.json_schema import SCHEMA_FILE, job_schema
 from bitfront.spec import JobSpec, Samples
+from bitfront.tasks import RETRIEVAL
 from bitfront.trial import FrontChange
 from service.cli import main
 from service.commands.examples import EXAMPLES
@@ -128,9 +129,49 @@ def test_questions_are_recognised_and_many_samples_take_the_usual_splits(tmp_pat
     assert load_job(path).data.samples == Samples()
 
 
+@pytest.mark.parametrize("form", ["lines", "coco", "written out"])
+def test_captions_are_recognised_and_counted_by_their_images(tmp_path: Path, form: str) -> None:
+    path, data = tmp_path / "job.yaml", tmp_path / "captions.json"
+    lines = [{"image": f"{n % 100}.png", "captions": [f"{n}"]} for n in range(200)]
+    coco = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(100)],
+        "annotations": [{"image_id": n % 100, "caption": "a cat"} for n in range(200)],
+    }
+    data.write_text(
+        "\n".join(map(json.dumps, lines))
+        if form == "lines"
+        else json.dumps(coco, indent=None if form == "coco" else 1)
+    )
+
+    result = run("init", str(path), "--model", "a/clip", "--data", str(data), "--yes")
+
+    assert result.exit_code == 0, result.output
+    spec = load_job(path)
+    assert spec.data.source == "captions"
+    assert 90 <= sum(spec.data.samples.model_dump().values()) <= 100
+    assert "recovery" not in path.read_text()
+
+
+def test_a_bundled_task_gets_as_many_samples_as_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+
+    result = run(
+        "init", str(path), *["--model", "bundled", "--data", "bundled", "--task", "retrieval", "-y"]
+    )
+
+    assert result.exit_code == 0, result.output
+    spec = load_job(path)
+    assert (spec.data.task, spec.data.samples.test) == ("retrieval", 200)
+    assert spec.task is RETRIEVAL
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
+        (
+            "--model bundled --data bundled --task answering --yes",
+            "data.task: data of source reference and this model are not for answering",
+        ),
         (
             "--model ViT-B-32 --data PETS --yes",
             "ViT-B-32 has no weights of its own: give --weights",

@@ -1,0 +1,91 @@
+"""A file that lists samples and names their images, which lie beside it or in a folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from bitfront.errors import InvalidSample, MissingData
+from bitfront.spec import DataSpec
+from objectives.data.inspection import Sample
+
+Line = TypeVar("Line", bound=BaseModel)
+
+
+class Listing:
+    """The job's file, with the folder that paths of images start at.
+
+    Args:
+        spec: The job's data.
+        what: One of what the file lists, for messages, such as `question`.
+
+    Attributes:
+        path: The file.
+        folder: `data.images`, or the file's own folder.
+
+    Raises:
+        MissingData: There is no such file, or no such folder.
+    """
+
+    def __init__(self, spec: DataSpec, what: str) -> None:
+        self.path = Path(spec.path or "").expanduser()
+        self._what = what
+        if not self.path.is_file():
+            raise MissingData(f"there is no file {spec.path!r}: set data.path to the {what}s")
+        folder = self.path.parent if spec.images is None else Path(spec.images).expanduser()
+        if not folder.is_dir():
+            raise MissingData(f"there is no folder {spec.images!r}: set data.images to the images")
+        self.folder = folder.resolve()
+
+    def read(self) -> str:
+        """The file's text.
+
+        Raises:
+            InvalidSample: It is no text.
+        """
+        try:
+            return self.path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSample(
+                f"{self.path} cannot be read ({error}): it must be a text file in UTF-8"
+            ) from error
+
+    def lines(self, kind: type[Line], example: str) -> Iterator[tuple[int, Line]]:
+        """Each line that is not empty with its number.
+
+        Args:
+            kind: What a line is.
+            example: A line as it may be, for messages.
+
+        Raises:
+            InvalidSample: A line is something else.
+        """
+        for number, text in enumerate(self.read().split("\n"), 1):
+            if not text.strip():
+                continue
+            try:
+                yield number, kind.model_validate_json(text)
+            except ValidationError as error:
+                raise InvalidSample(
+                    f"line {number} of {self.path} is not a {self._what}: "
+                    f"{problem(error, 'the line')}; write {example}"
+                ) from error
+
+    def image(self, name: str, where: str) -> Sample:
+        """The image of a name, which must lie in the folder.
+
+        Raises:
+            InvalidSample: It lies outside.
+        """
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder):
+            raise InvalidSample(f"{where} has an image outside of {self.folder}: {name}")
+        return Sample(path)
+
+
+def problem(error: ValidationError, whole: str) -> str:
+    """The first thing that is wrong in a file's content, with its place."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"])) or whole
+    return f"{place}: {first['msg']}"

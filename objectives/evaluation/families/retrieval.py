@@ -1,0 +1,49 @@
+"""Dual encoders that find images by captions, and captions by images."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from bitfront.spec import DataSpec, JobSpec
+from bitfront.vlm import DualEncoder, PlanSwitch
+from objectives.cost.latency import LatencyMeter, LatencyTable
+from objectives.cost.runtimes.torch_runtime import TorchRuntime
+from objectives.data.inspection import Inspector
+from objectives.data.retrieval import RetrievalTask, load_retrieval
+from objectives.evaluation.families.family import Family
+from objectives.evaluation.retrieval_scorer import RetrievalScorer, refuse_recovery
+from objectives.evaluation.scorer import ScoringContext
+
+
+@dataclass(frozen=True)
+class RetrievalFamily(Family):
+    """A dual encoder at image-text retrieval."""
+
+    task: RetrievalTask
+
+    @classmethod
+    def load(cls, spec: DataSpec, model: DualEncoder, inspector: Inspector) -> Self:
+        """The family with the images and captions of a job.
+
+        Raises:
+            BitfrontError: As `load_retrieval` does.
+        """
+        return cls(load_retrieval(spec, model, inspector))
+
+    def scorer(self, context: ScoringContext) -> RetrievalScorer:
+        """The scorer of recall in both directions."""
+        return RetrievalScorer(self.task, context)
+
+    def check(self, spec: JobSpec) -> None:
+        """Refuses a recovery.
+
+        Raises:
+            SpecError: The job asks for one.
+        """
+        if spec.space.recovery is not None:
+            refuse_recovery()
+
+    def latency_meter(self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable) -> LatencyMeter:
+        """What times an image in torch: captions that are searched are encoded once."""
+        model = self.task.model
+        runtime = TorchRuntime(model, switch, spec.quantizer)
+        return LatencyMeter(model, switch, self.task.batch_size, runtime, spec.quantizer, table)

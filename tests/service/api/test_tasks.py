@@ -1,0 +1,67 @@
+"""What a study's task shows, and what it refuses, before any model is loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import bitfront as bf
+from service.cli import main
+from storage.store import open_store
+from tests.support.store_samples import complete, job, trial
+
+METRICS = {"image_retrieval_recall_at_1": 0.875, "text_retrieval_recall_at_10": 1.0}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "a.db"
+    with open_store(f"sqlite:///{path}") as store:
+        data = {"source": "reference", "task": "retrieval"}
+        store.create_study(job("finds", data=data), {})
+        lease = store.acquire("finds", "a driver", 60)
+        store.start_trial(lease, trial(0, "finds"))
+        values = {"error": 0.1, "nbytes": 1000.0}
+        assert complete(store, lease, 0, values, metrics={**values, **METRICS})
+    return path
+
+
+def test_what_cannot_be_built_or_recovered_is_refused_in_a_sentence(
+    database: Path, tmp_path: Path
+) -> None:
+    with bf.open(database) as db:
+        found = db.study("finds").trial(0)
+
+        assert found.targets == []
+        with pytest.raises(bf.SpecError, match="models for retrieval are not built yet"):
+            found.build(tmp_path / "model")
+        with pytest.raises(bf.SpecError, match=r"P4Q trains .* retrieval has neither"):
+            found.tune(tmp_path / "tuned")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_job_of_ones_own_is_not_tuned_either(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        json.dumps(job("finds").model_dump(mode="json")).replace(
+            '"task": null', '"task": "retrieval"'
+        )
+    )
+
+    result = CliRunner().invoke(
+        main, ["tune", "--job", str(path), "--plan", "w4a8", "--out", str(tmp_path / "tuned")]
+    )
+
+    assert result.exit_code != 0
+    assert "P4Q trains prompts and adapters on classes or on answers" in result.output
+
+
+def test_all_shares_of_what_was_found_are_shown(database: Path) -> None:
+    with bf.open(database) as db:
+        found = db.study("finds").trial(0)
+
+        shown = " ".join(found.details().split())
+        assert "image retrieval recall at 1 87.5 %" in shown
+        assert "text retrieval recall at 10 100.0 %" in shown
+        assert METRICS.items() <= dict(found.details_dict()["metrics"]).items()  # type: ignore[call-overload]  # a mapping
