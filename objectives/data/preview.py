@@ -9,7 +9,6 @@ from objectives.data.caption_sources import ListedCaptions
 from objectives.data.captions import fill, looks_like_identifier
 from objectives.data.inspection import Inspector
 from objectives.data.question_sources import open_question_source
-from objectives.data.reference_captions import MOST_SCENES
 from objectives.data.sources import (
     DatasetSource,
     FolderSource,
@@ -76,8 +75,12 @@ def _classes(source: LabelledSource, spec: DataSpec, left_out: tuple[str, ...]) 
 
 def _bundled_notes(spec: DataSpec) -> tuple[str, ...]:
     """A word where the bundled captions are fewer than the job asks for."""
-    most = max(spec.samples.model_dump().values())
-    if spec.task is not TaskName.RETRIEVAL or most <= MOST_SCENES:
+    if spec.task is not TaskName.RETRIEVAL:
+        return ()
+    # It loads torch, which looking at a person's own samples does not take.
+    from objectives.data.reference_captions import MOST_SCENES
+
+    if max(spec.samples.model_dump().values()) <= MOST_SCENES:
         return ()
     return (
         f"bundled captions: {MOST_SCENES} images a split at most, for more would have the same "
