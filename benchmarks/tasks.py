@@ -40,7 +40,7 @@ COLUMNS: Final = {
 def job(task: str, measure: str | None, rounding: str, seed: int) -> JobSpec:
     """The job of a task with samples of a seed."""
     asks = next(kind.asks for kind in TASKS if kind.name == task)
-    samples = {"calibration": 96, "tuning": 4, "selection": 200, "test": 1000 if asks else 200}
+    samples = {"calibration": 96, "tuning": 4, "selection": 200, "test": 500 if asks else 200}
     return JobSpec.model_validate(
         {
             "study": f"{task}-{seed}",
@@ -81,7 +81,7 @@ def plans(spec: JobSpec) -> Iterator[tuple[str, Configuration]]:
 
 
 @click.command()
-@click.option("--task", type=click.Choice(["retrieval"]), required=True)
+@click.option("--task", type=click.Choice(["retrieval", "choice"]), required=True)
 @click.option("--measure", help="What the error is of.")
 @click.option("--rounding", default="nearest", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Of the samples, with commas.")

@@ -190,7 +190,10 @@ class DataSpec(Section):
     `task` says what the model does with them, where model and source leave a choice. `measure` says
     what `error` is 1 less: for classification `accuracy` over all images, or
     `mean_per_class_accuracy`, in which every class counts alike however many images it has; for
-    retrieval the mean of the recall in both directions, at 1, 5 or 10.
+    retrieval the mean of the recall in both directions, at 1, 5 or 10; for multiple choice the
+    accuracy of the option with the highest `likelihood`, or of the `letter` that the model writes.
+    Each option is then listed behind the question as `option_format` says; empty lists none, and
+    the model writes the option itself.
 
     `path` is a folder with one sub-folder a class, a `datasets` dataset saved to disk, a JSON Lines
     file of questions or captions, or captions as COCO has them. The images of a file lie beside it,
@@ -217,6 +220,7 @@ class DataSpec(Section):
     answer_column: str = "answer"
     templates: tuple[str, ...] = ("a photo of a {}.",)
     prompt: str = "USER: <image>\n{} ASSISTANT:"
+    option_format: str = "\n{letter}. {option}"
     answer_pattern: str | None = None
     answer_tokens: int = Field(16, ge=1)
     samples: Samples = Samples()
@@ -243,6 +247,8 @@ class DataSpec(Section):
             raise ValueError("data.templates is empty: give one, such as 'a photo of a {}.'")
         if any("{}" not in template for template in self.templates):
             raise ValueError("data.templates: each one needs {} where the class name goes")
+        if self.option_format and "{option}" not in self.option_format:
+            raise ValueError("data.option_format needs {option} where an option goes")
         if "{}" not in self.prompt:
             raise ValueError("data.prompt needs {} where the question goes")
         if self.background != DataSpec.model_fields["background"].default:

@@ -11,6 +11,7 @@ class TaskName(StrEnum):
     CLASSIFICATION = "classification"
     RETRIEVAL = "retrieval"
     ANSWERING = "answering"
+    CHOICE = "choice"
 
 
 class TaskMeasure(StrEnum):
@@ -22,6 +23,8 @@ class TaskMeasure(StrEnum):
     RECALL_AT_5 = "recall_at_5"
     RECALL_AT_10 = "recall_at_10"
     EXACT_MATCH = "exact_match"
+    LIKELIHOOD = "likelihood"
+    LETTER = "letter"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,13 @@ ANSWERING: Final = TaskKind(
     sources=("reference", "questions", "datasets"),
     measures=(TaskMeasure.EXACT_MATCH,),
 )
-TASKS: Final = (CLASSIFICATION, RETRIEVAL, ANSWERING)
+CHOICE: Final = TaskKind(
+    name=TaskName.CHOICE,
+    asks=True,
+    sources=("reference", "questions"),
+    measures=(TaskMeasure.LIKELIHOOD, TaskMeasure.LETTER),
+)
+TASKS: Final = (CLASSIFICATION, RETRIEVAL, ANSWERING, CHOICE)
 
 
 def fitting_tasks(source: str, *, asks: bool | None) -> tuple[TaskKind, ...]:

@@ -34,6 +34,7 @@ REVISIONS = (
     "0021",
     "0022",
     "0023",
+    "0024",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -96,6 +96,7 @@ DECISIONS: Final = MappingProxyType(
         "data.background": _SPLITS,
         "data.skip_unreadable": _SPLITS,
         "data.prompt": _SPLITS,
+        "data.option_format": _SPLITS,
         "data.answer_pattern": _SPLITS,
         "data.answer_tokens": _SPLITS,
         "data.samples.calibration": _SPLITS,

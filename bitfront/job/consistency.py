@@ -22,7 +22,7 @@ from bitfront.spec import (
     Sampler,
     VisionSpec,
 )
-from bitfront.tasks import CLASSIFICATION, fitting_tasks
+from bitfront.tasks import CHOICE, CLASSIFICATION, TaskMeasure, fitting_tasks
 
 _UNQUANTIZED: Final = 16
 _MEASURES_ALL: Final = "every cell is measured: leave it out, or set profile.cells: adaptive"
@@ -81,6 +81,11 @@ def _may_ask(spec: JobSpec) -> bool:
     return not spec.compares
 
 
+def _may_write(spec: JobSpec) -> bool:
+    by_likelihood = CHOICE.measure(spec.data.measure) is TaskMeasure.LIKELIHOOD
+    return _may_ask(spec) and not (spec.task is CHOICE and by_likelihood)
+
+
 def _may_classify(spec: JobSpec) -> bool:
     return spec.may_be(CLASSIFICATION)
 
@@ -103,6 +108,10 @@ def _on_column(kind: str) -> str:
     return f"only data of source datasets have a column of {kind}: leave it out"
 
 
+_OF_TEXTS = (
+    "it is for models that write answers, and here none is written: leave it out, or for options "
+    "set data.measure: letter"
+)
 _OF_CLASSES = "it is for models that tell classes apart, and this one does not: leave it out"
 _OF_QUESTIONS = "it is for models that answer questions, and this one does not: leave it out"
 _OF_PICTURES = "the bundled samples have no files: leave it out, or name data of your own"
@@ -148,8 +157,12 @@ DEPENDENT: Final = {
         "only the classes of an image folder or a dataset can be named: leave it out",
     ),
     "data.prompt": _Dependent(_may_ask, _OF_QUESTIONS),
-    "data.answer_pattern": _Dependent(_may_ask, _OF_QUESTIONS),
-    "data.answer_tokens": _Dependent(_may_ask, _OF_QUESTIONS),
+    "data.option_format": _Dependent(
+        lambda job: job.may_be(CHOICE) and job.data.measure is TaskMeasure.LETTER,
+        "only task: choice with measure: letter lists options: leave it out",
+    ),
+    "data.answer_pattern": _Dependent(_may_write, _OF_TEXTS),
+    "data.answer_tokens": _Dependent(_may_write, _OF_TEXTS),
     "data.background": _Dependent(
         lambda job: job.data.source is not DataSource.REFERENCE, _OF_PICTURES
     ),

@@ -45,6 +45,7 @@ PLURALS = (
     *("zeros", "ones", "twos", "threes", "fours"),
     *("fives", "sixes", "sevens", "eights", "nines"),
 )
+OPTIONS = 4  # of a question about what lies somewhere
 KINDS = ("count", "presence", "neighbour", "place", "line")
 
 _CELL = SIDE / 2
@@ -110,6 +111,31 @@ def draw_questions(
         contents=torch.from_numpy(contents),
         scans=torch.from_numpy(scans),
     )
+
+
+def draw_options(questions: Questions, split: SplitTitle, seed: int) -> list[tuple[str, ...]]:
+    """Options for each question: its answer among others of its kind, in a random order.
+
+    `yes` and `no`, all five counts, and four of what may lie at a place or in a line.
+    """
+    rng = np.random.default_rng([get_args(SplitTitle).index(split), seed, len(KINDS), OPTIONS])
+    found = []
+    for kind, answer in zip(questions.kinds.tolist(), questions.answers, strict=True):
+        match KINDS[kind]:
+            case "presence":
+                options = ["yes", "no"]
+            case "count":
+                options = list(WORDS[: len(PLACES) + 1])
+            case _:
+                options = [answer]
+                while len(options) < OPTIONS:
+                    other = " ".join(
+                        _name(int(one)) for one in rng.integers(11, size=answer.count(" ") + 1)
+                    )
+                    if other not in options:
+                        options.append(other)
+        found.append(tuple(options[place] for place in rng.permutation(len(options))))
+    return found
 
 
 def paint(

@@ -7,6 +7,7 @@ from bitfront.spec import DataSource, DataSpec
 from bitfront.tasks import TaskName
 from objectives.data.caption_sources import ListedCaptions
 from objectives.data.captions import fill, looks_like_identifier
+from objectives.data.choice_sources import ListedChoices
 from objectives.data.inspection import Inspector
 from objectives.data.question_sources import open_question_source
 from objectives.data.sources import (
@@ -90,7 +91,7 @@ def _bundled_notes(spec: DataSpec) -> tuple[str, ...]:
 
 def _open(spec: DataSpec) -> LabelledSource | Source:
     if spec.source is DataSource.QUESTIONS:
-        return open_question_source(spec)
+        return ListedChoices(spec) if spec.task is TaskName.CHOICE else open_question_source(spec)
     if spec.source is DataSource.CAPTIONS:
         return ListedCaptions(spec)
     try:

@@ -1,7 +1,7 @@
 """Where a person's own questions come from: a JSON Lines file, or a saved dataset."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
@@ -40,27 +40,35 @@ class QuestionSource(Source, Protocol):
         """The encoded image; nothing for a question without one."""
 
 
-class _Line(BaseModel):
+class QuestionLine(BaseModel):
     """One line of a question file; further keys are welcome and not read."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     question: str
-    answers: tuple[str, ...]
     image: str | None = None
 
 
-class JsonQuestions:
-    """A JSON Lines file: `{"image": "cat.jpg", "question": "...", "answers": ["..."]}` a line.
+class _Line(QuestionLine):
+    """A question with its right answers."""
+
+    answers: tuple[str, ...]
+
+
+Line = TypeVar("Line", bound="QuestionLine")
+
+
+class ListedQuestions(Generic[Line]):
+    """The questions of a JSON Lines file, whatever is right for them.
 
     `image` is a path from the file's own folder or from `data.images`, inside of it; a line without
     one is a question without an image.
     """
 
-    def __init__(self, spec: DataSpec) -> None:
+    def __init__(self, spec: DataSpec, kind: type[Line], example: str) -> None:
         self._listing = Listing(spec, "question")
         self.title = f"question file {self._listing.path}"
-        found = list(self._listing.lines(_Line, _EXAMPLE))
+        found = list(self._listing.lines(kind, example))
         self._lines = [line for _, line in found]
         self._numbers = [number for number, _ in found]
         self.names = [f"{line.image}/{line.question}" for line in self._lines]
@@ -69,10 +77,6 @@ class JsonQuestions:
     def question(self, index: int) -> str:
         """The question as it is in the file."""
         return self._lines[index].question
-
-    def answers(self, index: int) -> Sequence[str]:
-        """The answers as they are in the file."""
-        return self._lines[index].answers
 
     def image(self, index: int) -> Image.Image | None:
         """The image beside the file."""
@@ -99,6 +103,17 @@ class JsonQuestions:
     def where(self, index: int) -> str:
         """The line in the file."""
         return f"line {self._numbers[index]} of {self._listing.path}"
+
+
+class JsonQuestions(ListedQuestions[_Line]):
+    """A JSON Lines file: `{"image": "cat.jpg", "question": "...", "answers": ["..."]}` a line."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        super().__init__(spec, _Line, _EXAMPLE)
+
+    def answers(self, index: int) -> Sequence[str]:
+        """The answers as they are in the file."""
+        return self._lines[index].answers
 
 
 class DatasetQuestions:

@@ -14,7 +14,7 @@ from bitfront.plan import digest
 from bitfront.spec import DataSource, DataSpec
 from bitfront.vlm import GenerativeModel, QuestionBatch
 from bitfront.vlm.models.generative import Prompt
-from objectives.data.answers import normalise
+from objectives.data.answers import is_right, normalise
 from objectives.data.images import READING
 from objectives.data.inspection import Inspector
 from objectives.data.question_sources import (
@@ -53,8 +53,10 @@ class QuestionSplit:
         source: QuestionSource,
         indices: Sequence[int],
         spec: DataSpec,
+        key: str = "",
     ) -> None:
         self.name = name
+        self.key = key or name.value
         self._model = model
         self._source = source
         self._indices = indices
@@ -106,6 +108,11 @@ class QuestionSplit:
             for _, places in ordered
             for part in torch.split(torch.tensor(places), self._spec.batch_size)
         ]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """The questions and the tokens of an answer in each batch."""
+        return [(len(part), len(self.answers[int(part[0])])) for part in self.batches]
 
     @property
     def has_images(self) -> bool:
@@ -210,6 +217,16 @@ class QuestionTask(Task):
         """The split of that name."""
         return self.splits[name]
 
+    def judge(self, name: SplitName, place: int, answer: str | None) -> bool | None:
+        """Whether a parsed answer is right; None where nothing that can be was parsed.
+
+        Args:
+            name: The split.
+            place: The question's place in it.
+            answer: What was parsed of the model's text; None for nothing.
+        """
+        return None if answer is None else is_right(answer, self.splits[name].accepted[place])
+
     def streams(self, name: SplitName) -> tuple[Stream, ...]:
         """The questions of a split with their answers.
 
@@ -223,8 +240,7 @@ class QuestionTask(Task):
                 f"none of the {len(split)} questions for calibration has an image, so the vision "
                 "tower's inputs cannot be measured: add images, or raise data.samples.calibration"
             )
-        shapes = [(len(part), len(split.answers[int(part[0])])) for part in split.batches]
-        return (QuestionStream(self.model, name.value, shapes, split.read),)
+        return (QuestionStream(self.model, split.key, split.shapes, split.read),)
 
     def scores(self, outputs: Mapping[str, Tensor]) -> Float[Tensor, "tokens vocabulary"]:
         """The logits at the tokens of all answers."""
@@ -266,22 +282,31 @@ def load_questions(
             "set data.source to questions or datasets"
         )
     source = open_question_source(spec)
-    if model.image_token not in spec.prompt:
-        raise SpecError(
-            f"data.prompt has no {model.image_token}: put it where the image goes, as in "
-            f"{DataSpec.model_fields['prompt'].default!r}"
-        )
+    check_prompt(spec, model)
     found = split_samples(source, spec, inspector or Inspector()).indices
     splits = {
         name: QuestionSplit(name, model, source, indices, spec) for name, indices in found.items()
     }
     if spec.answer_pattern is None:  # with one, the answer is a part of what may be said
         for name in (SplitName.SELECTION, SplitName.TEST):
-            _refuse_long_answers(name, model, source, found[name], spec.answer_tokens)
+            refuse_long_answers(name, model, source, found[name], spec.answer_tokens)
     return QuestionTask(model, splits, spec.answer_pattern, spec.answer_tokens)
 
 
-def _refuse_long_answers(
+def check_prompt(spec: DataSpec, model: GenerativeModel) -> None:
+    """Refuses a prompt in which no image has a place.
+
+    Raises:
+        SpecError: It has no image token.
+    """
+    if model.image_token not in spec.prompt:
+        raise SpecError(
+            f"data.prompt has no {model.image_token}: put it where the image goes, as in "
+            f"{DataSpec.model_fields['prompt'].default!r}"
+        )
+
+
+def refuse_long_answers(
     name: SplitName,
     model: GenerativeModel,
     source: QuestionSource,

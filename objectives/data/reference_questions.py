@@ -5,7 +5,7 @@ from functools import cached_property
 
 from PIL import Image
 
-from bitfront.reference.questions import draw_questions
+from bitfront.reference.questions import Questions, draw_questions
 from bitfront.reference.scenes import SplitTitle, picture
 from objectives.data.inspection import Sample
 
@@ -21,21 +21,21 @@ class ReferenceQuestions:
         self.names = [str(index) for index in range(count)]
 
     @cached_property
-    def _drawn(self) -> tuple[Sequence[str], Sequence[str], list[Image.Image]]:
-        drawn = draw_questions(self._split, self._count, self._seed)
-        return drawn.questions, drawn.answers, [picture(image) for image in drawn.images]
+    def drawn(self) -> Questions:
+        """The questions with their pictures."""
+        return draw_questions(self._split, self._count, self._seed)
 
     def question(self, index: int) -> str:
         """The question."""
-        return self._drawn[0][index]
+        return self.drawn.questions[index]
 
     def answers(self, index: int) -> Sequence[str]:
         """The only right answer."""
-        return (self._drawn[1][index],)
+        return (self.drawn.answers[index],)
 
     def image(self, index: int) -> Image.Image:
         """The picture, in grey values."""
-        return self._drawn[2][index]
+        return picture(self.drawn.images[index])
 
     def group(self, index: int) -> str:
         """The question: each one stands alone."""

@@ -1,6 +1,6 @@
 """How well a configuration answers questions: exact match of greedy answers, loss, divergence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +12,8 @@ from bitfront.layers import Tower
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.spec import RecoverySpace
 from bitfront.vlm import QuestionBatch
-from objectives.data.answers import is_right, normalise, parse
-from objectives.data.questions import QuestionTask
+from objectives.data.answers import normalise, parse
+from objectives.data.questions import QuestionSplit, QuestionTask
 from objectives.data.split_name import SplitName
 from objectives.data.task import first_of_each
 from objectives.evaluation.scorer import (
@@ -70,7 +70,8 @@ class AnswerScorer(Scorer):
         """
         full = self._full_logits(split)
         recovered = self._recoveries.get(configuration)
-        features = None if recovered is None else self._projected(configuration.plan, split)
+        questions = self._task.split(split)
+        features = None if recovered is None else self._projected(configuration.plan, questions)
         with self._stopwatch.timed("answers"):
             logits = self._logits(configuration.plan, recovered, features, split)
         targets = self._targets(split)
@@ -80,9 +81,9 @@ class AnswerScorer(Scorer):
             return Score.of(torch.ones(len(divergence)), divergence, further)
         with self._stopwatch.timed("decoding"):
             answers = self._answers(recovered, features, logits, targets, split)
-        right = list(map(is_right, answers, self._task.split(split).accepted))
-        wrong = (~torch.tensor(right)).float()
-        further["unparsed"] = answers.count(None) / len(answers)
+        found = [self._task.judge(split, place, answer) for place, answer in enumerate(answers)]
+        further["unparsed"] = found.count(None) / len(found)
+        wrong = torch.tensor([float(not one) for one in found])
         return Score.of(wrong, divergence, further)
 
     def _by_question(
@@ -165,7 +166,7 @@ class AnswerScorer(Scorer):
     def _taught(self, plan: Plan, recovery: Recovery) -> list[TaughtQuestions]:
         """The tuning questions, with what full precision makes of them."""
         split = self._task.split(SplitName.TUNING)
-        features = self._projected(plan, SplitName.TUNING)
+        features = self._projected(plan, split)
         rows = [len(part) * len(split.answers[int(part[0])]) for part in split.batches]
         teacher = torch.split(self._full_logits(SplitName.TUNING), rows)
         firsts = [normalise(answers[0]) for answers in split.accepted]
@@ -179,14 +180,13 @@ class AnswerScorer(Scorer):
                 taught.append(TaughtQuestions(questions, features[number], own).pick(rows_kept))
         return taught
 
-    def _projected(self, plan: Plan, split: SplitName) -> list[Tensor | None]:
+    def _projected(self, plan: Plan, questions: QuestionSplit) -> list[Tensor | None]:
         """What the projector gives for each batch of a split; None where it has no images."""
-        key = FeatureKey(f"{split}/projected", plan.part(self._image_layers))
+        key = FeatureKey(f"{questions.key}/projected", plan.part(self._image_layers))
         kept = self._features.get(key)
-        self._stopwatch.hit(f"{split}_projected", kept is not None)
+        self._stopwatch.hit(f"{questions.key}_projected", kept is not None)
         if kept is None:
             self._switch.to(plan)
-            questions = self._task.split(split)
             with self._stopwatch.timed("vision"), torch.no_grad():
                 found = [
                     self._model.image_features(questions.read(batch))
@@ -211,19 +211,29 @@ class AnswerScorer(Scorer):
             found = self._runner.run(stream, plan)
             self._stopwatch.hit(f"{stream.key}_blocks", self._runner.cache.hits - before)
             return found
-        questions = self._task.split(split)
+        batches = self._recovered_logits(plan, recovered, projected, self._task.split(split))
+        return torch.cat([logits.flatten(0, 1) for _, logits in batches])
+
+    def _recovered_logits(
+        self,
+        plan: Plan,
+        recovered: AnswerRecovered,
+        projected: Sequence[Tensor | None],
+        questions: QuestionSplit,
+    ) -> Iterator[tuple[QuestionBatch, Float[Tensor, "n answer vocabulary"]]]:
+        """Each batch of a split with its logits; afterwards the plan is on the model."""
         self._switch.to(plan)
-        parts = []
         for number, features in enumerate(projected):
             batch = questions.read(number, with_pixels=False)
             with torch.no_grad():
-                logits = self._model.answer_logits(
+                yield (
                     batch,
-                    features=self._adapted(recovered, features),
-                    context=recovered.context,
+                    self._model.answer_logits(
+                        batch,
+                        features=self._adapted(recovered, features),
+                        context=recovered.context,
+                    ),
                 )
-            parts.append(logits.flatten(0, 1))
-        return torch.cat(parts)
 
     def _generate(
         self, batch: QuestionBatch, recovered: AnswerRecovered | None, features: Tensor | None

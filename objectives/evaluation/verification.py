@@ -19,14 +19,18 @@ from bitfront.artefact.runtime.serve import receive, send
 from bitfront.errors import FailedBuild
 from bitfront.plan import Configuration
 from bitfront.samples import effective_count
+from bitfront.tasks import TaskMeasure
 from bitfront.vlm import QuestionBatch
-from objectives.data.answers import is_right, parse
+from objectives.data.answers import parse
+from objectives.data.choices import ChoiceTask
 from objectives.data.classification import ClassificationTask
 from objectives.data.questions import QuestionTask
 from objectives.data.split_name import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
+from objectives.evaluation.choice_scorer import ChoiceScorer
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
+from objectives.execution.streams import token_log_p
 
 _OWN = ("bitfront", "objectives", "search", "service", "storage", "workers")
 BLOCKED = {
@@ -273,6 +277,9 @@ def _verifier(evaluator: Evaluator) -> "_Classes | _Answers":
     if isinstance(task, ClassificationTask):
         assert isinstance(scorer, ClassificationScorer)
         return _Classes(task, scorer)
+    if isinstance(task, ChoiceTask):
+        assert isinstance(scorer, ChoiceScorer)
+        return _Choices(task, scorer)
     assert isinstance(task, QuestionTask)
     assert isinstance(scorer, AnswerScorer)
     return _Answers(task, scorer)
@@ -349,7 +356,7 @@ class _Answers:
                 answer = None
                 if task.model.has_ended(tokens):
                     answer = parse(task.model.decode(tokens), task.answer_pattern)
-                wrong[place] = not is_right(answer, split.accepted[place])
+                wrong[place] = not task.judge(SplitName.SELECTION, place, answer)
         return wrong
 
     def text_cosine(self, runner: Runner) -> None:
@@ -369,6 +376,26 @@ class _Answers:
             runner.time(given | {"limit": torch.tensor(1 + count)}) for count in (0, _TIMED_TOKENS)
         )
         return max(0.0, all_of_them - first) / _TIMED_TOKENS
+
+
+class _Choices(_Answers):
+    """Samples of multiple choice for an artefact."""
+
+    def __init__(self, task: ChoiceTask, scorer: ChoiceScorer) -> None:
+        super().__init__(task, scorer)
+        self._choices = task
+        self._options = scorer
+
+    def errors(self, runner: Runner) -> Float[Tensor, " n"]:
+        """Each question's share in the error of the selection split: 1 where it is wrong."""
+        if self._choices.measure is TaskMeasure.LETTER:
+            return super().errors(runner)
+        split = self._choices.options[SplitName.SELECTION]
+        batches = [split.read(number) for number in range(len(split.batches))]
+        log_p = [token_log_p(runner.run(_taught(batch)), batch.answers) for batch in batches]
+        return self._options.wrong(
+            self._options.by_option(torch.cat(log_p), split.name), split.name
+        )
 
 
 def _taught(batch: QuestionBatch) -> dict[str, Tensor]:

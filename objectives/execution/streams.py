@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bitfront.layers import Tower
@@ -118,9 +118,28 @@ class QuestionStream(Stream):
 
     def run(self, batch: int, *, first: int | None = None, stand_in: bool = False) -> Tensor:
         """The logits `(questions * answer tokens, vocabulary)` at the answers' tokens."""
+        questions = self._questions(batch, first, stand_in=stand_in)
+        return self._model.answer_logits(questions).flatten(0, 1)
+
+    def _questions(self, batch: int, first: int | None, *, stand_in: bool) -> QuestionBatch:
         questions = self._read(batch)
         if first is not None:
             questions = questions.pick(slice(first))
-        if stand_in:
-            questions = questions.without_pixels()
-        return self._model.answer_logits(questions).flatten(0, 1)
+        return questions.without_pixels() if stand_in else questions
+
+
+class OptionStream(QuestionStream):
+    """Questions with options as their answers, for the likelihood of each token."""
+
+    def run(self, batch: int, *, first: int | None = None, stand_in: bool = False) -> Tensor:
+        """The log-probabilities `(questions * answer tokens, 1)` of the answers' tokens."""
+        questions = self._questions(batch, first, stand_in=stand_in)
+        return token_log_p(self._model.answer_logits(questions), questions.answers)
+
+
+def token_log_p(
+    logits: Float[Tensor, "n answer vocabulary"], answers: Int[Tensor, "n answer"]
+) -> Float[Tensor, "rows 1"]:
+    """The log-probability of each token of the answers, question by question."""
+    log_p = logits.float().log_softmax(dim=-1)
+    return log_p.gather(-1, answers.to(log_p.device)[..., None]).flatten(0, 1)

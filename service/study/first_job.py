@@ -182,7 +182,7 @@ def _data_lines(first: FirstJob) -> list[str]:
     source, count = _recognised(path)
     lines = [
         f"  source: {source.value}",
-        *_task(first),
+        *_task(first, path),
         f"  path: {_scalar(str(path.absolute()))}",
     ]
     if source is DataSource.CAPTIONS:
@@ -196,8 +196,13 @@ def _data_lines(first: FirstJob) -> list[str]:
     return lines
 
 
-def _task(first: FirstJob) -> list[str]:
-    return [] if first.task is None else [f"  task: {first.task}"]
+def _task(first: FirstJob, path: Path | None = None) -> list[str]:
+    """The task, where one is named or the first question of a file has options."""
+    named = first.task
+    if named is None and path is not None and path.is_file():
+        with path.open("rb") as file:
+            named = TaskName.CHOICE.value if b'"options"' in file.readline() else None
+    return [] if named is None else [f"  task: {named}"]
 
 
 def _recognised(path: Path) -> tuple[DataSource, int | None]:

@@ -13,6 +13,7 @@ from bitfront.spec import JobSpec
 
 BUNDLED: dict[str, object] = {"study": "s", "model.source": "reference", "data.source": "reference"}
 ASKING: dict[str, object] = {**BUNDLED, "model.name": "digit-llava"}
+CHOOSING: dict[str, object] = {**ASKING, "data.task": "choice"}
 FOLDER: dict[str, object] = {**BUNDLED, "data.source": "image_folder", "data.path": "."}
 SAVED: dict[str, object] = {
     **FOLDER,
@@ -39,8 +40,9 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.horizontal_flip": (True, FOLDER, ASKING),
     "data.classes": (["a", "b"], FOLDER, BUNDLED),
     "data.prompt": ("<image> {}?", ASKING, FOLDER),
+    "data.option_format": (" {option}", {**CHOOSING, "data.measure": "letter"}, CHOOSING),
     "data.answer_pattern": ("yes|no", ASKING, FOLDER),
-    "data.answer_tokens": (3, ASKING, FOLDER),
+    "data.answer_tokens": (3, ASKING, CHOOSING),
     "data.background": ("black", FOLDER, BUNDLED),
     "data.skip_unreadable": (True, FOLDER, BUNDLED),
     "quantizer.target": ("output", BUNDLED, {**BUNDLED, "quantizer.rounding": "nearest"}),
@@ -164,6 +166,11 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
             {**FOLDER, "model.name": "digit-llava", "data.task": "answering"},
             "data.task",
             "are not for answering: name other data or another model",
+        ),
+        (
+            {**CHOOSING, "data.measure": "exact_match"},
+            "data.measure",
+            "exact_match is not for choice: write likelihood or letter, or leave it out",
         ),
         (
             {**CAPTIONS, "model.name": "digit-llava"},

@@ -6,10 +6,11 @@ from typing import Final, Generic, TypeVar
 
 from bitfront.errors import SpecError
 from bitfront.spec import DataSpec
-from bitfront.tasks import ANSWERING, CLASSIFICATION, RETRIEVAL, TaskKind
+from bitfront.tasks import ANSWERING, CHOICE, CLASSIFICATION, RETRIEVAL, TaskKind
 from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel
 from objectives.data.inspection import Inspector
 from objectives.evaluation.families.answering import AnsweringFamily
+from objectives.evaluation.families.choice import ChoiceFamily
 from objectives.evaluation.families.classification import ClassificationFamily
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.retrieval import RetrievalFamily
@@ -55,6 +56,7 @@ FAMILIES: Final[Sequence[Registration[DualEncoder] | Registration[GenerativeMode
     Registration(CLASSIFICATION, DualEncoder, ClassificationFamily.load),
     Registration(RETRIEVAL, DualEncoder, RetrievalFamily.load),
     Registration(ANSWERING, GenerativeModel, AnsweringFamily.load),
+    Registration(CHOICE, GenerativeModel, ChoiceFamily.load),
 )
 
 

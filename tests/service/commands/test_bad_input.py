@@ -236,7 +236,8 @@ ADDITIONS = {
         "  study: x",
         "line 6: data.study is not a known key: the keys of data are source, task, measure, "
         "path, images, image_column, "
-        "label_column, question_column, answer_column, templates, prompt, answer_pattern, "
+        "label_column, question_column, answer_column, templates, prompt, option_format, "
+        "answer_pattern, "
         "answer_tokens, samples, horizontal_flip, classes, background, skip_unreadable, seed, "
         "batch_size",
     ),
@@ -349,6 +350,10 @@ FILES = {
     "a template without a place for the class": (
         (WHOLE + "  templates: [hello]\n").encode(),
         ", line 6: data.templates: each one needs {} where the class name goes",
+    ),
+    "an option that is not listed": (
+        (WHOLE + "  option_format: '{letter}.'\n").encode(),
+        ", line 6: data.option_format needs {option} where an option goes",
     ),
     "a split without samples": (
         (WHOLE + "  samples:\n    test: 0\n").encode(),

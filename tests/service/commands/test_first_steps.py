@@ -18,7 +18,7 @@ import bitfront as bf
 from bitfront.job import load_job
 from bitfront.job.json_schema import SCHEMA_FILE, job_schema
 from bitfront.spec import JobSpec, Samples
-from bitfront.tasks import RETRIEVAL
+from bitfront.tasks import CHOICE, RETRIEVAL
 from bitfront.trial import FrontChange
 from service.cli import main
 from service.commands.examples import EXAMPLES
@@ -127,6 +127,17 @@ def test_questions_are_recognised_and_many_samples_take_the_usual_splits(tmp_pat
     assert result.exit_code == 0, result.output
     assert load_job(path).data.source == "questions"
     assert load_job(path).data.samples == Samples()
+
+
+def test_questions_with_options_are_multiple_choice(tmp_path: Path) -> None:
+    path, data = tmp_path / "job.yaml", tmp_path / "q.jsonl"
+    line = {"question": "?", "options": ["yes", "no"], "answer": "A"}
+    data.write_text(f"{json.dumps(line)}\n" * 3000)
+
+    result = run("init", str(path), "--model", "a/llava", "--data", str(data), "--yes")
+
+    assert result.exit_code == 0, result.output
+    assert load_job(path).task is CHOICE
 
 
 @pytest.mark.parametrize("form", ["lines", "coco", "written out"])
