@@ -49,7 +49,7 @@ from objectives.evaluation.families.classification import ClassificationFamily
 from objectives.recovery.checkpointed_training import advance
 from objectives.recovery.class_training import ClassData, ClassTraining
 from search.front import Front, hypervolume
-from search.pruner import Pruner, RecoveryGains
+from search.pruner import Pruner, TrainingGains
 from search.sampler import Proposer
 from search.seeds import uniform_precision
 from search.space import SearchSpace
@@ -457,7 +457,7 @@ class Budgeted:
         self.evaluator = evaluator
         self.until_s = time.process_time() + seconds
         self.front = Front((1.0, float(nbytes(evaluator, FULL))))
-        self.gains = RecoveryGains()
+        self.gains = TrainingGains()
         self.configurations: list[Configuration] = []
         self.pruned = 0
 
@@ -475,14 +475,14 @@ class Budgeted:
             pruner = Pruner(self.front.points, self.gains.largest())
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint"
-                for shown in self.evaluator.train_recovery(configuration, path):
+                for shown in self.evaluator.train(configuration, path):
                     errors[shown.step] = shown.value
-                    if not pruner.allows(recovery, shown.step, shown.value, [size]):
+                    if not pruner.allows(configuration, shown.step, shown.value, [size]):
                         self.pruned += 1
                         return None
         error = self.evaluator.evaluate(configuration).values["error"]
         if recovery is not None:
-            self.gains.add(recovery, errors, error)
+            self.gains.add(configuration, errors, error)
         self.front.add(len(self.configurations), (error, size))
         self.configurations.append(configuration)
         return error, size

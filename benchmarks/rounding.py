@@ -1,11 +1,13 @@
-"""Uniform precisions at equal bytes: each rounding method against the nearest codes.
+"""Uniform precisions at equal bytes: each rounding method against the nearest codes, and distilled.
 
 python -m benchmarks.rounding --model clip
+python -m benchmarks.rounding --model clip --methods "descent;distil" --precisions w2a8,w4a4
 """
 
 import gc
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -13,7 +15,7 @@ import click
 import torch
 from scipy.stats import t
 
-from bitfront.plan import Configuration, Plan
+from bitfront.plan import Configuration, Distillation, Plan
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
 from objectives.data.split_name import SplitName
@@ -31,6 +33,12 @@ METHODS: dict[str, dict[str, str]] = {
     "descent, output": {"rounding": "descent", "target": "output"},
     "descent, residual": {"rounding": "descent", "target": "residual"},
 }
+DISTILLED = {
+    "distil": Distillation(),
+    "distil, codes": Distillation(codes=True),
+    "distil, half": Distillation(share=0.5),
+}
+"""Trained on top of the default rounding."""
 
 
 def job(model: str, method: str, seed: int, test: int, calibration: int = 128) -> JobSpec:
@@ -41,23 +49,28 @@ def job(model: str, method: str, seed: int, test: int, calibration: int = 128) -
             "study": "rounding",
             "model": {"source": "reference", "name": NAMES[model]},
             "data": {"source": "reference", "seed": seed, "samples": samples},
-            "quantizer": METHODS[method],
+            "quantizer": METHODS.get(method, {}),
         }
     )
 
 
-def accuracies(spec: JobSpec, precisions: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """The test accuracy of each precision, and the processor seconds that its weights took."""
+def accuracies(
+    spec: JobSpec,
+    precisions: Sequence[str],
+    distil: Distillation | None = None,
+    split: SplitName = SplitName.TEST,
+) -> dict[str, tuple[float, float]]:
+    """The accuracy of each precision, and the processor seconds that its weights took."""
     gc.collect()  # the evaluator before this one
     evaluator = Evaluator.from_spec(spec)
     names = [layer.name for layer in evaluator.model.layers]
     found = {}
     for text in precisions:
-        plan = Plan.uniform(names, Precision.parse(text))
+        plan = replace(Plan.uniform(names, Precision.parse(text)), distil=distil)
         started_s = time.process_time()
         evaluator.switch.to(plan)
         seconds = time.process_time() - started_s
-        error = evaluator.evaluate(Configuration(plan), split=SplitName.TEST).values["error"]
+        error = evaluator.evaluate(Configuration(plan), split=split).values["error"]
         found[text] = (1 - error, seconds)
     return found
 
@@ -67,7 +80,9 @@ def accuracies(spec: JobSpec, precisions: Sequence[str]) -> dict[str, tuple[floa
 @click.option("--seeds", default="10,11,12,13,14")
 @click.option("--test", default=4000)
 @click.option("--calibration", default=128, help="Calibration samples.")
-@click.option("--methods", default=";".join(METHODS), help="Separated by semicolons.")
+@click.option(
+    "--methods", default=";".join([*METHODS, *DISTILLED]), help="Separated by semicolons."
+)
 @click.option("--precisions", default=",".join(PRECISIONS))
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
@@ -86,7 +101,7 @@ def main(
     for seed in seeds.split(","):
         for name in chosen:
             spec = job(model, name, int(seed), test, calibration)
-            measured[name].append(accuracies(spec, wanted))
+            measured[name].append(accuracies(spec, wanted, DISTILLED.get(name)))
             click.echo(f"seed {seed}, {name}: {measured[name][-1]}", err=True)
         if out is not None:
             out.write_text(_table(measured, wanted) + "\n")

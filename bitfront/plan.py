@@ -46,11 +46,84 @@ class Option:
         return cls(tuple(Precision.parse(part) for part in text.split("+")))
 
 
+@dataclass(frozen=True, slots=True, order=True, kw_only=True)
+class Distillation:
+    """How a plan's stored tensors are trained: towards the outputs of full precision.
+
+    Trained are the scales, zero points and input ranges of quantized layers, norms and biases:
+    what a checkpoint holds anyway, so its bytes stay what they are.
+
+    Attributes:
+        steps: Optimiser steps of training.
+        share: Of the quantized layers, the share that is trained: those that move the output most.
+        codes: Whether the codes of weights are trained too.
+        learning_rate_multiplier: What the optimiser's learning rates are multiplied with.
+        until: After how many of the steps the tensors are taken; None for all.
+    """
+
+    steps: int = 150
+    share: float = 1.0
+    codes: bool = False
+    learning_rate_multiplier: float = 1.0
+    until: int | None = None
+
+    def __post_init__(self) -> None:
+        """What was stored as JSON may be anything."""
+        until = self.steps if self.until is None else self.until
+        for name in ("steps",) if self.until is None else ("steps", "until"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < 2**31:
+                raise SpecError(f"a distillation's {name} must be a positive whole number")
+        if until > self.steps:
+            raise SpecError(f"a distillation of {self.steps} steps has no step {until}")
+        for name, most in (("share", 1.0), ("learning_rate_multiplier", sys.float_info.max)):
+            value = getattr(self, name)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 < value <= most
+            ):
+                raise SpecError(f"a distillation's {name} must be above 0 and at most {most:g}")
+        if not isinstance(self.codes, bool):
+            raise SpecError("a distillation's codes must be true or false")
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON content; `from_dict` reads it back."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, content: object) -> Self:
+        """The distillation that `to_dict` wrote.
+
+        Raises:
+            SpecError: The content is none.
+        """
+        known = {field.name for field in fields(cls)}
+        if not isinstance(content, dict) or not content.keys() <= known:
+            raise SpecError(f"a distillation has no other settings than {', '.join(sorted(known))}")
+        return cls(**cast("dict[str, Any]", content))
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The optimiser steps after which a trial's error is looked at: each quarter's start."""
+        return _quarters(self.steps)
+
+
+def _quarters(steps: int) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(steps * quarter // RUNGS for quarter in range(RUNGS)))
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A precision for each layer, sorted by layer name; equal plans have equal content."""
+    """A precision for each layer, sorted by layer name; equal plans have equal content.
+
+    Attributes:
+        assignments: The layers with their precisions.
+        distil: How the tensors that rounding gives are trained; None where they stay.
+    """
 
     assignments: tuple[tuple[str, Precision], ...]
+    distil: Distillation | None = None
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.assignments]
@@ -104,14 +177,23 @@ class Plan:
         return dict(self.assignments).get(layer, FULL)
 
     def part(self, layers: Iterable[str]) -> "Plan":
-        """The plan restricted to some layers."""
+        """The plan restricted to some layers; a distilled one stays whole, as it was trained."""
+        if self.distil is not None:
+            return self
         wanted = frozenset(layers)
         return Plan(tuple(pair for pair in self.assignments if pair[0] in wanted))
 
     @property
+    def rounded(self) -> "Plan":
+        """The plan with the tensors that rounding gives."""
+        return replace(self, distil=None)
+
+    @property
     def digest(self) -> str:
         """The hash of the plan's canonical JSON."""
-        return digest(self.to_dict())
+        if self.distil is None:
+            return digest(self.to_dict())
+        return digest([self.to_dict(), self.distil.to_dict()])
 
 
 class ClassPosition(StrEnum):
@@ -249,8 +331,7 @@ class Recovery:
     @property
     def rungs(self) -> tuple[int, ...]:
         """The optimiser steps after which a trial's error is looked at: each quarter's start."""
-        quarters = range(RUNGS)
-        return tuple(dict.fromkeys(self.steps * quarter // RUNGS for quarter in quarters))
+        return _quarters(self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +342,15 @@ class Configuration:
     recovery: Recovery | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Plain JSON content; `from_dict` reads it back."""
+        """Plain JSON content; `from_dict` reads it back.
+
+        A distillation is named only where there is one: other configurations keep their hashes.
+        """
         recovery = None if self.recovery is None else self.recovery.to_dict()
-        return {"plan": self.plan.to_dict(), "recovery": recovery}
+        content: dict[str, object] = {"plan": self.plan.to_dict(), "recovery": recovery}
+        if self.plan.distil is not None:
+            content["distil"] = self.plan.distil.to_dict()
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, object]) -> Self:
@@ -274,11 +361,30 @@ class Configuration:
         """
         try:
             plan = Plan.from_dict(cast("Mapping[str, str]", content["plan"]))
-            settings = content["recovery"]
+            settings, distil = content["recovery"], content.get("distil")
             recovery = None if settings is None else Recovery.from_dict(settings)
+            if distil is not None:
+                plan = replace(plan, distil=Distillation.from_dict(distil))
         except (KeyError, TypeError, AttributeError) as error:
             raise SpecError(f"this is not a configuration: {error!s:.80}") from error
         return cls(plan, recovery)
+
+    @property
+    def trained_by(self) -> tuple[str, ...]:
+        """The kinds of training that it asks for, in their order; empty where it has none."""
+        asked = {"distil": self.plan.distil, "p4q": self.recovery}
+        return tuple(kind for kind, settings in asked.items() if settings is not None)
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The steps after which a trial's error is looked at: of the distillation, then of P4Q."""
+        distil = self.plan.distil
+        first = () if distil is None else distil.rungs
+        before = 0 if distil is None else distil.steps
+        return (
+            *first,
+            *(() if self.recovery is None else (before + n for n in self.recovery.rungs)),
+        )
 
     @property
     def digest(self) -> str:

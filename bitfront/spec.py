@@ -352,8 +352,27 @@ class QuantizerSpec(Section):
         return self.ranges is RangeKind.SEARCHED
 
 
+class DistilSpace(Section):
+    """The settings of a distillation that may be chosen from; see `bitfront.plan.Distillation`."""
+
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = (150,)
+    share: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
+    codes: tuple[bool, ...] = (False,)
+    learning_rate_multiplier: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        for name in type(self).model_fields:
+            if not getattr(self, name):
+                raise ValueError(f"recovery.distil.{name} has no value to choose from")
+        return self
+
+
 class RecoverySpace(Section):
     """The P4Q settings that the sampler may choose from; see `bitfront.plan.Recovery`.
+
+    With `distil`, plans may be distilled too, and P4Q is trained on distilled ones. Where `distil`
+    is all that is named, there is no P4Q.
 
     `class_position`, `class_specific`, `teacher` and `views` are for models that tell classes
     apart. `shots` and `views` of 0 take every tuning sample, and only as it is.
@@ -371,15 +390,34 @@ class RecoverySpace(Section):
     views: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0,)
     steps: tuple[Annotated[int, Field(ge=1)], ...] = (60,)
     learning_rate_multiplier: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    distil: DistilSpace | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leaves_p4q_out(cls, content: object) -> object:
+        if (
+            isinstance(content, dict)
+            and content.keys() == {"distil"}
+            and content["distil"] is not None
+        ):
+            return {**content, "context_length": (0,), "reduction": (0,)}
+        return content
 
     @model_validator(mode="after")
     def _is_not_empty(self) -> Self:
         for name in type(self).model_fields:
-            if not getattr(self, name):
+            if name != "distil" and not getattr(self, name):
                 raise ValueError(f"recovery.{name} has no value to choose from")
-        if not any(self.context_length) and not any(self.reduction):
-            raise ValueError("a recovery needs a context_length or a reduction above 0")
+        if not self.has_p4q and self.distil is None:
+            raise ValueError(
+                "a recovery needs a context_length or a reduction above 0, or distil: {}"
+            )
         return self
+
+    @property
+    def has_p4q(self) -> bool:
+        """Whether a prompt or an adapter can be chosen."""
+        return any(self.context_length) or any(self.reduction)
 
 
 class SpaceSpec(Section):
@@ -399,6 +437,16 @@ class SpaceSpec(Section):
     clips: tuple[Percentile, ...] = (1.0,)
     keep: dict[str, WeightBits] = {}
     recovery: RecoverySpace | None = None
+
+    @property
+    def p4q(self) -> RecoverySpace | None:
+        """What P4Q may choose from; None without it."""
+        return self.recovery if self.recovery is not None and self.recovery.has_p4q else None
+
+    @property
+    def distil(self) -> DistilSpace | None:
+        """What a distillation may choose from; None where no plan is distilled."""
+        return None if self.recovery is None else self.recovery.distil
 
     @model_validator(mode="after")
     def _is_not_empty(self) -> Self:

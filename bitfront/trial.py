@@ -181,7 +181,7 @@ class Measured:
         study: Its study.
         number: Its number there.
         values: What was measured on the selection split, by the name of the figure.
-        has_recovery: Whether P4Q repaired it.
+        has_recovery: Whether something of it is trained: its plan, or P4Q.
         samples: What came out for each selection sample; None where it was not kept.
     """
 

@@ -218,8 +218,8 @@ class Proposer:
     def _ask(self) -> optuna.Trial:
         """A trial with a value for every variable that means something."""
         trial = self._study.ask(self._always)
-        if trial.params.get("recovery"):
-            for variable in self._conditional:
+        for variable in self._conditional:
+            if trial.params.get(variable.part):
                 trial.suggest_int(variable.name, 0, variable.size - 1)
         return trial
 

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from bitfront.layers import Block
-from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.plan import Configuration, Distillation, Option, Plan, Recovery
 from bitfront.precision import FULL, Precision
-from bitfront.spec import RecoverySpace
+from bitfront.spec import DistilSpace, RecoverySpace
 
 Params = Mapping[str, int | float | str]
 
 _RECOVERY_FIELDS = tuple(field.name for field in fields(Recovery))
+_DISTIL_FIELDS = tuple(DistilSpace.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,11 @@ class Variable:
     name: str
     size: int
 
+    @property
+    def part(self) -> str:
+        """What it belongs to, such as `recovery`, whose variable says whether there is one."""
+        return self.name.partition(".")[0]
+
 
 class SearchSpace:
     """Maps the sampler's indices to configurations and back.
@@ -29,8 +35,9 @@ class SearchSpace:
     The options of a block are ordered by size, so that neighbouring indices are alike.
 
     Attributes:
-        variables: What every configuration has: an option a block, and whether it recovers.
-        conditional: The settings of a recovery, which mean nothing where there is none.
+        variables: What every configuration has: an option a block, whether it is distilled, and
+            whether it recovers.
+        conditional: The settings of these two, which mean nothing where there is neither.
     """
 
     def __init__(
@@ -48,7 +55,7 @@ class SearchSpace:
             blocks: The partition.
             options: Block name to its options.
             kept: Layers outside of every block, and their fixed precisions.
-            recovery: What P4Q may choose from, or None for no recovery.
+            recovery: What P4Q and a distillation may choose from, or None for neither.
             always_recovers: Whether every configuration has a recovery.
         """
         self.blocks = tuple(blocks)
@@ -58,7 +65,9 @@ class SearchSpace:
             for name, choices in self.options.items()
         }
         self._kept = dict(kept)
-        self._recovery = recovery
+        self._recovery = recovery if recovery is not None and recovery.has_p4q else None
+        self._distil = None if recovery is None else recovery.distil
+        self._given: Distillation | None = None
         self._always_recovers = always_recovers
         self.variables = self._list_variables()
         self.conditional = self._list_conditional()
@@ -66,7 +75,9 @@ class SearchSpace:
     @classmethod
     def of_recoveries(cls, plan: Plan, recovery: RecoverySpace) -> Self:
         """The space of one plan's recoveries: their settings are all that is searched."""
-        return cls((), {}, dict(plan), recovery, always_recovers=True)
+        space = cls((), {}, dict(plan), recovery, always_recovers=True)
+        space._given = plan.distil
+        return space
 
     def _list_variables(self) -> tuple[Variable, ...]:
         variables = [
@@ -76,6 +87,8 @@ class SearchSpace:
         ]
         if self._always_recovers:
             return (*variables, *self._settings())
+        if self._distil is not None:
+            variables.append(Variable("distil", 2))
         if self._recovery is not None:
             variables.append(Variable("recovery", 2))
         return tuple(variables)
@@ -84,10 +97,16 @@ class SearchSpace:
         return () if self._always_recovers else self._settings()
 
     def _settings(self) -> tuple[Variable, ...]:
-        if self._recovery is None:
-            return ()
-        sizes = {field: len(getattr(self._recovery, field)) for field in _RECOVERY_FIELDS}
-        return tuple(Variable(f"recovery.{field}", n) for field, n in sizes.items() if n > 1)
+        spaces = (
+            ("distil", self._distil, _DISTIL_FIELDS),
+            ("recovery", self._recovery, _RECOVERY_FIELDS),
+        )
+        sizes = {
+            f"{part}.{field}": len(getattr(space, field))
+            for part, space, known in spaces
+            for field in (() if space is None else known)
+        }
+        return tuple(Variable(name, n) for name, n in sizes.items() if n > 1)
 
     @property
     def log10_size(self) -> float:
@@ -101,7 +120,18 @@ class SearchSpace:
             for block in self.blocks
         ]
         precisions = {**self._kept, **dict(Plan.from_options(chosen))}
-        return Configuration(Plan.of(precisions), self._recover(params))
+        plan = replace(Plan.of(precisions), distil=self._distilled(params))
+        return Configuration(plan, self._recover(params))
+
+    def _distilled(self, params: Params) -> Distillation | None:
+        if self._distil is None or not int(params.get("distil", 0)):
+            return self._given
+        return Distillation(
+            **{
+                field: getattr(self._distil, field)[int(params.get(f"distil.{field}", 0))]
+                for field in _DISTIL_FIELDS
+            }
+        )
 
     def _recover(self, params: Params) -> Recovery | None:
         if self._recovery is None or not int(params.get("recovery", self._always_recovers)):
@@ -128,7 +158,7 @@ class SearchSpace:
         recovery = self._recovery_params(configuration.recovery)
         if recovery is None:
             return None
-        params |= recovery
+        params |= recovery | self._distil_params(configuration.plan.distil)
         return params if self.configuration(params) == configuration else None
 
     def _recovery_params(self, recovery: Recovery | None) -> dict[str, int] | None:
@@ -137,14 +167,21 @@ class SearchSpace:
         if recovery is None:
             return None if self._always_recovers else {"recovery": 0}
         params = {} if self._always_recovers else {"recovery": 1}
-        for field in _RECOVERY_FIELDS:
-            choices = getattr(self._recovery, field)
-            value = getattr(recovery, field)
-            if value not in choices:
-                value = choices[0]
-            if len(choices) > 1:
-                params[f"recovery.{field}"] = choices.index(value)
-        return params
+        return params | _indices("recovery", _RECOVERY_FIELDS, self._recovery, recovery)
+
+    def _distil_params(self, distil: Distillation | None) -> dict[str, int]:
+        if self._distil is None:
+            return {}
+        if distil is None:
+            return {"distil": 0}
+        return {"distil": 1} | _indices("distil", _DISTIL_FIELDS, self._distil, distil)
+
+    def seed_distillation(self) -> Distillation | None:
+        """How the first trials distil: the middle of each list of choices."""
+        if self._distil is None:
+            return None
+        choices = {field: getattr(self._distil, field) for field in _DISTIL_FIELDS}
+        return Distillation(**{name: known[len(known) // 2] for name, known in choices.items()})
 
     def seed_recoveries(self) -> list[Recovery]:
         """The recoveries that the first trials try: the middle of each list of choices."""
@@ -158,3 +195,15 @@ class SearchSpace:
             settings["reduction"] = max(self._recovery.reduction)
             settings["context_length"] = max(self._recovery.context_length)
         return [Recovery(**settings).canonical]
+
+
+def _indices(
+    part: str, names: Sequence[str], space: DistilSpace | RecoverySpace, chosen: object
+) -> dict[str, int]:
+    """The places of settings among several choices; the first where one is not among them."""
+    found = {}
+    for name in names:
+        choices, value = getattr(space, name), getattr(chosen, name)
+        if len(choices) > 1:
+            found[f"{part}.{name}"] = choices.index(value) if value in choices else 0
+    return found

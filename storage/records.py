@@ -297,7 +297,7 @@ class ShownTrial:
         origin: Who proposed it.
         values: Its figures on the selection split.
         test_values: Its objectives on the test split, where they were measured.
-        has_recovery: Whether P4Q repaired it.
+        has_recovery: Whether something of it is trained: its plan, or P4Q.
     """
 
     number: int

@@ -45,10 +45,11 @@ def measured(
     """The complete trials that hold their job's limits, as a choice sees them, by number."""
     columns = [Trial.figure(name) for name in figures]
     recovery = Trial.configuration["recovery"].as_string()
+    distil = Trial.configuration["distil"].as_string()
     query = (
         select(
             *(Study.name.label("study"), Trial.number.label("trial")),
-            *(recovery.label("recovery"), TrialSamples.results, *columns),
+            *(recovery.label("recovery"), distil.label("distil"), TrialSamples.results, *columns),
         )
         .join(Study, Study.id == Trial.study_id)
         .outerjoin(TrialSamples, _SELECTION)
@@ -60,7 +61,7 @@ def measured(
             row.study,
             row.trial,
             {name: value for name in figures if (value := getattr(row, name)) is not None},
-            has_recovery=row.recovery is not None,
+            has_recovery=row.recovery is not None or row.distil is not None,
             samples=None if row.results is None else read_samples(row.results),
         )
         for row in connection.execute(query)

@@ -133,8 +133,9 @@ def _record(row: RowMapping) -> TrialRecord:
 def shown(connection: Connection, wanted: ColumnElement[bool]) -> list[ShownTrial]:
     """Some complete trials by number, without their configurations."""
     recovery = Trial.configuration["recovery"].as_string().label("recovery")
+    distil = Trial.configuration["distil"].as_string().label("distil")
     names = (*(f.name for f in FIGURES), *(f.test_name for f in OBJECTIVES))
-    columns = (Trial.number, Trial.origin, recovery, *map(Trial.figure, names))
+    columns = (Trial.number, Trial.origin, recovery, distil, *map(Trial.figure, names))
     rows = connection.execute(select(*columns).where(wanted).order_by(Trial.number))
     return [
         ShownTrial(
@@ -142,7 +143,7 @@ def shown(connection: Connection, wanted: ColumnElement[bool]) -> list[ShownTria
             Origin(row["origin"]),
             _known({figure.name: row[figure.name] for figure in FIGURES}),
             _known({figure.name: row[figure.test_name] for figure in OBJECTIVES}),
-            has_recovery=row["recovery"] is not None,
+            has_recovery=row["recovery"] is not None or row["distil"] is not None,
         )
         for row in rows.mappings()
     ]

@@ -52,7 +52,9 @@ def packed_layers(
 
 
 def kept_tensors(model: LayeredModel) -> dict[str, Tensor]:
-    """Everything that no plan changes, in 16 bits, under the names of the rewritten model.
+    """Everything but the layers' weights, in 16 bits, under the names of the rewritten model.
+
+    It is as the model has it: where a plan was distilled, it has to be on.
 
     A tensor that is not in 16 bits already becomes float16, saturating.
     """

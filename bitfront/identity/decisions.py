@@ -108,9 +108,9 @@ DECISIONS: Final = MappingProxyType(
         # Of the splits, of augmented views, and of the labels that gradients are drawn for.
         "data.seed": _enters(Key.CELL, Key.CLIPS, Key.EVALUATION, Key.FEATURES, Part.SPLITS),
         # Of latencies, of ranges that are cut at a percentile, of the measures that sum within
-        # a batch, of the batches that bounds are trained in, and of the moments that a rounding
-        # method takes. Elsewhere it moves rounding errors at most: an attempt whose memory ran
-        # out goes on with smaller batches.
+        # a batch, of the batches that bounds are trained in or plans distilled, and of the moments
+        # that a rounding method takes. Elsewhere it moves rounding errors at most: an attempt whose
+        # memory ran out goes on with smaller batches.
         "data.batch_size": _enters(
             Key.CELL,
             Key.CLIPS,
@@ -146,6 +146,11 @@ DECISIONS: Final = MappingProxyType(
         "space.recovery.views": _CONTENT,
         "space.recovery.steps": _CONTENT,
         "space.recovery.learning_rate_multiplier": _CONTENT,
+        "space.recovery.distil": _CONTENT,
+        "space.recovery.distil.steps": _CONTENT,
+        "space.recovery.distil.share": _CONTENT,
+        "space.recovery.distil.codes": _CONTENT,
+        "space.recovery.distil.learning_rate_multiplier": _CONTENT,
         "partition.granularity": _CONTENT,
         "partition.depth": _CONTENT,
         "partition.threshold": _CONTENT,

@@ -153,8 +153,9 @@ def evaluation_key(
     precisions = [precision for _, precision in configuration.plan]
     searched = _searched_entry(spec.quantizer, precisions)
     content |= searched | _target_entry(spec.quantizer) | _runtime_entry(spec)
-    rounds_by_batches = bool(searched) or spec.quantizer.rounding is not Rounding.NEAREST
-    if rounds_by_batches or any(precision.clip < 1.0 for _, precision in configuration.plan):
+    goes_by_batches = bool(searched) or spec.quantizer.rounding is not Rounding.NEAREST
+    goes_by_batches |= configuration.plan.distil is not None
+    if goes_by_batches or any(precision.clip < 1.0 for _, precision in configuration.plan):
         content["ranges"] = {"batch_size": spec.data.batch_size}
     # Such as a latency: taken at the job's batch size, and only for a job that needs it.
     needed = [o.value for o in Objective if BY_NAME[o].on_demand and spec.needs(o)]
@@ -205,7 +206,8 @@ def features_key(
     if searches:
         content["searched"] = spec.quantizer.ranges.value
     content |= _target_entry(spec.quantizer) | _runtime_entry(spec)
-    if searches or spec.quantizer.rounding is not Rounding.NEAREST:
+    trains_by_batches = spec.space.distil is not None
+    if searches or trains_by_batches or spec.quantizer.rounding is not Rounding.NEAREST:
         content["moments"] = {"batch_size": spec.data.batch_size}
     return digest(content)
 
@@ -218,7 +220,8 @@ def feature_file_key(features: str, stream: str, plan: Plan) -> str:
         stream: The stream's key.
         plan: The plan of the towers that the stream runs through.
     """
-    return digest([features, stream, plan.to_dict()])
+    distil = [] if plan.distil is None else [plan.distil.to_dict()]
+    return digest([features, stream, plan.to_dict(), *distil])
 
 
 def recovery_checkpoint_key(features: str, configuration: Configuration) -> str:

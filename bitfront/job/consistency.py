@@ -200,6 +200,14 @@ DEPENDENT: Final = {
         "leave it out, or put a distillation above 0 beside it",
     ),
     "space.recovery.views": _Dependent(_may_classify, _OF_CLASSES),
+    **{
+        f"space.recovery.{name}": _Dependent(
+            lambda job: job.space.p4q is not None,
+            "there is neither a prompt nor an adapter to train: leave it out, or put a "
+            "context_length or a reduction above 0 beside it",
+        )
+        for name in ("distillation", "shots", "steps", "learning_rate_multiplier")
+    },
     "space.recovery.adapter_bits": _Dependent(
         lambda job: any(_recovery(job).reduction),
         "no recovery has an adapter: leave it out, or add a reduction above 0",

@@ -43,7 +43,7 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             f"quantizer.scheme: {target.name} holds no {scheme} weights: write "
             f"{' or '.join(sorted(target.schemes))}, or leave target out",
         )
-    if spec.space.recovery is not None and not target.recovers:
+    if spec.space.p4q is not None and not target.recovers:
         yield (
             ("space", "recovery"),
             f"space.recovery: {target.name} has no place for a prompt and an adapter: leave it "

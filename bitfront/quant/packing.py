@@ -112,6 +112,21 @@ def unpacked_weight(
     """
     if not precision.quantizes_weight:
         return _stored(tensors, "weight", (rows, columns), torch.float16).float()
+    return dequantize_weight(unpacked_codes(tensors, rows, columns, precision, quantizer))
+
+
+def unpacked_codes(
+    tensors: Mapping[str, Tensor],
+    rows: int,
+    columns: int,
+    precision: Precision,
+    quantizer: QuantizerSpec,
+) -> QuantizedWeight:
+    """The codes that `packed_codes` stored.
+
+    Raises:
+        InvalidModel: As for `unpacked_weight`.
+    """
     bits = precision.weight_bits
     grid = (rows, group_count(columns, precision.group))
     length = (packed_length(rows * columns, bits),)
@@ -119,9 +134,7 @@ def unpacked_weight(
     scale = _stored(tensors, "scale", grid, torch.float16)
     symmetric = quantizer.scheme == "symmetric"
     zero = None if symmetric else _stored(tensors, "zero", grid, torch.uint8)
-    return dequantize_weight(
-        QuantizedWeight(codes.reshape(rows, columns), scale, zero, bits, precision.group)
-    )
+    return QuantizedWeight(codes.reshape(rows, columns), scale, zero, bits, precision.group)
 
 
 def weight_nbytes(rows: int, columns: int, precision: Precision, quantizer: QuantizerSpec) -> int:

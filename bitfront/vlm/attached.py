@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import torch
@@ -59,6 +60,7 @@ class AttachedPlan:
         model: nn.Module,
         layers: Mapping[str, ShownLayer],
         *,
+        vectors: Mapping[str, Tensor] = MappingProxyType({}),
         identity: str,
         adapt: Adapt | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class AttachedPlan:
         Args:
             model: The model as its library loads it.
             layers: What each layer has under the plan, by the name of its weight.
+            vectors: What norms and biases have, by name; the others keep their own.
             identity: What `model_identity` gives for the model that was measured.
             adapt: What the image features go through afterwards; None for nothing.
 
@@ -87,6 +90,9 @@ class AttachedPlan:
         try:
             model.eval()
             self._put(call_every_weight(model), layers)
+            for name, values in vectors.items():
+                parameter = model.get_parameter(name)
+                parameter.data = values.to(parameter)
             own = {id(parameter) for parameter, _ in self._data}
             self._witness = next(p for p in model.parameters() if id(p) in own)
             self._place = (self._witness.device, self._witness.dtype)

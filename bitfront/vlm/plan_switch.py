@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,17 @@ from bitfront.vlm.models.layered import LayeredModel
 SearchedRanges = Callable[[str, int], InputRange | None]
 
 
+class InputRounding(Protocol):
+    """What an input goes through: an `InputQuantizer`, or one in training."""
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether groups of a token's columns have ranges of their own."""
+
+    def __call__(self, inputs: Tensor, /) -> Tensor:
+        """The input on its levels."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerForm:
     """What decides a layer's weight and input range under a plan.
@@ -38,10 +50,12 @@ class LayerForm:
     Attributes:
         precision: The layer's own.
         prefix: A hash of the plan of the layers before it, where these matter; else empty.
+        trained: The hash of the distilled plan that it was trained in; else empty.
     """
 
     precision: Precision
     prefix: str = ""
+    trained: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,32 @@ class ShownLayer:
 
     weight: Float[Tensor, "rows columns"]
     quantize: InputQuantizer | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodedLayer:
+    """What a checkpoint holds of a layer that a plan names.
+
+    Attributes:
+        codes: Its weight; None where that is stored in float16.
+        quantize: What its input goes through; None where that stays as it is.
+    """
+
+    codes: QuantizedWeight | None
+    quantize: InputQuantizer | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedPlan:
+    """What a distilled plan puts onto a model.
+
+    Attributes:
+        layers: Every layer that the plan names.
+        vectors: The model's `vectors` that were trained, as a checkpoint holds them.
+    """
+
+    layers: Mapping[str, CodedLayer]
+    vectors: Mapping[str, Tensor]
 
 
 class PlanSwitch:
@@ -81,7 +121,10 @@ class PlanSwitch:
         quantizer: The same as the argument.
         ranges: The same as the argument.
         bounds: The same as the argument.
+        distil: Finds what a distilled plan puts onto the model; it may train it first.
     """
+
+    distil: Callable[[Plan], TrainedPlan]
 
     def __init__(
         self,
@@ -106,6 +149,8 @@ class PlanSwitch:
         self._cache_nbytes = cache_nbytes
         self._cached_nbytes = 0
         self._weights: OrderedDict[tuple[str, int, int], Tensor] = OrderedDict()
+        self._trained: TrainedPlan | None = None
+        self._vectors: Mapping[str, Tensor] = {}
         self._applied: dict[str, LayerForm] = {}
         self._hooks: dict[str, list[RemovableHandle]] = {}
 
@@ -118,15 +163,18 @@ class PlanSwitch:
         Raises:
             SpecError: The plan names an unknown layer, or one whose input range is not known.
         """
+        trained = None if plan.distil is None else self.distil(plan)
         self._take_over()
         for layer, precision in plan:
             self.input_quantizer(layer, precision)
+        self._trained = trained
         wanted = self._forms(plan)
         self._prepare(plan, wanted)
         names = [layer.name for layer in self._model.layers]
         changed = [name for name in names if self._applied.get(name) != wanted.get(name)]
         for name in changed:
             self._set(name, wanted.get(name))
+        self._put_vectors({} if trained is None else trained.vectors)
         return len(changed)
 
     def shown(self, plan: Plan) -> dict[str, ShownLayer]:
@@ -152,15 +200,14 @@ class PlanSwitch:
         Raises:
             SpecError: As for `to`.
         """
-        forms = self._forms(plan)
-        found = {}
+        coded, found = self.coded(plan), {}
         for layer in self._model.layers:
-            form = forms.get(layer.name)
-            if form is None or not form.precision.quantizes_weight:
+            own = coded.get(layer.name, CodedLayer(None, None))
+            if own.codes is None:
                 found[layer.name] = {"weight": round_weight(self._model.weight(layer.name))}
             else:
-                found[layer.name] = packed_codes(self._codes(layer.name, form))
-            quantize = None if form is None else self._input_quantizer(layer.name, form)
+                found[layer.name] = packed_codes(own.codes)
+            quantize = own.quantize
             if quantize is not None and quantize.range is not None:
                 low, high = torch.tensor(quantize.range.low), torch.tensor(quantize.range.high)
                 scale, zero = input_grid(low, high, quantize.bits)
@@ -168,9 +215,31 @@ class PlanSwitch:
                 found[layer.name]["input_zero"] = zero.to(torch.uint8)
         return found
 
+    def coded(self, plan: Plan) -> dict[str, CodedLayer]:
+        """What a checkpoint holds of each layer that a plan names; a distilled plan is put on.
+
+        Raises:
+            SpecError: As for `to`.
+        """
+        if plan.distil is not None:
+            self.to(plan)
+        return {
+            layer: CodedLayer(
+                self._codes(layer, form) if form.precision.quantizes_weight else None,
+                self._input_quantizer(layer, form),
+            )
+            for layer, form in self._forms(plan).items()
+        }
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """The values that the plan on the model gives to the model's `vectors`, by name."""
+        return dict(self._vectors)
+
     def _forms(self, plan: Plan) -> dict[str, LayerForm]:
         """What decides each layer of a plan."""
-        return {layer: LayerForm(precision) for layer, precision in plan}
+        trained = "" if plan.distil is None else plan.digest
+        return {layer: LayerForm(precision, trained=trained) for layer, precision in plan}
 
     def _prepare(self, plan: Plan, forms: Mapping[str, LayerForm]) -> None:
         """Makes the weights of a plan known that depend on each other; here none do."""
@@ -186,6 +255,13 @@ class PlanSwitch:
         """Takes this switch's plan off the model; another one's stays."""
         for name in list(self._applied):
             self._set(name, None)
+        self._put_vectors({})
+
+    def _put_vectors(self, vectors: Mapping[str, Tensor]) -> None:
+        if vectors is not self._vectors:
+            for name in self._vectors.keys() | vectors.keys():
+                self._model.put_vector(name, vectors.get(name))
+            self._vectors = vectors
 
     def clear(self) -> int:
         """Brings the model back to full precision, bit for bit; returns how many changed."""
@@ -208,6 +284,8 @@ class PlanSwitch:
 
     def _weight(self, layer: str, form: LayerForm) -> Float[Tensor, "rows columns"]:
         precision = form.precision
+        if form.trained and precision.quantizes_weight:
+            return read_back(self._codes(layer, form), self._model.weight(layer))
         key = (layer, precision.weight_bits, precision.group)
         weight = self._weights.pop(key, None)
         if weight is None:
@@ -234,6 +312,11 @@ class PlanSwitch:
         return read_back(PlanSwitch._codes(self, layer, LayerForm(precision)), weight)
 
     def _codes(self, layer: str, form: LayerForm) -> QuantizedWeight:
+        if form.trained:
+            assert self._trained is not None
+            codes = self._trained.layers[layer].codes
+            assert codes is not None
+            return codes
         weight, moment = self._model.weight(layer), self._moments.get(layer)
         needs_moment = self.quantizer.rounding not in (Rounding.NEAREST, Rounding.AUTO)
         if needs_moment and moment is None and self._model.multiplying(layer):
@@ -244,6 +327,9 @@ class PlanSwitch:
         return rounded_weight(weight, form.precision, self.quantizer, moment)
 
     def _input_quantizer(self, layer: str, form: LayerForm) -> InputQuantizer | None:
+        if form.trained:
+            assert self._trained is not None
+            return self._trained.layers[layer].quantize
         return self.input_quantizer(layer, form.precision)
 
     def input_quantizer(self, layer: str, precision: Precision) -> InputQuantizer | None:
@@ -292,7 +378,7 @@ class PlanSwitch:
 
 
 def quantized_input(
-    quantize: InputQuantizer, module: nn.Module, inputs: Float[Tensor, "*shape"]
+    quantize: InputRounding, module: nn.Module, inputs: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
     """A module's input on its levels.
 
@@ -320,7 +406,7 @@ def has_patches(module: nn.Conv2d) -> bool:
 
 
 def input_hook(
-    quantize: InputQuantizer, module: nn.Module
+    quantize: InputRounding, module: nn.Module
 ) -> Callable[[nn.Module, tuple[object, ...]], tuple[object, ...]]:
     """A forward pre-hook that passes the first argument through the quantizer."""
 

@@ -25,11 +25,13 @@ class Attachment:
 
     Attributes:
         layers: What each layer has, by the name of its weight.
+        vectors: What trained norms and biases have, by their names in the rewritten model.
         outputs: What it does behind the layers.
         identity: The hash of the architecture and the weights that it is for.
     """
 
     layers: Mapping[str, ShownLayer]
+    vectors: Mapping[str, Tensor]
     outputs: Outputs
     identity: str
 
@@ -39,7 +41,7 @@ class Attachment:
         with torch.no_grad():
             outputs = evaluator.scorer.outputs(configuration)
             layers = evaluator.switch.shown(configuration.plan)
-        return cls(layers, outputs, evaluator.model.weights_identity)
+        return cls(layers, evaluator.switch.vectors, outputs, evaluator.model.weights_identity)
 
     def put_on(self, model: TorchModel) -> "Attached":
         """Puts it onto a model.
@@ -64,7 +66,11 @@ class Attached:
         """Puts an attachment onto a model; see `Attachment.put_on`."""
         outputs = attachment.outputs
         self._plan = AttachedPlan(
-            model, attachment.layers, identity=attachment.identity, adapt=outputs.adapt
+            model,
+            attachment.layers,
+            vectors=attachment.vectors,
+            identity=attachment.identity,
+            adapt=outputs.adapt,
         )
         self.model = model
         self.classes = outputs.classes

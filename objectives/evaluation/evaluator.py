@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +39,7 @@ from objectives.profiling.calibration import Ranges, calibrate, range_table
 from objectives.profiling.moments import measure_moments, missing_note
 from objectives.profiling.range_search import RangeSearch
 from objectives.recovery.checkpointed_training import RecoveryCheckpoint, advance
+from objectives.recovery.distiller import Distiller
 from objectives.rounding.sequential import SequentialSwitch
 
 
@@ -118,6 +120,16 @@ class Evaluator:
         # Hashing the samples takes a while: only what is written to files needs it.
         identity = self.identity if features is not None else ""
         store = FeatureStore(identity, features, MEMORY_NBYTES if cache_nbytes else 0)
+        self._distiller = Distiller(
+            self.task,
+            self.switch,
+            spec.quantizer,
+            spec.search.seed,
+            self._stopwatch,
+            folder=features,
+            features=identity,
+        )
+        self.switch.distil = self.cell_switch.distil = self._distiller.trained
         self.scorer = family.scorer(
             ScoringContext(spec, self.switch, self._stopwatch, store, cache_nbytes)
         )
@@ -187,32 +199,65 @@ class Evaluator:
         sequential = self.switch.notes if isinstance(self.switch, SequentialSwitch) else ()
         return (*missing_note(self.model, self._moments), *sequential)
 
-    def train_recovery(
+    def train(
         self,
         configuration: Configuration,
         checkpoint: SharedPath,
         is_ending: Callable[[], bool] = lambda: False,
     ) -> Iterator[IntermediateValue]:
-        """Trains the configuration's recovery, and yields its error on the way.
+        """Trains what the configuration asks for, and yields its error on the way.
 
-        First comes the plan without recovery, before anything is trained. A caller that has
-        seen enough stops iterating. After the last rung the recovery is finished and known, so
-        that `evaluate` measures it.
+        A distilled plan comes first, then P4Q on it; steps are counted on. First of all comes the
+        plan as it is rounded, before anything is trained. A caller that has seen enough stops
+        iterating. After the last rung all is finished and known, so that `evaluate` measures it.
 
         Args:
-            configuration: It has a recovery.
+            configuration: Its plan is distilled, or it has a recovery.
             checkpoint: Where the training is saved as it goes, and resumed from.
             is_ending: Asked after each step: must the training be saved at once, and end?
 
         Raises:
             Interrupted: The training was told to end; it is saved.
         """
-        recovery, split = configuration.recovery, SplitName.SELECTION
+        if configuration.plan.distil is not None:
+            yield from self._distil(configuration.plan, checkpoint, is_ending)
+        if configuration.recovery is not None:
+            yield from self._recover(configuration, checkpoint, is_ending)
+
+    def _distil(
+        self, plan: Plan, checkpoint: SharedPath, is_ending: Callable[[], bool]
+    ) -> Iterator[IntermediateValue]:
+        """Trains a plan that is not known, and yields its error on the way."""
+        distil = plan.distil
+        assert distil is not None
+        if self._distiller.known(plan) is not None:
+            return
+        saved = self.checkpoint(Configuration(plan), checkpoint, is_ending)
+        if not saved.exists:
+            yield IntermediateValue(0, self._error(Configuration(plan.rounded)))
+        training = self._distiller.begin(plan)
+        saved.resume(training)
+        for step in distil.rungs[1:]:
+            if step <= training.steps:
+                continue
+            advance(training, step, saved)
+            so_far = replace(plan, distil=replace(distil, until=step))
+            self._distiller.keep(so_far, training.trained())
+            yield IntermediateValue(step, self._error(Configuration(so_far)))
+        advance(training, distil.steps, saved)
+        self._distiller.keep(plan, training.trained())
+        saved.remove()
+
+    def _recover(
+        self, configuration: Configuration, checkpoint: SharedPath, is_ending: Callable[[], bool]
+    ) -> Iterator[IntermediateValue]:
+        """Trains a recovery on its plan, and yields its error on the way."""
+        recovery, distil = configuration.recovery, configuration.plan.distil
         assert recovery is not None
+        before = 0 if distil is None else distil.steps
         saved = self.checkpoint(configuration, checkpoint, is_ending)
         if not saved.exists:
-            bare = self.scorer.figures(Configuration(configuration.plan), split)
-            yield IntermediateValue(0, bare[Objective.ERROR.value])
+            yield IntermediateValue(before, self._error(Configuration(configuration.plan)))
         training = self.scorer.begin(configuration)
         saved.resume(training)
         for step in recovery.rungs[1:]:
@@ -220,12 +265,15 @@ class Evaluator:
                 continue
             advance(training, step, saved)
             self.scorer.keep(configuration, training.stored())
-            figures = self.scorer.figures(configuration, split)
-            yield IntermediateValue(step, figures[Objective.ERROR.value])
+            yield IntermediateValue(before + step, self._error(configuration))
             # Whoever looked at the value may have put another plan onto the model.
             self.switch.to(configuration.plan)
         advance(training, recovery.steps, saved)
         self.scorer.keep(configuration, training.stored())
+
+    def _error(self, configuration: Configuration) -> float:
+        """The error on the selection split; NaN where the model's output is not finite."""
+        return self.scorer.figures(configuration, SplitName.SELECTION)[Objective.ERROR.value]
 
     def checkpoint(
         self,
@@ -307,8 +355,10 @@ class Evaluator:
         return Evaluation(values, figures | self._stopwatch.figures(), score.samples)
 
     def _round(self, plan: Plan) -> None:
-        """Chooses the weights of a plan where they depend on each other, and times it."""
-        if not isinstance(self.switch, SequentialSwitch):
+        """Trains the tensors of a plan, or chooses weights that depend on each other; times it."""
+        if plan.distil is not None:
+            self._distiller.trained(plan)
+        if plan.distil is not None or not isinstance(self.switch, SequentialSwitch):
             return
         decided = self.switch.decided
         with self._stopwatch.timed("rounding"):

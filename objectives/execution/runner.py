@@ -246,7 +246,7 @@ class StreamRunner:
                         hook = module.register_forward_hook(partial(count, layer.name))
                         stack.callback(hook.remove)
                 with torch.no_grad():
-                    given.run(0, first=1)
+                    given.run(0, rows=slice(1))
             self._calls[given.towers] = calls
         return self._calls[given.towers]
 
@@ -278,7 +278,7 @@ class StreamRunner:
         with ExitStack() as stack:
             for module, outputs in seen.items():
                 stack.callback(module.register_forward_hook(partial(_note, outputs)).remove)
-            whole = given.run(0, first=_PROBED_SAMPLES)
+            whole = given.run(0, rows=slice(_PROBED_SAMPLES))
         samples = min(_PROBED_SAMPLES, given.sizes[0])
         joints = []
         for joint in candidates:
@@ -286,7 +286,8 @@ class StreamRunner:
             if len(outputs) != 1 or len(outputs[0]) % samples:
                 continue
             with joint.skipped(outputs[0]):
-                again = [given.run(0, first=_PROBED_SAMPLES, stand_in=True) for _ in range(2)]
+                probed = slice(_PROBED_SAMPLES)
+                again = [given.run(0, rows=probed, stand_in=True) for _ in range(2)]
             if all(torch.equal(features, whole) for features in again):
                 joints.append(replace(joint, sample_nbytes=outputs[0].nbytes // samples))
         return joints

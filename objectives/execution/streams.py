@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +10,11 @@ from torch import Tensor
 
 from bitfront.layers import Tower
 from bitfront.vlm import DualEncoder, GenerativeModel, QuestionBatch
+
+Rows = slice | Tensor
+"""Some samples of a batch: a slice, or their places."""
+
+_ALL: Final = slice(None)
 
 
 class Stream(ABC):
@@ -31,13 +37,13 @@ class Stream(ABC):
 
     @abstractmethod
     def run(
-        self, batch: int, *, first: int | None = None, stand_in: bool = False
+        self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False
     ) -> Float[Tensor, "rows d"]:
         """What the model gives for a batch; gradients flow where they are enabled.
 
         Args:
             batch: Its number.
-            first: Only so many of its samples, from the start.
+            rows: Which of its samples.
             stand_in: The first blocks are skipped: what only they would look at may be
                 empty, and so needs no decoding.
         """
@@ -64,11 +70,11 @@ class ImageStream(Stream):
         self.are_independent = are_independent
         self.sizes = self.rows = tuple(sizes)
 
-    def run(self, batch: int, *, first: int | None = None, stand_in: bool = False) -> Tensor:
+    def run(self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False) -> Tensor:
         """The image features, not normalised."""
         if not stand_in:
-            return self._model.encode_images(self._read(batch)[:first])
-        size = self.sizes[batch] if first is None else min(first, self.sizes[batch])
+            return self._model.encode_images(self._read(batch)[rows])
+        size = len(torch.empty(self.sizes[batch], 0)[rows])
         return self._model.encode_images(torch.zeros(size, *self._model.image_shape))
 
 
@@ -90,11 +96,11 @@ class CaptionStream(Stream):
         self,
         batch: int,
         *,
-        first: int | None = None,
+        rows: Rows = _ALL,
         stand_in: bool = False,  # noqa: ARG002 - the positions of tokens always count
     ) -> Tensor:
         """The text features, not normalised."""
-        return self._model.encode_texts(self._batches[batch][:first])
+        return self._model.encode_texts(self._batches[batch][rows])
 
 
 class QuestionStream(Stream):
@@ -116,24 +122,22 @@ class QuestionStream(Stream):
         self.sizes = tuple(size for size, _ in shapes)
         self.rows = tuple(size * length for size, length in shapes)
 
-    def run(self, batch: int, *, first: int | None = None, stand_in: bool = False) -> Tensor:
+    def run(self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False) -> Tensor:
         """The logits `(questions * answer tokens, vocabulary)` at the answers' tokens."""
-        questions = self._questions(batch, first, stand_in=stand_in)
+        questions = self._questions(batch, rows, stand_in=stand_in)
         return self._model.answer_logits(questions).flatten(0, 1)
 
-    def _questions(self, batch: int, first: int | None, *, stand_in: bool) -> QuestionBatch:
-        questions = self._read(batch)
-        if first is not None:
-            questions = questions.pick(slice(first))
+    def _questions(self, batch: int, rows: Rows, *, stand_in: bool) -> QuestionBatch:
+        questions = self._read(batch).pick(rows)
         return questions.without_pixels() if stand_in else questions
 
 
 class OptionStream(QuestionStream):
     """Questions with options as their answers, for the likelihood of each token."""
 
-    def run(self, batch: int, *, first: int | None = None, stand_in: bool = False) -> Tensor:
+    def run(self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False) -> Tensor:
         """The log-probabilities `(questions * answer tokens, 1)` of the answers' tokens."""
-        questions = self._questions(batch, first, stand_in=stand_in)
+        questions = self._questions(batch, rows, stand_in=stand_in)
         return token_log_p(self._model.answer_logits(questions), questions.answers)
 
 

@@ -139,7 +139,7 @@ def _output_shapes(
     with ExitStack() as stack, torch.no_grad():
         for module in modules:
             stack.callback(module.register_forward_hook(note).remove)
-        stream.run(batch, first=count)
+        stream.run(batch, rows=slice(count))
     return shapes
 
 

@@ -1,1 +1,1 @@
-"""Recovery: P4Q's prompt and adapter, and their training."""
+"""Recovery: distilled plans, P4Q's prompt and adapter, and their training."""

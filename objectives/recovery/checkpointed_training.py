@@ -2,17 +2,36 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
 
 from bitfront.errors import Interrupted, InvalidModel
 from bitfront.failpoints import witness
 from bitfront.files import SharedPath, is_there, remove
 from objectives.recovery.checkpoint import read_checkpoint, write_checkpoint
-from objectives.recovery.training import Training
 
 logger = logging.getLogger(__name__)
 
 _FORM = "bitfront.recovery.1"
+
+
+class Resumable(Protocol):
+    """A training whose saved state goes on to the same bits."""
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+
+    def step(self) -> float:
+        """Take one step; the loss before it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the further steps depend on, on the CPU."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put the training into a state that `state_dict` gave."""
 
 
 class RecoveryCheckpoint:
@@ -47,7 +66,7 @@ class RecoveryCheckpoint:
             logger.warning("the checkpoint %s cannot be looked for: %s", self._path, error)
             return False
 
-    def resume(self, training: Training) -> None:
+    def resume(self, training: Resumable) -> None:
         """Puts a new training where the checkpoint stands; an unusable checkpoint is removed."""
         if not self.exists:
             return
@@ -59,7 +78,7 @@ class RecoveryCheckpoint:
             logger.warning("the recovery is trained from its start: %s", error)
             self.remove()
 
-    def save_if_due(self, training: Training) -> None:
+    def save_if_due(self, training: Resumable) -> None:
         """Saves the training if the interval has passed, or if it is told to end.
 
         Raises:
@@ -72,7 +91,7 @@ class RecoveryCheckpoint:
         if time.monotonic() - self._saved_s >= self._every_s:
             self.save(training)
 
-    def save(self, training: Training) -> None:
+    def save(self, training: Resumable) -> None:
         """Saves the training as it is now, as far as that can be done."""
         content = {"step": training.steps}
         try:
@@ -89,7 +108,7 @@ class RecoveryCheckpoint:
 
 
 def advance(
-    training: Training,
+    training: Resumable,
     until: int,
     checkpoint: RecoveryCheckpoint | None = None,
     on_step: Callable[[float], None] = lambda _loss: None,

@@ -3,33 +3,21 @@
 A training that loads a saved state resumes to the same bits on a CPU.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitfront.errors import InvalidModel
 from bitfront.plan import Recovery
 from objectives.recovery.adapter import Adapter
+from objectives.recovery.optimisation import Group, Optimisation
 from objectives.recovery.prompt import Context
 
 SAMPLES_A_STEP = 128
 ADAPTER_DECAY = 1e-2
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """What the optimiser trains at one rate."""
-
-    module: nn.Module
-    rate: float
-    decay: float
 
 
 class Training(ABC):
@@ -79,18 +67,13 @@ class Training(ABC):
         self._device = device
         # What else the further steps depend on.
         self._carried: dict[str, Tensor] = {}
-        self._groups = []
+        groups, multiplier = [], recovery.learning_rate_multiplier
         if context is not None:
-            self._groups.append(_Group(context, self.prompt_rate, 0.0))
+            groups.append(Group(list(context.parameters()), self.prompt_rate * multiplier))
         if adapter is not None:
-            self._groups.append(_Group(adapter, self.adapter_rate, ADAPTER_DECAY))
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": list(group.module.parameters()), "weight_decay": group.decay}
-                for group in self._groups
-            ]
-        )
-        self._parameters = [p for group in self._groups for p in group.module.parameters()]
+            rate = self.adapter_rate * multiplier
+            groups.append(Group(list(adapter.parameters()), rate, ADAPTER_DECAY))
+        self._optimisation = Optimisation(groups, recovery.steps)
 
     @abstractmethod
     def losses(self, samples: Int[Tensor, " n"]) -> Iterator[Float[Tensor, ""]]:
@@ -113,29 +96,11 @@ class Training(ABC):
             if self.adapter is not None and self.steps == self.recovery.steps // 2:
                 self.quantize_adapter()
             order = torch.randperm(self._samples, generator=self._generator)
-            loss = self._backward(order[: self.samples_a_step].to(self._device))
-        share = 0.5 * (1 + math.cos(math.pi * self.steps / self.recovery.steps))
-        share *= self.recovery.learning_rate_multiplier
-        for group, settings in zip(self._groups, self._optimizer.param_groups, strict=True):
-            settings["lr"] = group.rate * share
-        self._optimizer.step()
+            chosen = order[: self.samples_a_step].to(self._device)
+            loss = self._optimisation.backward(self.losses(chosen))
+        self._optimisation.step(self.steps)
         self.steps += 1
         return loss
-
-    def _backward(self, samples: Int[Tensor, " n"]) -> float:
-        """Gives every parameter its gradient; returns the loss."""
-        total = 0.0
-        sums = [torch.zeros_like(parameter) for parameter in self._parameters]
-        for loss in self.losses(samples):
-            total += float(loss.detach())
-            # Not backward(): the model's own weights must not collect gradients.
-            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            for place, gradient in enumerate(gradients):
-                if gradient is not None:
-                    sums[place] += gradient
-        for parameter, gradient in zip(self._parameters, sums, strict=True):
-            parameter.grad = gradient
-        return total
 
     def stored(self) -> dict[str, Tensor]:
         """What is kept of the recovery as it is now: the context, and the packed adapter."""
@@ -148,13 +113,10 @@ class Training(ABC):
             "generator": self._generator.get_state(),
             "steps": torch.tensor(self.steps),
             **self._carried,
+            **self._optimisation.state(),
         }
         if self.adapter is not None:
             tensors |= {f"format.{name}": t for name, t in self.adapter.formats().items()}
-        for place, parameter in enumerate(self._parameters):
-            tensors[f"{place}.value"] = parameter
-            moments = self._optimizer.state[parameter]
-            tensors |= {f"{place}.{name}": moments[name] for name in _MOMENTS if name in moments}
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -171,11 +133,7 @@ class Training(ABC):
                 name: state[name].to(tensor).view_as(tensor).clone()
                 for name, tensor in self._carried.items()
             }
-            values = [self._read(state, place, "value") for place in range(len(self._parameters))]
-            moments = [
-                {name: self._read(state, place, name) for name in _MOMENTS} if steps else {}
-                for place in range(len(self._parameters))
-            ]
+            values = self._optimisation.read(state, steps)
             formats = _under("format.", state)
             if self.adapter is not None and steps > self.recovery.steps // 2:
                 self.adapter.take_formats(formats)
@@ -184,16 +142,7 @@ class Training(ABC):
                 f"this is not a state of the recovery in training: {error}"
             ) from error
         self._generator, self.steps, self._carried = generator, steps, carried
-        for parameter, value, known in zip(self._parameters, values, moments, strict=True):
-            parameter.data = value
-            if known:
-                step = torch.tensor(float(steps))
-                self._optimizer.state[parameter] = {"step": step, **known}
-
-    def _read(self, state: Mapping[str, Tensor], place: int, name: str) -> Tensor:
-        """What a state holds for a parameter, in its shape."""
-        parameter = self._parameters[place]
-        return state[f"{place}.{name}"].to(parameter).view_as(parameter).detach().clone()
+        self._optimisation.put(values, steps)
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

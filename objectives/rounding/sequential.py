@@ -23,7 +23,13 @@ from bitfront.quant.weights import QuantizedWeight, read_back
 from bitfront.spec import QuantizerSpec, Rounding, Target
 from bitfront.units import size_text
 from bitfront.vlm.layers.rows import multiplied_rows
-from bitfront.vlm.plan_switch import LayerForm, PlanSwitch, SearchedRanges, quantized_input
+from bitfront.vlm.plan_switch import (
+    CodedLayer,
+    LayerForm,
+    PlanSwitch,
+    SearchedRanges,
+    quantized_input,
+)
 from objectives.data.split_name import SplitName
 from objectives.data.task import Task
 from objectives.execution.lockstep import Arrival
@@ -122,10 +128,10 @@ class SequentialSwitch(PlanSwitch):
             f"with those behind quantized layers takes more than {size_text(self._input_nbytes)}",
         )
 
-    def packed(self, plan: Plan) -> dict[str, dict[str, Tensor]]:
-        """What a packed checkpoint stores for the weights; the plan is put on."""
+    def coded(self, plan: Plan) -> dict[str, CodedLayer]:
+        """What a checkpoint holds of each layer that a plan names; the plan is put on."""
         self.to(plan)
-        return super().packed(plan)
+        return super().coded(plan)
 
     def _ordered(self, stream: Stream) -> list[str]:
         """The layers of a stream as they act: a tied head is at work from its tower's start."""
@@ -139,6 +145,8 @@ class SequentialSwitch(PlanSwitch):
         return [layer.name for layer in sorted(layers, key=place)]
 
     def _forms(self, plan: Plan) -> dict[str, LayerForm]:
+        if plan.distil is not None:
+            return super()._forms(plan)
         wanted, forms = dict(plan), {}
         for stream in self._streams if wanted else ():
             prefix, known = digest(stream.key), self._full_inputs(stream) is not None

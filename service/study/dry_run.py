@@ -3,11 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from bitfront.choices import layer_precisions
 from bitfront.layers import Block, Layer
-from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.plan import Configuration, Distillation, Option, Plan, Recovery
 from bitfront.spec import CellSelection, JobSpec, RecoverySpace
 from search.keep import check_keep
 from search.options import block_options
@@ -46,12 +46,18 @@ def dry_run(spec: JobSpec, on_stage: Callable[[str], None]) -> DryRun:
         Plan.from_options([(block, options[block.name][place]) for block in blocks])
         for place in (0, -1)
     )
-    space = spec.space.recovery
-    recovered = None if space is None else Configuration(last, _shortest(space))
+    distil, space = spec.space.distil, spec.space.p4q
+    recovered = None
+    if spec.space.recovery is not None:
+        shortest = None if distil is None else Distillation(steps=min(distil.steps))
+        recovered = Configuration(
+            replace(last, distil=shortest), None if space is None else _shortest(space)
+        )
     times = time_parts(config, timed, Configuration(first), recovered)
     recovery_s = times.recovery_s
-    if space is not None and recovery_s is not None:
-        recovery_s *= max(space.steps) / min(space.steps)
+    if recovery_s is not None:
+        kinds = [one.steps for one in (distil, space) if one is not None]
+        recovery_s *= max(max(steps) / min(steps) for steps in kinds)
     return DryRun(
         layers=len(info.layers),
         weights=sum(layer.weights for layer in info.layers),

@@ -184,13 +184,20 @@ class ProxySearch:
         return SearchSpace(self._profile.blocks, options, {}, self._spec.space.recovery)
 
     def seeds(self) -> list[Proposal]:
-        """Full precision, the uniform baselines, the proxy front, then what recovery adds."""
+        """Full precision, the uniform baselines, the proxy front, then what training adds to it.
+
+        Where plans may be distilled, P4Q is tried on the distilled ones.
+        """
         layers = self._profile.layers
         plans = [self._plan(solution) for solution in self.solutions]
         uniform = uniform_plans(layers, self._spec.space)
         seeds = [Proposal(full_baseline(layers, self._spec.space), Origin.BASELINE)]
         seeds += [Proposal(Configuration(plan), Origin.BASELINE) for plan in uniform]
         seeds += self.program_seeds()
+        distil = self.space.seed_distillation()
+        if distil is not None:
+            plans = [replace(plan, distil=distil) for plan in plans]
+            seeds += [Proposal(Configuration(plan), Origin.PROGRAM) for plan in plans]
         recovered = with_recoveries(plans, self.space.seed_recoveries())
         seeds += [Proposal(configuration, Origin.PROGRAM) for configuration in recovered]
         return seeds
@@ -245,7 +252,7 @@ class ProxySearch:
         plans = [
             (places, trial.values["divergence"])
             for trial in trials
-            if trial.state is TrialState.COMPLETE and trial.configuration.recovery is None
+            if trial.state is TrialState.COMPLETE and not trial.configuration.trained_by
             if "divergence" in trial.values
             if (places := self._places(trial.configuration.plan)) is not None
         ]
@@ -299,7 +306,7 @@ class ProxySearch:
         pairs = [
             (proxy, estimates.get(trial.number, trial.values["error"]))
             for trial in trials
-            if trial.state is TrialState.COMPLETE and trial.configuration.recovery is None
+            if trial.state is TrialState.COMPLETE and not trial.configuration.trained_by
             if (proxy := self.proxy_error(trial.configuration.plan)) is not None
         ]
         if len(pairs) < 4:

@@ -66,7 +66,7 @@ class Wish:
     def space(self) -> RecoverySpace:
         """All that may be chosen, for a model that tells classes apart."""
         choices: dict[str, tuple[object, ...]] = {
-            name: (getattr(self.first, name),) for name in RecoverySpace.model_fields
+            field.name: (getattr(self.first, field.name),) for field in fields(self.first)
         }
         for name, searched in {**_SEARCHED, "steps": self._steps}.items():
             if name not in self.fixed:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bitfront.layers import Layer
 from bitfront.objective import BY_LIMIT, Budget
-from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.plan import Configuration, Distillation, Plan, Recovery
 from bitfront.trial import Origin
 
 if TYPE_CHECKING:
@@ -16,22 +16,37 @@ if TYPE_CHECKING:
 FULL_NAME = "16 bits"
 
 
-def recovery_text(recovery: Recovery | None) -> str:
-    """A recovery's settings, such as `prompt 4, adapter /4`; a dash for none."""
-    if recovery is None:
-        return "-"
-    parts = []
-    if recovery.context_length:
+def recovery_text(configuration: Configuration) -> str:
+    """What is trained, such as `distilled, prompt 4, adapter /4`; a dash for nothing."""
+    recovery = configuration.recovery
+    parts = [] if configuration.plan.distil is None else ["distilled"]
+    if recovery is not None and recovery.context_length:
         parts.append(f"prompt {recovery.context_length}")
-    if recovery.reduction:
+    if recovery is not None and recovery.reduction:
         parts.append(f"adapter /{recovery.reduction}")
+    return ", ".join(parts) or "-"
+
+
+def recovery_details(configuration: Configuration) -> str:
+    """All settings of what is trained, in one line."""
+    distil, recovery = configuration.plan.distil, configuration.recovery
+    parts = [] if distil is None else [_distil_details(distil)]
+    parts += [] if recovery is None else [_p4q_details(recovery)]
+    return "; ".join(parts) or "none"
+
+
+def _distil_details(distil: Distillation) -> str:
+    parts = [f"distilled in {distil.steps} steps"]
+    if distil.codes:
+        parts.append("with codes")
+    if distil.share < 1:
+        parts.append(f"{distil.share:.0%} of the layers")
+    if distil.learning_rate_multiplier != 1:
+        parts.append(f"learning rates times {distil.learning_rate_multiplier:g}")
     return ", ".join(parts)
 
 
-def recovery_details(recovery: Recovery | None) -> str:
-    """All of a recovery's settings in one line."""
-    if recovery is None:
-        return "none"
+def _p4q_details(recovery: Recovery) -> str:
     parts = []
     if recovery.context_length:
         parts.append(f"a prompt of {recovery.context_length} vectors")
@@ -84,7 +99,7 @@ def _uniform(configuration: Configuration, kept: frozenset[str]) -> tuple[int, i
     weights = {precision.weight_bits for precision in members}
     # Embeddings have no input to quantize, so the layers with a narrow one name the plan.
     activations = {precision.activation_bits for precision in members}
-    if len(weights) != 1 or len(activations - {16}) > 1 or configuration.recovery is not None:
+    if len(weights) != 1 or len(activations - {16}) > 1 or configuration.trained_by:
         return None
     return weights.pop(), min(activations)
 

@@ -99,7 +99,7 @@ def _hints(estimate: DryRun, spec: JobSpec) -> Iterator[str]:
         yield f"data.samples.calibration below {spec.data.samples.calibration}"
     else:
         if spec.space.recovery is not None:
-            yield "fewer space.recovery.steps, or no recovery: 'bitfront tune' trains one later"
+            yield "fewer steps in space.recovery, or none: 'bitfront tune' trains P4Q later"
         yield f"stop.trials below {spec.stop.trials}"
         yield f"data.samples.selection below {spec.data.samples.selection}"
     yield f"search.workers above {spec.search.workers}, where there are processors for them"

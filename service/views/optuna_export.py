@@ -17,6 +17,7 @@ from search.optuna_export import (
     export_to_optuna,
 )
 from service.views.parameters import (
+    DISTIL,
     RECOVERY,
     RECOVERY_KINDS,
     attributes,
@@ -112,7 +113,10 @@ def _choices(
     space = json.loads(record.spec_json)["space"]["recovery"]
     if space is not None:
         choices[RECOVERY] = RECOVERY_KINDS
-        choices |= {f"{RECOVERY}.{name}": tuple(values) for name, values in space.items()}
+        settings = {f"{RECOVERY}.{name}": values for name, values in space.items()}
+        distil = settings.pop(f"{RECOVERY}.{DISTIL}") or {}
+        settings |= {f"{DISTIL}.{name}": values for name, values in distil.items()}
+        choices |= {name: tuple(values) for name, values in settings.items()}
     return {name: listed for name, listed in choices.items() if len(listed) > 1}
 
 

@@ -7,14 +7,19 @@ from dataclasses import asdict
 from typing import Final
 
 from bitfront.layers import Block
-from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.plan import Configuration, Option, Plan
 from bitfront.trial import Trial, TrialState
 from service.views.describe import recovery_details
 
 Parameter = str | bool | int | float
 
 RECOVERY: Final = "recovery"
-RECOVERY_KINDS: Final = ("none", "prompt", "adapter", "prompt and adapter")
+DISTIL: Final = "distil"
+_P4Q_KINDS: Final = ("prompt", "adapter", "prompt and adapter")
+RECOVERY_KINDS: Final = (
+    *("none", *_P4Q_KINDS, DISTIL),
+    *(f"{DISTIL} and {kind}" for kind in _P4Q_KINDS),
+)
 
 
 def parameters(configuration: Configuration, blocks: Sequence[Block]) -> dict[str, Parameter]:
@@ -22,11 +27,11 @@ def parameters(configuration: Configuration, blocks: Sequence[Block]) -> dict[st
     chosen: dict[str, Parameter] = {
         block.name: option_text(configuration.plan, block) for block in blocks
     }
-    recovery = configuration.recovery
-    chosen[RECOVERY] = _kind(recovery)
-    if recovery is not None:
-        settings = json.loads(json.dumps(asdict(recovery)))
-        chosen |= {f"{RECOVERY}.{name}": value for name, value in settings.items()}
+    chosen[RECOVERY] = _kind(configuration)
+    trained = {DISTIL: configuration.plan.distil, RECOVERY: configuration.recovery}
+    for part, kind in trained.items():
+        settings = {} if kind is None else json.loads(json.dumps(asdict(kind)))
+        chosen |= {f"{part}.{name}": v for name, v in settings.items() if v is not None}
     return chosen
 
 
@@ -43,7 +48,7 @@ def attributes(trial: Trial) -> dict[str, object]:
         "origin": str(trial.origin),
         "attempts": trial.attempts,
         "plan": ", ".join(f"{n} x {text}" for text, n in sorted(counts.items())),
-        "recovery": recovery_details(configuration.recovery),
+        "recovery": recovery_details(configuration),
         "bits per weight": trial.values.get("bits_per_weight"),
         "nbytes": trial.values.get("nbytes"),
         "test error": trial.test_values.get("error"),
@@ -56,8 +61,9 @@ def attributes(trial: Trial) -> dict[str, object]:
     return {name: fact for name, fact in facts.items() if fact is not None}
 
 
-def _kind(recovery: Recovery | None) -> str:
-    if recovery is None:
-        return "none"
-    parts = ["prompt"] * bool(recovery.context_length) + ["adapter"] * bool(recovery.reduction)
-    return " and ".join(parts)
+def _kind(configuration: Configuration) -> str:
+    recovery = configuration.recovery
+    parts = [DISTIL] * (configuration.plan.distil is not None)
+    if recovery is not None:
+        parts += ["prompt"] * bool(recovery.context_length) + ["adapter"] * bool(recovery.reduction)
+    return " and ".join(parts) or "none"

@@ -92,7 +92,7 @@ def _point(trial: Trial, names: Mapping[int, str], is_front: bool) -> Point | No
         is_front=is_front,
         label=names.get(trial.number),
         bits_per_weight=trial.metrics.get("bits_per_weight"),
-        recovery=recovery_text(trial.configuration.recovery),
+        recovery=recovery_text(trial.configuration),
     )
 
 

@@ -99,7 +99,7 @@ def _cells(
         [
             str(trial.number),
             *(text(trial) for _, text in columns),
-            recovery_text(trial.configuration.recovery),
+            recovery_text(trial.configuration),
             origin_text(trial, names_of(trial)),
         ]
         for trial in front
@@ -231,7 +231,6 @@ def trial_rows(trials: Sequence[Trial]) -> list[dict[str, object]]:
 
 
 def _trial_row(trial: Trial, baseline: str | None) -> dict[str, object]:
-    recovery = trial.configuration.recovery
     return {
         "study": trial.study,
         "trial": trial.number,
@@ -243,7 +242,7 @@ def _trial_row(trial: Trial, baseline: str | None) -> dict[str, object]:
         **{f.test_name: f.exported(trial.test_values.get(f.name)) for f in OBJECTIVES},
         "feasible": trial.is_feasible if trial.state is TrialState.COMPLETE else None,
         "cached": trial.is_cached,
-        "recovery": None if recovery is None else recovery_text(recovery),
+        "recovery": recovery_text(trial.configuration) if trial.configuration.trained_by else None,
         "seconds": trial.seconds,
         "worker": trial.worker,
         "cause": None if trial.cause is None else str(trial.cause),
@@ -345,7 +344,7 @@ def best_pairs(
         if figure.name == "error" and answer.estimate is not None:
             own = answer.estimate
             pairs.append(("estimate", with_error(own.error, own.standard_error)))
-    pairs.append(("recovery", recovery_details(trial.configuration.recovery)))
+    pairs.append(("recovery", recovery_details(trial.configuration)))
     pairs.append(("targets", deployable_text(targets)))
     if answer.peers:
         pairs.append(("chance", peers_text(answer, names)))

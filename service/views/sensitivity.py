@@ -64,7 +64,7 @@ def proxy_pairs(
     errors = {(record.cell.block, record.cell.option): record.cell.error for record in options}
     found = []
     for trial in trials:
-        if trial.configuration.recovery is not None or "error" not in trial.values:
+        if trial.configuration.trained_by or "error" not in trial.values:
             continue
         plan = trial.configuration.plan
         cells = [errors.get((block.name, _option(plan, block))) for block in profile.blocks]

@@ -48,6 +48,20 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "quantizer.target": ("output", BUNDLED, {**BUNDLED, "quantizer.rounding": "nearest"}),
     "quantizer.ranges": ("searched", BUNDLED, {**BUNDLED, "quantizer.activations": "dynamic"}),
     "space.clips": ([1.0, 0.9], BUNDLED, {**BUNDLED, "quantizer.activations": "dynamic"}),
+    **{
+        f"{RECOVERY}.{name}": (
+            value,
+            BUNDLED,
+            {**BUNDLED, f"{RECOVERY}.distil": {}, f"{RECOVERY}.context_length": [0]}
+            | {f"{RECOVERY}.reduction": [0]},
+        )
+        for name, value in {
+            "distillation": [1.0],
+            "shots": [4],
+            "steps": [9],
+            "learning_rate_multiplier": [0.5],
+        }.items()
+    },
     "space.recovery.class_position": (
         ["front"],
         BUNDLED,
@@ -89,8 +103,9 @@ INDEPENDENT = {
     *("data.seed", "data.batch_size", "data.task", "data.measure"),
     *(f"quantizer.{name}" for name in ("scheme", "scale_search", "rounding", "activations")),
     *(f"space.{name}" for name in ("weight_bits", "activation_bits", "groups", "keep")),
-    *(f"space.recovery.{name}" for name in ("context_length", "reduction", "distillation")),
-    *(f"space.recovery.{name}" for name in ("shots", "steps", "learning_rate_multiplier")),
+    *(f"space.recovery.{name}" for name in ("context_length", "reduction")),
+    *(f"space.recovery.distil.{name}" for name in ("steps", "share", "codes")),
+    "space.recovery.distil.learning_rate_multiplier",
     *("partition.granularity", "profile.measure", "profile.cells"),
     *(f"profile.vision.{name}" for name in ("weight_bits", "activation_bits", "samples", "epochs")),
     *(f"profile.vision.{name}" for name in ("batch_size", "rate", "entropy_share", "error_weight")),

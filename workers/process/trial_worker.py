@@ -140,7 +140,7 @@ class TrialWorker:
 
             attempt = self._task.attempt
             evaluator = model_cache.evaluator(self._task.config.with_halved_batch(attempt.halvings))
-            if (yield from self._train_recovery(evaluator, attempt.configuration)):
+            if (yield from self._train(evaluator, attempt.configuration)):
                 result = Evaluated(evaluator.evaluate(attempt.configuration))
             else:
                 result = Pruned()
@@ -158,22 +158,21 @@ class TrialWorker:
             digest=self._task.attempt.configuration.digest,
         )
 
-    def _train_recovery(
+    def _train(
         self, evaluator: "Evaluator", configuration: Configuration
     ) -> Generator[IntermediateValue, None, bool]:
-        """Trains the recovery step by step; whether the front is still in reach."""
-        recovery = configuration.recovery
-        if recovery is None:
+        """Trains what is to be trained step by step; whether the front is still in reach."""
+        if not configuration.trained_by:
             return True
         known = evaluator.costs(configuration)
         costs = [known.get(objective.value, 0.0) for objective in evaluator.spec.objectives[1:]]
         checkpoint = self._spool.checkpoint(self._task.attempt.trial.number)
-        values = evaluator.train_recovery(
+        values = evaluator.train(
             configuration, checkpoint, lambda: self._preemption.cause() is not None
         )
         for shown in values:
             yield shown
-            if not self._task.pruner.allows(recovery, shown.step, shown.value, costs):
+            if not self._task.pruner.allows(configuration, shown.step, shown.value, costs):
                 return False
         return True
 

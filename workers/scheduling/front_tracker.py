@@ -1,4 +1,4 @@
-"""What the trials of a study have reached: the front, the best error, what recoveries gain."""
+"""What the trials of a study have reached: the front, the best error, what training gains."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -7,7 +7,7 @@ from bitfront.attempt import IntermediateValue
 from bitfront.objective import Budget
 from bitfront.trial import FrontChange, Trial
 from search.front import Front
-from search.pruner import Pruner, RecoveryGains
+from search.pruner import Pruner, TrainingGains
 
 
 class FrontTracker:
@@ -32,7 +32,7 @@ class FrontTracker:
         self._objectives = tuple(objectives)
         self._budget = budget
         self._intermediates: dict[int, dict[int, float]] = {}
-        self._gains = RecoveryGains()
+        self._gains = TrainingGains()
         self.front = Front(reference)
         self.best_error: float | None = None
         self.since_growth = 0
@@ -77,6 +77,5 @@ class FrontTracker:
         fits = self._budget.holds(trial.values)
         if fits and trial.is_feasible:
             self.best_error = error if self.best_error is None else min(error, self.best_error)
-        recovery = trial.configuration.recovery
-        if recovery is not None:
-            self._gains.add(recovery, self._intermediates.get(trial.number, {}), error)
+        if trial.configuration.trained_by:
+            self._gains.add(trial.configuration, self._intermediates.get(trial.number, {}), error)

@@ -77,7 +77,7 @@ def plan_nbytes(footprint: Footprint, layers: Sequence[Layer], spec: JobSpec) ->
     """
     widths = len(spec.space.weight_bits)
     weights = 4 * widths * sum(layer.weights for layer in layers)
-    features = 0 if spec.space.recovery is None else _KEPT_FEATURES
+    features = 0 if spec.space.p4q is None else _KEPT_FEATURES
     activations = _activation_nbytes(layers, spec)
     kept = min(_KEPT_WEIGHTS, weights) + features + activations
     if spec.quantizer.is_sequential:

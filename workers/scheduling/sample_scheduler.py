@@ -60,6 +60,7 @@ class Experiment:
         """Plain JSON content: all of it, for its hash."""
         return {
             "plan": self.plan.to_dict(),
+            **({} if self.plan.distil is None else {"distil": self.plan.distil.to_dict()}),
             "space": self.space.model_dump(mode="json"),
             "first": self.first.to_dict(),
             "max_nbytes": self.max_nbytes,

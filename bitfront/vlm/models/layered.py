@@ -92,6 +92,7 @@ class LayeredModel(ABC):
         self._originals = {
             site.layer.name: site.modules[0].get_parameter("weight").detach() for site in sites
         }
+        self._original_vectors: dict[str, Tensor] = {}
 
     @property
     def parts(self) -> dict[str, str]:
@@ -184,6 +185,24 @@ class LayeredModel(ABC):
         for module in modules:
             parameter = module.get_parameter("weight")
             parameter.data = original if weight is None else weight.view_as(original)
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The weights of norms and all biases: their names in the rewritten model."""
+        layers = {id(m.get_parameter("weight")) for name in self._sites for m in self.modules(name)}
+        return tuple(
+            name
+            for name, parameter in self.module.named_parameters()
+            if id(parameter) not in layers
+            and parameter.ndim == 1
+            and name.rpartition(".")[2].endswith(("weight", "bias"))
+        )
+
+    def put_vector(self, name: str, values: Float[Tensor, " n"] | None) -> None:
+        """Gives one of `vectors` other values; None gives it its own back, bit for bit."""
+        parameter = self.module.get_parameter(name)
+        original = self._original_vectors.setdefault(name, parameter.detach())
+        parameter.data = original if values is None else values.to(original)
 
 
 def _refuse_non_finite(model: nn.Module) -> None:

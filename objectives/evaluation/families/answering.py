@@ -48,8 +48,8 @@ class AnsweringFamily(Family):
                 "latency_s is not measured for a generative model: "
                 "put bit_operations in its place among the objectives"
             )
-        if spec.space.recovery is not None:
-            refuse_class_settings(spec.space.recovery)
+        if spec.space.p4q is not None:
+            refuse_class_settings(spec.space.p4q)
 
     def optimise_vision(
         self,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Self
 
-from bitfront.plan import Recovery
+from bitfront.plan import Distillation, Recovery
 from bitfront.trial import Cause, Origin, Trial, TrialState
 from service.http.models.content import Content, Values
 from storage.records import (
@@ -13,9 +13,10 @@ from storage.records import (
 
 
 class Configuration(Content):
-    """What a trial evaluates: the precision of each layer, such as `w4a8`, and the recovery."""
+    """What a trial evaluates: the precision of each layer, such as `w4a8`, and what is trained."""
 
     plan: dict[str, str]
+    distil: Distillation | None
     recovery: Recovery | None
     digest: str
 
@@ -71,6 +72,7 @@ class TrialRow(Content):
             finished_at=trial.finished_at,
             configuration=Configuration(
                 plan=configuration.plan.to_dict(),
+                distil=configuration.plan.distil,
                 recovery=configuration.recovery,
                 digest=configuration.digest,
             ),

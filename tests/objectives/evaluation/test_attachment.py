@@ -1,5 +1,6 @@
 """Configurations on models that a person loaded: what they do there, and that nothing stays."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from bitfront.errors import InvalidModel
-from bitfront.plan import Configuration, Plan, Recovery
+from bitfront.plan import Configuration, Distillation, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.reference.digit_clip import tokenize
 from bitfront.vlm.attached import AttachedPlan
@@ -67,10 +68,13 @@ def everything(model: nn.Module) -> dict[str, object]:
     }
 
 
+@pytest.mark.parametrize("distil", [None, Distillation(steps=3)])
 def test_the_model_gives_what_was_measured_and_then_what_it_gave_before(
-    evaluator: Evaluator, attachment: Attachment
+    evaluator: Evaluator, distil: Distillation | None
 ) -> None:
     configuration, mine = mixed(evaluator), untrained_clip()
+    configuration = Configuration(replace(configuration.plan, distil=distil))
+    attachment = Attachment.of(evaluator, configuration)
     pixels = all_pixels(task_of(evaluator), SplitName.SELECTION)
     tokens = tokenize(["a three left of a seven"])
     before, features = everything(mine), (mine.encode_image(pixels), mine.encode_text(tokens))

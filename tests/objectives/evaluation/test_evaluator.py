@@ -1,5 +1,6 @@
 import copy
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bitfront.attempt import IntermediateValue
 from bitfront.errors import InvalidMetric, SpecError
 from bitfront.layers import Tower
 from bitfront.objective import Objective
-from bitfront.plan import Configuration, Plan, Recovery, TeacherText
+from bitfront.plan import Configuration, Distillation, Plan, Recovery, TeacherText
 from bitfront.precision import FULL, Precision
 from bitfront.quant.packing import packed_weight, unpacked_weight
 from bitfront.spec import JobSpec, Rounding
@@ -65,10 +66,11 @@ def fresh(
     ranges: Ranges,
     *,
     cache_nbytes: int = 1 << 30,
+    features: Path | None = None,
 ) -> Evaluator:
     """An evaluator with a model of its own, for a model has one switch."""
     family = ClassificationFamily(replace(task, model=copy.deepcopy(model)))
-    return Evaluator(spec, family, ranges, cache_nbytes=cache_nbytes)
+    return Evaluator(spec, family, ranges, cache_nbytes=cache_nbytes, features=features)
 
 
 @pytest.fixture
@@ -287,6 +289,18 @@ def test_a_recovery_is_trained_under_its_plan_and_taught_by_full_precision(
 
 
 REHEARSED = Recovery(context_length=2, reduction=4, steps=8)
+DISTILLED = Distillation(steps=8)
+
+
+def distilled(model: DualEncoder, bits: int) -> Plan:
+    return replace(uniform(model, bits), distil=DISTILLED)
+
+
+TRAINED = (
+    lambda model: Configuration(uniform(model, 3), REHEARSED),
+    lambda model: Configuration(distilled(model, 3)),
+    lambda model: Configuration(distilled(model, 3), REHEARSED),
+)
 
 
 def test_the_first_stage_is_the_plan_alone_and_costs_no_training(
@@ -294,50 +308,64 @@ def test_the_first_stage_is_the_plan_alone_and_costs_no_training(
 ) -> None:
     configuration = Configuration(uniform(model, 3), REHEARSED)
 
-    first = next(evaluator.train_recovery(configuration, tmp_path / "recovery"))
+    first = next(evaluator.train(configuration, tmp_path / "recovery"))
 
     plain = evaluator.evaluate(Configuration(configuration.plan))
     assert first == IntermediateValue(0, plain.values["error"])
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("made", TRAINED)
 def test_a_training_in_stages_ends_with_what_an_evaluation_measures(
     spec: JobSpec,
     model: DualEncoder,
     task: Task,
     ranges: Ranges,
-    evaluator: Evaluator,
+    made: Callable[[DualEncoder], Configuration],
     tmp_path: Path,
 ) -> None:
-    configuration = Configuration(uniform(model, 3), REHEARSED)
+    configuration, evaluator = made(model), fresh(spec, model, task, ranges)
     whole = fresh(spec, model, task, ranges).evaluate(configuration)
 
-    stages = list(evaluator.train_recovery(configuration, tmp_path / "recovery"))
+    stages = list(evaluator.train(configuration, tmp_path / "recovery"))
     # Whoever looks at a stage may evaluate something else in between.
     trained = evaluator.evaluate(configuration)
 
-    assert [stage.step for stage in stages] == [0, 2, 4, 6]
+    assert [stage.step for stage in stages] == list(configuration.rungs)
     assert figures(trained) == figures(whole)
-    assert trained.metrics["hits.recovery"] == 1
+    for kind in ("distil", "recovery"):
+        assert trained.metrics.get(f"hits.{kind}", 1) == 1
 
 
-@pytest.mark.parametrize("ended", [1, 2, 3, 4])
+@pytest.mark.parametrize("made", TRAINED)
+@pytest.mark.parametrize("ended", [1, 3, 5, 7])
 def test_a_training_resumes_from_its_checkpoint_to_the_same_bits(
-    spec: JobSpec, model: DualEncoder, task: Task, ranges: Ranges, ended: int, tmp_path: Path
+    spec: JobSpec,
+    model: DualEncoder,
+    task: Task,
+    ranges: Ranges,
+    made: Callable[[DualEncoder], Configuration],
+    ended: int,
+    tmp_path: Path,
 ) -> None:
     search = spec.search.model_copy(update={"checkpoint_s": 0})
     spec = spec.model_copy(update={"search": search})
-    configuration = Configuration(uniform(model, 3), REHEARSED)
+    configuration = made(model)
+    ended = min(ended, len(configuration.rungs))
     undisturbed = fresh(spec, model, task, ranges)
-    all_stages = list(undisturbed.train_recovery(configuration, tmp_path / "undisturbed"))
-    killed = fresh(spec, model, task, ranges).train_recovery(configuration, tmp_path / "recovery")
+    all_stages = list(undisturbed.train(configuration, tmp_path / "undisturbed"))
+    killed = fresh(spec, model, task, ranges, features=tmp_path / "kept").train(
+        configuration, tmp_path / "recovery"
+    )
     shown = [next(killed) for _ in range(ended)]
     del killed
 
-    again = fresh(spec, model, task, ranges)
-    rest = list(again.train_recovery(configuration, tmp_path / "recovery"))
+    again = fresh(spec, model, task, ranges, features=tmp_path / "kept")
+    rest = list(again.train(configuration, tmp_path / "recovery"))
 
-    assert [*shown, *rest[1 if ended == 1 else 0 :]] == all_stages
+    # What was shown before anything was saved is shown again.
+    is_repeated = rest[:1] == shown[-1:]
+    assert [*shown, *rest[int(is_repeated) :]] == all_stages
     assert figures(again.evaluate(configuration)) == figures(undisturbed.evaluate(configuration))
 
 
@@ -353,7 +381,7 @@ def test_a_checkpoint_of_another_configuration_is_left_alone(
     RecoveryCheckpoint(path, "another", every_s=0).save_if_due(training)
 
     assert identity.exists
-    list(evaluator.train_recovery(other, path))
+    list(evaluator.train(other, path))
 
     assert "trained from its start" in caplog.text
 

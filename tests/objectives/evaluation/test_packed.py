@@ -5,15 +5,17 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bitfront.artefact.example import EXAMPLE
+from bitfront.artefact.packed import kept_tensors
 from bitfront.artefact.runtime.packed_model import (
     Answerer,
     Classifier,
@@ -21,7 +23,8 @@ from bitfront.artefact.runtime.packed_model import (
     load,
 )
 from bitfront.errors import InvalidModel
-from bitfront.plan import Configuration, Recovery
+from bitfront.plan import Configuration, Distillation, Recovery
+from bitfront.quant.packing import pack_codes
 from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA, JobSpec
 from objectives.data.split_name import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
@@ -92,6 +95,31 @@ def test_any_configuration_takes_the_promised_bytes_and_computes_what_was_measur
     configuration = random_configuration(kept, seed, None)
 
     check_packed(kept, configuration, tmp_path)
+
+
+@pytest.mark.parametrize("recovery", [None, Recovery(context_length=3, reduction=4, steps=2)])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_distilled_plan_is_stored_as_it_was_measured(
+    name: str, recovery: Recovery | None, tmp_path: Path
+) -> None:
+    kept = evaluator(name, rounding="nearest")
+    rounded = random_configuration(kept, 2, recovery)
+    plan = replace(rounded.plan, distil=Distillation(steps=3))
+
+    check_packed(kept, Configuration(plan, recovery), tmp_path)
+
+    found = load_file(tmp_path / "model.safetensors")
+    trained = kept.switch.coded(plan)
+    for layer, own in trained.items():
+        if own.codes is not None:
+            assert torch.equal(found[f"{layer}.scale"], own.codes.scale)
+            assert torch.equal(found[f"{layer}.codes"], pack_codes(own.codes.codes, own.codes.bits))
+    before = kept_tensors(kept.model)
+    kept.switch.to(rounded.plan)
+    after = kept_tensors(kept.model)
+    assert all(torch.equal(found[name], before[name]) for name in kept.model.vectors)
+    moved = [name for name in kept.model.vectors if not torch.equal(found[name], after[name])]
+    assert len(moved) > 0.9 * len(kept.model.vectors)
 
 
 @pytest.mark.parametrize(

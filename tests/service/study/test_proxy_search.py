@@ -281,3 +281,27 @@ def test_the_widest_gap_is_halved_first() -> None:
         for block in blocks
     )
     assert sizes[wide - 1] < size < sizes[wide]
+
+
+@pytest.mark.parametrize(
+    ("recovery", "kinds"),
+    [
+        (None, [()]),
+        ({"reduction": [2]}, [(), ("p4q",)]),
+        ({"distil": {}}, [(), ("distil",)]),
+        ({"distil": {}, "reduction": [2]}, [(), ("distil",), ("distil", "p4q")]),
+    ],
+)
+def test_what_is_trained_comes_after_what_is_not(
+    recovery: dict[str, object] | None, kinds: list[tuple[str, ...]]
+) -> None:
+    spec = make_spec()
+    space = {**spec.space.model_dump(), "recovery": recovery}
+    search = ProxySearch(
+        JobSpec.model_validate({**spec.model_dump(), "space": space}), make_profile()
+    )
+
+    trained = [seed.configuration.trained_by for seed in search.seeds()]
+
+    assert list(dict.fromkeys(trained)) == kinds
+    assert trained == sorted(trained, key=kinds.index)

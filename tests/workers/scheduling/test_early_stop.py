@@ -125,8 +125,8 @@ def test_the_pruner_has_the_front_and_what_training_has_taken_away(driver: Drive
 
     pruner = driver.scheduler.pruner()
 
-    assert before.gains == ()
-    assert pruner.gains == pytest.approx((0.1, 0.1, 0.1, 0.1))
+    assert before.gains == {}
+    assert pruner.gains == {"p4q": pytest.approx((0.1, 0.1, 0.1, 0.1))}
     front = {(row.values["error"], row.values["nbytes"]) for row in driver.store.front("early")}
     assert set(pruner.front) == front
 
@@ -216,7 +216,7 @@ class ReportingEvaluator:
     def costs(self, configuration: Configuration) -> dict[str, float]:
         return {"nbytes": float(sum(p.weight_bits for _, p in configuration.plan))}
 
-    def train_recovery(
+    def train(
         self, configuration: Configuration, checkpoint: Path, is_ending: Callable[[], bool]
     ) -> Iterator[IntermediateValue]:
         assert not is_ending()
@@ -273,7 +273,7 @@ def test_a_worker_stops_where_the_front_is_out_of_reach(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     evaluator = ReportingEvaluator((0.4, 0.3, 0.2, 0.1))
-    pruner = Pruner(((0.25, 15.0),), (0.4, 0.1, 0.1, 0.1))
+    pruner = Pruner(((0.25, 15.0),), {"p4q": (0.4, 0.1, 0.1, 0.1)})
 
     shown, result = run_worker(evaluator, monkeypatch, tmp_path, RECOVERY, pruner)
 
@@ -287,7 +287,7 @@ def test_a_trial_without_recovery_has_no_rungs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     evaluator = ReportingEvaluator(())
-    hopeless = Pruner(((0.0, 0.0),), (0.0, 0.0, 0.0, 0.0))
+    hopeless = Pruner(((0.0, 0.0),), {"p4q": (0.0, 0.0, 0.0, 0.0)})
 
     shown, result = run_worker(evaluator, monkeypatch, tmp_path, None, hopeless)
 
