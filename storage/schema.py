@@ -35,6 +35,7 @@ REVISIONS = (
     "0022",
     "0023",
     "0024",
+    "0025",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 
