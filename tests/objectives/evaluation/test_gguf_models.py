@@ -16,16 +16,21 @@ from bitfront.artefact.architectures import RUNTIME
 from bitfront.artefact.example import EXAMPLE
 from bitfront.artefact.gguf.limits import refuse_other_formats
 from bitfront.errors import FailedBuild, InvalidModel
-from bitfront.layers import Layer, LayerKind, Tower
-from bitfront.plan import Configuration, Plan
+from bitfront.layers import Block, Layer, LayerKind, Tower
+from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import Precision
+from bitfront.profile import Profile
 from bitfront.reference.questions import draw_questions
 from bitfront.reference.scenes import MEAN, STD, picture
-from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA, JobSpec
+from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA, ConstraintSpec, JobSpec
+from bitfront.targets import DeploymentTarget
+from objectives.cost.costs import kept_nbytes
 from objectives.evaluation.card import write_card
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.gguf_models import write_gguf
 from objectives.evaluation.verification import Runner, verify
+from objectives.profiling.cells import CellMeter
+from search.resources import job_limits
 from tests.support.artefacts import SAMPLES, evaluator, llava_folder
 from tests.support.llava_models import photo
 
@@ -107,6 +112,28 @@ def test_the_files_take_the_bytes_that_the_search_counted(
     assert card["stored_nbytes"] == promised
     files = sum(path.stat().st_size for path in folder.glob("*.gguf"))
     assert promised < files < promised + 20_000  # names, settings and alignment
+
+
+def test_a_cell_costs_blocks_and_its_key_holds_the_runtime(bundled: Evaluator) -> None:
+    layer = next(x for x in bundled.model.layers if x.name.endswith("0.mlp.down_proj.weight"))
+    meter = CellMeter(bundled.task, bundled.cell_switch, bundled.spec)
+    other = bundled.spec.model_copy(update={"target": DeploymentTarget.ANY})
+
+    block = Block("a", layer.tower, (layer.name,))
+    cell = meter.measure(block, Option((Precision(3),)))
+
+    assert cell.nbytes == layer.rows * 110
+    assert meter.identity != CellMeter(bundled.task, bundled.cell_switch, other).identity
+
+
+def test_a_limit_on_mean_bits_counts_what_no_plan_changes_once(bundled: Evaluator) -> None:
+    kept = kept_nbytes(bundled.model, is_blocked=True)
+    profile = Profile(bundled.model.layers, (), (), kept)
+    limited = ConstraintSpec(max_bits=5)
+
+    (limit,) = job_limits(bundled.spec.model_copy(update={"constraints": limited}), profile)
+
+    assert limit.fixed == 16 * bundled.model.fixed_nbytes / 2
 
 
 def test_a_trial_that_was_searched_for_no_target_says_what_changes(
