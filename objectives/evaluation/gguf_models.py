@@ -7,13 +7,15 @@ shows how.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from transformers import LlavaForConditionalGeneration
 
-from bitfront.artefact.architectures import RUNTIME
+from bitfront.artefact.architectures import RUNTIME, Architecture
 from bitfront.artefact.example import EXAMPLE, gguf_example
 from bitfront.artefact.gguf.files import read_files
 from bitfront.artefact.gguf.limits import changes, refuse_other_formats
+from bitfront.artefact.gguf.vocabulary import Vocabulary, read_vocabulary
 from bitfront.errors import InvalidModel
 from bitfront.plan import Configuration
 from objectives.evaluation.card import write_card
@@ -64,7 +66,8 @@ def write_gguf(
             f"the files' tensors take {files.nbytes:,} bytes, but {promised:,} were promised"
         )
     context = model.module.config.get_text_config().max_position_embeddings
-    files.write(checkpoint.architecture.config, context, folder)
+    words = _vocabulary(checkpoint.architecture)
+    files.write(checkpoint.architecture.config, context, folder, words)
     card: dict[str, object] = {
         "format": FORMAT,
         **facts,
@@ -74,10 +77,25 @@ def write_gguf(
         "stored_nbytes": files.nbytes,
         **exported_card(checkpoint),
         "types": files.types,
-        "changes": changes(files, model.layers, plan, is_blocked=spec.is_blocked),
+        "changes": changes(
+            files,
+            model.layers,
+            plan,
+            is_blocked=spec.is_blocked,
+            has_words=words is not None,
+        ),
     }
     write_further_files(checkpoint, folder)
     (folder / MODULE).write_bytes((RUNTIME / MODULE).read_bytes())
     (folder / EXAMPLE).write_text(gguf_example(card), encoding="utf-8")
     write_card(card, folder)
     return card
+
+
+def _vocabulary(architecture: Architecture) -> Vocabulary | None:
+    """What llama.cpp needs to make tokens itself, where it can."""
+    config = cast("dict[str, Any]", architecture.config)
+    tokenizer = architecture.files.get("tokenizer.json")
+    if tokenizer is None:
+        return None
+    return read_vocabulary(tokenizer, config["text"]["vocabulary"], config["ends"][0])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitfront.artefact.gguf.codes import packed_blocks
 from bitfront.artefact.gguf.names import place_of
+from bitfront.artefact.gguf.vocabulary import Vocabulary
 from bitfront.precision import Precision
 from bitfront.quant.blocks import block_type
 from bitfront.quant.packing import unpack_codes
@@ -43,13 +44,20 @@ class Files:
         """The bytes of all tensors."""
         return sum(array.nbytes for array, _ in self.tensors.values())
 
-    def write(self, config: Mapping[str, Any], context: int, folder: Path) -> None:
+    def write(
+        self,
+        config: Mapping[str, Any],
+        context: int,
+        folder: Path,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         """Writes both files.
 
         Args:
             config: What the file of `runtime` is built with.
             context: How many positions the decoder was made for.
             folder: Where to.
+            vocabulary: The decoder's; None where whoever runs it makes the tokens.
 
         Raises:
             OSError: One cannot be written.
@@ -58,6 +66,7 @@ class Files:
             writer = GGUFWriter(folder / name, architecture)
             if name == DECODER:
                 _describe_decoder(writer, config["text"], context)
+                _describe_words(writer, vocabulary)
             else:
                 _describe_projector(writer, config)
             for (file, tensor), (array, kind) in self.tensors.items():
@@ -156,7 +165,13 @@ def _describe_decoder(writer: GGUFWriter, text: Mapping[str, Any], context: int)
     writer.add_rope_freq_base(text["theta"])
     writer.add_layer_norm_rms_eps(text["eps"])
     writer.add_vocab_size(text["vocabulary"])
-    writer.add_tokenizer_model("none")  # the folder's own module makes tokens
+
+
+def _describe_words(writer: GGUFWriter, vocabulary: Vocabulary | None) -> None:
+    if vocabulary is None:
+        writer.add_tokenizer_model("none")
+    else:
+        vocabulary.write(writer)
 
 
 def _describe_projector(writer: GGUFWriter, config: Mapping[str, Any]) -> None:

@@ -18,6 +18,12 @@ PROJECTOR_NOTE = (
 )
 
 
+WORDS_NOTE = (
+    "decoder.gguf has no tokenizer, for llama.cpp knows none of this kind: gguf_model.py makes the "
+    "tokens"
+)
+
+
 def refuse_other_formats(
     plan: Mapping[str, Precision],
     *,
@@ -67,7 +73,12 @@ def refuse_other_formats(
 
 
 def changes(
-    files: Files, layers: Sequence[Layer], plan: Mapping[str, Precision], *, is_blocked: bool
+    files: Files,
+    layers: Sequence[Layer],
+    plan: Mapping[str, Precision],
+    *,
+    is_blocked: bool,
+    has_words: bool,
 ) -> list[str]:
     """What the files hold or compute in another way than the trial.
 
@@ -77,8 +88,9 @@ def changes(
         plan: The precision of each layer.
         is_blocked: Whether the trial's inputs were rounded and its bytes counted as llama.cpp does
             it.
+        has_words: Whether the decoder's file has a tokenizer.
     """
-    found = [PROJECTOR_NOTE]
+    found = [PROJECTOR_NOTE] if has_words else [PROJECTOR_NOTE, WORDS_NOTE]
     values = [name for name, kind in files.types.items() if kind == "F32"]
     if values:
         found.append(

@@ -150,6 +150,7 @@ def test_a_trial_that_was_searched_for_no_target_says_what_changes(
     said = " ".join(map(str, card["changes"]))  # type: ignore[call-overload]  # a list
     assert "their values are stored in 32 bits; space.keep: 16 for them saves half" in said
     assert "target: gguf counts that" in said
+    assert "decoder.gguf has no tokenizer" in said
     assert re.search(r"rounds the inputs of \d+ layers to 8 bits, in blocks of 32 or 256", said)
 
 
