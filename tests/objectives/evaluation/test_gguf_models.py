@@ -245,6 +245,18 @@ def test_a_model_that_is_none_of_transformers_is_refused(tmp_path: Path) -> None
         write_gguf(kept, Configuration(Plan(())), tmp_path, {})
 
 
+def test_another_layout_of_settings_is_one_sentence(
+    written: tuple[Path, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(RUNTIME)
+    runtime: Any = import_module("gguf_model")
+    known = runtime._CONTEXT_DEFAULTS
+    monkeypatch.setattr(runtime, "_CONTEXT_DEFAULTS", {**known, runtime._FLASH: 7})
+
+    with pytest.raises(OSError, match=r"another interface .* 'pip install xllamacpp=="):
+        runtime.Decoder(written[0] / runtime.DECODER, 1)
+
+
 class _Part(ctypes.Structure):
     _fields_ = (("text", ctypes.c_void_p), ("bitmap", ctypes.c_void_p))
 
