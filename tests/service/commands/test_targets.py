@@ -128,6 +128,33 @@ def test_what_a_checkpoint_cannot_hold_is_refused_with_the_job() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("bits", "group", "said"),
+    [
+        (4, 40, "gguf has no kernel for w4a16g40: the nearest that it has is w4a16g32 or w4a16"),
+        (2, 64, "gguf has no kernel for w2a16g64: the nearest that it has is w2a16"),
+        (3, 256, None),
+        (4, 64, None),
+    ],
+)
+def test_what_llama_cpp_has_no_block_for_is_refused_with_the_job(
+    bits: int, group: int, said: str | None
+) -> None:
+    spec = job(
+        "asks",
+        model={"source": "reference", "name": "digit-llava"},
+        quantizer={"rounding": "nearest", "scheme": "symmetric"},
+        space={"activation_bits": [16], "weight_bits": [bits], "groups": [group]},
+    )
+
+    found = dict(inconsistencies(spec.model_copy(update={"target": DeploymentTarget.GGUF})))
+
+    wanted = {} if said is None else {("space", "groups"): said}
+    assert {place: text.partition(", or leave")[0] for place, text in found.items()} == {
+        place: f"space.groups: {text}" for place, text in wanted.items()
+    }
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.artefact)
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("text", ["w4a16", "w4a8", "w16a16"])
