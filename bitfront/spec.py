@@ -168,6 +168,7 @@ class DataSource(StrEnum):
     DATASETS = "datasets"
     QUESTIONS = "questions"
     CAPTIONS = "captions"
+    IMAGES = "images"
 
     @property
     def is_file(self) -> bool:
@@ -193,7 +194,9 @@ class DataSpec(Section):
     retrieval the mean of the recall in both directions, at 1, 5 or 10; for multiple choice the
     accuracy of the option with the highest `likelihood`, or of the `letter` that the model writes.
     Each option is then listed behind the question as `option_format` says; empty lists none, and
-    the model writes the option itself.
+    the model writes the option itself. For `images` without labels it is the agreement with the
+    model in full precision: `divergence` counts each prediction by `exp(-KL)`, `agreement` whether
+    the same class, or the same token, is the most probable one.
 
     `path` is a folder with one sub-folder a class, a `datasets` dataset saved to disk, a JSON Lines
     file of questions or captions, or captions as COCO has them. The images of a file lie beside it,
@@ -234,6 +237,11 @@ class DataSpec(Section):
     batch_size: int = Field(64, ge=1)
 
     @property
+    def is_unlabelled(self) -> bool:
+        """Whether nothing is known to be right: then the model in full precision says it."""
+        return self.task is TaskName.AGREEMENT or self.source is DataSource.IMAGES
+
+    @property
     def classes_file(self) -> str | None:
         """The file that holds the names of the classes, if they are in one."""
         named = self.classes
@@ -249,7 +257,7 @@ class DataSpec(Section):
             raise ValueError("data.templates: each one needs {} where the class name goes")
         if self.option_format and "{option}" not in self.option_format:
             raise ValueError("data.option_format needs {option} where an option goes")
-        if "{}" not in self.prompt:
+        if "{}" not in self.prompt and self.source is not DataSource.IMAGES:
             raise ValueError("data.prompt needs {} where the question goes")
         if self.background != DataSpec.model_fields["background"].default:
             _refuse_other_colours(self.background)

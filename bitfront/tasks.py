@@ -12,6 +12,7 @@ class TaskName(StrEnum):
     RETRIEVAL = "retrieval"
     ANSWERING = "answering"
     CHOICE = "choice"
+    AGREEMENT = "agreement"
 
 
 class TaskMeasure(StrEnum):
@@ -25,6 +26,8 @@ class TaskMeasure(StrEnum):
     EXACT_MATCH = "exact_match"
     LIKELIHOOD = "likelihood"
     LETTER = "letter"
+    DIVERGENCE = "divergence"
+    AGREEMENT = "agreement"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,26 @@ CHOICE: Final = TaskKind(
     sources=("reference", "questions"),
     measures=(TaskMeasure.LIKELIHOOD, TaskMeasure.LETTER),
 )
-TASKS: Final = (CLASSIFICATION, RETRIEVAL, ANSWERING, CHOICE)
+CLASS_AGREEMENT: Final = TaskKind(
+    name=TaskName.AGREEMENT,
+    asks=False,
+    sources=("images", "reference"),
+    measures=(TaskMeasure.DIVERGENCE, TaskMeasure.AGREEMENT),
+)
+TEXT_AGREEMENT: Final = TaskKind(
+    name=TaskName.AGREEMENT,
+    asks=True,
+    sources=("images", "reference"),
+    measures=(TaskMeasure.DIVERGENCE, TaskMeasure.AGREEMENT),
+)
+TASKS: Final = (
+    CLASSIFICATION,
+    RETRIEVAL,
+    ANSWERING,
+    CHOICE,
+    CLASS_AGREEMENT,
+    TEXT_AGREEMENT,
+)
 
 
 def fitting_tasks(source: str, *, asks: bool | None) -> tuple[TaskKind, ...]:

@@ -29,6 +29,7 @@ class Comparison:
         broken: Samples that add more.
         error: The first's error less the second's.
         squares: The sum of the squared differences of the samples' shares in it.
+        largest: The largest share of a sample in either error; 1 where nothing is wrong.
         divergence: The first's divergence less the second's, in nats.
         divergence_se: The standard error of that mean of paired differences.
     """
@@ -38,6 +39,7 @@ class Comparison:
     broken: int
     error: float
     squares: float
+    largest: float
     divergence: float
     divergence_se: float
 
@@ -54,21 +56,23 @@ class Comparison:
         found = []
         for start in range(0, len(firsts), _AT_ONCE):
             some = firsts[start : start + _AT_ONCE]
-            shares = np.stack([one.errors for one in some]) - errors
+            own = np.stack([one.errors for one in some])
+            shares, largest = own - errors, np.maximum(own.max(axis=1), errors.max())
             differences = np.stack([one.divergence for one in some]) - divergence
             columns = (
                 (shares < 0).sum(axis=1).tolist(),
                 (shares > 0).sum(axis=1).tolist(),
                 shares.mean(axis=1).tolist(),
                 (shares**2).sum(axis=1).tolist(),
+                np.where(largest > 0, largest, 1.0).tolist(),
                 differences.mean(axis=1).tolist(),
                 (
                     differences.std(axis=1, ddof=1) if count > 1 else np.full(len(some), math.inf)
                 ).tolist(),
             )
             found += [
-                cls(count, fixed, broken, error, squares, mean, spread / math.sqrt(count))
-                for fixed, broken, error, squares, mean, spread in zip(*columns, strict=True)
+                cls(count, fixed, broken, error, squares, most, mean, spread / math.sqrt(count))
+                for fixed, broken, error, squares, most, mean, spread in zip(*columns, strict=True)
             ]
         return found
 
@@ -99,11 +103,12 @@ class Comparison:
     def error_variance(self) -> float:
         """The variance of the difference in error, never 0: half a sample is added each way.
 
-        The sum of squares is the number of samples that differ, where all count alike.
+        Where all count alike, the sum of squares is the number of samples that differ; elsewhere
+        the sample that is added has the largest share of any.
 
         Agresti and Min, Statistics in Medicine 24 (2005) 729-740.
         """
-        share = (self.squares + 1) / self.samples
+        share = (self.squares + self.largest**2) / self.samples
         return (share - self.error**2) / self.samples
 
     @property

@@ -22,7 +22,14 @@ from bitfront.spec import (
     Sampler,
     VisionSpec,
 )
-from bitfront.tasks import CHOICE, CLASSIFICATION, TaskMeasure, fitting_tasks
+from bitfront.tasks import (
+    CHOICE,
+    CLASS_AGREEMENT,
+    CLASSIFICATION,
+    TEXT_AGREEMENT,
+    TaskMeasure,
+    fitting_tasks,
+)
 
 _UNQUANTIZED: Final = 16
 _MEASURES_ALL: Final = "every cell is measured: leave it out, or set profile.cells: adaptive"
@@ -87,7 +94,7 @@ def _may_write(spec: JobSpec) -> bool:
 
 
 def _may_classify(spec: JobSpec) -> bool:
-    return spec.may_be(CLASSIFICATION)
+    return spec.may_be(CLASSIFICATION) or spec.may_be(CLASS_AGREEMENT)
 
 
 def _recovery(spec: JobSpec) -> RecoverySpace:
@@ -161,7 +168,9 @@ DEPENDENT: Final = {
         lambda job: job.may_be(CHOICE) and job.data.measure is TaskMeasure.LETTER,
         "only task: choice with measure: letter lists options: leave it out",
     ),
-    "data.answer_pattern": _Dependent(_may_write, _OF_TEXTS),
+    "data.answer_pattern": _Dependent(
+        lambda job: _may_write(job) and job.task is not TEXT_AGREEMENT, _OF_TEXTS
+    ),
     "data.answer_tokens": _Dependent(_may_write, _OF_TEXTS),
     "data.background": _Dependent(
         lambda job: job.data.source is not DataSource.REFERENCE, _OF_PICTURES
@@ -306,6 +315,12 @@ def _of_another_task(spec: JobSpec) -> Iterator[tuple[Place, str]]:
                 f"data.measure: {data.measure} is not for {named}: write "
                 f"{' or '.join(measures)}, or leave it out",
             )
+    if tasks == (CLASS_AGREEMENT,) and data.source is DataSource.IMAGES and data.classes is None:
+        yield (
+            ("data", "classes"),
+            "data.classes: images without labels are told apart by what they may show: give a list "
+            "of it, or a file with one",
+        )
     if spec.space.recovery is not None and tasks and not any(task.recovers for task in tasks):
         yield (
             ("space", "recovery"),

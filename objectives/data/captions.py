@@ -102,6 +102,16 @@ def class_names(
     return names
 
 
+def names_in(given: Mapping[str, str] | Sequence[str] | str) -> list[str]:
+    """The names that `data.classes` gives: those of a list, or of a mapping's values each once.
+
+    Raises:
+        SpecError: The file cannot be read.
+    """
+    content = _read(given) if isinstance(given, str) else given
+    return list(dict.fromkeys(content.values()) if isinstance(content, Mapping) else content)
+
+
 def _named(
     found: Sequence[str], given: Mapping[str, str] | Sequence[str] | None, title: str
 ) -> tuple[str, ...]:

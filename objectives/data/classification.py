@@ -12,7 +12,7 @@ from bitfront.errors import InvalidModel, InvalidSample, SpecError
 from bitfront.plan import digest
 from bitfront.reference.scenes import CLASSES, SIDE, TEMPLATES, draw_scenes
 from bitfront.spec import DataSource, DataSpec
-from bitfront.tasks import CLASSIFICATION, TaskMeasure
+from bitfront.tasks import CLASS_AGREEMENT, CLASSIFICATION, TaskMeasure
 from bitfront.vlm import DualEncoder
 from bitfront.vlm.models.captions import ClassNames
 from bitfront.vlm.models.distinct import token_problem
@@ -35,7 +35,7 @@ class Split:
 
     Attributes:
         name: What they are for.
-        labels: `(n,)` int64 class indices.
+        labels: `(n,)` int64 class indices; -1 where none is known.
         captions: The hash of the classes and templates that the samples are told apart by.
         read: The pixels `(stop - start, c, h, w)` of the samples `start` to `stop`.
         contents: A hash of each sample's content and label, read only when it is asked for.
@@ -162,10 +162,10 @@ def load_classification(
             reference scenes do not fit the model.
         InvalidModel: Two classes have the same tokens.
     """
-    if spec.source is DataSource.QUESTIONS:
+    if spec.source.is_file:
         raise SpecError(
-            "data of source questions is for a generative model, but this one tells classes "
-            "apart: set data.source to image_folder or datasets"
+            f"data of source {spec.source} are not for a model that tells classes apart: set "
+            "data.source to image_folder or datasets"
         )
     if spec.source is DataSource.REFERENCE:
         classes, templates, splits = _reference(spec, model)
@@ -179,6 +179,8 @@ def load_classification(
         raise InvalidModel(problem)
     tokens = [model.tokenize(of_template) for of_template in captions]
     augmentation = Augmentation(spec.seed, spec.horizontal_flip)
+    kind = CLASS_AGREEMENT if spec.is_unlabelled else CLASSIFICATION
+    measure = kind.measure(spec.measure)
     return ClassificationTask(
         model,
         classes,
@@ -187,7 +189,7 @@ def load_classification(
         splits,
         spec.batch_size,
         augmentation,
-        CLASSIFICATION.measure(spec.measure),
+        measure,
     )
 
 
@@ -223,8 +225,9 @@ def _source_splits(
     source: LabelledSource, spec: DataSpec, model: DualEncoder, inspector: Inspector
 ) -> dict[SplitName, Split]:
     """Four disjoint splits, in a random order that depends on the seed and on the names only."""
+    is_unlabelled = spec.source is DataSource.IMAGES
     for index, label in enumerate(source.labels):
-        if not 0 <= label < len(source.classes):
+        if not -1 <= label < len(source.classes) or (label < 0 and not is_unlabelled):
             raise InvalidSample(
                 f"{source.where(index)} has the label {label}, but there are "
                 f"{len(source.classes)} classes (0 to {len(source.classes) - 1})"

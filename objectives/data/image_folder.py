@@ -97,6 +97,33 @@ def list_images(root: Path) -> ImageFolder:
     return ImageFolder(root, tuple(folder.name for folder in folders), files, labels, left_out)
 
 
+def existing_folder(path: str | None) -> Path:
+    """The job's folder.
+
+    Raises:
+        MissingData: It is not there.
+    """
+    root = Path(path or "").expanduser()
+    if not path or not root.is_dir():
+        raise MissingData(f"there is no folder {path!r}: set data.path to where the images are")
+    return root
+
+
+def list_pictures(root: Path) -> tuple[list[Path], Counter[str]]:
+    """All images of a folder and of those in it, sorted by name, and what was left out.
+
+    Raises:
+        MissingData: There are none, or a folder cannot be looked into.
+    """
+    left_out: Counter[str] = Counter()
+    files = list(_images_below(root, left_out, set()))
+    if not files:
+        raise MissingData(
+            f"the folder {shown(root)} has no images: set data.path to where they are"
+        )
+    return files, left_out
+
+
 def shown(path: Path | str) -> str:
     """A path as text that can be printed and stored, whatever bytes its name is made of.
 

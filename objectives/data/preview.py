@@ -9,6 +9,7 @@ from objectives.data.caption_sources import ListedCaptions
 from objectives.data.captions import fill, looks_like_identifier
 from objectives.data.choice_sources import ListedChoices
 from objectives.data.inspection import Inspector
+from objectives.data.pictures import LabelledPictures, PictureSource
 from objectives.data.question_sources import open_question_source
 from objectives.data.sources import (
     DatasetSource,
@@ -51,8 +52,10 @@ def preview_data(spec: DataSpec, inspector: Inspector | None) -> DataPreview:
     if inspector is not None:
         found = split_samples(source, spec, inspector).left_out
         left_out = tuple(f"left out: {count} {what}" for what, count in sorted(found.items()))
-    if isinstance(source, FolderSource | DatasetSource):
+    if isinstance(source, FolderSource | DatasetSource | LabelledPictures):
         return _classes(source, spec, left_out)
+    if isinstance(source, PictureSource):
+        return DataPreview((f"{source.title}: {source.summary}", *left_out), ())
     if isinstance(source, ListedCaptions):
         counted = f"{len(source.names)} images with {source.count} captions"
         return DataPreview((f"{source.title}: {counted}", *left_out), ())
@@ -94,6 +97,8 @@ def _open(spec: DataSpec) -> LabelledSource | Source:
         return ListedChoices(spec) if spec.task is TaskName.CHOICE else open_question_source(spec)
     if spec.source is DataSource.CAPTIONS:
         return ListedCaptions(spec)
+    if spec.source is DataSource.IMAGES:
+        return PictureSource(spec) if spec.classes is None else LabelledPictures(spec)
     try:
         return open_labelled_source(spec)
     except SpecError as error:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Protocol, TypedDict, cast
 from bitfront.errors import InvalidSample, MissingData, SpecError
 from bitfront.spec import DataSource, DataSpec
 from objectives.data.captions import class_names
-from objectives.data.image_folder import list_images, shown
+from objectives.data.image_folder import existing_folder, list_images, shown
 from objectives.data.inspection import Encoded, Sample
+from objectives.data.pictures import LabelledPictures
 from objectives.data.splits import Source
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class LabelledSource(Source, Protocol):
 
     @property
     def labels(self) -> Sequence[int]:
-        """The class index of every sample."""
+        """The class index of every sample; -1 where none is known."""
 
     @property
     def summary(self) -> str:
@@ -42,7 +43,7 @@ class FolderSource:
     """A folder with one sub-folder a class; see `objectives.data.image_folder`."""
 
     def __init__(self, spec: DataSpec) -> None:
-        self._folder = list_images(_existing_folder(spec.path))
+        self._folder = list_images(existing_folder(spec.path))
         self.title = f"image folder {shown(self._folder.root)}"
         self.summary = self._folder.summary
         self.classes = class_names(self._folder.classes, spec.classes, self.title)
@@ -105,14 +106,9 @@ def open_labelled_source(spec: DataSpec) -> LabelledSource:
         InvalidSample: A row has no label.
         SpecError: A column is missing, or classes cannot be told apart by their names.
     """
+    if spec.source is DataSource.IMAGES:
+        return LabelledPictures(spec)
     return FolderSource(spec) if spec.source is DataSource.IMAGE_FOLDER else DatasetSource(spec)
-
-
-def _existing_folder(path: str | None) -> Path:
-    root = Path(path or "").expanduser()
-    if not path or not root.is_dir():
-        raise MissingData(f"there is no folder {path!r}: set data.path to where the images are")
-    return root
 
 
 def load_dataset(spec: DataSpec, columns: Sequence[str]) -> "Dataset":
@@ -122,7 +118,7 @@ def load_dataset(spec: DataSpec, columns: Sequence[str]) -> "Dataset":
         MissingData: There is none at the path, or the package is missing.
         SpecError: A column is missing.
     """
-    dataset = _open_dataset(_existing_folder(spec.path))
+    dataset = _open_dataset(existing_folder(spec.path))
     for column in columns:
         if column not in dataset.column_names:
             raise SpecError(

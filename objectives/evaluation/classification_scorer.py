@@ -67,10 +67,24 @@ class ClassificationScorer(Scorer):
         else:
             images, classes = recovered.adapt(images), recovered.text_features
         scores = logits(images, classes, self._model.logit_scale)
-        labels = self._task.split(split).labels
-        further = {"loss_nats": loss_nats(scores, labels)}
-        errors = self._task.errors(~is_highest(scores, labels), split)
-        return Score.of(errors, divergences_nats(full, scores), further)
+        further = {
+            "loss_nats": loss_nats(scores, self.labels(split)),
+            **self._further(scores, split),
+        }
+        return Score.of(self.errors(scores, split), divergences_nats(full, scores), further)
+
+    def labels(self, split: SplitName) -> Int[Tensor, " n"]:
+        """The class that is right for each image."""
+        return self._task.split(split).labels
+
+    def errors(self, scores: Float[Tensor, "n classes"], split: SplitName) -> Float[Tensor, " n"]:
+        """Each image's share in the error of a split, by its logits."""
+        return self._task.errors(~is_highest(scores, self.labels(split)), split)
+
+    def _further(self, scores: Float[Tensor, "n classes"], split: SplitName) -> dict[str, float]:
+        """Figures that only some measures have."""
+        del scores, split
+        return {}
 
     def _full_scores(self, split: SplitName) -> Float[Tensor, "n classes"]:
         """The logits in full precision: the features behind them are computed once and kept."""
@@ -175,7 +189,7 @@ class ClassificationScorer(Scorer):
         views = range(recovery.views + 1)
         return ClassData(
             image_features=self._tuning_features(plan, recovery),
-            labels=self._task.split(SplitName.TUNING).labels[chosen].repeat(len(views)),
+            labels=self.labels(SplitName.TUNING).cpu()[chosen].repeat(len(views)),
             teacher_image_features=self._tuning_features(FULL_PLAN, recovery),
             teacher_text_features=self._teacher_text(recovery),
             text_features=self._class_features(plan),
@@ -193,7 +207,7 @@ class ClassificationScorer(Scorer):
 
     def _chosen(self, shots: int) -> Int[Tensor, " n"]:
         """The places of the tuning samples that count."""
-        return first_of_each(self._task.split(SplitName.TUNING).labels.tolist(), shots)
+        return first_of_each(self.labels(SplitName.TUNING).tolist(), shots)
 
     def _teacher_text(self, recovery: Recovery) -> Float[Tensor, "classes d"]:
         """The class features of full precision: from templates, or under a prompt of its own.

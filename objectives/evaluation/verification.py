@@ -26,6 +26,8 @@ from objectives.data.choices import ChoiceTask
 from objectives.data.classification import ClassificationTask
 from objectives.data.questions import QuestionTask
 from objectives.data.split_name import SplitName
+from objectives.data.written import WrittenTask
+from objectives.evaluation.agreement_scorers import WrittenScorer
 from objectives.evaluation.answer_scorer import AnswerScorer
 from objectives.evaluation.choice_scorer import ChoiceScorer
 from objectives.evaluation.classification_scorer import ClassificationScorer
@@ -277,6 +279,9 @@ def _verifier(evaluator: Evaluator) -> "_Classes | _Answers":
     if isinstance(task, ClassificationTask):
         assert isinstance(scorer, ClassificationScorer)
         return _Classes(task, scorer)
+    if isinstance(scorer, WrittenScorer):
+        assert isinstance(task, WrittenTask)
+        return _Written(task, scorer)
     if isinstance(task, ChoiceTask):
         assert isinstance(scorer, ChoiceScorer)
         return _Choices(task, scorer)
@@ -301,9 +306,9 @@ class _Classes:
 
     def errors(self, runner: Runner) -> Float[Tensor, " n"]:
         """Each image's share in the error of the selection split."""
-        labels = self._task.split(SplitName.SELECTION).labels
-        found = [runner.run({"pixels": p}).argmax(-1) for p in self._batches(SplitName.SELECTION)]
-        return self._task.errors(torch.cat(found) != labels.cpu(), SplitName.SELECTION)
+        found = [runner.run({"pixels": pixels}) for pixels in self._batches(SplitName.SELECTION)]
+        logits = torch.cat(found).to(self._task.model.device)
+        return self._scorer.errors(logits, SplitName.SELECTION).cpu()
 
     def text_cosine(self, runner: Runner) -> float:
         """How near captions' features are to those of the text tower that has the last plan on."""
@@ -376,6 +381,21 @@ class _Answers:
             runner.time(given | {"limit": torch.tensor(1 + count)}) for count in (0, _TIMED_TOKENS)
         )
         return max(0.0, all_of_them - first) / _TIMED_TOKENS
+
+
+class _Written(_Answers):
+    """What the full model wrote, for an artefact."""
+
+    def __init__(self, task: WrittenTask, scorer: WrittenScorer) -> None:
+        super().__init__(task, scorer)
+        self._written = scorer
+
+    def errors(self, runner: Runner) -> Float[Tensor, " n"]:
+        """Each picture's share in the error of the selection split."""
+        split = self._task.split(SplitName.SELECTION)
+        batches = [split.read(number) for number in range(len(split.batches))]
+        logits = torch.cat([runner.run(_taught(batch)).flatten(0, 1) for batch in batches])
+        return self._written.errors(logits.to(self._task.model.device), split.name).cpu()
 
 
 class _Choices(_Answers):

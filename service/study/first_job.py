@@ -179,13 +179,17 @@ def _data_lines(first: FirstJob) -> list[str]:
     path = _expanded(first.data)
     if not path.exists():
         raise SpecError(f"there are no data at {path.absolute()}: give a folder or a file")
-    source, count = _recognised(path)
+    source, count = _recognised(path, first.task)
     lines = [
         f"  source: {source.value}",
         *_task(first, path),
         f"  path: {_scalar(str(path.absolute()))}",
     ]
-    if source is DataSource.CAPTIONS:
+    if source is DataSource.IMAGES:
+        lines.append(_commented("  # classes: FILE", "what they may show, one a line, for a CLIP"))
+        prompt = '  # prompt: "USER: <image>\\nDescribe it. ASSISTANT:"'
+        lines.append(_commented(prompt, "for a LLaVA"))
+    elif source is DataSource.CAPTIONS:
         lines.append(_commented("  # images: FOLDER", "where they do not lie beside the file"))
     elif source is DataSource.QUESTIONS:
         prompt = '  prompt: "USER: <image>\\n{} ASSISTANT:"'
@@ -205,7 +209,7 @@ def _task(first: FirstJob, path: Path | None = None) -> list[str]:
     return [] if named is None else [f"  task: {named}"]
 
 
-def _recognised(path: Path) -> tuple[DataSource, int | None]:
+def _recognised(path: Path, task: str | None) -> tuple[DataSource, int | None]:
     """What kind of data there is, and how many samples; None where that takes a library to know."""
     if path.is_file():
         if path.suffix.lower() not in (".jsonl", ".json"):
@@ -223,10 +227,13 @@ def _recognised(path: Path) -> tuple[DataSource, int | None]:
         return DataSource.CAPTIONS, len(ListedCaptions(data).names)
     if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return DataSource.DATASETS, None
+    if task == TaskName.AGREEMENT:
+        return DataSource.IMAGES, _count_pictures(path)
     classes = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
     if not classes:
         raise SpecError(
-            f"{path} has no sub-folders: a folder of images has one for each class, with its images"
+            f"{path} has no sub-folders: a folder of images has one for each class, with its "
+            "images; --task agreement takes images without classes"
         )
     counts = [_count_pictures(folder) for folder in classes]
     filled = sum(count > 0 for count in counts)
@@ -257,7 +264,9 @@ def _samples(count: int | None) -> str:
 
 def _space_lines(first: FirstJob) -> list[str]:
     is_bundled = first.data == "bundled"
-    source = DataSource.REFERENCE if is_bundled else _recognised(_expanded(first.data))[0]
+    source = (
+        DataSource.REFERENCE if is_bundled else _recognised(_expanded(first.data), first.task)[0]
+    )
     asks = first.name == REFERENCE_LLAVA or source is DataSource.QUESTIONS
     recovers = all(task.recovers for task in meant_tasks(source, first.task, asks=asks))
     widths = "[3, 4, 6, 8]" if asks else "[2, 3, 4, 6, 8]"

@@ -77,7 +77,7 @@ def dossier_text(
 
 def _is_share(metric: str) -> bool:
     """Whether a figure that only some tasks have is a share of samples."""
-    return "_recall_at_" in metric or metric == "unparsed"
+    return "_recall_at_" in metric or metric in ("unparsed", "agreement")
 
 
 def _attempt_line(attempt: "AttemptRecord") -> str:

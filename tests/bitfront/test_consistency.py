@@ -41,7 +41,7 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.classes": (["a", "b"], FOLDER, BUNDLED),
     "data.prompt": ("<image> {}?", ASKING, FOLDER),
     "data.option_format": (" {option}", {**CHOOSING, "data.measure": "letter"}, CHOOSING),
-    "data.answer_pattern": ("yes|no", ASKING, FOLDER),
+    "data.answer_pattern": ("yes|no", ASKING, {**ASKING, "data.task": "agreement"}),
     "data.answer_tokens": (3, ASKING, CHOOSING),
     "data.background": ("black", FOLDER, BUNDLED),
     "data.skip_unreadable": (True, FOLDER, BUNDLED),
@@ -175,7 +175,7 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
         (
             {**BUNDLED, "data.task": "answering"},
             "data.task",
-            "this model are not for answering: write classification or retrieval, or leave it out",
+            "not for answering: write classification or retrieval or agreement, or leave it out",
         ),
         (
             {**FOLDER, "model.name": "digit-llava", "data.task": "answering"},
@@ -191,6 +191,11 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
             {**CAPTIONS, "model.name": "digit-llava"},
             "data.source",
             "captions has captions, but the model answers questions",
+        ),
+        (
+            {**CLIP, "data.source": "images"},
+            "data.classes",
+            "images without labels are told apart by what they may show: give a list of it",
         ),
         (
             {**CAPTIONS, "data.measure": "accuracy"},

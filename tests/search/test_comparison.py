@@ -113,3 +113,18 @@ def test_the_interval_of_unequal_shares_is_as_wide_as_their_standard_error_says(
 
     reach = norm.ppf(0.975) * samples.standard_errors["error_se"]
     assert (low, high) == pytest.approx((shares.mean() - reach, shares.mean() + reach), abs=1e-3)
+
+
+def test_small_shares_are_not_made_as_unsure_as_whole_samples() -> None:
+    """Half of a sample with the largest share of any is added each way, and not half of a whole."""
+    shares = np.random.default_rng(4).exponential(0.01, 500)
+    nats = [0.0] * 500
+
+    found = Comparison.of(
+        SampleResults.of_shares(shares.tolist(), nats), SampleResults.of_shares([0.0] * 500, nats)
+    )
+
+    plain = (shares - shares.mean()).var() / 500
+    assert plain < found.error_variance < plain + shares.max() ** 2 / 500**2 * 1.01
+    none = Comparison.of(*[SampleResults.of([True] * 500, nats)] * 2)
+    assert none.error_variance == pytest.approx(1 / 500**2)

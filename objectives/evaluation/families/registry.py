@@ -6,9 +6,21 @@ from typing import Final, Generic, TypeVar
 
 from bitfront.errors import SpecError
 from bitfront.spec import DataSpec
-from bitfront.tasks import ANSWERING, CHOICE, CLASSIFICATION, RETRIEVAL, TaskKind
+from bitfront.tasks import (
+    ANSWERING,
+    CHOICE,
+    CLASS_AGREEMENT,
+    CLASSIFICATION,
+    RETRIEVAL,
+    TEXT_AGREEMENT,
+    TaskKind,
+)
 from bitfront.vlm import DualEncoder, GenerativeModel, LayeredModel
 from objectives.data.inspection import Inspector
+from objectives.evaluation.families.agreement import (
+    ClassAgreementFamily,
+    TextAgreementFamily,
+)
 from objectives.evaluation.families.answering import AnsweringFamily
 from objectives.evaluation.families.choice import ChoiceFamily
 from objectives.evaluation.families.classification import ClassificationFamily
@@ -57,6 +69,8 @@ FAMILIES: Final[Sequence[Registration[DualEncoder] | Registration[GenerativeMode
     Registration(RETRIEVAL, DualEncoder, RetrievalFamily.load),
     Registration(ANSWERING, GenerativeModel, AnsweringFamily.load),
     Registration(CHOICE, GenerativeModel, ChoiceFamily.load),
+    Registration(CLASS_AGREEMENT, DualEncoder, ClassAgreementFamily.load),
+    Registration(TEXT_AGREEMENT, GenerativeModel, TextAgreementFamily.load),
 )
 
 

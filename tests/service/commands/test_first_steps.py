@@ -140,6 +140,21 @@ def test_questions_with_options_are_multiple_choice(tmp_path: Path) -> None:
     assert load_job(path).task is CHOICE
 
 
+def test_pictures_without_classes_are_taken_where_that_is_said(tmp_path: Path) -> None:
+    path, folder = tmp_path / "job.yaml", tmp_path / "photos"
+    folder.mkdir()
+    for number in range(50):
+        (folder / f"{number}.png").write_bytes(b"")
+    given = ("init", str(path), "--model", "a/llava", "--data", str(folder), "--yes")
+
+    assert "--task agreement takes images without classes" in run(*given).output
+    result = run(*given, "--task", "agreement")
+
+    assert result.exit_code == 0, result.output
+    assert load_job(path).data.source == "images"
+    assert sum(load_job(path).data.samples.model_dump().values()) <= 50
+
+
 @pytest.mark.parametrize("form", ["lines", "coco", "written out"])
 def test_captions_are_recognised_and_counted_by_their_images(tmp_path: Path, form: str) -> None:
     path, data = tmp_path / "job.yaml", tmp_path / "captions.json"
