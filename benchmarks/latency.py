@@ -46,6 +46,7 @@ from objectives.cost.runtimes.exported_runtime import ExportedRuntime
 from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
 from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
 from objectives.cost.runtimes.runtime import ONE_THREAD, STANDARD
+from objectives.cost.stages import image_stage
 
 RUNTIMES: Mapping[str, type[ExportedRuntime]] = {"onnx": OnnxRuntime, "openvino": OpenVinoRuntime}
 SPACE = ("w2a16", "w4a16", "w4a16g32", "w8a16", "w4a8", "w8a8")
@@ -122,7 +123,8 @@ def shaped(to: str, batch: int, plans: int, repeats: int, seed: int) -> None:
     threads = int(os.environ.get(THREADS, "0"))
     timing = ONE_THREAD if threads == 1 else STANDARD
     runtime = RUNTIMES[to](model, switch, quantizer, CLASSES, threads, timing)
-    meter = LatencyMeter(model, switch, batch, runtime, quantizer)
+    stage = image_stage(model, runtime, batch)
+    meter = LatencyMeter(model, switch, stage, runtime, quantizer)
     chosen = {FULL: Plan(())}
     chosen |= {f"plan {n}": random_plan(model, SPACE, seed + n) for n in range(plans)}
     started = time.perf_counter()

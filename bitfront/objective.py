@@ -20,6 +20,7 @@ class Objective(StrEnum):
     NBYTES = "nbytes"
     BIT_OPERATIONS = "bit_operations"
     LATENCY_S = "latency_s"
+    TOKEN_S = "token_s"
     ACTIVATION_NBYTES = "activation_nbytes"
     DIVERGENCE = "divergence"
 
@@ -143,10 +144,24 @@ FIGURES: Final = (
         name="latency_s",
         label="latency",
         limit="max_latency_s",
-        limit_help="Time of a sample.",
+        limit_help="Time of an image, or of reading a prompt.",
         quantity=Quantity.NUMBER,
         metavar="SECONDS",
         write=latency_text,
+        per_split=True,
+        per_device=True,
+        is_additive=True,
+        on_demand=True,
+    ),
+    Figure(
+        name="token_s",
+        label="token",
+        limit="max_token_s",
+        limit_help="Time of writing a further token.",
+        quantity=Quantity.NUMBER,
+        metavar="SECONDS",
+        write=latency_text,
+        unit="a token",
         per_split=True,
         per_device=True,
         is_additive=True,
@@ -176,6 +191,9 @@ FIGURES: Final = (
     ),
 )
 """Every figure, in the order of tables and exports."""
+
+TIMES: Final = (Objective.LATENCY_S, Objective.TOKEN_S)
+"""The figures that are measured by a clock."""
 
 OBJECTIVES: Final = tuple(figure for figure in FIGURES if figure.is_objective)
 """The figures that a job can minimise; each has a second column for the test split."""

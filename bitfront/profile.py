@@ -1,6 +1,7 @@
 """What profiling a model yields: entropies, dependencies, and cells."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bitfront.layers import Block, Layer
@@ -31,6 +32,12 @@ class Resource(StrEnum):
     WEIGHT_BITS = "weight_bits"
     BIT_OPERATIONS = "bit_operations"
     LATENCY_S = "latency_s"
+    TOKEN_S = "token_s"
+
+    @property
+    def is_time(self) -> bool:
+        """Whether it is in seconds."""
+        return self in (Resource.LATENCY_S, Resource.TOKEN_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class Cell:
         weight_bits: The block's weights, each times its width; None where it was not counted.
         latency_s: Seconds of a sample in the kernels of the block's layers; None where it was
             not measured, or where a precision has no kernel on the job's device.
+        token_s: The same for a token that a model writes.
         is_estimate: Whether the error is a corrected score and no measurement.
     """
 
@@ -57,6 +65,7 @@ class Cell:
     error: float
     weight_bits: int | None = None
     latency_s: float | None = None
+    token_s: float | None = None
     is_estimate: bool = False
 
     def amount(self, resource: Resource) -> float | None:
@@ -74,14 +83,14 @@ class Profile:
         blocks: The partition, in order of execution.
         cells: Every cell that was measured or, where so asked, estimated, block by block.
         fixed_nbytes: Bytes that no option changes (norms, biases, positions).
-        fixed_latency_s: Seconds of a sample that no option changes; 0 where no latency is measured.
+        fixed_times: Seconds that no option changes, by the name of the time that is measured.
     """
 
     layers: tuple[Layer, ...]
     blocks: tuple[Block, ...]
     cells: tuple[Cell, ...]
     fixed_nbytes: int
-    fixed_latency_s: float = 0.0
+    fixed_times: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

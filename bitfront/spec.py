@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from bitfront.objective import FIGURES, Objective
+from bitfront.objective import FIGURES, TIMES, Objective
 from bitfront.passwords import masked
 from bitfront.plan import ClassPosition, TeacherText, digest
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
@@ -566,6 +566,7 @@ class ConstraintSpec(Section):
     max_bits: float | None = Field(None, gt=0, le=16)
     max_bit_operations: float | None = Field(None, gt=0)
     max_latency_s: float | None = Field(None, gt=0)
+    max_token_s: float | None = Field(None, gt=0)
     max_activation_nbytes: Nbytes | None = None
     max_divergence: float | None = Field(None, gt=0)
 
@@ -688,11 +689,15 @@ class JobSpec(Section):
         return objective in self.objectives or objective in self.constraints.limits
 
     @property
+    def is_timed(self) -> bool:
+        """Whether the job has to measure a time."""
+        return any(map(self.needs, TIMES))
+
+    @property
     def timed_in(self) -> DeploymentTarget | None:
         """The target that latencies are measured in; None for torch's kernels, or for none."""
         target = target_named(self.target)
-        is_timed = target is not None and target.is_timed and self.needs(Objective.LATENCY_S)
-        return self.target if is_timed else None
+        return self.target if target is not None and target.is_timed and self.is_timed else None
 
     @property
     def is_blocked(self) -> bool:

@@ -9,7 +9,7 @@ from bitfront.objective import BY_NAME, Objective
 from bitfront.profile import Cell, Profile, Resource
 from bitfront.spec import JobSpec
 
-# Amounts are summed as 64-bit integers: bytes, bits and operations as they are, latencies in
+# Amounts are summed as 64-bit integers: bytes, bits and operations as they are, times in
 # picoseconds.
 _PICOSECONDS = 1e12
 _FULL_BITS = 16
@@ -19,6 +19,7 @@ _OF_FIGURE = {
     "bits_per_weight": Resource.WEIGHT_BITS,
     "bit_operations": Resource.BIT_OPERATIONS,
     "latency_s": Resource.LATENCY_S,
+    "token_s": Resource.TOKEN_S,
 }
 """The resource behind every figure that is additive."""
 
@@ -32,14 +33,14 @@ def whole_amount(cell: Cell, resource: Resource) -> int:
     amount = cell.amount(resource)
     if amount is None:
         raise SpecError(f"{resource} of {cell.option} in {cell.block} is not measured")
-    if resource is Resource.LATENCY_S:
+    if resource.is_time:
         return round(amount * _PICOSECONDS)
     return math.ceil(amount)
 
 
 def amount_of(units: int, resource: Resource) -> float:
     """Whole units as an amount of the resource."""
-    return units / _PICOSECONDS if resource is Resource.LATENCY_S else units
+    return units / _PICOSECONDS if resource.is_time else units
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Limit:
     def most(self) -> int:
         """What is left for the options, in whole units; negative where the rest is too much."""
         left = self.value * self.per - self.fixed
-        if self.resource is Resource.LATENCY_S:
+        if self.resource.is_time:
             return round(left * _PICOSECONDS)
         return math.floor(left)
 
@@ -83,7 +84,7 @@ def job_limits(spec: JobSpec, profile: Profile) -> list[Limit]:
     fixed = {
         Resource.NBYTES: float(profile.fixed_nbytes),
         Resource.WEIGHT_BITS: float(_FULL_BITS * fixed_weights),
-        Resource.LATENCY_S: profile.fixed_latency_s,
+        **{Resource(name): seconds for name, seconds in profile.fixed_times.items()},
     }
     weights = fixed_weights + sum(layer.weights for layer in profile.layers)
     per = {Resource.WEIGHT_BITS: float(weights)}

@@ -133,7 +133,7 @@ def cells(connection: Connection, keys: Sequence[CellKey]) -> dict[str, Cell]:
     table = tables.Cell
     columns = (
         *(table.block, table.precisions, table.nbytes, table.bit_operations),
-        *(table.error, table.latency_s),
+        *(table.error, table.latency_s, table.token_s),
     )
     digests = [key.digest for key in keys]
     found: dict[str, Cell] = {}
@@ -254,11 +254,12 @@ def _cell(row: Row[*tuple[Any, ...]]) -> Cell:
         row.bit_operations,
         row.error,
         latency_s=row.latency_s,
+        token_s=row.token_s,
     )
 
 
 def _cell_columns(cell: Cell) -> dict[str, object]:
-    for name in ("error", "bit_operations", "latency_s"):
+    for name in ("error", "bit_operations", "latency_s", "token_s"):
         value = getattr(cell, name)
         if value is not None and not math.isfinite(value):
             raise InvalidMetric(f"{name} of {cell.block} {cell.option}", str(value))
@@ -267,5 +268,6 @@ def _cell_columns(cell: Cell) -> dict[str, object]:
         "nbytes": cell.nbytes,
         "bit_operations": cell.bit_operations,
         "latency_s": cell.latency_s,
+        "token_s": cell.token_s,
         "error": cell.error,
     }

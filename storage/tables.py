@@ -205,6 +205,7 @@ class Cell(Base):
         _finite("error", "0"),
         _finite("bit_operations", "0"),
         _finite("latency_s", "0"),
+        _finite("token_s", "0"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -217,6 +218,7 @@ class Cell(Base):
     nbytes: Mapped[int] = mapped_column(BigInteger)
     bit_operations: Mapped[float]
     latency_s: Mapped[float | None]
+    token_s: Mapped[float | None]
     error: Mapped[float]
     seconds: Mapped[float]
     study_id: Mapped[int | None] = mapped_column(
@@ -234,6 +236,7 @@ class Option(Base):
         _finite("error", "0"),
         _finite("bit_operations", "0"),
         _finite("latency_s", "0"),
+        _finite("token_s", "0"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -242,6 +245,7 @@ class Option(Base):
     nbytes: Mapped[int] = mapped_column(BigInteger)
     bit_operations: Mapped[float]
     latency_s: Mapped[float | None]
+    token_s: Mapped[float | None]
     error: Mapped[float]
     survives: Mapped[bool]
     certificate: Mapped[dict[str, object]]

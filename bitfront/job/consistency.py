@@ -7,8 +7,9 @@ from typing import Final, cast
 
 from pydantic import BaseModel
 
-from bitfront.job.deployable import undeployable
+from bitfront.job.deployable import name_of, place_of, undeployable
 from bitfront.job.document import Place
+from bitfront.objective import TIMES, Objective
 from bitfront.spec import (
     REFERENCE_CLIP,
     REFERENCE_LLAVA,
@@ -22,6 +23,7 @@ from bitfront.spec import (
     Sampler,
     VisionSpec,
 )
+from bitfront.targets import DeploymentTarget
 from bitfront.tasks import (
     CHOICE,
     CLASS_AGREEMENT,
@@ -358,6 +360,22 @@ def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
                 (*place, "activation_bits"),
                 "profile.vision.activation_bits: inputs of 16 bits have no range to learn: write "
                 "4, 6 or 8, or leave profile.vision out",
+            )
+    if spec.compares and spec.needs(Objective.TOKEN_S):
+        where = place_of(spec, Objective.TOKEN_S)
+        yield (
+            where,
+            f"{name_of(where)}: token_s is of a model that answers questions: leave it out, or put "
+            "latency_s in its place",
+        )
+    if spec.asks and spec.target is DeploymentTarget.ANY:
+        for figure in filter(spec.needs, TIMES):
+            where = place_of(spec, figure)
+            yield (
+                where,
+                f"{name_of(where)}: {figure} of a model that answers questions is measured in "
+                "what it is built for: set target: onnxruntime or openvino, or put bit_operations "
+                f"in place of {figure}",
             )
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 from bitfront.job.document import Place
 from bitfront.layers import LayerKind
-from bitfront.objective import Objective
+from bitfront.objective import BY_NAME, TIMES, Objective
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
 from bitfront.targets import TARGETS, Ranges, Target, target_named
@@ -29,13 +29,16 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             ("target",),
             f"target: {target.name} takes {target.models}, and this is another model: leave it out",
         )
-    if spec.needs(Objective.LATENCY_S) and (reason := _untimed(spec, target)):
-        is_minimised = Objective.LATENCY_S in spec.objectives
-        name = "objectives" if is_minimised else "constraints.max_latency_s"
-        yield (
-            tuple(name.split(".")),
-            f"{name}: {reason}: put bit_operations in place of latency_s",
-        )
+    if not target.is_timed:
+        timed = " and ".join(one.name for one in TARGETS if one.is_timed)
+        for figure in filter(spec.needs, TIMES):
+            where = place_of(spec, figure)
+            yield (
+                where,
+                f"{name_of(where)}: {figure} is measured in {timed}, and what is built for "
+                f"{target.name} multiplies in floating point at every precision: put "
+                f"bit_operations in place of {figure}",
+            )
     scheme = spec.quantizer.scheme
     if scheme not in target.schemes:
         yield (
@@ -55,23 +58,19 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             place, nearest = _way_out(spec, target, precision)
             if place not in told:
                 told.add(place)
-                yield place, f"{'.'.join(map(str, place))}: {nearest}, or leave target out"
+                yield place, f"{name_of(place)}: {nearest}, or leave target out"
 
 
-def _untimed(spec: JobSpec, target: Target) -> str:
-    """Why no latency is measured in the target; empty where it is."""
-    if spec.asks:
-        return (
-            "latency_s is not measured for a model that answers questions, for reading a prompt "
-            "and writing a token are two times"
-        )
-    if not target.is_timed:
-        timed = " and ".join(one.name for one in TARGETS if one.is_timed)
-        return (
-            f"latency_s is measured in {timed}, and what is built for {target.name} multiplies in "
-            "floating point at every precision"
-        )
-    return ""
+def name_of(place: Place) -> str:
+    """A place as a sentence names it."""
+    return ".".join(map(str, place))
+
+
+def place_of(spec: JobSpec, figure: Objective) -> Place:
+    """Where a job asks for a figure: among the objectives, or in its limit."""
+    if figure in spec.objectives:
+        return ("objectives",)
+    return ("constraints", BY_NAME[figure].limit)
 
 
 def _searched(spec: JobSpec) -> Iterator[Precision]:

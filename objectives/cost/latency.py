@@ -1,22 +1,25 @@
-"""Latency: the measured time of an image, from real kernels or not at all.
+"""Latency: the measured time of a sample, from real kernels or not at all.
 
 An image's latency is the time that its features take: the vision tower and the adapter. Class
-captions are encoded once for a task, so the text tower costs an image nothing.
+captions are encoded once for a task, so the text tower costs an image nothing. A model that
+writes has two: that of reading a prompt with its picture, and that of each further token.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.objective import Objective
 from bitfront.plan import Configuration
 from bitfront.precision import FULL, Precision
 from bitfront.spec import QuantizerSpec
-from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.vlm import DualEncoder, GenerativeModel, PlanSwitch
 from objectives.cost.runtimes.runtime import Runtime, Timed
+from objectives.cost.stages import Stage
 from objectives.recovery.adapter import LINEARS, AdapterShape
 
 
@@ -99,38 +102,36 @@ class LatencyTable:
 
 @dataclass(frozen=True, slots=True)
 class LatencyMeter:
-    """Times a dual encoder's images in a runtime, in batches of one size.
+    """Times a stage of a model in a runtime, in batches of one size.
 
-    The full-precision vision tower is timed from end to end, and every distinct layer shape
-    with the kernel that it has there and with the kernel of its precision. The latency is
-    the tower's time with each layer's own time replaced by its kernel's: exact for a plan in
+    The stage is timed in full precision from end to end, and every distinct layer shape
+    with the kernel that it has there and with the kernel of its precision. The time of a plan is
+    the stage's with each layer's own time replaced by its kernel's: exact for a plan in
     full precision, and never below the sum of the kernels' times. So it is a sum: a fixed part,
     which no plan changes, and the kernels of each layer.
 
-    An embedding multiplies nothing. Where several kernels compute in a layer's precision, the
-    fastest counts.
+    Where several kernels compute in a layer's precision, the fastest counts.
 
     Attributes:
         model: The model.
         switch: The model's switch.
-        batch_size: Images at a time.
+        stage: What is timed.
         runtime: Where times are taken.
         quantizer: How inputs get their codes.
         table: Times that are known already; new ones are added.
     """
 
-    model: DualEncoder
+    model: DualEncoder | GenerativeModel
     switch: PlanSwitch
-    batch_size: int
+    stage: Stage
     runtime: Runtime
     quantizer: QuantizerSpec = field(default_factory=QuantizerSpec)
     table: LatencyTable = field(default_factory=LatencyTable)
 
     def seconds(self, configuration: Configuration) -> float:
-        """The seconds that a configuration takes for an image.
+        """The seconds that a configuration takes for a sample.
 
-        Its adapter is timed; its prompt costs an image nothing. Afterwards the model has the
-        configuration's plan.
+        Its adapter is timed; its prompt is not. Afterwards the model has the configuration's plan.
 
         Raises:
             UnavailableDevice: A layer's precision has no kernel in the runtime.
@@ -140,44 +141,52 @@ class LatencyMeter:
         kernels = self.kernel_seconds(changes)
         fixed = self.fixed_seconds()
         self.switch.to(configuration.plan)
-        return fixed + kernels + self._adapter_seconds(configuration) / self.batch_size
+        return fixed + kernels + self._adapter_seconds(configuration) / self.stage.batch_size
 
     def kernel_seconds(self, changes: Iterable[tuple[Layer, Precision]]) -> float:
-        """The seconds that the kernels of some layers take for an image.
+        """The seconds that the kernels of some layers take for a sample.
 
         Raises:
             UnavailableDevice: A layer's precision has no kernel in the runtime.
         """
         batches = [
-            self._layer_seconds(layer, precision)
+            self._layer_seconds(self._placed(layer), precision)
             for layer, precision in changes
-            if _is_timed(layer)
+            if layer.name in self.stage.positions
         ]
-        return sum(batches) / self.batch_size
+        return sum(batches) / self.stage.batch_size
 
     def fixed_seconds(self) -> float:
-        """The seconds of an image that no plan changes: those outside of all layers' kernels.
+        """The seconds of a sample that no plan changes: those outside of all layers' kernels.
 
-        Where the layers alone were timed slower than the whole tower, there are none.
+        Where the layers alone were timed slower than the whole stage, there are none.
         """
-        layers = [layer for layer in self.model.layers if _is_timed(layer)]
+        known = self.stage.positions
+        layers = [self._placed(layer) for layer in self.model.layers if layer.name in known]
         replaced = sum(
             self._product_seconds(layer, self.runtime.own_product(layer)) for layer in layers
         )
-        tower = self.runtime.tower
-        whole = self._seconds(tower.format, (0, 0, 0), tower.measure)
-        return max(0.0, whole - replaced) / self.batch_size
+        stage = self.stage.whole
+        whole = self._seconds(stage.format, (0, 0, 0), stage.measure)
+        return max(0.0, whole - replaced) / self.stage.batch_size
 
     @property
     def identity(self) -> list[object]:
         """What a time depends on beside the model, the quantizer and the layer's precision."""
-        known = [self.runtime.device, self.batch_size]
-        return [*known, self.runtime.name] if self.runtime.is_target else known
+        known: list[object] = [self.runtime.device, self.stage.batch_size]
+        if self.runtime.is_target:
+            known.append(self.runtime.name)
+        is_usual = self.stage.figure is Objective.LATENCY_S
+        return known if is_usual else [*known, self.stage.figure.value]
 
     @property
     def timed_on(self) -> str:
         """Where times are taken: the runtime with its version, and the device."""
         return f"{self.runtime.name} on {self.runtime.device}"
+
+    def _placed(self, layer: Layer) -> Layer:
+        """The layer with as many positions as it has in the stage."""
+        return replace(layer, positions=self.stage.positions[layer.name])
 
     def _layer_seconds(self, layer: Layer, precision: Precision) -> float:
         """The fastest product's time for a batch of a layer."""
@@ -191,27 +200,23 @@ class LatencyMeter:
     def _seconds(
         self, name: str, shape: tuple[int, int, int], measure: Callable[[int], float]
     ) -> float:
-        key = LatencyKey(self.runtime.device, self.runtime.name, name, *shape, self.batch_size)
-        return self.table.seconds(key, partial(measure, self.batch_size))
+        size = self.stage.batch_size
+        key = LatencyKey(self.runtime.device, self.runtime.name, name, *shape, size)
+        return self.table.seconds(key, partial(measure, size))
 
     def _adapter_seconds(self, configuration: Configuration) -> float:
         """The time of a batch through the adapter's two products; 0 without an adapter."""
-        recovery = configuration.recovery
-        if recovery is None or not recovery.reduction:
+        recovery, positions = configuration.recovery, self.stage.adapter_positions
+        if recovery is None or not recovery.reduction or not positions:
             return 0.0
         shape = AdapterShape.of(recovery, self.model.feature_width, self.quantizer)
         return sum(
-            self._layer_seconds(_adapter_layer(linear, shape), shape.precision)
+            self._layer_seconds(_adapter_layer(linear, shape, positions), shape.precision)
             for linear in LINEARS
         )
 
 
-def _is_timed(layer: Layer) -> bool:
-    """Whether an image's time depends on the layer."""
-    return layer.tower is Tower.VISION and layer.kind is not LayerKind.EMBEDDING
-
-
-def _adapter_layer(linear: str, shape: AdapterShape) -> Layer:
+def _adapter_layer(linear: str, shape: AdapterShape, positions: int) -> Layer:
     rows, columns = shape.matrix(linear)
     name = f"adapter.{linear}"
-    return Layer(name, Tower.VISION, LayerKind.LINEAR, rows, columns, 1, name, name)
+    return Layer(name, Tower.VISION, LayerKind.LINEAR, rows, columns, positions, name, name)

@@ -71,7 +71,7 @@ class Evaluator:
         cell_switch: What cells are measured with: it rounds each layer on the inputs of the full
             model. The same as `switch` where no weight depends on the layers before it.
         scorer: What measures how well a configuration does.
-        latency_meter: What times a configuration; None for a job that needs no latency.
+        latency_meters: What times a configuration; none for a job that needs no time.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Evaluator:
                 is_blocked=spec.is_blocked,
             )
         self._stopwatch = Stopwatch(self.model.device)
-        self.latency_meter = self._build_latency_meter(latencies)
+        self.latency_meters = self._build_latency_meters(latencies)
         # Hashing the samples takes a while: only what is written to files needs it.
         identity = self.identity if features is not None else ""
         store = FeatureStore(identity, features, MEMORY_NBYTES if cache_nbytes else 0)
@@ -134,10 +134,10 @@ class Evaluator:
             ScoringContext(spec, self.switch, self._stopwatch, store, cache_nbytes)
         )
 
-    def _build_latency_meter(self, file: Path | None) -> LatencyMeter | None:
-        if not self.spec.needs(Objective.LATENCY_S):
-            return None
-        return self.family.latency_meter(self.cell_switch, self.spec, LatencyTable(file=file))
+    def _build_latency_meters(self, file: Path | None) -> tuple[LatencyMeter, ...]:
+        if not self.spec.is_timed:
+            return ()
+        return self.family.latency_meters(self.cell_switch, self.spec, LatencyTable(file=file))
 
     @cached_property
     def identity(self) -> str:
@@ -342,10 +342,9 @@ class Evaluator:
         self._round(configuration.plan)
         score = self.scorer.score(configuration, split)
         figures = {**score.figures, **self._costs(configuration)}
-        if self.latency_meter is not None:
+        for meter in self.latency_meters:
             with self._stopwatch.timed("latency"):
-                seconds = self.latency_meter.seconds(configuration)
-            figures[Objective.LATENCY_S.value] = seconds
+                figures[meter.stage.figure.value] = meter.seconds(configuration)
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise InvalidMetric(name, str(value))

@@ -17,6 +17,7 @@ from torch import Tensor
 from bitfront.artefact.architectures import RUNTIME
 from bitfront.artefact.runtime.serve import receive, send
 from bitfront.errors import FailedBuild
+from bitfront.objective import Objective
 from bitfront.plan import Configuration
 from bitfront.samples import effective_count
 from bitfront.tasks import TaskMeasure
@@ -181,7 +182,8 @@ def verify(
 
 def _timed_batches(evaluator: Evaluator) -> list[int]:
     """Batch sizes that everybody asks for, and that of the job's own latencies."""
-    own = set() if evaluator.latency_meter is None else {evaluator.latency_meter.batch_size}
+    stages = [meter.stage for meter in evaluator.latency_meters]
+    own = {stage.batch_size for stage in stages if stage.figure is Objective.LATENCY_S}
     return sorted({*_TIMED_BATCHES, *own})
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from bitfront.errors import InvalidMetric, UnavailableDevice
 from bitfront.identity.keys import quantizer_identity
 from bitfront.layers import Block, Layer
+from bitfront.objective import Objective
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import Cell
@@ -26,7 +27,7 @@ class CellMeter:
         task: Its calibration split is what errors are measured on.
         switch: The model's switch; it is back at full precision after each measurement.
         spec: The job, for its quantizer and error measure.
-        latency_meter: What times the layers, where the job needs their latency.
+        latency_meters: What times the layers, where the job needs their times.
     """
 
     def __init__(
@@ -34,12 +35,12 @@ class CellMeter:
         task: Task,
         switch: PlanSwitch,
         spec: JobSpec,
-        latency_meter: LatencyMeter | None = None,
+        latency_meters: Sequence[LatencyMeter] = (),
     ) -> None:
         self._model = task.model
         self._switch = switch
         self._spec = spec
-        self._latency_meter = latency_meter
+        self._latency_meters = latency_meters
         self._layers = {layer.name: layer for layer in task.model.layers}
         reference = FullPrecisionReference(task, switch, spec.data.seed)
         self._measure = build_measure(spec.profile.measure, reference, spec.space)
@@ -48,7 +49,7 @@ class CellMeter:
     def identity(self) -> str:
         """The hash of what a cell's error depends on beside model, samples and option."""
         bounds = bounds_to_json(self._switch.bounds)
-        timed_on = () if self._latency_meter is None else self._latency_meter.identity
+        timed_on = [part for meter in self._latency_meters for part in meter.identity]
         return quantizer_identity(self._spec, self._model.device.type, bounds, timed_on)
 
     def measure(self, block: Block, option: Option) -> Cell:
@@ -76,7 +77,8 @@ class CellMeter:
             sum(layer_bit_operations(layer, p) for layer, p in members),
             error,
             sum(layer.weights * precision.weight_bits for layer, precision in members),
-            self._latency_s(members),
+            latency_s=self._seconds(Objective.LATENCY_S, members),
+            token_s=self._seconds(Objective.TOKEN_S, members),
         )
 
     def _nbytes(self, layer: Layer, precision: Precision) -> int:
@@ -84,11 +86,14 @@ class CellMeter:
             return blocked_nbytes(layer, precision)
         return layer_nbytes(layer, precision, self._spec.quantizer)
 
-    def _latency_s(self, members: Sequence[tuple[Layer, Precision]]) -> float | None:
+    def _seconds(
+        self, figure: Objective, members: Sequence[tuple[Layer, Precision]]
+    ) -> float | None:
         """The seconds of the layers' kernels; None where one has none, or nobody asked."""
-        if self._latency_meter is None:
-            return None
-        try:
-            return self._latency_meter.kernel_seconds(members)
-        except UnavailableDevice:
-            return None
+        for meter in self._latency_meters:
+            if meter.stage.figure is figure:
+                try:
+                    return meter.kernel_seconds(members)
+                except UnavailableDevice:
+                    return None
+        return None

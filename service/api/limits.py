@@ -17,5 +17,6 @@ class LimitOptions(TypedDict, total=False):
     max_bits: float | None
     max_bit_operations: float | None
     max_latency_s: float | None
+    max_token_s: float | None
     max_activation_nbytes: float | str | None
     max_divergence: float | None

@@ -13,7 +13,6 @@ from bitfront.errors import BitfrontError, InvalidModel, SpecError
 from bitfront.job import Examined
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.job.document import Place
-from bitfront.objective import Objective
 from bitfront.processes import FRESH
 from bitfront.spec import DataSource, JobSpec
 from bitfront.targets import DeploymentTarget
@@ -177,7 +176,7 @@ def check_full_precision(
 
 
 def _check_kernels(spec: JobSpec, findings: Findings) -> None:
-    if not spec.needs(Objective.LATENCY_S):
+    if not spec.is_timed:
         return
     if spec.target is not DeploymentTarget.ANY:
         from objectives.cost.runtimes.choose import timed_target

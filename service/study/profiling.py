@@ -166,7 +166,7 @@ def _profile(model_info: ModelInfo, blocks: Sequence[Block], cells: Sequence[Cel
         tuple(blocks),
         tuple(cells),
         model_info.fixed_nbytes,
-        model_info.fixed_latency_s,
+        model_info.fixed_times,
     )
 
 

@@ -5,7 +5,7 @@ import gc
 import platform
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -72,7 +72,7 @@ def release() -> None:
 def cell_meter(config: WorkerConfig) -> CellMeter:
     """The process's cell meter for a worker configuration, on the same model as its evaluator."""
     loaded = evaluator(config)
-    return CellMeter(loaded.task, loaded.cell_switch, loaded.spec, loaded.latency_meter)
+    return CellMeter(loaded.task, loaded.cell_switch, loaded.spec, loaded.latency_meters)
 
 
 @lru_cache(maxsize=1)
@@ -81,7 +81,7 @@ def score_meter(config: WorkerConfig) -> CellMeter:
     loaded = evaluator(config)
     profile = loaded.spec.profile.model_copy(update={"measure": loaded.spec.profile.score})
     spec = loaded.spec.model_copy(update={"profile": profile})
-    return CellMeter(loaded.task, loaded.cell_switch, spec, loaded.latency_meter)
+    return CellMeter(loaded.task, loaded.cell_switch, spec, loaded.latency_meters)
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +96,7 @@ def inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
     """Loads a job's model and data: the name of each stage as it begins, then what is known."""
     yield "load the model, calibrate it"
     loaded = evaluator(config)
-    model, task, times = loaded.model, loaded.task, loaded.latency_meter
+    model, task, meters = loaded.model, loaded.task, loaded.latency_meters
     refuse_like_classes(task)
     yield "evaluate full precision"
     full = loaded.evaluate(full_precision(model.layers))
@@ -113,10 +113,10 @@ def inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
         identities=Identities(
             model=model.identity, quantizer=cell_meter(config).identity, **splits
         ),
-        provenance=_provenance(model, times),
+        provenance=_provenance(model, meters),
         model_parts=model.parts,
         warnings=(*chance_warnings(task, full.values["error"]), *loaded.notes),
-        fixed_latency_s=0.0 if times is None else times.fixed_seconds(),
+        fixed_times={meter.stage.figure.value: meter.fixed_seconds() for meter in meters},
     )
 
 
@@ -179,11 +179,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _provenance(model: LayeredModel, times: LatencyMeter | None) -> dict[str, str]:
+def _provenance(model: LayeredModel, meters: Sequence[LatencyMeter]) -> dict[str, str]:
     device = str(model.device)
     if model.device.type == "cuda":
         device = torch.cuda.get_device_name(model.device)
     host = {"host": socket.gethostname(), "platform": platform.platform(), "device": device}
-    if times is None or not times.runtime.is_target:
+    if not meters or not meters[0].runtime.is_target:
         return {**package_versions(), **host}
-    return {**package_versions(), **host, "latency": times.timed_on}
+    return {**package_versions(), **host, "latency": meters[0].timed_on}

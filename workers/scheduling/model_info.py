@@ -23,7 +23,7 @@ class ModelInfo:
         identities: Of model, quantizer and splits: what results depend on.
         provenance: Versions, host and device.
         model_parts: The hashes and settings that the model's identity is made of, by name.
-        fixed_latency_s: Seconds of a sample that no plan changes, where a latency is measured.
+        fixed_times: Seconds that no plan changes, by the name of the time that is measured.
         warnings: What a person should look at before they trust the results.
     """
 
@@ -35,7 +35,7 @@ class ModelInfo:
     identities: Identities
     provenance: Mapping[str, str]
     model_parts: Mapping[str, str] = field(default_factory=dict)
-    fixed_latency_s: float = 0.0
+    fixed_times: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property

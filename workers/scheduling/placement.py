@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bitfront.layers import Layer
-from bitfront.objective import Objective
 from bitfront.spec import AUTO, JobSpec
 
 logger = logging.getLogger(__name__)
@@ -160,5 +159,5 @@ def _gpus(needed: int, device_nbytes: int) -> float:
 
 
 def _times(spec: JobSpec) -> bool:
-    """Whether a trial's latency is measured, which nobody may disturb."""
-    return spec.needs(Objective.LATENCY_S)
+    """Whether a trial's time is measured, which nobody may disturb."""
+    return spec.is_timed

@@ -1,40 +1,49 @@
 """Runtimes that artefacts are built for: what the export writes is what is timed.
 
-A layer is a model of its own, with the nodes that the export writes for it, and the full-precision
-tower is the exported image model. Both are opened by the module that travels with an artefact, so
+A layer is a model of its own, with the nodes that the export writes for it, and a stage in full
+precision is the exported model. Both are opened by the module that travels with an artefact, so
 with the same options.
 """
 
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bitfront.artefact.architectures import describe
 from bitfront.artefact.onnx.codes import PackedLayer
 from bitfront.artefact.onnx.graph import Graph
 from bitfront.artefact.onnx.kernels import TOKEN, Kernels
-from bitfront.artefact.onnx.models import DualEncoderParts, read_layers
+from bitfront.artefact.onnx.models import (
+    DECODER,
+    VISION_ENCODER,
+    DualEncoderParts,
+    GenerativeParts,
+    read_layers,
+)
 from bitfront.artefact.packed import kept_tensors, packed_layers
 from bitfront.artefact.runtime.exported_model import open_graph
-from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.layers import Layer, LayerKind
+from bitfront.objective import Objective
 from bitfront.plan import Plan
 from bitfront.precision import FULL, Precision
 from bitfront.quant.inputs import GROUP
 from bitfront.quant.packing import packed_weight
 from bitfront.spec import QuantizerSpec, Rounding
 from bitfront.targets import Target
-from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.vlm import DualEncoder, GenerativeModel, PlanSwitch
 from objectives.cost.runtimes.runtime import STANDARD, Timed, Timing, describe_cpu
+from objectives.cost.stages import prompt_length
 
 T = TypeVar("T")
 
@@ -46,16 +55,16 @@ _LARGEST_FLUSH: Final = 64 << 20
 
 
 class ExportedRuntime(ABC):
-    """Times single layers and the full-precision image tower as they are exported.
+    """Times single layers and whole stages in full precision as they are exported.
 
-    Between two runs of a layer, as much memory is read as the tower's weights take, so that
+    Between two runs of a layer, as much memory is read as the model's weights take, so that
     a layer's own are no more in the caches than they are when the whole model runs.
 
     Args:
         model: The model; it is left as it is.
         switch: The model's switch.
         quantizer: How weights and inputs get their codes.
-        classes: How many classes an image is compared with.
+        classes: How many classes an image is compared with; 0 for a model that answers questions.
         threads: Of the runtime; 0 leaves it to the runtime, as an artefact does.
         timing: How often each is run.
     """
@@ -65,10 +74,10 @@ class ExportedRuntime(ABC):
 
     def __init__(
         self,
-        model: DualEncoder,
+        model: DualEncoder | GenerativeModel,
         switch: PlanSwitch,
         quantizer: QuantizerSpec,
-        classes: int,
+        classes: int = 0,
         threads: int = 0,
         timing: Timing = STANDARD,
     ) -> None:
@@ -81,7 +90,7 @@ class ExportedRuntime(ABC):
         self._timing = timing
         self._threads = threads
         self._names = frozenset(layer.name for layer in model.layers)
-        weights = sum(layer.weights for layer in model.layers if layer.tower is Tower.VISION)
+        weights = sum(layer.weights for layer in model.layers if layer.tower.sees_images)
         self._elsewhere = np.ones(min(_FLOAT_NBYTES * weights, _LARGEST_FLUSH), np.uint8)
 
     @property
@@ -128,25 +137,54 @@ class ExportedRuntime(ABC):
         (product,) = self.products(layer, FULL)
         return product
 
-    @property
-    def tower(self) -> Timed:
-        """The exported image model, which ends with a cosine for each class."""
-        name = f"image model {self._model.identity}, {self._classes} classes"
-        return Timed(name, self._tower_seconds)
+    def whole(self, figure: Objective) -> Timed:
+        """An exported image model, which ends with a cosine for each class; or a stage of a LLaVA.
+
+        Those are the vision encoder with the decoder that reads a prompt, and the decoder with a
+        token more.
+        """
+        model = self._model
+        if isinstance(model, DualEncoder):
+            name = f"image model {model.identity}, {self._classes} classes"
+            return Timed(name, partial(self._image_seconds, model.image_shape))
+        length = prompt_length(model)
+        name = f"{length} positions, {model.identity}"
+        if figure is Objective.LATENCY_S:
+            return Timed(f"prompt of {name}", partial(self._prompt_seconds, length))
+        return Timed(f"token after {name}", partial(self._token_seconds, length))
 
     def image_model(self, plan: Plan) -> tuple[onnx.ModelProto, list[PackedLayer]]:
         """The image model of a plan, with features of no class in particular; and its layers."""
         model = self._model
-        config = describe(model).config
-        tensors, entries = packed_layers(model, self._switch, plan)
-        layers, kept = read_layers(entries, tensors), kept_tensors(model)
+        assert isinstance(model, DualEncoder)
         classes = torch.zeros(self._classes, model.feature_width)
-        parts = DualEncoderParts(config, layers, kept, None, self.kernels, classes)
+        parts = DualEncoderParts(*self._known(plan), None, self.kernels, classes)
         return parts.image_model(), parts.weights
 
-    def _tower_seconds(self, batch_size: int) -> float:
-        inputs = {"pixels": _normal(batch_size, *self._model.image_shape)}
+    def _known(
+        self, plan: Plan
+    ) -> tuple[Mapping[str, object], dict[str, PackedLayer], dict[str, Tensor]]:
+        """What exported models are made of: architecture, layers, and what no plan changes."""
+        tensors, entries = packed_layers(self._model, self._switch, plan)
+        layers = read_layers(entries, tensors)
+        return describe(self._model).config, layers, kept_tensors(self._model)
+
+    def _image_seconds(self, shape: Sequence[int], batch_size: int) -> float:
+        inputs = {"pixels": _normal(batch_size, *shape)}
         return self._median(*self.image_model(Plan(())), inputs)
+
+    def _prompt_seconds(self, length: int, batch_size: int) -> float:
+        parts = GenerativeParts(*self._known(Plan(())), None, self.kernels)
+        models, size = parts.models(), parts.config["preprocessing"]["size"]
+        pixels = {"pixel_values": _normal(batch_size, 3, *size)}
+        seconds = self._median(models[VISION_ENCODER], parts.weights, pixels)
+        inputs = _decoder_inputs(parts.config["text"], batch_size, length, 0)
+        return seconds + self._median(models[DECODER], parts.weights, inputs)
+
+    def _token_seconds(self, length: int, batch_size: int) -> float:
+        parts = GenerativeParts(*self._known(Plan(())), None, self.kernels)
+        inputs = _decoder_inputs(parts.config["text"], batch_size, 1, length)
+        return self._median(parts.models()[DECODER], parts.weights, inputs)
 
     def _layer_seconds(self, layer: Layer, precision: Precision, batch_size: int) -> float:
         """The time of a layer's product for a batch, less that of calling a model."""
@@ -181,13 +219,13 @@ class ExportedRuntime(ABC):
     def _has_bias(self, layer: Layer) -> bool:
         if layer.name not in self._names:  # both layers of an adapter have one
             return True
-        return self._model.modules(layer.name)[0].bias is not None
+        return self._model.multiplying(layer.name)[0].bias is not None
 
     def _median(
         self,
         model: onnx.ModelProto,
         layers: Sequence[PackedLayer],
-        inputs: dict[str, NDArray[np.float32]],
+        inputs: dict[str, NDArray[Any]],
         before: Callable[[], object] = lambda: None,
     ) -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +234,7 @@ class ExportedRuntime(ABC):
             return self._timing.median(lambda: run(inputs), before)
 
     def _forget(self) -> None:
-        """Reads as much memory as the whole tower's weights take."""
+        """Reads as much memory as the whole model's weights take."""
         self._elsewhere[::_LINE].sum()
 
 
@@ -223,6 +261,21 @@ def _packed(
         tensors,
         GROUP if is_grouped else 0,
     )
+
+
+def _decoder_inputs(
+    text: Mapping[str, int], batch_size: int, length: int, past: int
+) -> dict[str, NDArray[Any]]:
+    """What a decoder takes for so many positions after those that it knows."""
+    kept = _normal(batch_size, text["groups"], past, text["head_width"])
+    names = [f"{number}.{part}" for number in range(text["layers"]) for part in ("key", "value")]
+    places = np.arange(past, past + length, dtype=np.int64)
+    return {
+        "inputs_embeds": _normal(batch_size, length, text["width"]),
+        "attention_mask": np.ones((batch_size, past + length), np.int64),
+        "position_ids": np.tile(places, (batch_size, 1)),
+        **{f"past_key_values.{name}": kept for name in names},
+    }
 
 
 def _model_of_nothing(layer: Layer) -> onnx.ModelProto:

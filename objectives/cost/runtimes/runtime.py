@@ -1,4 +1,4 @@
-"""What a latency needs of a runtime: the time of a layer's product, and of the whole tower."""
+"""What a latency needs of a runtime: the time of a layer's product, and of a whole stage."""
 
 import platform
 import statistics
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from bitfront.layers import Layer
+from bitfront.objective import Objective
 from bitfront.precision import Precision
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What has a time: one way to multiply a layer's inputs, or a whole tower.
+    """What has a time: one way to multiply a layer's inputs, or a whole stage.
 
     Attributes:
         format: What decides its time beside the shapes: the kernel, and how its weight lies there.
@@ -49,11 +50,10 @@ class Runtime(Protocol):
         """
 
     def own_product(self, layer: Layer) -> Timed:
-        """What multiplies the layer in the full-precision tower."""
+        """What multiplies the layer in the full-precision model."""
 
-    @property
-    def tower(self) -> Timed:
-        """The image tower in full precision, from end to end."""
+    def whole(self, figure: Objective) -> Timed:
+        """What has the time of that name, in full precision and from end to end."""
 
 
 @dataclass(frozen=True, slots=True)

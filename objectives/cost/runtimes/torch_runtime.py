@@ -8,6 +8,7 @@ import torch
 
 from bitfront.errors import UnavailableDevice
 from bitfront.layers import Layer
+from bitfront.objective import Objective
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputRange
 from bitfront.spec import QuantizerSpec
@@ -73,9 +74,9 @@ class TorchRuntime:
         """The product of the model as it is loaded."""
         return self._timed(FLOAT32, layer)
 
-    @property
-    def tower(self) -> Timed:
-        """The vision tower as it was loaded."""
+    def whole(self, figure: Objective) -> Timed:
+        """The vision tower as it was loaded: what an image's latency is of."""
+        assert figure is Objective.LATENCY_S
         return Timed(f"vision tower {self.model.identity}", self._time_tower)
 
     def _time_tower(self, batch_size: int) -> float:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Self
 
-from bitfront.errors import SpecError
 from bitfront.files import SharedPath
 from bitfront.objective import Objective
 from bitfront.quant.inputs import LearnedBounds
 from bitfront.spec import DataSpec, JobSpec, QuantizerSpec, VisionSpec
-from bitfront.vlm import GenerativeModel
+from bitfront.vlm import GenerativeModel, PlanSwitch
+from objectives.cost.latency import LatencyMeter, LatencyTable
+from objectives.cost.runtimes.choose import choose_runtime
+from objectives.cost.stages import prompt_stage, token_stage
 from objectives.data.inspection import Inspector
 from objectives.data.questions import QuestionTask, load_questions
 from objectives.evaluation.answer_scorer import AnswerScorer, refuse_class_settings
@@ -38,18 +40,32 @@ class AnsweringFamily(Family):
         return AnswerScorer(self.task, context)
 
     def check(self, spec: JobSpec) -> None:
-        """Refuses a latency, and a recovery's settings that need classes or augmented views.
+        """Refuses a recovery's settings that need classes or augmented views.
 
         Raises:
             SpecError: The job asks for them.
         """
-        if spec.needs(Objective.LATENCY_S):
-            raise SpecError(
-                "latency_s is not measured for a generative model: "
-                "put bit_operations in its place among the objectives"
-            )
         if spec.space.p4q is not None:
             refuse_class_settings(spec.space.p4q)
+
+    def latency_meters(
+        self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable
+    ) -> tuple[LatencyMeter, ...]:
+        """What times reading a prompt in batches of the job's size, and writing one token.
+
+        Raises:
+            UnavailableDevice: The job has no target, or it is not installed.
+        """
+        model = self.task.model
+        runtime = choose_runtime(spec, model, switch)
+        stages = []
+        if spec.needs(Objective.LATENCY_S):
+            stages.append(prompt_stage(model, runtime, spec.data.batch_size))
+        if spec.needs(Objective.TOKEN_S):
+            stages.append(token_stage(model, runtime))
+        return tuple(
+            LatencyMeter(model, switch, stage, runtime, spec.quantizer, table) for stage in stages
+        )
 
     def optimise_vision(
         self,

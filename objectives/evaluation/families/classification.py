@@ -7,6 +7,7 @@ from bitfront.spec import DataSpec, JobSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.cost.runtimes.choose import choose_runtime
+from objectives.cost.stages import image_stage
 from objectives.data.classification import ClassificationTask, load_classification
 from objectives.data.inspection import Inspector
 from objectives.evaluation.classification_scorer import ClassificationScorer
@@ -37,7 +38,9 @@ class ClassificationFamily(Family):
     def check(self, spec: JobSpec) -> None:
         """Refuses nothing: what a device cannot time shows when it is timed."""
 
-    def latency_meter(self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable) -> LatencyMeter:
+    def latency_meters(
+        self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable
+    ) -> tuple[LatencyMeter, ...]:
         """What times an image: the captions are encoded once for a task.
 
         Raises:
@@ -45,4 +48,5 @@ class ClassificationFamily(Family):
         """
         model, task = self.task.model, self.task
         runtime = choose_runtime(spec, model, switch, task.class_count)
-        return LatencyMeter(model, switch, task.batch_size, runtime, spec.quantizer, table)
+        stage = image_stage(model, runtime, task.batch_size)
+        return (LatencyMeter(model, switch, stage, runtime, spec.quantizer, table),)

@@ -41,16 +41,18 @@ class Family(ABC):
             SpecError: It does.
         """
 
-    def latency_meter(self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable) -> LatencyMeter:
-        """What times configurations and layers, in batches of the job's size.
+    def latency_meters(
+        self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable
+    ) -> tuple[LatencyMeter, ...]:
+        """What times configurations and layers: one meter for each time that the job needs.
 
         Raises:
-            SpecError: The family's latency is not measured.
+            SpecError: The family's times are not measured.
             UnavailableDevice: The job's target is not installed.
         """
         del switch, spec, table
         raise SpecError(
-            "latency_s is not measured for this kind of model: "
+            "no time is measured for this kind of model: "
             "put bit_operations in its place among the objectives"
         )
 

@@ -27,7 +27,8 @@ class CellRow(Content):
     """An option of a block: precisions joined by `+`, its size, its cost, its effect in error.
 
     `error` is in nats for an output KL, and an estimate where it was not `measured`; `latency_s` is
-    in seconds a sample. `survives` says whether the search may take it.
+    in seconds a sample, `token_s` in seconds a token. `survives` says whether the search may take
+    it.
     """
 
     block: str
@@ -35,6 +36,7 @@ class CellRow(Content):
     nbytes: int
     bit_operations: float
     latency_s: float | None
+    token_s: float | None
     error: float
     measured: bool
     survives: bool
@@ -49,6 +51,7 @@ class CellRow(Content):
             nbytes=cell.nbytes,
             bit_operations=cell.bit_operations,
             latency_s=cell.latency_s,
+            token_s=cell.token_s,
             error=cell.error,
             measured=not cell.is_estimate,
             survives=record.survives,

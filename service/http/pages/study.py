@@ -32,7 +32,7 @@ _MEASURES: Final = {
     ErrorMeasure.FISHER: "output error weighted by the Fisher information",
     ErrorMeasure.ENTROPY: "output error weighted by the entropy",
 }
-_LIMITED: Final = ("nbytes", "latency_s", "error")
+_LIMITED: Final = ("nbytes", "latency_s", "token_s", "error")
 _LOG_LINES: Final = 40
 _EVENTS_BACK: Final = 120
 _TRIALS_BACK: Final = 40

@@ -20,6 +20,7 @@ from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
 from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
 from objectives.cost.runtimes.runtime import Timing
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
+from objectives.cost.stages import image_stage
 from tests.support.scene_models import scene_spec, untrained_encoder
 
 pytestmark = pytest.mark.runtime
@@ -51,7 +52,8 @@ def switch_of(model: DualEncoder, scheme: str) -> PlanSwitch:
 
 def metered(runtime: ExportedRuntime, model: DualEncoder) -> LatencyMeter:
     scheme = "symmetric"
-    return LatencyMeter(model, switch_of(model, scheme), 2, runtime, QUANTIZERS[scheme])
+    stage = image_stage(model, runtime, 2)
+    return LatencyMeter(model, switch_of(model, scheme), stage, runtime, QUANTIZERS[scheme])
 
 
 def uniform(model: DualEncoder, precision: Precision) -> Plan:

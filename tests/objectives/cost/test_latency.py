@@ -16,6 +16,7 @@ from bitfront.vlm.loaders.reference import preprocess_picture
 from objectives.cost.latency import LatencyKey, LatencyMeter, LatencyTable
 from objectives.cost.runtimes.runtime import Timing, describe_cpu
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
+from objectives.cost.stages import image_stage
 
 DYNAMIC = QuantizerSpec(activations="dynamic")
 INT8 = Precision(8, 8)
@@ -49,7 +50,8 @@ def _meter(
 ) -> LatencyMeter:
     known = LatencyTable() if table is None else table
     runtime = TorchRuntime(model, switch, DYNAMIC, Timing(2, 1, 0.0))
-    return LatencyMeter(model, switch, 2, runtime, DYNAMIC, known)
+    stage = image_stage(model, runtime, 2)
+    return LatencyMeter(model, switch, stage, runtime, DYNAMIC, known)
 
 
 class WatchedTable(LatencyTable):

@@ -20,6 +20,7 @@ from objectives.cost.costs import layer_bit_operations, layer_nbytes
 from objectives.cost.latency import LatencyMeter
 from objectives.cost.runtimes.runtime import Timing
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
+from objectives.cost.stages import image_stage
 from objectives.data.classification import ClassificationTask as Task
 from objectives.data.classification import load_classification
 from objectives.data.split_name import SplitName
@@ -367,8 +368,9 @@ def test_a_cell_is_timed_where_the_job_needs_its_latency(
     spec = scene_spec(constraints={"max_latency_s": 1.0})
     switch = PlanSwitch(model, spec.quantizer, ranges)
     runtime = TorchRuntime(model, switch, spec.quantizer, Timing(2, 1, 0.0))
-    times = LatencyMeter(model, switch, 2, runtime, spec.quantizer)
-    meter = CellMeter(task, switch, spec, times)
+    stage = image_stage(model, runtime, 2)
+    times = LatencyMeter(model, switch, stage, runtime, spec.quantizer)
+    meter = CellMeter(task, switch, spec, [times])
     block = BLOCKS[1]
     layers = [layer for layer in model.layers if layer.name in block.layers]
 

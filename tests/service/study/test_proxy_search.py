@@ -53,7 +53,9 @@ def make_profile(*, latency: bool = False, no_kernel: int | None = None) -> Prof
             (16,) if layer.kind is LayerKind.EMBEDDING else (4, 8),
         )
     ]
-    return Profile(LAYERS, BLOCKS, tuple(cells), FIXED_NBYTES, 5e-6 if latency else 0.0)
+    return Profile(
+        LAYERS, BLOCKS, tuple(cells), FIXED_NBYTES, {"latency_s": 5e-6} if latency else {}
+    )
 
 
 def make_spec(**sections: object) -> JobSpec:

@@ -35,7 +35,7 @@ def test_all_processes_of_a_machine_take_the_same_times_of_the_target() -> None:
     second, cell = model_cache.inspected(config), model_cache.cell_meter(config)
 
     assert first.provenance["latency"].startswith(f"onnxruntime {version('onnxruntime')} on ")
-    assert first.fixed_latency_s == second.fixed_latency_s
+    assert first.fixed_times == second.fixed_times
     assert first.full.values["latency_s"] == second.full.values["latency_s"] > 0
     assert timed is not None
     assert cell.measure(block, option).latency_s == timed
