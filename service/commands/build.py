@@ -12,6 +12,8 @@ from service.commands.limits import limit_options
 from service.commands.messages import tell
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bitfront.spec import JobSpec
     from bitfront.trial import Trial
     from service.api.limits import LimitOptions
@@ -87,17 +89,22 @@ def build(
     click.echo(read_example(out))
 
 
-def _predicted(spec: "JobSpec", trial: "Trial", target: str) -> tuple[float, int] | None:
-    """The seconds of a batch that the search expected in this target, and the batch's size."""
+def _predicted(spec: "JobSpec", trial: "Trial", target: str) -> list[str]:
+    """The times that the search expected in this target, in words."""
     from bitfront.targets import target_of
 
-    if spec.timed_in is not target_of(target).name or "latency_s" not in trial.values:
-        return None
-    size = spec.data.batch_size
-    return size * trial.values["latency_s"], size
+    if spec.timed_in is not target_of(target).name:
+        return []
+    size, values = spec.data.batch_size, trial.values
+    found = []
+    if "latency_s" in values:
+        found.append(f"{1000 * size * values['latency_s']:.3g} ms at batch {size}")
+    if "token_s" in values:
+        found.append(f"{1000 * values['token_s']:.3g} ms a token at batch 1")
+    return found
 
 
-def _report(out: Path, trial: "Trial", built: "Built", predicted: tuple[float, int] | None) -> str:
+def _report(out: Path, trial: "Trial", built: "Built", predicted: "Sequence[str]") -> str:
     from bitfront.units import size_text
     from service.views.tables import pairs_text
 
@@ -123,11 +130,10 @@ def _report(out: Path, trial: "Trial", built: "Built", predicted: tuple[float, i
         ("memory", f"{size_text(found.resident_nbytes)} when loaded"),
         ("latency", ", ".join(times)),
     ]
-    if predicted is not None:
-        batch_s, count = predicted
-        pairs.append(("predicted", f"{1000 * batch_s:.3g} ms at batch {count}"))
     if found.token_s is not None:
         pairs.append(("writing", f"{1000 * found.token_s:.3g} ms a token at batch 1"))
+    if predicted:
+        pairs.append(("predicted", ", ".join(predicted)))
     changes = cast("list[str]", built.card.get("changes", []))
     pairs += [("changed", sentence) for sentence in changes]
     return f"{out} is built, and verified in a process without bitfront:\n{pairs_text(pairs)}"

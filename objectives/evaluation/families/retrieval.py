@@ -7,6 +7,7 @@ from bitfront.spec import DataSpec, JobSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
+from objectives.cost.stages import image_stage
 from objectives.data.inspection import Inspector
 from objectives.data.retrieval import RetrievalTask, load_retrieval
 from objectives.evaluation.families.family import Family
@@ -42,8 +43,11 @@ class RetrievalFamily(Family):
         if spec.space.recovery is not None:
             refuse_recovery()
 
-    def latency_meter(self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable) -> LatencyMeter:
+    def latency_meters(
+        self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable
+    ) -> tuple[LatencyMeter, ...]:
         """What times an image in torch: captions that are searched are encoded once."""
         model = self.task.model
         runtime = TorchRuntime(model, switch, spec.quantizer)
-        return LatencyMeter(model, switch, self.task.batch_size, runtime, spec.quantizer, table)
+        stage = image_stage(model, runtime, self.task.batch_size)
+        return (LatencyMeter(model, switch, stage, runtime, spec.quantizer, table),)

@@ -11,8 +11,8 @@ from bitfront.layers import Tower
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import FULL, Precision
 from bitfront.quant.inputs import InputRange
-from bitfront.spec import JobSpec, QuantizerSpec
-from bitfront.vlm import DualEncoder, PlanSwitch
+from bitfront.spec import REFERENCE_LLAVA, JobSpec, QuantizerSpec
+from bitfront.vlm import DualEncoder, GenerativeModel, PlanSwitch
 from objectives.cost.latency import LatencyMeter
 from objectives.cost.runtimes.choose import choose_runtime
 from objectives.cost.runtimes.exported_runtime import ExportedRuntime
@@ -20,8 +20,11 @@ from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
 from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
 from objectives.cost.runtimes.runtime import Timing
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
-from objectives.cost.stages import image_stage
+from objectives.cost.stages import image_stage, prompt_length
+from objectives.evaluation.evaluator import Evaluator
+from objectives.profiling.cells import CellMeter
 from tests.support.scene_models import scene_spec, untrained_encoder
+from tests.support.store_samples import job as job_spec
 
 pytestmark = pytest.mark.runtime
 
@@ -190,8 +193,60 @@ def test_a_runtime_that_is_not_installed_is_one_sentence(
         choose_runtime(spec, model, PlanSwitch(model, spec.quantizer, {}), CLASSES)
 
     assert str(caught.value) == (
-        f"latency_s is measured in {target}, which needs {target}: 'pip install bitfront[{target}]'"
+        f"times are measured in {target}, which needs {target}: 'pip install bitfront[{target}]'"
     )
+
+
+ANSWERING = {
+    "model": {"source": "reference", "name": REFERENCE_LLAVA, "device": "cpu"},
+    "data": {
+        "source": "reference",
+        "samples": {"calibration": 2, "tuning": 2, "selection": 4, "test": 2},
+        "batch_size": 2,
+    },
+    "quantizer": {"scheme": "symmetric", "rounding": "nearest", "scale_search": False},
+}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("figures", [["latency_s", "token_s"], ["token_s"]])
+def test_a_model_that_answers_has_a_time_for_a_prompt_and_one_for_a_token(
+    target: str, figures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("objectives.cost.runtimes.choose.STANDARD", QUICK)
+    spec = job_spec("asks", **ANSWERING, target=target, objectives=["error", *figures])
+    kept = Evaluator.from_spec(spec)
+    plan = Plan.uniform([layer.name for layer in kept.model.layers], Precision(4, 16))
+
+    meters = {meter.stage.figure.value: meter for meter in kept.latency_meters}
+    values = kept.evaluate(Configuration(plan)).values
+
+    assert list(meters) == figures
+    assert all(values[name] > 0 for name in figures)
+    token = meters["token_s"]
+    assert token.stage.batch_size == 1
+    assert set(token.stage.positions.values()) == {1}
+    decoder = {layer.name for layer in kept.model.layers if layer.tower is Tower.LANGUAGE}
+    assert set(token.stage.positions) == {x for x in decoder if kept.model.multiplying(x)}
+    if "latency_s" in meters:
+        prompt = meters["latency_s"].stage
+        assert prompt.batch_size == 2
+        assert isinstance(kept.model, GenerativeModel)
+        length = prompt_length(kept.model)
+        assert {prompt.positions[name] for name in token.stage.positions} == {length}
+        vision = [layer for layer in kept.model.layers if layer.tower is Tower.VISION]
+        assert all(prompt.positions[x.name] == x.positions for x in vision if x.positions)
+
+
+def test_cells_that_differ_in_what_was_timed_are_different_ones() -> None:
+    identities = set()
+    for figures in (["latency_s"], ["token_s"], ["latency_s", "token_s"], ["nbytes"]):
+        spec = job_spec("asks", **ANSWERING, target="onnxruntime", objectives=["error", *figures])
+        kept = Evaluator.from_spec(spec)
+        meter = CellMeter(kept.task, kept.cell_switch, spec, kept.latency_meters)
+        identities.add(meter.identity)
+
+    assert len(identities) == 4
 
 
 def test_threads_that_are_no_number_are_one_sentence(

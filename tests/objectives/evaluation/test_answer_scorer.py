@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bitfront.errors import InvalidMetric, SpecError
+from bitfront.errors import InvalidMetric, SpecError, UnavailableDevice
 from bitfront.layers import Tower
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
@@ -333,13 +333,13 @@ def test_what_needs_classes_is_refused(
 
 @pytest.mark.parametrize(
     "change",
-    [{"objectives": ["error", "latency_s"]}, {"constraints": {"max_latency_s": 1.0}}],
+    [{"objectives": ["error", "token_s"]}, {"constraints": {"max_latency_s": 1.0}}],
     ids=["objective", "constraint"],
 )
-def test_a_latency_is_refused(
+def test_a_time_without_a_target_is_refused(
     change: dict[str, object], task: QuestionTask, ranges: Ranges
 ) -> None:
-    with pytest.raises(SpecError, match="latency_s is not measured for a generative model"):
+    with pytest.raises(UnavailableDevice, match="measured in what it is built for: set target: on"):
         Evaluator(job(**change), AnsweringFamily(task), ranges)
 
 
