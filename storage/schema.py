@@ -36,6 +36,7 @@ REVISIONS = (
     "0023",
     "0024",
     "0025",
+    "0026",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -110,7 +110,10 @@ INDEPENDENT = {
     *(f"profile.vision.{name}" for name in ("weight_bits", "activation_bits", "samples", "epochs")),
     *(f"profile.vision.{name}" for name in ("batch_size", "rate", "entropy_share", "error_weight")),
     *(f"constraints.max_{name}" for name in ("nbytes", "error", "bits", "bit_operations")),
-    *(f"constraints.max_{name}" for name in ("latency_s", "activation_nbytes", "divergence")),
+    *(
+        f"constraints.max_{name}"
+        for name in ("latency_s", "token_s", "activation_nbytes", "divergence")
+    ),
     *(f"search.{name}" for name in ("sampler", "seed", "workers", "gpus_per_worker", "prune")),
     *(f"search.{name}" for name in ("budgets", "from_bits", "to_bits", "min_correlation")),
     *(f"search.{name}" for name in ("max_attempts", "checkpoint_s", "warm_start", "correct_cells")),

@@ -31,9 +31,10 @@ def make_cell(
     operations: float = 0,
     weight_bits: int | None = None,
     latency_s: float | None = None,
+    token_s: float | None = None,
 ) -> Cell:
     option = Option((PRECISIONS[index],))
-    return Cell(block, option, nbytes, operations, error, weight_bits, latency_s)
+    return Cell(block, option, nbytes, operations, error, weight_bits, latency_s, token_s)
 
 
 @st.composite
@@ -54,6 +55,7 @@ def instances(draw: st.DrawFn) -> Cells:
                 float(draw(errors)),
                 float(draw(st.integers(0, 6))),
                 draw(st.integers(0, 6)),
+                draw(st.integers(0, 6)) / 1000,
                 draw(st.integers(0, 6)) / 1000,
             )
             for i in range(count)
@@ -90,7 +92,7 @@ def test_the_solution_is_the_brute_force_optimum(cells: Cells, share: float) -> 
 
 def limit(resource: Resource, units: float, fixed: float = 0.0) -> Limit:
     """A limit of the whole model that leaves so many whole units for the options."""
-    amount = units / 1e12 if resource is Resource.LATENCY_S else units
+    amount = units / 1e12 if resource.is_time else units
     return Limit(f"max_{resource}", resource, amount + fixed, fixed)
 
 

@@ -118,7 +118,8 @@ ADDITIONS = {
     ),
     "a recovery of nothing": (
         "space:\n  recovery:\n    context_length: [0]\n    reduction: [0]",
-        "line 7: space.recovery: a recovery needs a context_length or a reduction above 0",
+        "line 7: space.recovery: a recovery needs a context_length or a reduction above 0, "
+        "or distil: {}",
     ),
     "an adapter width out of range": (
         "space:\n  recovery:\n    adapter_bits: [5]",
