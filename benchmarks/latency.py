@@ -46,7 +46,7 @@ from objectives.cost.runtimes.exported_runtime import ExportedRuntime
 from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
 from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
 from objectives.cost.runtimes.runtime import ONE_THREAD, STANDARD
-from objectives.cost.stages import image_stage
+from objectives.cost.runtimes.stages import image_stage
 
 RUNTIMES: Mapping[str, type[ExportedRuntime]] = {"onnx": OnnxRuntime, "openvino": OpenVinoRuntime}
 SPACE = ("w2a16", "w4a16", "w4a16g32", "w8a16", "w4a8", "w8a8")

@@ -19,7 +19,7 @@ from bitfront.precision import FULL, Precision
 from bitfront.spec import QuantizerSpec
 from bitfront.vlm import DualEncoder, GenerativeModel, PlanSwitch
 from objectives.cost.runtimes.runtime import Runtime, Timed
-from objectives.cost.stages import Stage
+from objectives.cost.runtimes.stages import Stage
 from objectives.recovery.adapter import LINEARS, AdapterShape
 
 

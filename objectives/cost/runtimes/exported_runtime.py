@@ -43,7 +43,7 @@ from bitfront.spec import QuantizerSpec, Rounding
 from bitfront.targets import Target
 from bitfront.vlm import DualEncoder, GenerativeModel, PlanSwitch
 from objectives.cost.runtimes.runtime import STANDARD, Timed, Timing, describe_cpu
-from objectives.cost.stages import prompt_length
+from objectives.cost.runtimes.stages import prompt_length
 
 T = TypeVar("T")
 

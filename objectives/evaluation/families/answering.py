@@ -10,7 +10,7 @@ from bitfront.spec import DataSpec, JobSpec, QuantizerSpec, VisionSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch
 from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.cost.runtimes.choose import choose_runtime
-from objectives.cost.stages import prompt_stage, token_stage
+from objectives.cost.runtimes.stages import prompt_stage, token_stage
 from objectives.data.inspection import Inspector
 from objectives.data.questions import QuestionTask, load_questions
 from objectives.evaluation.answer_scorer import AnswerScorer, refuse_class_settings

@@ -7,7 +7,7 @@ from bitfront.spec import DataSpec, JobSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.cost.runtimes.choose import choose_runtime
-from objectives.cost.stages import image_stage
+from objectives.cost.runtimes.stages import image_stage
 from objectives.data.classification import ClassificationTask, load_classification
 from objectives.data.inspection import Inspector
 from objectives.evaluation.classification_scorer import ClassificationScorer

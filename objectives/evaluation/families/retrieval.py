@@ -6,8 +6,8 @@ from typing import Self
 from bitfront.spec import DataSpec, JobSpec
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.cost.latency import LatencyMeter, LatencyTable
+from objectives.cost.runtimes.stages import image_stage
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
-from objectives.cost.stages import image_stage
 from objectives.data.inspection import Inspector
 from objectives.data.retrieval import RetrievalTask, load_retrieval
 from objectives.evaluation.families.family import Family

@@ -19,8 +19,8 @@ from objectives.cost.runtimes.exported_runtime import ExportedRuntime
 from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
 from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
 from objectives.cost.runtimes.runtime import Timing
+from objectives.cost.runtimes.stages import image_stage, prompt_length
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
-from objectives.cost.stages import image_stage, prompt_length
 from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling.cells import CellMeter
 from tests.support.scene_models import scene_spec, untrained_encoder

@@ -15,8 +15,8 @@ from bitfront.vlm.loaders.open_clip import open_clip_encoder
 from bitfront.vlm.loaders.reference import preprocess_picture
 from objectives.cost.latency import LatencyKey, LatencyMeter, LatencyTable
 from objectives.cost.runtimes.runtime import Timing, describe_cpu
+from objectives.cost.runtimes.stages import image_stage
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
-from objectives.cost.stages import image_stage
 
 DYNAMIC = QuantizerSpec(activations="dynamic")
 INT8 = Precision(8, 8)

@@ -19,8 +19,8 @@ from bitfront.vlm import DualEncoder, PlanSwitch, load_model
 from objectives.cost.costs import layer_bit_operations, layer_nbytes
 from objectives.cost.latency import LatencyMeter
 from objectives.cost.runtimes.runtime import Timing
+from objectives.cost.runtimes.stages import image_stage
 from objectives.cost.runtimes.torch_runtime import TorchRuntime
-from objectives.cost.stages import image_stage
 from objectives.data.classification import ClassificationTask as Task
 from objectives.data.classification import load_classification
 from objectives.data.split_name import SplitName
