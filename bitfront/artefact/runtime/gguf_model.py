@@ -19,7 +19,7 @@ from typing import Any
 
 import exported_model  # type: ignore[import-not-found]  # it lies beside this file
 import numpy as np
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
 DECODER, PROJECTOR = "decoder.gguf", "mmproj.gguf"
@@ -31,12 +31,14 @@ _ERROR = 4  # the level of llama.cpp's messages from which on they are shown
 _LEAST_CONTEXT = 256
 
 
-def load(folder: str | Path, threads: int = 0) -> "GgufAnswerer":
+def load(folder: str | Path, threads: int = 0, *, unpack: bool = False) -> "GgufAnswerer":
     """The model in a folder.
 
     Args:
         folder: What `bitfront build` wrote.
         threads: Of llama.cpp; 0 takes OMP_NUM_THREADS, or else all cores.
+        unpack: Whether the tower's weights are unpacked once, and not for each picture: faster, at
+            the memory of float32.
 
     Raises:
         exported_model.DamagedArtefact: A file is missing, or its digest is not the one on the card.
@@ -45,7 +47,7 @@ def load(folder: str | Path, threads: int = 0) -> "GgufAnswerer":
     folder = Path(folder)
     card: dict[str, Any] = json.loads((folder / exported_model.CARD).read_text(encoding="utf-8"))
     exported_model.check_files(folder, card)
-    return GgufAnswerer(folder, card, threads)
+    return GgufAnswerer(folder, card, threads, unpack=unpack)
 
 
 class GgufAnswerer(exported_model.Answerer):  # type: ignore[misc]  # it lies beside this file
@@ -56,11 +58,13 @@ class GgufAnswerer(exported_model.Answerer):  # type: ignore[misc]  # it lies be
         ends: The tokens that end an answer.
     """
 
-    def __init__(self, folder: Path, card: dict[str, Any], threads: int) -> None:
+    def __init__(
+        self, folder: Path, card: dict[str, Any], threads: int, *, unpack: bool = False
+    ) -> None:
         self.card = card
         self.ends: frozenset[int] = frozenset(card["ends"])
         self._words = exported_model.Words(folder, card)
-        self._tower = Tower(folder / PROJECTOR)
+        self._tower = Tower(folder / PROJECTOR, unpack=unpack)
         self._decoder = Decoder(folder / DECODER, threads)
 
     def logits(self, tokens: Array, pixels: Array | None, kept: int) -> Array:
@@ -106,11 +110,14 @@ class GgufAnswerer(exported_model.Answerer):  # type: ignore[misc]  # it lies be
 
 
 class Tower:
-    """CLIP's tower with a projector; its weights stay packed until they multiply."""
+    """CLIP's tower with a projector; its weights stay packed until they multiply, or not."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, unpack: bool = False) -> None:
         reader = GGUFReader(path)
         self._tensors = {t.name: (np.asarray(t.data), t.tensor_type) for t in reader.tensors}
+        if unpack:
+            for name in self._tensors:
+                self._tensors[name] = self._weight(name), GGMLQuantizationType.F32
         settings = {name: field.contents() for name, field in reader.fields.items()}
         self._heads: int = settings["clip.vision.attention.head_count"]
         self._layers: int = settings["clip.vision.block_count"]

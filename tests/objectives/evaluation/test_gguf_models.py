@@ -245,6 +245,23 @@ def test_a_model_that_is_none_of_transformers_is_refused(tmp_path: Path) -> None
         write_gguf(kept, Configuration(Plan(())), tmp_path, {})
 
 
+def test_a_tower_that_is_unpacked_once_computes_the_same(
+    written: tuple[Path, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(RUNTIME)
+    runtime: Any = import_module("gguf_model")
+    tokens = np.array([[1, *[2] * 16, 40, 3]])
+    pixels = np.random.default_rng(0).normal(size=(1, 3, 24, 24)).astype(np.float32)
+
+    packed, unpacked = (
+        runtime.load(written[0], 1, unpack=unpack).logits(tokens, pixels, 2)
+        for unpack in (False, True)
+    )
+
+    assert packed.shape == (1, 2, 48)
+    assert np.array_equal(packed, unpacked)
+
+
 def test_another_layout_of_settings_is_one_sentence(
     written: tuple[Path, dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
