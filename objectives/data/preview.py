@@ -50,8 +50,11 @@ def preview_data(spec: DataSpec, inspector: Inspector | None) -> DataPreview:
     source = _open(spec)
     left_out: tuple[str, ...] = ()
     if inspector is not None:
-        found = split_samples(source, spec, inspector).left_out
-        left_out = tuple(f"left out: {count} {what}" for what, count in sorted(found.items()))
+        splits = split_samples(source, spec, inspector)
+        left_out = tuple(
+            f"left out: {count} {what}" for what, count in sorted(splits.left_out.items())
+        )
+        left_out += (splits.note,) if splits.note else ()
     if isinstance(source, FolderSource | DatasetSource | LabelledPictures):
         return _classes(source, spec, left_out)
     if isinstance(source, PictureSource):

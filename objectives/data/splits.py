@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from bitfront.errors import InvalidSample, MissingData
-from bitfront.spec import DataSpec
+from bitfront.spec import DataSpec, Samples
 from objectives.data.inspection import Inspection, Inspector, Sample
 from objectives.data.split_name import SplitName
 
@@ -45,10 +45,12 @@ class Splits:
     Attributes:
         indices: Into the source; no image lies in two splits.
         left_out: What was met on the way and not taken, with how often.
+        note: How the splits became smaller than the usual ones; empty where they did not.
     """
 
     indices: Mapping[SplitName, list[int]]
     left_out: Counter[str]
+    note: str = ""
 
 
 def split_samples(source: Source, spec: DataSpec, inspector: Inspector) -> Splits:
@@ -56,7 +58,8 @@ def split_samples(source: Source, spec: DataSpec, inspector: Inspector) -> Split
 
     The order depends on the seed and on the samples' names only, so a sample that is added or
     taken away moves no other one. Samples of one group follow each other; a copy of an image
-    that lies in another split already is left out.
+    that lies in another split already is left out. Where a job does not say how many samples it
+    takes, and there are fewer than usual, each split takes its share of them.
 
     Args:
         source: The samples.
@@ -69,7 +72,47 @@ def split_samples(source: Source, spec: DataSpec, inspector: Inspector) -> Split
         InvalidSample: Some cannot be read; the message names the first ones and their number.
     """
     wanted = {name: int(getattr(spec.samples, name.value)) for name in SplitName}
-    _refuse_too_few(source.title, len(source.names), wanted, Counter())
+    is_usual = spec.samples == Samples()
+    count = len(source.names)
+    if is_usual:
+        wanted = _at_most(wanted, count)
+    _refuse_too_few(source.title, count, wanted, Counter())
+    filling = _filled(source, spec, inspector, wanted)
+    while is_usual and not filling.is_full and filling.taken >= len(wanted):
+        wanted = _at_most(wanted, filling.taken)
+        filling = _filled(source, spec, inspector, wanted)
+    if not filling.is_full:
+        _refuse_too_few(source.title, filling.taken, wanted, filling.left_out)
+    return Splits(filling.indices, filling.left_out, _shrunk_note(source.title, wanted, is_usual))
+
+
+def _at_most(wanted: Mapping[SplitName, int], count: int) -> dict[SplitName, int]:
+    """Splits that take so many samples at most, in their proportions; each has one at least."""
+    total = sum(wanted.values())
+    if count >= total:
+        return dict(wanted)
+    return {name: max(1, number * count // total) for name, number in wanted.items()}
+
+
+def _shrunk_note(title: str, wanted: Mapping[SplitName, int], is_usual: bool) -> str:
+    usual = Samples().model_dump()
+    if not is_usual or all(wanted[name] == usual[name.value] for name in SplitName):
+        return ""
+    sizes = ", ".join(f"{name} {number}" for name, number in wanted.items())
+    return (
+        f"the {title} has fewer than the usual {sum(usual.values())} samples, so the splits are "
+        f"smaller: {sizes} (data.samples chooses others)"
+    )
+
+
+def _filled(
+    source: Source, spec: DataSpec, inspector: Inspector, wanted: Mapping[SplitName, int]
+) -> "_Filling":
+    """The splits with as many readable samples as they want, or as there are.
+
+    Raises:
+        InvalidSample: Some cannot be read.
+    """
     filling = _Filling(wanted)
     order = _random_order(source, spec.seed)
     start = 0
@@ -85,9 +128,7 @@ def split_samples(source: Source, spec: DataSpec, inspector: Inspector) -> Split
         start += len(window)
     if filling.problems:
         raise InvalidSample(_listed(filling.problems))
-    if not filling.is_full:
-        _refuse_too_few(source.title, filling.taken, wanted, filling.left_out)
-    return Splits(filling.indices, filling.left_out)
+    return filling
 
 
 class _Filling:

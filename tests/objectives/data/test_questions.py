@@ -450,7 +450,9 @@ def test_data_that_do_not_fit_are_refused(
 def test_questions_do_not_fit_a_model_that_tells_classes_apart(tmp_path: Path) -> None:
     spec = json_spec(write(tmp_path, lines_of(COUNT)))
 
-    with pytest.raises(SpecError, match="source questions is for a generative model"):
+    with pytest.raises(
+        SpecError, match="source questions are not for a model that tells classes apart"
+    ):
         load_family(spec, untrained_encoder())
 
 

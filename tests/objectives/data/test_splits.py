@@ -180,3 +180,37 @@ def test_many_files_are_opened_in_parallel(tmp_path: Path) -> None:
 
     assert found == [inspect_sample(sample) for sample in samples]
     assert sum(seen) == 300
+
+
+USUAL = DataSpec.model_validate({"source": DataSource.IMAGE_FOLDER, "path": "x"})
+
+
+@given(count=st.integers(4, 40))
+def test_usual_splits_shrink_to_what_there_is(count: int) -> None:
+    found = split(Images(range(count)), USUAL)
+
+    sizes = {name: len(own) for name, own in found.indices.items()}
+    assert all(sizes.values())
+    assert sum(sizes.values()) <= count
+    assert sizes[SplitName.TEST] == max(1, 1024 * count // 2176)
+    assert found.note.startswith("the test images has fewer than the usual 2176 samples")
+    assert f"test {sizes[SplitName.TEST]} (data.samples chooses others)" in found.note
+
+
+def test_usual_splits_shrink_again_where_samples_are_copies_or_cannot_be_read() -> None:
+    numbers = [*range(20), *[0] * 30, *[-1] * 10]
+
+    found = split(Images(numbers), USUAL.model_copy(update={"skip_unreadable": True}))
+
+    places = [numbers[index] for own in found.indices.values() for index in own]
+    assert min(places) >= 0
+    assert all(found.indices.values())
+    contents = [{numbers[index] for index in own} for own in found.indices.values()]
+    assert sum(map(len, contents)) == len(set().union(*contents))
+
+
+def test_splits_that_a_job_names_do_not_shrink() -> None:
+    with pytest.raises(MissingData, match=r"has 7 samples, but the splits ask for 8"):
+        split(Images(range(7)), data(2))
+    with pytest.raises(MissingData, match=r"has 3 samples, but the splits ask for 4"):
+        split(Images(range(3)), USUAL)
