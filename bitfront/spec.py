@@ -185,6 +185,21 @@ class Samples(Section):
     test: int = Field(1024, ge=1)
 
 
+class SplitPaths(Section):
+    """Where single splits take their samples, in place of `data.path`, in the same form."""
+
+    calibration: str | None = None
+    tuning: str | None = None
+    selection: str | None = None
+    test: str | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The paths that are given, by the name of the split."""
+        known: dict[str, str | None] = self.model_dump()
+        return {name: path for name, path in known.items() if path is not None}
+
+
 class DataSpec(Section):
     """The task: images with one class each, with captions, or with questions and their answers.
 
@@ -200,7 +215,8 @@ class DataSpec(Section):
 
     `path` is a folder with one sub-folder a class, a `datasets` dataset saved to disk, a JSON Lines
     file of questions or captions, or captions as COCO has them. The images of a file lie beside it,
-    or in `images`. Captions of classes are made from
+    or in `images`. `splits` names other paths for single splits; pictures that are in two of them
+    come into one split only. Captions of classes are made from
     `templates`; a question is put to the model as `prompt`. An answer is what `answer_pattern`
     finds in the model's text (its first group, where it has one); without a pattern it is the
     whole text, which must end within `answer_tokens` tokens. `horizontal_flip` says that a
@@ -227,6 +243,7 @@ class DataSpec(Section):
     answer_pattern: str | None = None
     answer_tokens: int = Field(16, ge=1)
     samples: Samples = Samples()
+    splits: SplitPaths = SplitPaths()
     horizontal_flip: bool = False
     classes: Annotated[
         dict[str, str] | tuple[str, ...] | str | None, BeforeValidator(_class_list)

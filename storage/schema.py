@@ -37,6 +37,7 @@ REVISIONS = (
     "0024",
     "0025",
     "0026",
+    "0027",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from bitfront.errors import SpecError
 from bitfront.objective import FIGURES
+from bitfront.spec import SplitPaths
 
 
 class Key(StrEnum):
@@ -99,6 +100,7 @@ DECISIONS: Final = MappingProxyType(
         "data.option_format": _SPLITS,
         "data.answer_pattern": _SPLITS,
         "data.answer_tokens": _SPLITS,
+        **{f"data.splits.{name}": _SPLITS for name in SplitPaths.model_fields},
         "data.samples.calibration": _SPLITS,
         "data.samples.tuning": _SPLITS,
         "data.samples.selection": _SPLITS,

@@ -29,6 +29,7 @@ from bitfront.spec import (
     JobSpec,
     ModelSource,
     Section,
+    SplitPaths,
 )
 
 CHECKPOINT_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
@@ -203,6 +204,7 @@ def _relative_paths(spec: JobSpec) -> list[tuple[Place, str]]:
         for section, key, text in (
             ("data", "path", path),
             ("data", "images", spec.data.images),
+            *(("data", "splits", path) for path in spec.data.splits.given.values()),
             ("data", "classes", spec.data.classes_file),
             ("model", "name", folder),
             ("tracking", "mlflow", spec.tracking.mlflow_file),
@@ -247,13 +249,25 @@ def _data_path(spec: JobSpec, document: Document) -> str | None:
     data = spec.data
     if not data.path or data.source is DataSource.REFERENCE:
         return None
-    found = _found(document, data.path)
-    is_file = data.source.is_file
+    return _sample_path(spec, document, data.path)
+
+
+def _sample_path(spec: JobSpec, document: Document, path: str) -> str:
+    found = _found(document, path)
+    is_file = spec.data.source.is_file
     if not (found.is_file() if is_file else found.is_dir()):
         wanted = "file" if is_file else "folder"
         kind = f"is not a {wanted}" if found.exists() else "does not exist"
         raise SpecError(f"the {wanted} {found} {kind}")
     return str(found)
+
+
+def _split_paths(spec: JobSpec, document: Document) -> SplitPaths | None:
+    if spec.data.source is DataSource.REFERENCE:
+        return None
+    given = spec.data.splits.given
+    found = {name: _sample_path(spec, document, path) for name, path in given.items()}
+    return spec.data.splits.model_copy(update=found)
 
 
 def _images_path(spec: JobSpec, document: Document) -> str | None:
@@ -322,6 +336,7 @@ def _local(document: Document, text: str) -> str | None:
 _LOCAL_PATHS: Final = {
     ("data", "path"): _data_path,
     ("data", "images"): _images_path,
+    ("data", "splits"): _split_paths,
     ("data", "classes"): _classes_path,
     ("model", "name"): _model_name,
     ("model", "weights"): _model_weights,

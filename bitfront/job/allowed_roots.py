@@ -42,6 +42,8 @@ def _paths(spec: JobSpec) -> Iterator[tuple[str, str]]:
     """Every text of the job that is a path of this machine, with the field it is in."""
     if spec.data.path and spec.data.source is not DataSource.REFERENCE:
         yield "data.path", spec.data.path
+    for name, path in spec.data.splits.given.items():
+        yield f"data.splits.{name}", path
     if spec.data.images is not None:
         yield "data.images", spec.data.images
     if spec.data.classes_file is not None:

@@ -21,6 +21,7 @@ from bitfront.spec import (
     RecoverySpace,
     Rounding,
     Sampler,
+    SplitPaths,
     VisionSpec,
 )
 from bitfront.targets import DeploymentTarget
@@ -142,6 +143,13 @@ DEPENDENT: Final = {
         lambda job: job.data.source.is_file,
         "only files of questions or captions name images of a folder: leave it out",
     ),
+    **{
+        f"data.splits.{name}": _Dependent(
+            lambda job: job.data.source is not DataSource.REFERENCE,
+            "the bundled samples have splits of their own: leave it out",
+        )
+        for name in SplitPaths.model_fields
+    },
     "data.image_column": _Dependent(
         lambda job: job.data.source is DataSource.DATASETS, _on_column("images")
     ),

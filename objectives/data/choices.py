@@ -23,7 +23,7 @@ from objectives.data.questions import (
 )
 from objectives.data.reference_choices import ReferenceChoices
 from objectives.data.split_name import SplitName
-from objectives.data.splits import split_samples
+from objectives.data.splits import sources_of, split_samples
 from objectives.execution.streams import OptionStream
 
 _LETTER: Final = re.compile(
@@ -177,9 +177,9 @@ def load_choices(
             sources[name] = ReferenceChoices(name.value, count, spec.seed), range(count)
     else:
         check_prompt(spec, model)
-        listed = ListedChoices(spec)
+        listed = sources_of(spec, ListedChoices)
         found = split_samples(listed, spec, inspector or Inspector()).indices
-        sources = {name: (listed, indices) for name, indices in found.items()}
+        sources = {name: (listed[name], indices) for name, indices in found.items()}
     writes = measure is TaskMeasure.LETTER
     listing = spec.option_format if writes else ""
     splits, choices, options = {}, {}, {}

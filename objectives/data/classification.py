@@ -21,9 +21,9 @@ from objectives.data.captions import fill
 from objectives.data.images import READING
 from objectives.data.inspection import Inspector
 from objectives.data.pixels import ReadPixels, image_stream, read_pixels
-from objectives.data.sources import LabelledSource, open_labelled_source
+from objectives.data.sources import LabelledSource, one_classes, open_labelled_source
 from objectives.data.split_name import SplitName
-from objectives.data.splits import fingerprint, split_samples
+from objectives.data.splits import Sources, fingerprint, sources_of, split_samples
 from objectives.data.task import Task
 from objectives.execution.similarity import class_features, logits
 from objectives.execution.streams import CaptionStream, ImageStream, Stream
@@ -170,9 +170,9 @@ def load_classification(
     if spec.source is DataSource.REFERENCE:
         classes, templates, splits = _reference(spec, model)
     else:
-        source = open_labelled_source(spec)
-        classes, templates = source.classes, spec.templates
-        splits = _source_splits(source, spec, model, inspector or Inspector())
+        sources = sources_of(spec, open_labelled_source)
+        classes, templates = one_classes(sources), spec.templates
+        splits = _source_splits(sources, spec, model, inspector or Inspector())
     captions = [[fill(text, name) for name in classes] for text in templates]
     problem = token_problem(model, classes, captions)
     if problem is not None:
@@ -222,21 +222,25 @@ def _scene_split(name: SplitName, captions: str, images: Tensor, labels: Tensor)
 
 
 def _source_splits(
-    source: LabelledSource, spec: DataSpec, model: DualEncoder, inspector: Inspector
+    sources: Sources[LabelledSource], spec: DataSpec, model: DualEncoder, inspector: Inspector
 ) -> dict[SplitName, Split]:
     """Four disjoint splits, in a random order that depends on the seed and on the names only."""
-    is_unlabelled = spec.source is DataSource.IMAGES
+    for source in sources.values():
+        _check_labels(source, is_unlabelled=spec.source is DataSource.IMAGES)
+    captions = digest(_caption_recipe(one_classes(sources), spec))
+    return {
+        name: _source_split(name, captions, sources[name], indices, spec, model)
+        for name, indices in split_samples(sources, spec, inspector).indices.items()
+    }
+
+
+def _check_labels(source: LabelledSource, *, is_unlabelled: bool) -> None:
     for index, label in enumerate(source.labels):
         if not -1 <= label < len(source.classes) or (label < 0 and not is_unlabelled):
             raise InvalidSample(
                 f"{source.where(index)} has the label {label}, but there are "
                 f"{len(source.classes)} classes (0 to {len(source.classes) - 1})"
             )
-    captions = digest(_caption_recipe(source.classes, spec))
-    return {
-        name: _source_split(name, captions, source, indices, spec, model)
-        for name, indices in split_samples(source, spec, inspector).indices.items()
-    }
 
 
 def _caption_recipe(classes: Sequence[str], spec: DataSpec) -> list[object]:

@@ -1,5 +1,6 @@
 """What a job's data are, looked at without its model: samples opened, captions as they will be."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitfront.errors import SpecError
@@ -15,11 +16,13 @@ from objectives.data.sources import (
     DatasetSource,
     FolderSource,
     LabelledSource,
+    one_classes,
     open_labelled_source,
 )
-from objectives.data.splits import Source, split_samples
+from objectives.data.splits import Source, sources_of, split_samples
 
 _CAPTIONS = 3
+_LABELLED = (FolderSource, DatasetSource, LabelledPictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,37 +50,43 @@ def preview_data(spec: DataSpec, inspector: Inspector | None) -> DataPreview:
     """
     if spec.source is DataSource.REFERENCE:
         return DataPreview(_bundled_notes(spec), ())
-    source = _open(spec)
-    left_out: tuple[str, ...] = ()
+    sources = sources_of(spec, _open)
+    distinct = list({id(source): source for source in sources.values()}.values())
+    labelled = {n: s for n, s in sources.items() if isinstance(s, _LABELLED)}
+    captions, warnings = ((), ()) if not labelled else _captions(one_classes(labelled), spec)
+    found: tuple[str, ...] = ()
     if inspector is not None:
-        splits = split_samples(source, spec, inspector)
-        left_out = tuple(
-            f"left out: {count} {what}" for what, count in sorted(splits.left_out.items())
-        )
-        left_out += (splits.note,) if splits.note else ()
-    if isinstance(source, FolderSource | DatasetSource | LabelledPictures):
-        return _classes(source, spec, left_out)
-    if isinstance(source, PictureSource):
-        return DataPreview((f"{source.title}: {source.summary}", *left_out), ())
+        splits = split_samples(sources, spec, inspector)
+        found = tuple(f"left out: {n} {what}" for what, n in sorted(splits.left_out.items()))
+        found += (splits.note,) if splits.note else ()
+    counted = tuple(_counted(source, is_only=len(distinct) == 1) for source in distinct)
+    return DataPreview((*counted, *found, *captions), warnings)
+
+
+def _counted(source: LabelledSource | Source, *, is_only: bool) -> str:
+    """How many samples a source has."""
+    if isinstance(source, FolderSource | DatasetSource | PictureSource):
+        is_plain = is_only and isinstance(source, _LABELLED)
+        return source.summary if is_plain else f"{source.title}: {source.summary}"
     if isinstance(source, ListedCaptions):
-        counted = f"{len(source.names)} images with {source.count} captions"
-        return DataPreview((f"{source.title}: {counted}", *left_out), ())
-    return DataPreview((f"{source.title}: {len(source.names)} questions", *left_out), ())
+        return f"{source.title}: {len(source.names)} images with {source.count} captions"
+    return f"{source.title}: {len(source.names)} questions"
 
 
-def _classes(source: LabelledSource, spec: DataSpec, left_out: tuple[str, ...]) -> DataPreview:
-    captions = [fill(spec.templates[0], name) for name in source.classes[:_CAPTIONS]]
-    more = ", ..." if len(source.classes) > _CAPTIONS else ""
+def _captions(classes: Sequence[str], spec: DataSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A note with captions as they will be, and a warning of names that tell a model nothing."""
+    captions = [fill(spec.templates[0], name) for name in classes[:_CAPTIONS]]
+    more = ", ..." if len(classes) > _CAPTIONS else ""
     shown = ", ".join(map(repr, captions))
-    codes = [name for name in source.classes if looks_like_identifier(name)]
+    codes = [name for name in classes if looks_like_identifier(name)]
     warnings: tuple[str, ...] = ()
     if codes:
         warnings = (
-            f"data.classes: {len(codes)} of {len(source.classes)} class names look like "
+            f"data.classes: {len(codes)} of {len(classes)} class names look like "
             f"identifiers, such as {codes[0]!r}, which tell a model nothing: name the classes in "
             "data.classes",
         )
-    return DataPreview((source.summary, *left_out, f"captions: {shown}{more}"), warnings)
+    return (f"captions: {shown}{more}",), warnings
 
 
 def _bundled_notes(spec: DataSpec) -> tuple[str, ...]:

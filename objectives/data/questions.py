@@ -23,7 +23,7 @@ from objectives.data.question_sources import (
 )
 from objectives.data.reference_questions import ReferenceQuestions
 from objectives.data.split_name import SplitName
-from objectives.data.splits import HELD_NBYTES, fingerprint, split_samples
+from objectives.data.splits import HELD_NBYTES, fingerprint, sources_of, split_samples
 from objectives.data.task import Task
 from objectives.execution.streams import QuestionStream, Stream
 
@@ -281,15 +281,16 @@ def load_questions(
             f"{data} has no questions, but the model is generative: "
             "set data.source to questions or datasets"
         )
-    source = open_question_source(spec)
+    sources = sources_of(spec, open_question_source)
     check_prompt(spec, model)
-    found = split_samples(source, spec, inspector or Inspector()).indices
+    found = split_samples(sources, spec, inspector or Inspector()).indices
     splits = {
-        name: QuestionSplit(name, model, source, indices, spec) for name, indices in found.items()
+        name: QuestionSplit(name, model, sources[name], indices, spec)
+        for name, indices in found.items()
     }
     if spec.answer_pattern is None:  # with one, the answer is a part of what may be said
         for name in (SplitName.SELECTION, SplitName.TEST):
-            refuse_long_answers(name, model, source, found[name], spec.answer_tokens)
+            refuse_long_answers(name, model, sources[name], found[name], spec.answer_tokens)
     return QuestionTask(model, splits, spec.answer_pattern, spec.answer_tokens)
 
 

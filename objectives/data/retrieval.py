@@ -21,7 +21,7 @@ from objectives.data.inspection import Inspector
 from objectives.data.pixels import ReadPixels, image_stream, read_pixels
 from objectives.data.reference_captions import ReferenceCaptions
 from objectives.data.split_name import SplitName
-from objectives.data.splits import fingerprint, split_samples
+from objectives.data.splits import fingerprint, sources_of, split_samples
 from objectives.data.task import Task
 from objectives.execution.similarity import logits
 from objectives.execution.streams import CaptionStream, ImageStream, Stream
@@ -160,10 +160,11 @@ def _pixels_of(drawn: ReferenceCaptions) -> ReadPixels:
 def _listed(
     spec: DataSpec, model: DualEncoder, inspector: Inspector
 ) -> dict[SplitName, RetrievalSplit]:
-    source = ListedCaptions(spec)
+    sources = sources_of(spec, ListedCaptions)
     form = digest([READING, spec.background])
     splits = {}
-    for name, indices in split_samples(source, spec, inspector).indices.items():
+    for name, indices in split_samples(sources, spec, inspector).indices.items():
+        source = sources[name]
         captions = [source.captions(index) for index in indices]
         pixels = read_pixels(source, indices, spec, model)
         splits[name] = _split(name, model, captions, source, indices, pixels, form)

@@ -10,7 +10,7 @@ from objectives.data.captions import class_names
 from objectives.data.image_folder import existing_folder, list_images, shown
 from objectives.data.inspection import Encoded, Sample
 from objectives.data.pictures import LabelledPictures
-from objectives.data.splits import Source
+from objectives.data.splits import Source, Sources
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,6 +109,23 @@ def open_labelled_source(spec: DataSpec) -> LabelledSource:
     if spec.source is DataSource.IMAGES:
         return LabelledPictures(spec)
     return FolderSource(spec) if spec.source is DataSource.IMAGE_FOLDER else DatasetSource(spec)
+
+
+def one_classes(sources: Sources[LabelledSource]) -> tuple[str, ...]:
+    """The classes of all splits.
+
+    Raises:
+        SpecError: Two splits have other classes.
+    """
+    first, *others = sources.values()
+    for other in others:
+        if other.classes != first.classes:
+            raise SpecError(
+                f"data.splits: the {other.title} has {len(other.classes)} classes and the "
+                f"{first.title} {len(first.classes)}, which are not the same: give each split the "
+                "same classes"
+            )
+    return first.classes
 
 
 def load_dataset(spec: DataSpec, columns: Sequence[str]) -> "Dataset":

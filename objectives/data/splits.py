@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSpec, Samples
@@ -38,6 +38,11 @@ class Source(Protocol):
         """Where a person finds the sample."""
 
 
+OwnSource = TypeVar("OwnSource", bound=Source)
+Sources = Mapping[SplitName, OwnSource]
+"""Where each split takes its samples."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """The samples of each split, in a fixed random order.
@@ -53,7 +58,23 @@ class Splits:
     note: str = ""
 
 
-def split_samples(source: Source, spec: DataSpec, inspector: Inspector) -> Splits:
+def sources_of(spec: DataSpec, open_source: Callable[[DataSpec], OwnSource]) -> Sources[OwnSource]:
+    """The source of each split: that of `data.path`, or of its own path in `data.splits`.
+
+    Splits of one path share a source.
+
+    Raises:
+        BitfrontError: As `open_source` does.
+    """
+    paths = {name: spec.splits.given.get(name.value, spec.path) for name in SplitName}
+    opened = {
+        path: open_source(spec.model_copy(update={"path": path}))
+        for path in dict.fromkeys(paths.values())
+    }
+    return {name: opened[path] for name, path in paths.items()}
+
+
+def split_samples(sources: Sources[Source], spec: DataSpec, inspector: Inspector) -> Splits:
     """The samples of each split, disjoint, in a random order; each one's image can be read.
 
     The order depends on the seed and on the samples' names only, so a sample that is added or
@@ -62,7 +83,7 @@ def split_samples(source: Source, spec: DataSpec, inspector: Inspector) -> Split
     takes, and there are fewer than usual, each split takes its share of them.
 
     Args:
-        source: The samples.
+        sources: The samples of each split; splits may share them.
         spec: How many samples each split takes, the seed, and whether unreadable ones are
             left out.
         inspector: Opens each sample that is taken.
@@ -71,19 +92,44 @@ def split_samples(source: Source, spec: DataSpec, inspector: Inspector) -> Split
         MissingData: There are fewer samples than the splits ask for.
         InvalidSample: Some cannot be read; the message names the first ones and their number.
     """
-    wanted = {name: int(getattr(spec.samples, name.value)) for name in SplitName}
+    owners: dict[str, SplitName] = {}
+    indices: dict[SplitName, list[int]] = {}
+    left_out: Counter[str] = Counter()
+    notes = []
+    for source in {id(source): source for source in sources.values()}.values():
+        own = [name for name in SplitName if sources[name] is source]
+        found = _split_source(source, own, spec, inspector, owners)
+        indices |= found.indices
+        left_out += found.left_out
+        notes += [found.note] if found.note else []
+    ordered = {name: indices[name] for name in SplitName}
+    return Splits(ordered, left_out, "; ".join(notes))
+
+
+def _split_source(
+    source: Source,
+    names: Sequence[SplitName],
+    spec: DataSpec,
+    inspector: Inspector,
+    owners: dict[str, SplitName],
+) -> Splits:
+    """The splits that a source has; the owners of images that were met become more."""
+    wanted = {name: int(getattr(spec.samples, name.value)) for name in names}
     is_usual = spec.samples == Samples()
-    count = len(source.names)
+    usual, count = sum(wanted.values()), len(source.names)
     if is_usual:
         wanted = _at_most(wanted, count)
     _refuse_too_few(source.title, count, wanted, Counter())
-    filling = _filled(source, spec, inspector, wanted)
+    filling = _filled(source, spec, inspector, wanted, owners)
     while is_usual and not filling.is_full and filling.taken >= len(wanted):
         wanted = _at_most(wanted, filling.taken)
-        filling = _filled(source, spec, inspector, wanted)
+        filling = _filled(source, spec, inspector, wanted, owners)
     if not filling.is_full:
         _refuse_too_few(source.title, filling.taken, wanted, filling.left_out)
-    return Splits(filling.indices, filling.left_out, _shrunk_note(source.title, wanted, is_usual))
+    owners |= filling.owners
+    is_shrunk = sum(wanted.values()) < usual
+    note = _shrunk_note(source.title, wanted, usual) if is_shrunk else ""
+    return Splits(filling.indices, filling.left_out, note)
 
 
 def _at_most(wanted: Mapping[SplitName, int], count: int) -> dict[SplitName, int]:
@@ -94,26 +140,27 @@ def _at_most(wanted: Mapping[SplitName, int], count: int) -> dict[SplitName, int
     return {name: max(1, number * count // total) for name, number in wanted.items()}
 
 
-def _shrunk_note(title: str, wanted: Mapping[SplitName, int], is_usual: bool) -> str:
-    usual = Samples().model_dump()
-    if not is_usual or all(wanted[name] == usual[name.value] for name in SplitName):
-        return ""
+def _shrunk_note(title: str, wanted: Mapping[SplitName, int], usual: int) -> str:
     sizes = ", ".join(f"{name} {number}" for name, number in wanted.items())
     return (
-        f"the {title} has fewer than the usual {sum(usual.values())} samples, so the splits are "
-        f"smaller: {sizes} (data.samples chooses others)"
+        f"the {title} has fewer than the usual {usual} samples, so the splits are smaller: {sizes} "
+        "(data.samples chooses others)"
     )
 
 
 def _filled(
-    source: Source, spec: DataSpec, inspector: Inspector, wanted: Mapping[SplitName, int]
+    source: Source,
+    spec: DataSpec,
+    inspector: Inspector,
+    wanted: Mapping[SplitName, int],
+    owners: Mapping[str, SplitName],
 ) -> "_Filling":
     """The splits with as many readable samples as they want, or as there are.
 
     Raises:
         InvalidSample: Some cannot be read.
     """
-    filling = _Filling(wanted)
+    filling = _Filling(wanted, owners)
     order = _random_order(source, spec.seed)
     start = 0
     while start < len(order) and not filling.is_full:
@@ -134,9 +181,9 @@ def _filled(
 class _Filling:
     """Fills the splits one after the other."""
 
-    def __init__(self, wanted: Mapping[SplitName, int]) -> None:
+    def __init__(self, wanted: Mapping[SplitName, int], owners: Mapping[str, SplitName]) -> None:
         self._wanted = wanted
-        self._owners: dict[str, SplitName] = {}
+        self.owners = dict(owners)
         self.indices: dict[SplitName, list[int]] = {name: [] for name in wanted}
         self.left_out: Counter[str] = Counter()
         self.problems: list[str] = []
@@ -160,7 +207,7 @@ class _Filling:
     def take(self, index: int, digest: str | None) -> None:
         """Puts a readable sample into the split that is filled now, unless it is in another."""
         current = self._current
-        if digest is not None and self._owners.setdefault(digest, current) is not current:
+        if digest is not None and self.owners.setdefault(digest, current) is not current:
             self.left_out["copies of images in another split"] += 1
             return
         self.indices[current].append(index)

@@ -22,7 +22,7 @@ from objectives.data.questions import (
 )
 from objectives.data.reference_questions import ReferenceQuestions
 from objectives.data.split_name import SplitName
-from objectives.data.splits import split_samples
+from objectives.data.splits import sources_of, split_samples
 
 
 class WrittenSplit(QuestionSplit):
@@ -103,9 +103,9 @@ def load_written(
             sources[name] = ReferenceQuestions(name.value, count, spec.seed), range(count)
     else:
         check_prompt(spec, model)
-        pictures = PictureSource(spec)
+        pictures = sources_of(spec, PictureSource)
         found = split_samples(pictures, spec, inspector or Inspector()).indices
-        sources = {name: (pictures, indices) for name, indices in found.items()}
+        sources = {name: (pictures[name], indices) for name, indices in found.items()}
     splits = {
         name: WrittenSplit(name, model, source, indices, spec)
         for name, (source, indices) in sources.items()

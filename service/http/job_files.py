@@ -140,6 +140,8 @@ def _paths(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     data, model = spec.data, spec.model
     if data.source is not DataSource.REFERENCE and data.path:
         yield ("data", "path"), data.path
+    for name, path in data.splits.given.items():
+        yield ("data", "splits", name), path
     if data.images is not None:
         yield ("data", "images"), data.images
     if data.classes_file is not None:

@@ -6,7 +6,7 @@ import pytest
 
 from bitfront.errors import SpecError
 from bitfront.job.allowed_roots import VARIABLE, check_allowed_roots
-from bitfront.spec import DataSpec, JobSpec, TrackingSpec
+from bitfront.spec import DataSpec, JobSpec, SplitPaths, TrackingSpec
 
 
 def spec(data: Path | str, weights: str | None = None, name: str = "ViT-B-32") -> JobSpec:
@@ -87,3 +87,11 @@ def test_so_is_a_folder_of_images(root: Path) -> None:
 
     with pytest.raises(SpecError, match=r"data.images: /etc lies outside"):
         check_allowed_roots(job)
+
+
+def test_so_is_the_path_of_a_split(root: Path) -> None:
+    job = spec(root / "images")
+    data = job.data.model_copy(update={"splits": SplitPaths(test="/etc")})
+
+    with pytest.raises(SpecError, match=r"data.splits.test: /etc lies outside"):
+        check_allowed_roots(job.model_copy(update={"data": data}))

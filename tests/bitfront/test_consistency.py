@@ -32,6 +32,10 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "model.dtype": ("bfloat16", SAVED, CLIP),
     "data.path": (".", FOLDER, BUNDLED),
     "data.images": (".", CAPTIONS, FOLDER),
+    **{
+        f"data.splits.{name}": (".", FOLDER, BUNDLED)
+        for name in ("calibration", "tuning", "selection", "test")
+    },
     "data.image_column": ("img", SAVED, FOLDER),
     "data.label_column": ("fine", SAVED, FOLDER),
     "data.question_column": ("asked", SAVED, FOLDER),

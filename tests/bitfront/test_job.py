@@ -370,3 +370,26 @@ def test_a_job_without_templates_is_refused(job: Path) -> None:
 
     with pytest.raises(SpecError, match=r"line 3: data.templates is empty: give one, such as"):
         load_job(job)
+
+
+def test_the_paths_of_splits_and_images_lie_beside_the_job(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "photos").mkdir()
+    job = tmp_path / "job.yaml"
+    text = (
+        "study: s\nmodel: {source: reference}\ndata:\n  source: captions\n  path: train.jsonl\n"
+        "  images: photos\n  splits: {test: test.jsonl}\n"
+    )
+    job.write_text(text)
+
+    found = load_job(job).data
+
+    assert found.images == str(tmp_path / "photos")
+    assert found.splits.given == {"test": str(tmp_path / "test.jsonl")}
+    job.write_text(text.replace("test.jsonl", "none.jsonl"))
+    with pytest.raises(SpecError, match=r"line 7: data.splits: the file .*none.jsonl does not ex"):
+        load_job(job)
+    job.write_text(text)
+    with pytest.raises(SpecError, match=r"line 7: data.splits: 'test.jsonl' starts at this machin"):
+        load_job(job, elsewhere=True)

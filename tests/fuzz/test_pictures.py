@@ -32,6 +32,7 @@ from objectives.data.image_folder import shown
 from objectives.data.images import decode_image
 from objectives.data.inspection import Inspector
 from objectives.data.sources import open_labelled_source
+from objectives.data.split_name import SplitName
 from objectives.data.splits import split_samples
 from service.cli import main
 from service.database_url import file_url
@@ -349,7 +350,8 @@ def try_folder(choices: Choices, store: Path) -> None:
         names = [shown(name) for name in folder.pictures]
         if folder.is_sound:
             assert sorted(map(shown, source.names)) == sorted(names)
-        splits = split_samples(source, spec.data, Inspector()).indices
+        sources = dict.fromkeys(SplitName, source)
+        splits = split_samples(sources, spec.data, Inspector()).indices
         must = must_be_taken(folder, each=each, skips=skips)
         told, task = "", None
         try:

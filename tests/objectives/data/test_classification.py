@@ -9,9 +9,11 @@ from PIL import Image
 
 from bitfront.errors import BitfrontError, InvalidModel, InvalidSample, MissingData, SpecError
 from bitfront.reference.scenes import CLASSES, TEMPLATES, split_scans
-from bitfront.spec import DataSource, DataSpec, Samples
+from bitfront.spec import DataSource, DataSpec, Samples, SplitPaths
 from bitfront.vlm import DualEncoder, load_model
 from objectives.data.classification import load_classification
+from objectives.data.inspection import Inspector
+from objectives.data.preview import preview_data
 from objectives.data.split_name import SplitName
 from tests.support.clip_models import folder_spec as saved_spec
 from tests.support.clip_models import save_transformers
@@ -297,3 +299,27 @@ def test_a_missing_package_names_the_extra(
 
     with pytest.raises(MissingData, match=r"pip install bitfront\[datasets\]"):
         load_classification(dataset_spec(tmp_path), model)
+
+
+def test_a_split_may_lie_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    counts = {"one": 8, "two": 8}
+    all_of_them = write_folder(tmp_path / "all", counts)
+    test = write_folder(tmp_path / "test", {"one": 3, "two": 2})
+    other = write_folder(tmp_path / "other", {"one": 3, "six": 2})
+    for number, path in enumerate(sorted(test.rglob("*.png"))):
+        Image.new("RGB", (9, 9), (number, 7, 7)).save(path)  # no copies of the others
+    samples = Samples(calibration=2, tuning=2, selection=2, test=5)
+    spec = folder_spec(all_of_them, samples=samples)
+    named = spec.model_copy(update={"splits": SplitPaths(test=str(test))})
+
+    task = load_classification(named, untrained_encoder())
+
+    assert task.split(SplitName.TEST).labels.sort().values.tolist() == [0, 0, 0, 1, 1]
+    strange = spec.model_copy(update={"splits": SplitPaths(test=str(other))})
+    with pytest.raises(SpecError, match=r"data\.splits: .* which are not the same"):
+        load_classification(strange, untrained_encoder())
+    with pytest.raises(SpecError, match=r"data\.splits: .* which are not the same"):
+        preview_data(strange, Inspector())
+    first, second = preview_data(named, Inspector()).notes[:2]
+    assert first == f"image folder {all_of_them}: 16 images in 2 classes"
+    assert second == f"image folder {test}: 5 images in 2 classes"

@@ -14,7 +14,7 @@ from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSource, DataSpec, Samples
 from objectives.data.inspection import Inspection, Inspector, Sample, inspect_sample
 from objectives.data.split_name import SplitName
-from objectives.data.splits import Splits, split_samples
+from objectives.data.splits import Splits, sources_of, split_samples
 
 
 def image(number: int) -> bytes:
@@ -52,8 +52,9 @@ def data(each: int, **settings: object) -> DataSpec:
     )
 
 
-def split(source: Images, spec: DataSpec) -> Splits:
-    return split_samples(source, spec, Inspector())
+def split(source: Images, spec: DataSpec, **others: Images) -> Splits:
+    sources = {name: others.get(name.value, source) for name in SplitName}
+    return split_samples(sources, spec, Inspector())
 
 
 @given(numbers=st.lists(st.integers(0, 12), min_size=8, max_size=40), seed=st.integers(0, 2**31))
@@ -214,3 +215,48 @@ def test_splits_that_a_job_names_do_not_shrink() -> None:
         split(Images(range(7)), data(2))
     with pytest.raises(MissingData, match=r"has 3 samples, but the splits ask for 4"):
         split(Images(range(3)), USUAL)
+
+
+def test_a_split_of_its_own_path_takes_no_picture_that_another_has() -> None:
+    test = Images([*range(6), *range(100, 104)])
+
+    found = split(Images(range(9)), data(3), test=test)
+
+    mine = {name: {own[i] for i in found.indices[name]} for name, own in _numbers(test).items()}
+    assert {len(own) for own in mine.values()} == {3}
+    assert mine[SplitName.TEST] <= set(test.numbers)
+    assert not any(mine[a] & mine[b] for a in SplitName for b in SplitName if a is not b)
+    with pytest.raises(MissingData, match="without 4 copies of images in another split"):
+        split(Images(range(9)), data(3), test=Images([0, 1, 2, 3]))
+
+
+def _numbers(test: Images) -> dict[SplitName, list[int]]:
+    own = {name: list(range(9)) for name in SplitName}
+    return {**own, SplitName.TEST: list(test.numbers)}
+
+
+def test_each_path_shrinks_its_own_splits_only() -> None:
+    found = split(Images(range(3000)), USUAL, test=Images(range(5000, 5040)))
+
+    assert {name: len(own) for name, own in found.indices.items()} == {
+        **{name: getattr(Samples(), name.value) for name in SplitName},
+        SplitName.TEST: 40,
+    }
+    assert found.note.startswith("the test images has fewer than the usual 1024 samples")
+
+
+def test_splits_of_one_path_share_a_source() -> None:
+    opened: list[str | None] = []
+
+    def opens(spec: DataSpec) -> Images:
+        opened.append(spec.path)
+        return Images([1])
+
+    spec = DataSpec.model_validate(
+        {**data(1).model_dump(), "splits": {"test": "y", "tuning": "x", "selection": "y"}}
+    )
+    found = sources_of(spec, opens)
+
+    assert opened == ["x", "y"]
+    assert found[SplitName.TEST] is found[SplitName.SELECTION]
+    assert found[SplitName.CALIBRATION] is found[SplitName.TUNING]

@@ -236,11 +236,9 @@ ADDITIONS = {
     "a key indented by mistake": (
         "  study: x",
         "line 6: data.study is not a known key: the keys of data are source, task, measure, "
-        "path, images, image_column, "
-        "label_column, question_column, answer_column, templates, prompt, option_format, "
-        "answer_pattern, "
-        "answer_tokens, samples, horizontal_flip, classes, background, skip_unreadable, seed, "
-        "batch_size",
+        "path, images, image_column, label_column, question_column, answer_column, templates, "
+        "prompt, option_format, answer_pattern, answer_tokens, samples, splits, horizontal_flip, "
+        "classes, background, skip_unreadable, seed, batch_size",
     ),
     "a second document": (
         "---\nstudy: second",
