@@ -61,7 +61,7 @@ class Distillation:
         until: After how many of the steps the tensors are taken; None for all.
     """
 
-    steps: int = 150
+    steps: int = 100
     share: float = 1.0
     codes: bool = False
     learning_rate_multiplier: float = 1.0

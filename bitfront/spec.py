@@ -380,7 +380,7 @@ class QuantizerSpec(Section):
 class DistilSpace(Section):
     """The settings of a distillation that may be chosen from; see `bitfront.plan.Distillation`."""
 
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = (150,)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
     share: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
     codes: tuple[bool, ...] = (False,)
     learning_rate_multiplier: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)

@@ -32,8 +32,8 @@ from objectives.recovery.distillation import teacher_cross_entropy
 from objectives.recovery.optimisation import Group, Optimisation
 
 SAMPLES_A_STEP = 32
-# Of captions, which all images share: batches that are run anew in a step.
-SHARED_BATCHES = 2
+# Of captions, which all images share: batches that run anew in a step.
+SHARED_BATCHES = 1
 # What the layers' sensitivities are measured on.
 SENSITIVITY_SAMPLES = 128
 

@@ -57,7 +57,7 @@ def test_a_part_of_a_distilled_plan_is_all_of_it() -> None:
     ("name", "value"),
     [
         *(("steps", value) for value in (0, -1, 1.5, True, "5", 2**31)),
-        *(("until", value) for value in (0, 151, 1.5, True)),
+        *(("until", value) for value in (0, 101, 1.5, True)),
         *(("share", value) for value in (0, -0.1, 1.1, math.nan, "1", True)),
         *(("learning_rate_multiplier", value) for value in (0, -1, math.nan, math.inf, "1", None)),
         *(("codes", value) for value in (0, 1, "yes", None)),
