@@ -19,7 +19,7 @@ _ROUNDED: Final = tuple(bits for bits in ACTIVATION_BITS if bits < 16)
 _IN_GROUPS: Final = (8,)
 _SOURCES: Final = frozenset({"reference", "open_clip"})
 _ANSWERING_SOURCES: Final = frozenset({"reference", "transformers"})
-_SUGGESTED_GROUPS: Final = (16, 32, 64, 128)
+_SUGGESTED_GROUPS: Final = (16, 32, 64, 128, 256)
 
 
 class DeploymentTarget(StrEnum):
@@ -158,12 +158,16 @@ class Target:
     def _nearest(self, precision: Precision, ranges: Ranges) -> Iterator[Precision]:
         bits, inputs, clip = precision.weight_bits, precision.activation_bits, precision.clip
         by_distance = sorted(_SUGGESTED_GROUPS, key=lambda size: abs(size - precision.group))
-        groups = {precision.group: None, by_distance[0]: None, 0: None}
         for activation_bits in sorted({inputs, max(inputs, 8), 16}):
-            for group in groups:
-                near = Precision(bits, activation_bits, group, clip)
-                if self.native(LayerKind.LINEAR, near, ranges) is not None:
-                    yield near
+            own, *others, row = (
+                Precision(bits, activation_bits, group, clip)
+                for group in (precision.group, *by_distance, 0)
+            )
+            fitting = [near for near in others if self._multiplies(near, ranges)]
+            yield from (near for near in (own, *fitting[:1], row) if self._multiplies(near, ranges))
+
+    def _multiplies(self, precision: Precision, ranges: Ranges) -> bool:
+        return self.native(LayerKind.LINEAR, precision, ranges) is not None
 
 
 _Held = Mapping[Scheme, Mapping[int, int]]

@@ -64,7 +64,8 @@ ADDITIONS = {
         "target: openvino\nquantizer: {activations: grouped}\n"
         "space: {weight_bits: [4], activation_bits: [4]}",
         "line 7: quantizer.activations: openvino has no kernel for w4a4 with grouped ranges of "
-        "inputs: write static, or search w4a8 or w4a16 or w4a16g16, or leave target out",
+        "inputs: write static, or search w4a8 or w4a8g32 or w4a16 or w4a16g16, or leave target "
+        "out",
     ),
     "a latency in a runtime that computes in floats": (
         "target: torch\nobjectives: [error, latency_s]",

@@ -142,7 +142,8 @@ def test_what_a_checkpoint_cannot_hold_is_refused_with_the_job() -> None:
     ("bits", "group", "said"),
     [
         (4, 40, "gguf has no kernel for w4a16g40: the nearest that it has is w4a16g32 or w4a16"),
-        (2, 64, "gguf has no kernel for w2a16g64: the nearest that it has is w2a16"),
+        (4, 24, "gguf has no kernel for w4a16g24: the nearest that it has is w4a16g32 or w4a16"),
+        (2, 64, "gguf has no kernel for w2a16g64: the nearest that it has is w2a16g256 or w2a16"),
         (3, 256, None),
         (4, 64, None),
     ],
