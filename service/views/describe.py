@@ -27,9 +27,8 @@ def recovery_text(configuration: Configuration) -> str:
     return ", ".join(parts) or "-"
 
 
-def recovery_details(configuration: Configuration) -> str:
+def recovery_details(recovery: Recovery | None, distil: Distillation | None) -> str:
     """All settings of what is trained, in one line."""
-    distil, recovery = configuration.plan.distil, configuration.recovery
     parts = [] if distil is None else [_distil_details(distil)]
     parts += [] if recovery is None else [_p4q_details(recovery)]
     return "; ".join(parts) or "none"

@@ -48,7 +48,7 @@ def attributes(trial: Trial) -> dict[str, object]:
         "origin": str(trial.origin),
         "attempts": trial.attempts,
         "plan": ", ".join(f"{n} x {text}" for text, n in sorted(counts.items())),
-        "recovery": recovery_details(configuration),
+        "recovery": recovery_details(configuration.recovery, configuration.plan.distil),
         "bits per weight": trial.values.get("bits_per_weight"),
         "nbytes": trial.values.get("nbytes"),
         "test error": trial.test_values.get("error"),

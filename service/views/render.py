@@ -344,7 +344,12 @@ def best_pairs(
         if figure.name == "error" and answer.estimate is not None:
             own = answer.estimate
             pairs.append(("estimate", with_error(own.error, own.standard_error)))
-    pairs.append(("recovery", recovery_details(trial.configuration)))
+    pairs.append(
+        (
+            "recovery",
+            recovery_details(trial.configuration.recovery, trial.configuration.plan.distil),
+        )
+    )
     pairs.append(("targets", deployable_text(targets)))
     if answer.peers:
         pairs.append(("chance", peers_text(answer, names)))
