@@ -29,6 +29,7 @@ from bitfront.artefact.runtime.clip import Clip
 from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
+from bitfront.quant.inputs import GROUP
 from bitfront.quant.packing import packed_weight
 from bitfront.spec import JobSpec, QuantizerSpec
 from objectives.evaluation.evaluator import Evaluator
@@ -37,6 +38,8 @@ from objectives.evaluation.verification import verify
 
 PLANS = ("w8a8", "w4a8", "w8a16", "w4a16", "w4a16 level 0", "mixed")
 MIXED = ("w2a16", "w3a8", "w4a8", "w4a16", "w6a8", "w8a8", "w8a16")
+IN_GROUPS = "in groups"
+"""How the name of a plan ends whose inputs are rounded in groups of columns."""
 BATCHES = {"bundled": (1, 32), "ViT-B-32": (1, 8)}
 VIT_B_32: Mapping[str, object] = {
     "vision": {
@@ -113,7 +116,9 @@ def shaped(plan: str, scheme: str, seed: int) -> DualEncoderParts:
         wanted = precisions(plan, len(matrices), seed)
     layers: dict[str, PackedLayer] = {}
     for (name, weight), precision in zip(matrices.items(), wanted, strict=True):
-        layers[name.removesuffix(".weight")] = _packed(name, weight, precision, quantizer)
+        layers[name.removesuffix(".weight")] = _packed(
+            name, weight, precision, quantizer, GROUP if plan.endswith(IN_GROUPS) else 0
+        )
     kept = {name: p.half() for name, p in parameters.items() if name not in matrices}
     classes = torch.nn.functional.normalize(torch.randn(1000, 512), dim=-1)
     kernels = OnnxRuntimeKernels(level_of(plan))
@@ -121,14 +126,19 @@ def shaped(plan: str, scheme: str, seed: int) -> DualEncoderParts:
 
 
 def _packed(
-    name: str, weight: Tensor, precision: Precision, quantizer: QuantizerSpec
+    name: str,
+    weight: Tensor,
+    precision: Precision,
+    quantizer: QuantizerSpec,
+    activation_group: int,
 ) -> PackedLayer:
     tensors = packed_weight(0.02 * torch.randn(weight.shape), precision, quantizer)
-    if precision.quantizes_input:
+    if precision.quantizes_input and not activation_group:
         tensors["input_scale"] = torch.tensor(0.05, dtype=torch.float16)
         tensors["input_zero"] = torch.tensor(2 ** (precision.activation_bits - 1)).to(torch.uint8)
     bits, inputs = precision.weight_bits, precision.activation_bits
-    return PackedLayer(name, bits, inputs, precision.group, tuple(weight.shape), tensors)
+    shape = tuple(weight.shape)
+    return PackedLayer(name, bits, inputs, precision.group, shape, tensors, activation_group)
 
 
 def ratios(

@@ -25,7 +25,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.onnx_models import VIT_B_32, configuration, shaped
+from benchmarks.onnx_models import IN_GROUPS, VIT_B_32, configuration, shaped
 from bitfront.artefact.architectures import RUNTIME
 from bitfront.artefact.onnx.kernels import Kernels
 from bitfront.artefact.onnx.products import EXACT, ROUNDED, OnnxRuntimeKernels
@@ -36,6 +36,7 @@ from bitfront.artefact.runtime.exported_model import Classifier, load, open_grap
 from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
+from bitfront.quant.inputs import GROUP
 from bitfront.spec import JobSpec
 from objectives.evaluation.compressed_models import write_compressed
 from objectives.evaluation.evaluator import Evaluator
@@ -46,7 +47,7 @@ from objectives.evaluation.verification import verify
 
 VIT = "ViT-B-32"
 TORCH = "torch bfloat16"
-PLANS = ("full", "w8a8", "w4a8", "w4a16")
+PLANS = ("full", "w8a8", "w4a8", "w4a16", f"w4a8 {IN_GROUPS}")
 PLANS_16 = ("full", "w8a16", "w4a16", "mix")
 """For runtimes whose artefacts hold no rounding of inputs."""
 MIX = tuple(Precision(bits) for bits in (8, 6, 5, 4, 3, 2))
@@ -55,7 +56,7 @@ STEPS = 16
 Call = Callable[[], object]
 
 
-def bundled(name: str, target: str) -> Evaluator:
+def bundled(name: str, target: str, activations: str) -> Evaluator:
     """A bundled model with symmetric weights, and the data that the demo takes."""
     content = {
         "study": "runtimes",
@@ -64,7 +65,11 @@ def bundled(name: str, target: str) -> Evaluator:
             "source": "reference",
             "samples": {"calibration": 64, "tuning": 16, "selection": 256, "test": 16},
         },
-        "quantizer": {"scheme": "symmetric", "rounding": "nearest"},
+        "quantizer": {
+            "scheme": "symmetric",
+            "rounding": "nearest",
+            "activations": activations,
+        },
         "target": "gguf" if target == "gguf" else "any",
     }
     return Evaluator.from_spec(JobSpec.model_validate(content))
@@ -94,8 +99,12 @@ def planned(kept: Evaluator, plan: str) -> Configuration:
 
 def built(name: str, target: str, folder: Path) -> dict[str, Path]:
     """Verifies every plan of a bundled model, says what was found, and gives the folders."""
-    kept, folders = bundled(name, target), {}
+    evaluators, folders = {}, {}
     for plan in PLANS_16 if target in ("compressed-tensors", "gguf") else PLANS:
+        activations = "grouped" if plan.endswith(IN_GROUPS) else "static"
+        if activations not in evaluators:
+            evaluators[activations] = bundled(name, target, activations)
+        kept = evaluators[activations]
         chosen = planned(kept, plan)
         out = folder / plan
         out.mkdir()
@@ -160,7 +169,7 @@ def shaped_calls(target: str, folder: Path, batch: int) -> dict[str, dict[str, C
             (out / "image.onnx").write_bytes(parts.image_model().SerializeToString())
         size = sum(path.stat().st_size for path in out.iterdir())
         click.echo(f"{VIT} {target} {plan}: {size:,} bytes")
-        graph = open_graph(out, "image", threads=1)
+        graph = open_graph(out, "image", 1, GROUP if plan.endswith(IN_GROUPS) else 0)
         timed[plan] = partial(graph, {"pixels": pixels})
     return {"images": timed}
 
