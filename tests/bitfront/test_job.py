@@ -162,7 +162,7 @@ def test_the_jobs_we_ship_are_valid(name: str) -> None:
     assert load_job(ROOT / name).model.source is ModelSource.REFERENCE
 
 
-@pytest.mark.parametrize("name", ["open_clip", "transformers", "llava"])
+@pytest.mark.parametrize("name", ["open_clip", "transformers", "llava", "retrieval"])
 def test_examples_miss_nothing_but_the_data(name: str) -> None:
     with pytest.raises(SpecError, match=r"data\.path: the (folder|file) .* does not exist"):
         load_job(ROOT / "examples" / f"{name}.yaml")
