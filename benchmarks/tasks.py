@@ -1,4 +1,4 @@
-"""Retrieval and multiple choice on the bundled models: what uniform and mixed plans make of them.
+"""Every task on the bundled models: what uniform and mixed plans make of it.
 
 For each seed of the samples the model is profiled in this process, the program proposes a plan at
 each budget, and all plans are evaluated on the test split: weights only, asymmetric, one scale a
@@ -34,13 +34,14 @@ COLUMNS: Final = {
         for kind in ("image", "text")
     },
     "unparsed in %": ["unparsed"],
+    "agreement in %": ["agreement"],
 }
 
 
 def job(task: str, measure: str | None, rounding: str, seed: int) -> JobSpec:
     """The job of a task with samples of a seed."""
     asks = next(kind.asks for kind in TASKS if kind.name == task)
-    samples = {"calibration": 96, "tuning": 4, "selection": 200, "test": 500 if asks else 200}
+    samples = {"calibration": 96, "tuning": 4, "selection": 200, "test": 500}
     return JobSpec.model_validate(
         {
             "study": f"{task}-{seed}",
@@ -81,7 +82,7 @@ def plans(spec: JobSpec) -> Iterator[tuple[str, Configuration]]:
 
 
 @click.command()
-@click.option("--task", type=click.Choice(["retrieval", "choice"]), required=True)
+@click.option("--task", type=click.Choice([kind.name.value for kind in TASKS[:-1]]), required=True)
 @click.option("--measure", help="What the error is of.")
 @click.option("--rounding", default="nearest", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Of the samples, with commas.")
