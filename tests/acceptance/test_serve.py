@@ -52,7 +52,7 @@ def submit_cancel_and_resume(client: Client, study: str) -> None:
     job = f"study: {study}\nstop: {{trials: 400}}{JOB}"
 
     status, submitted = client.ask(body=job, kind="application/yaml")
-    assert (status, submitted["study"]) == (201, study)
+    assert (status, submitted.get("study")) == (201, study), submitted
     status, again = client.ask(body=job, kind="application/yaml")
     assert status == 409
     assert str(again["detail"]).startswith(f"a study named '{study}' exists already")

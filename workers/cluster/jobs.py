@@ -5,11 +5,12 @@ import os
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
+from typing import Any, Final, Self
 from urllib.request import urlopen
 from uuid import uuid4
 
@@ -22,6 +23,10 @@ _LOG_VARIABLES = (FORM_VARIABLE, LEVEL_VARIABLE)
 
 PACKAGES = ("bitfront", "objectives", "search", "service", "storage", "workers")
 """What a driver and its workers import from the copy that is shipped."""
+
+_PATIENCE_S: Final = 60.0
+_PAUSE_S: Final = 1.0
+_OWN_FAULT: Final = "status code 5"
 
 _ENDED = frozenset({JobStatus.FAILED, JobStatus.STOPPED, JobStatus.SUCCEEDED})
 
@@ -63,15 +68,16 @@ class ClusterJob:
         submission_id = f"bitfront-{study}-{uuid4().hex[:8]}"
         with _reaching(address), _project(files) as folder:
             client = JobSubmissionClient(address)
-            client.submit_job(
-                entrypoint=f"python -m service {shlex.join(arguments)}",
-                submission_id=submission_id,
-                runtime_env={
+            job = {
+                "entrypoint": f"python -m service {shlex.join(arguments)}",
+                "submission_id": submission_id,
+                "runtime_env": {
                     "working_dir": str(folder),
                     "env_vars": {JOB_VARIABLE: submission_id, **_log_settings()},
                 },
-                metadata={"study": study},
-            )
+                "metadata": {"study": study},
+            }
+            _submit_patiently(client, submission_id, job)
         return cls(client, submission_id)
 
     @property
@@ -84,6 +90,38 @@ class ClusterJob:
         """What the driver has printed so far."""
         with _reaching(self._client.get_address()):
             return self._client.get_job_logs(self.id)
+
+
+def _submit_patiently(
+    client: JobSubmissionClient, submission_id: str, job: Mapping[str, Any]
+) -> None:
+    """Submits a job, again for a while where Ray says that the fault is its own.
+
+    A cluster that has just started answers before it has an agent that takes jobs.
+
+    Raises:
+        RuntimeError: Ray refuses the job, or has no agent after a while.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            client.submit_job(**job)
+        except RuntimeError as error:
+            if _is_known(client, submission_id):  # it was taken, and only the answer was lost
+                return
+            if _OWN_FAULT not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_S)
+        else:
+            return
+
+
+def _is_known(client: JobSubmissionClient, submission_id: str) -> bool:
+    try:
+        client.get_job_status(submission_id)
+    except RuntimeError:
+        return False
+    return True
 
 
 def ray_version(address: str) -> str:
