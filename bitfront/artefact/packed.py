@@ -8,7 +8,7 @@ from torch import Tensor
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.grid import saturated
-from bitfront.quant.inputs import GROUP
+from bitfront.quant.inputs import input_group
 from bitfront.vlm import LayeredModel, PlanSwitch
 
 _FULL_BITS = 16
@@ -32,7 +32,7 @@ def packed_layers(
     paths = {module: path for path, module in model.module.named_modules()}
     tensors: dict[str, Tensor] = {}
     entries: dict[str, dict[str, object]] = {}
-    is_grouped = switch.quantizer.activations == "grouped"
+    activation_group = input_group(switch.quantizer)
     for layer in model.layers:
         precision = precisions.get(layer.name, Precision(_FULL_BITS))
         own = {f"{layer.name}.{part}": tensor.cpu() for part, tensor in stored[layer.name].items()}
@@ -42,7 +42,7 @@ def packed_layers(
             "weight_bits": precision.weight_bits,
             "activation_bits": precision.activation_bits,
             "group": precision.group,
-            "activation_group": GROUP if is_grouped and rounds else 0,
+            "activation_group": activation_group if rounds else 0,
             "shape": list(modules[0].get_parameter("weight").shape),
             "modules": [paths[module] for module in modules],
             "tensors": list(own),

@@ -194,6 +194,11 @@ def input_nbytes(precision: Precision, quantizer: QuantizerSpec) -> int:
     return 3 if static else 0
 
 
+def input_group(quantizer: QuantizerSpec) -> int:
+    """Columns of a quantized input that share a scale of their own; 0 where they do not."""
+    return GROUP if quantizer.activations == "grouped" else 0
+
+
 def input_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """The scale, and the code of zero."""
     scale, zero = covering_range(low, high, bits)

@@ -15,7 +15,7 @@ from bitfront.errors import SpecError
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.blocks import block_rounding
-from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds, input_grid
+from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds, input_grid, input_group
 from bitfront.quant.packing import packed_codes
 from bitfront.quant.rounding.methods import rounded_weight
 from bitfront.quant.weights import (
@@ -346,7 +346,7 @@ class PlanSwitch:
             return block_rounding(self._layers[layer], precision) if self._is_blocked else None
         bits = precision.activation_bits
         if self.quantizer.activations != "static":
-            is_grouped = self.quantizer.activations == "grouped"
+            is_grouped = input_group(self.quantizer) > 0
             if is_grouped:
                 self._refuse_overlapping(layer)
             return InputQuantizer(bits, None, is_grouped=is_grouped)

@@ -23,7 +23,7 @@ from objectives.data.questions import (
 )
 from objectives.data.reference_choices import ReferenceChoices
 from objectives.data.split_name import SplitName
-from objectives.data.splits import sources_of, split_samples
+from objectives.data.splits import chosen_sources
 from objectives.execution.streams import OptionStream
 
 _LETTER: Final = re.compile(
@@ -163,7 +163,6 @@ def load_choices(
         SpecError: The prompt has no image token, or right letters are longer than answers may be.
     """
     measure = CHOICE.measure(spec.measure)
-    sources: dict[SplitName, tuple[ChoiceSource, Sequence[int]]]
     if spec.source is DataSource.REFERENCE:
         changes = {
             name: own
@@ -171,15 +170,11 @@ def load_choices(
             if getattr(spec, name) == DataSpec.model_fields[name].default
         }
         spec = spec.model_copy(update=changes)
-        sources = {}
-        for name in SplitName:
-            count = int(getattr(spec.samples, name.value))
-            sources[name] = ReferenceChoices(name.value, count, spec.seed), range(count)
     else:
         check_prompt(spec, model)
-        listed = sources_of(spec, ListedChoices)
-        found = split_samples(listed, spec, inspector or Inspector()).indices
-        sources = {name: (listed[name], indices) for name, indices in found.items()}
+    sources: dict[SplitName, tuple[ChoiceSource, Sequence[int]]] = chosen_sources(
+        spec, inspector or Inspector(), ReferenceChoices, ListedChoices
+    )
     writes = measure is TaskMeasure.LETTER
     listing = spec.option_format if writes else ""
     splits, choices, options = {}, {}, {}

@@ -105,7 +105,9 @@ def existing_folder(path: str | None) -> Path:
     """
     root = Path(path or "").expanduser()
     if not path or not root.is_dir():
-        raise MissingData(f"there is no folder {path!r}: set data.path to where the images are")
+        raise MissingData(
+            f"the folder {path!r} does not exist: set data.path to the folder with the images"
+        )
     return root
 
 

@@ -32,10 +32,15 @@ class Listing:
         self.path = Path(spec.path or "").expanduser()
         self._what = what
         if not self.path.is_file():
-            raise MissingData(f"there is no file {spec.path!r}: set data.path to the {what}s")
+            raise MissingData(
+                f"the file {spec.path!r} does not exist: set data.path to the file with the {what}s"
+            )
         folder = self.path.parent if spec.images is None else Path(spec.images).expanduser()
         if not folder.is_dir():
-            raise MissingData(f"there is no folder {spec.images!r}: set data.images to the images")
+            raise MissingData(
+                f"the folder {spec.images!r} does not exist: set data.images to the folder with "
+                "the images"
+            )
         self.folder = folder.resolve()
 
     def read(self) -> str:

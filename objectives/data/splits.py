@@ -4,12 +4,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from bitfront.errors import InvalidSample, MissingData
-from bitfront.spec import DataSpec, Samples
+from bitfront.spec import DataSource, DataSpec, Samples
 from objectives.data.inspection import Inspection, Inspector, Sample
 from objectives.data.split_name import SplitName
+
+if TYPE_CHECKING:
+    from bitfront.reference.scenes import SplitTitle
 
 # A split's pixels are kept in memory while they take at most so much.
 HELD_NBYTES = 512 << 20
@@ -72,6 +75,31 @@ def sources_of(spec: DataSpec, open_source: Callable[[DataSpec], OwnSource]) -> 
         for path in dict.fromkeys(paths.values())
     }
     return {name: opened[path] for name, path in paths.items()}
+
+
+def chosen_sources(
+    spec: DataSpec,
+    inspector: Inspector,
+    drawn: Callable[["SplitTitle", int, int], OwnSource],
+    listed: Callable[[DataSpec], OwnSource],
+) -> dict[SplitName, tuple[OwnSource, Sequence[int]]]:
+    """The source of each split with the samples of it: all that are drawn, or some that are listed.
+
+    Args:
+        spec: The job's data.
+        inspector: Opens images.
+        drawn: Makes the bundled samples of a split: of its name, their number and a seed.
+        listed: Opens a person's own.
+
+    Raises:
+        BitfrontError: As `listed` and `split_samples` do.
+    """
+    if spec.source is DataSource.REFERENCE:
+        counts = {name: int(getattr(spec.samples, name.value)) for name in SplitName}
+        return {name: (drawn(name.value, n, spec.seed), range(n)) for name, n in counts.items()}
+    sources = sources_of(spec, listed)
+    found = split_samples(sources, spec, inspector).indices
+    return {name: (sources[name], indices) for name, indices in found.items()}
 
 
 def split_samples(sources: Sources[Source], spec: DataSpec, inspector: Inspector) -> Splits:

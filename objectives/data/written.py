@@ -22,7 +22,7 @@ from objectives.data.questions import (
 )
 from objectives.data.reference_questions import ReferenceQuestions
 from objectives.data.split_name import SplitName
-from objectives.data.splits import sources_of, split_samples
+from objectives.data.splits import chosen_sources
 
 
 class WrittenSplit(QuestionSplit):
@@ -93,19 +93,14 @@ def load_written(
         InvalidSample: An image cannot be read.
         SpecError: The prompt has no image token.
     """
-    sources: dict[SplitName, tuple[QuestionSource, Sequence[int]]]
     if spec.source is DataSource.REFERENCE:
         if spec.prompt == DataSpec.model_fields["prompt"].default:
             spec = spec.model_copy(update={"prompt": REFERENCE_PROMPT})
-        sources = {}
-        for name in SplitName:
-            count = int(getattr(spec.samples, name.value))
-            sources[name] = ReferenceQuestions(name.value, count, spec.seed), range(count)
     else:
         check_prompt(spec, model)
-        pictures = sources_of(spec, PictureSource)
-        found = split_samples(pictures, spec, inspector or Inspector()).indices
-        sources = {name: (pictures[name], indices) for name, indices in found.items()}
+    sources: dict[SplitName, tuple[QuestionSource, Sequence[int]]] = chosen_sources(
+        spec, inspector or Inspector(), ReferenceQuestions, PictureSource
+    )
     splits = {
         name: WrittenSplit(name, model, source, indices, spec)
         for name, (source, indices) in sources.items()

@@ -10,7 +10,7 @@ from bitfront.artefact.architectures import Architecture, describe
 from bitfront.artefact.packed import kept_tensors, packed_layers, tensors_nbytes
 from bitfront.errors import InvalidModel
 from bitfront.plan import Configuration
-from bitfront.quant.inputs import GROUP
+from bitfront.quant.inputs import input_group
 from bitfront.vlm import DualEncoder, GenerativeModel
 from objectives.data.classification import ClassificationTask
 from objectives.data.questions import QuestionTask
@@ -111,7 +111,7 @@ def _adapter_part(evaluator: Evaluator, configuration: Configuration) -> dict[st
     shape = AdapterShape.of(recovery, model.feature_width, quantizer, is_residual=is_residual)
     return {
         "bits": recovery.adapter_bits,
-        "activation_group": GROUP if quantizer.activations == "grouped" else 0,
+        "activation_group": input_group(quantizer),
         "blend": recovery.blend,
         "residual": is_residual,
         "shapes": {name: list(shape.matrix(name)) for name in LINEARS},

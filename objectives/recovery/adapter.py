@@ -12,7 +12,13 @@ from torch.nn import functional
 from bitfront.errors import InvalidModel
 from bitfront.plan import Recovery
 from bitfront.precision import Precision
-from bitfront.quant.inputs import InputQuantizer, InputRange, input_grid, input_nbytes
+from bitfront.quant.inputs import (
+    InputQuantizer,
+    InputRange,
+    input_grid,
+    input_group,
+    input_nbytes,
+)
 from bitfront.quant.packing import packed_weight, unpacked_weight, weight_nbytes
 from bitfront.quant.weights import fake_quantize_weight
 from bitfront.spec import QuantizerSpec
@@ -76,7 +82,7 @@ class AdapterShape:
         bits = self.precision.activation_bits
         if form is not None:
             return form.quantizer(bits)
-        return InputQuantizer(bits, None, is_grouped=self.quantizer.activations == "grouped")
+        return InputQuantizer(bits, None, is_grouped=input_group(self.quantizer) > 0)
 
     @property
     def nbytes(self) -> int:

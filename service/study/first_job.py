@@ -214,8 +214,9 @@ def _recognised(path: Path, task: str | None) -> tuple[DataSource, int | None]:
     if path.is_file():
         if path.suffix.lower() not in (".jsonl", ".json"):
             raise SpecError(
-                f"{path} is no file of questions or captions: that is JSON Lines with question, "
-                "answers and image, or with image and captions, and ends in .jsonl"
+                f"{path} is not a file of questions or captions: such a file is JSON Lines with "
+                "question, answers and image, or with image and captions, and its name ends in "
+                ".jsonl"
             )
         with path.open("rb") as file:
             first = file.readline().strip()

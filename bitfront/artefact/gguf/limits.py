@@ -95,8 +95,8 @@ def changes(
     if values:
         found.append(
             f"the codes of {len(values)} layers, first {values[0]}, have no blocks there "
-            f"(convolutions, columns that are no multiple of {_BLOCK}): their values are stored in "
-            "32 bits; space.keep: 16 for them saves half"
+            f"(convolutions, columns that are not a multiple of {_BLOCK}): their values are "
+            "stored in 32 bits; space.keep: 16 for them saves half"
         )
     if files.wider:
         found.append(

@@ -37,7 +37,7 @@ from bitfront.layers import Layer, LayerKind
 from bitfront.objective import Objective
 from bitfront.plan import Plan
 from bitfront.precision import FULL, Precision
-from bitfront.quant.inputs import GROUP
+from bitfront.quant.inputs import input_group
 from bitfront.quant.packing import packed_weight
 from bitfront.spec import QuantizerSpec, Rounding
 from bitfront.targets import Target
@@ -110,10 +110,6 @@ class ExportedRuntime(ABC):
         if self._threads:
             return describe_cpu(f"{self._threads} threads")
         return describe_cpu(f"{os.cpu_count()} processors")
-
-    @property
-    def _activation_group(self) -> int:
-        return GROUP if self._quantizer.activations == "grouped" else 0
 
     @abstractmethod
     def format(self, layer: PackedLayer) -> str:
@@ -230,7 +226,7 @@ class ExportedRuntime(ABC):
     ) -> float:
         with tempfile.TemporaryDirectory() as folder:
             self.write(model, layers, Path(folder), _NAME)
-            run = open_graph(Path(folder), _NAME, self._threads, self._activation_group)
+            run = open_graph(Path(folder), _NAME, self._threads, input_group(self._quantizer))
             return self._timing.median(lambda: run(inputs), before)
 
     def _forget(self) -> None:
@@ -251,7 +247,6 @@ def _packed(
         middle = 2 ** (precision.activation_bits - 1)
         tensors["input_scale"] = torch.tensor(4 / middle, dtype=torch.float16)
         tensors["input_zero"] = torch.tensor(middle, dtype=torch.uint8)
-    is_grouped = precision.quantizes_input and quantizer.activations == "grouped"
     return PackedLayer(
         layer.name,
         precision.weight_bits,
@@ -259,7 +254,7 @@ def _packed(
         precision.group,
         (layer.rows, layer.columns),
         tensors,
-        GROUP if is_grouped else 0,
+        input_group(quantizer) if precision.quantizes_input else 0,
     )
 
 

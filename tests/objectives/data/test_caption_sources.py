@@ -140,8 +140,8 @@ def test_a_file_of_another_kind_is_refused_with_what_is_read(tmp_path: Path, con
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": "nowhere.jsonl"}, "there is no file 'nowhere.jsonl': set data.path"),
-        ({"images": "nowhere"}, "there is no folder 'nowhere': set data.images"),
+        ({"path": "nowhere.jsonl"}, "the file 'nowhere.jsonl' does not exist: set data.path"),
+        ({"images": "nowhere"}, "the folder 'nowhere' does not exist: set data.images"),
     ],
 )
 def test_a_file_or_folder_that_is_not_there_is_named(
