@@ -414,7 +414,11 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path, model: GenerativeMode
 
 
 BAD_SPECS: dict[str, tuple[dict[str, object], type[BitfrontError], str]] = {
-    "a file that is not there": ({"path": "/no/such"}, MissingData, "the file '/no/such' does not exist"),
+    "a file that is not there": (
+        {"path": "/no/such"},
+        MissingData,
+        "the file '/no/such' does not exist",
+    ),
     "too few questions": (
         {"samples": Samples(calibration=9, tuning=2, selection=4, test=3)},
         MissingData,
