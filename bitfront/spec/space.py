@@ -1,0 +1,115 @@
+"""The section `space`: what the search may choose."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from bitfront.plan import ClassPosition, TeacherText
+from bitfront.spec.section import ActivationBits, Percentile, Section, WeightBits
+
+
+class DistilSpace(Section):
+    """The settings of a distillation that may be chosen from; see `bitfront.plan.Distillation`."""
+
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = (100,)
+    share: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
+    codes: tuple[bool, ...] = (False,)
+    learning_rate_multiplier: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        for name in type(self).model_fields:
+            if not getattr(self, name):
+                raise ValueError(f"recovery.distil.{name} has no value to choose from")
+        return self
+
+
+class RecoverySpace(Section):
+    """The P4Q settings that the sampler may choose from; see `bitfront.plan.Recovery`.
+
+    With `distil`, plans may be distilled too, and P4Q is trained on distilled ones. Where `distil`
+    is all that is named, there is no P4Q.
+
+    `class_position`, `class_specific`, `teacher` and `views` are for models that tell classes
+    apart. `shots` and `views` of 0 take every tuning sample, and only as it is.
+    """
+
+    context_length: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0, 4, 8)
+    class_position: tuple[ClassPosition, ...] = (ClassPosition.END,)
+    class_specific: tuple[bool, ...] = (False,)
+    reduction: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0, 2, 4)
+    adapter_bits: tuple[Literal[4, 6, 8, 16], ...] = (8,)
+    blend: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.2, 0.5)
+    distillation: tuple[Annotated[float, Field(ge=0)], ...] = (4.0,)
+    teacher: tuple[TeacherText, ...] = (TeacherText.TEMPLATES,)
+    shots: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    views: tuple[Annotated[int, Field(ge=0, le=64)], ...] = (0,)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = (60,)
+    learning_rate_multiplier: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    distil: DistilSpace | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leaves_p4q_out(cls, content: object) -> object:
+        if (
+            isinstance(content, dict)
+            and content.keys() == {"distil"}
+            and content["distil"] is not None
+        ):
+            return {**content, "context_length": (0,), "reduction": (0,)}
+        return content
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        for name in type(self).model_fields:
+            if name != "distil" and not getattr(self, name):
+                raise ValueError(f"recovery.{name} has no value to choose from")
+        if not self.has_p4q and self.distil is None:
+            raise ValueError(
+                "a recovery needs a context_length or a reduction above 0, or distil: {}"
+            )
+        return self
+
+    @property
+    def has_p4q(self) -> bool:
+        """Whether a prompt or an adapter can be chosen."""
+        return any(self.context_length) or any(self.reduction)
+
+
+class SpaceSpec(Section):
+    """What the search may choose: the precisions of every layer, and the recovery.
+
+    `keep` maps patterns of layer names (shell wildcards, with or without the `weight` at a name's
+    end) to a fixed weight width: those layers are not variable, and nothing measured breaks it.
+    Each pattern must match a layer, and no layer may have two widths.
+
+    `clips` are the percentiles that static input ranges may be cut at; several are no further
+    options, but searched for each option (see `profile.clip_search`).
+    """
+
+    weight_bits: tuple[WeightBits, ...] = (2, 3, 4, 6, 8)
+    activation_bits: tuple[ActivationBits, ...] = (8,)
+    groups: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    clips: tuple[Percentile, ...] = (1.0,)
+    keep: dict[str, WeightBits] = Field({})
+    recovery: RecoverySpace | None = None
+
+    @property
+    def p4q(self) -> RecoverySpace | None:
+        """What P4Q may choose from; None without it."""
+        return self.recovery if self.recovery is not None and self.recovery.has_p4q else None
+
+    @property
+    def distil(self) -> DistilSpace | None:
+        """What a distillation may choose from; None where no plan is distilled."""
+        return None if self.recovery is None else self.recovery.distil
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        for name in ("weight_bits", "activation_bits", "groups", "clips"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"space.{name} is empty: there is nothing to search")
+            if len(set(values)) != len(values):
+                raise ValueError(f"space.{name} names a value twice: {list(values)}")
+        return self
