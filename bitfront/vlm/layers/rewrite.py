@@ -12,6 +12,8 @@ from bitfront.vlm.layers.attention import (
     CalledOpenClipAttention,
     Projection,
 )
+from bitfront.vlm.layers.experts import called_experts, is_packed_mixture, packed_parameters
+from bitfront.vlm.layers.patches import CalledPatches, is_patch_projection
 
 _BARE_PROJECTIONS = ("proj", "text_projection")  # what open_clip multiplies as `x @ self.proj`
 
@@ -21,7 +23,8 @@ def call_every_weight(model: nn.Module) -> dict[nn.Module, str]:
 
     Returns:
         Every Linear, Conv2d and Embedding of the rewritten model with the name that its weight
-        had in the original; a tied weight has one name, and so do the modules that share it.
+        had in the original; a tied weight has one name, and so do the modules that share it. A
+        packed weight of experts has as many names as experts, each with the expert's number.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     first_names = {id(parameter): name for name, parameter in reversed(parameters.items())}
@@ -31,6 +34,8 @@ def call_every_weight(model: nn.Module) -> dict[nn.Module, str]:
         for key, child in list(parent.named_children()):
             new = replaced.get(child) or _replacement(child)
             if new is not None:
+                if child not in replaced:
+                    names.update(_renamed(child, new, first_names))
                 replaced[child] = new
                 setattr(parent, key, new)
         names.update(_project_bare(parent, first_names))
@@ -51,7 +56,23 @@ def _replacement(module: nn.Module) -> nn.Module | None:
         return CalledOpenClipAttention(module)
     if isinstance(module, AttentionPool2d):
         return CalledAttentionPool(module)
+    if is_patch_projection(module):
+        return CalledPatches(module)
+    if is_packed_mixture(module):
+        return called_experts(module)
     return None
+
+
+def _renamed(
+    old: nn.Module, new: nn.Module, names: Mapping[int, str]
+) -> Iterator[tuple[nn.Module, str]]:
+    """The called modules whose weights are views of what another module held, with their names."""
+    if isinstance(new, CalledPatches):
+        yield new.linear, names[id(old.get_parameter("weight"))]
+    elif is_packed_mixture(old):
+        for key, packed in packed_parameters(old):
+            for expert, module in new.get_submodule(key).named_children():
+                yield module, f"{names[id(packed)]}.{expert}"
 
 
 def _project_bare(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[nn.Module, str]]:

@@ -2,12 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.vlm.layers.experts import EvenRouting, has_called_experts
 from bitfront.vlm.layers.residual import ResidualWatch
+
+# The numbered modules below these are no parts of a model that run one after another.
+_SIDE_BY_SIDE: Final = frozenset({"experts"})
+
+
+_TOWERS: Final = (*Tower,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,16 @@ class _Watch:
         # An input is known by its identity and how often it was changed in place; it is kept
         # alive, for a freed tensor's id is used again.
         self.sources: dict[tuple[int, int], tuple[Tensor, str]] = {}
+        self._outer: list[Tower] = []
+
+    def enter(self, tower: Tower, *_hook: object) -> None:
+        """A forward pre-hook of a module that holds a tower, or a part of one."""
+        self._outer.append(self.tower)
+        self.tower = tower
+
+    def leave(self, *_hook: object) -> None:
+        """Its forward hook."""
+        self.tower = self._outer.pop()
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook."""
@@ -69,18 +89,28 @@ def find_sites(
     model: nn.Module,
     names: Mapping[nn.Module, str],
     runs: Mapping[Tower, Callable[[], object]],
+    parts: Mapping[nn.Module, Tower] = MappingProxyType({}),
 ) -> list[Site]:
-    """The layers that run, in order of execution.
+    """The layers that run, tower after tower, within one in order of execution.
 
     Args:
         model: The model that holds the modules.
         names: The modules to look for with the names of their weights.
         runs: For each tower, what runs it on one sample.
+        parts: Modules that hold a tower, where a run goes through several: what runs within one
+            is of its tower.
     """
     watch, residual = _Watch(names), ResidualWatch(names)
     hooks = [module.register_forward_hook(watch) for module in names]
     hooks += [module.register_forward_hook(residual.after) for module in names]
     hooks += [module.register_forward_pre_hook(residual.before) for module in model.modules()]
+    for part, tower in parts.items():
+        hooks.append(part.register_forward_pre_hook(partial(watch.enter, tower)))
+        hooks.append(part.register_forward_hook(watch.leave))
+    for module in filter(has_called_experts, model.modules()):
+        routing = EvenRouting(module)
+        hooks.append(module.register_forward_pre_hook(routing.before, with_kwargs=True))
+        hooks.append(module.register_forward_hook(routing.after))
     try:
         for tower, run in runs.items():
             watch.tower = tower
@@ -96,7 +126,7 @@ def find_sites(
             (*seen.modules,),
             residual.streams.get(name),
         )
-        for name, seen in watch.seen.items()
+        for name, seen in sorted(watch.seen.items(), key=lambda item: _TOWERS.index(item[1].tower))
     ]
 
 
@@ -117,6 +147,8 @@ def _layer(name: str, seen: _Seen, scope: str | None) -> Layer:
 def _scope(path: str) -> str | None:
     """The innermost numbered module around the one at `path`: its transformer block."""
     parts = path.split(".")
+    beside = next((place for place, part in enumerate(parts) if part in _SIDE_BY_SIDE), len(parts))
+    parts = parts[: beside + 1]
     for end in range(len(parts) - 1, 0, -1):
         if parts[end - 1].isdigit():
             return ".".join(parts[:end])

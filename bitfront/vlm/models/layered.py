@@ -1,8 +1,11 @@
 """A model with its layers: what plans are put onto, whatever the model does."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,6 +17,22 @@ from bitfront.vlm.layers.rewrite import call_every_weight
 from bitfront.vlm.layers.trace import Site, find_sites
 from bitfront.vlm.models.settings import ModelSettings
 from bitfront.vlm.models.weights_digest import model_identity
+
+
+@dataclass(frozen=True, slots=True)
+class LeftWeight:
+    """A matrix of a model that no plan quantizes.
+
+    Attributes:
+        name: Of its parameter.
+        weights: The number of weights.
+        is_called: Whether it belongs to a Linear, Conv2d or the token embedding, which no sample
+            ran through; all others are looked up, added, or multiplied in a way not known.
+    """
+
+    name: str
+    weights: int
+    is_called: bool
 
 
 class LayeredModel(ABC):
@@ -28,6 +47,7 @@ class LayeredModel(ABC):
         layers: In order of execution, vision tower first.
         kept: Parameters that stay in 16 bits with their numbers of elements: norms, biases,
             positions, class embeddings, the logit scale, and what never runs.
+        left: Those of `kept` that are matrices.
         buffers: The floating-point tensors that a checkpoint holds beside the parameters
             (batch norm statistics) with their numbers of elements.
         device: Where the model is.
@@ -46,6 +66,7 @@ class LayeredModel(ABC):
         token_embedding: nn.Embedding,
         runs: Mapping[Tower, Callable[[], object]],
         settings: ModelSettings | None = None,
+        parts: Mapping[nn.Module, Tower] = MappingProxyType({}),
     ) -> None:
         """Takes the model over.
 
@@ -54,13 +75,16 @@ class LayeredModel(ABC):
             token_embedding: The only embedding that counts as a layer.
             runs: For each tower, what runs it on one empty sample.
             settings: What makes token ids and pixels.
+            parts: As for `find_sites`.
 
         Raises:
             InvalidModel: A weight is not finite, or the model cannot be rewritten.
         """
         _refuse_non_finite(model)
         model.eval().requires_grad_(requires_grad=False)
-        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        parameters = dict(model.named_parameters())
+        sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
         aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.module = model
         self.device = next(model.parameters()).device
@@ -82,12 +106,23 @@ class LayeredModel(ABC):
             for module, name in names.items()
             if not isinstance(module, nn.Embedding) or module is token_embedding
         }
-        sites = find_sites(model, wanted, runs)
+        sites = find_sites(model, wanted, runs, parts)
         self._sites: dict[str, Site] = {site.layer.name: site for site in sites}
         self.layers: tuple[Layer, ...] = tuple(site.layer for site in sites)
+        found: Counter[str] = Counter()
+        for layer in self.layers:
+            # The layers of packed experts have the parameter's name and their number.
+            own = layer.name in sizes
+            found[layer.name if own else layer.name.rpartition(".")[0]] += layer.weights
         self.kept: Mapping[str, int] = {
-            name: count for name, count in sizes.items() if name not in self._sites
+            name: count - found[name] for name, count in sizes.items() if count > found[name]
         }
+        called = {name for name in wanted.values() if name not in self._sites}
+        self.left: tuple[LeftWeight, ...] = tuple(
+            LeftWeight(name, count, name in called)
+            for name, count in self.kept.items()
+            if sum(size > 1 for size in shapes[name]) > 1
+        )
         # Aliases of the original storage: whatever `put_weight` does, these stay as they are.
         self._originals = {
             site.layer.name: site.modules[0].get_parameter("weight").detach() for site in sites
