@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bitfront.artefact.example import EXAMPLE, exported_example
+from bitfront.artefact.openvino.cpu import cpu_changes
 from bitfront.artefact.openvino.kernels import OpenVinoKernels, by_input
 from bitfront.artefact.openvino.representation import write_representation
 from bitfront.artefact.openvino.told import changes, dynamic_group, forms
@@ -52,7 +53,7 @@ def write_openvino(
         **exported_card(checkpoint),
         "activation_group": dynamic_group(parts.products),
         "kernels": forms(parts.products),
-        "changes": changes(weights),
+        "changes": [*changes(weights), *cpu_changes(parts.products)],
     }
     write_further_files(checkpoint, folder)
     (folder / EXAMPLE).write_text(exported_example(card), encoding="utf-8")
