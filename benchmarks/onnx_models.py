@@ -41,6 +41,7 @@ MIXED = ("w2a16", "w3a8", "w4a8", "w4a16", "w6a8", "w8a8", "w8a16")
 IN_GROUPS = "in groups"
 """How the name of a plan ends whose inputs are rounded in groups of columns."""
 BATCHES = {"bundled": (1, 32), "ViT-B-32": (1, 8)}
+_BLOCKS = {"eps": 1e-5, "activation": "gelu", "apart": False}
 VIT_B_32: Mapping[str, object] = {
     "vision": {
         "width": 768,
@@ -49,6 +50,8 @@ VIT_B_32: Mapping[str, object] = {
         "layers": 12,
         "patch": 32,
         "positions": 50,
+        "pool": "class",
+        **_BLOCKS,
     },
     "text": {
         "width": 8,
@@ -57,9 +60,13 @@ VIT_B_32: Mapping[str, object] = {
         "layers": 1,
         "vocabulary": 9,
         "positions": 8,
+        "end": "largest",
+        "causal": True,
+        "projection_bias": False,
+        **_BLOCKS,
     },
     "features": 512,
-    "quick_gelu": False,
+    "scalars": {"logit_scale": []},
     "preprocessing": {"size": [224, 224]},
 }
 """The image tower alone is timed, so that the text tower is a small one."""

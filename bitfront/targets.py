@@ -17,7 +17,7 @@ _MULTIPLYING: Final = frozenset({LayerKind.LINEAR, LayerKind.CONVOLUTION})
 _NARROW: Final = tuple(bits for bits in WEIGHT_BITS if bits < 16)
 _ROUNDED: Final = tuple(bits for bits in ACTIVATION_BITS if bits < 16)
 _IN_GROUPS: Final = (8,)
-_SOURCES: Final = frozenset({"reference", "open_clip"})
+_SOURCES: Final = frozenset({"reference", "open_clip", "transformers"})
 _ANSWERING_SOURCES: Final = frozenset({"reference", "transformers"})
 _SUGGESTED_GROUPS: Final = (16, 32, 64, 128, 256)
 
@@ -185,7 +185,8 @@ _FLOATS: Final = MappingProxyType({16: 32})
 _UNPACKED: Final[_Held] = MappingProxyType({"symmetric": _FLOATS, "asymmetric": _FLOATS})
 
 _MODELS: Final = (
-    "the bundled ones, open_clip's CLIP with a vision transformer, LLaVA of a CLIP and a Llama"
+    "the bundled ones, CLIP with a vision transformer (open_clip's or transformers'), SigLIP of "
+    "transformers, LLaVA of a CLIP and a Llama"
 )
 
 TORCH: Final = Target(

@@ -55,7 +55,7 @@ def read_checkpoint(evaluator: Evaluator, configuration: Configuration) -> Check
     model = evaluator.model
     architecture = describe(model)
     tensors, layers = packed_layers(model, evaluator.switch, configuration.plan)
-    kept = kept_tensors(model)
+    kept = architecture.renamed(kept_tensors(model))
     tensors |= kept
     if configuration.recovery is not None:
         stored = evaluator.scorer.stored(configuration)
@@ -68,7 +68,7 @@ def read_checkpoint(evaluator: Evaluator, configuration: Configuration) -> Check
     return Checkpoint(
         architecture,
         tensors,
-        layers,
+        architecture.placed(layers),
         tuple(kept),
         _adapter_part(evaluator, configuration),
         _task_part(evaluator),

@@ -12,7 +12,12 @@ from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
 from bitfront.spec import JobSpec
 from objectives.evaluation.evaluator import Evaluator
-from tests.support.clip_models import folder_spec, save_open_clip, save_pictures
+from tests.support.clip_models import (
+    folder_spec,
+    save_open_clip,
+    save_pictures,
+    save_transformers,
+)
 from tests.support.llava_models import BUILDS, Build, llava_spec, photo, save_llava
 
 SAMPLES = {"calibration": 16, "tuning": 24, "selection": 24, "test": 16}
@@ -46,25 +51,32 @@ def random_configuration(
     return Configuration(Plan.of(plan), recovery)
 
 
-def open_clip_folder(folder: Path) -> JobSpec:
+def dual_encoder_folder(folder: Path, kind: str = "open_clip") -> JobSpec:
+    """A model of one's own and pictures: open_clip's, or `clip` or `siglip` of transformers."""
     model = folder / "model"
     model.mkdir()
-    save_open_clip(model)
+    source = "open_clip" if kind == "open_clip" else "transformers"
+    if source == "open_clip":
+        save_open_clip(model)
+    else:
+        save_transformers(kind, model)
     # Exact in 16 bits, so that what no plan changes is stored as it was measured.
-    path = model / "open_clip_model.safetensors"
-    save_file({name: tensor.half().float() for name, tensor in load_file(path).items()}, path)
+    (path,) = model.glob("*.safetensors")
+    halves = {name: tensor.half().float() for name, tensor in load_file(path).items()}
+    save_file(halves, path, metadata={"format": "pt"})
     pictures = folder / "pictures"
     save_pictures(pictures, {"one": 14, "two": 14})
     return JobSpec.model_validate(
         {
             "study": "own",
-            "model": folder_spec(model, "open_clip").model_dump(),
+            "model": folder_spec(model, source).model_dump(),
             "data": {
                 "source": "image_folder",
                 "path": str(pictures),
                 "samples": {"calibration": 8, "tuning": 4, "selection": 8, "test": 4},
             },
             "space": {"clips": [1.0, 0.999]},
+            "quantizer": {"scale_search": False, "rounding": "nearest"},
         }
     )
 

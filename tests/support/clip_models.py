@@ -34,9 +34,11 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def tiny_clip(seed: int = 0) -> nn.Module:
+def tiny_clip(seed: int = 0, config: Mapping[str, Any] = CONFIG) -> nn.Module:
     torch.manual_seed(seed)
-    model: nn.Module = open_clip.CLIP(**CONFIG)
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    settings = {name: value for name, value in config.items() if name != "custom_text"}
+    model: nn.Module = kind(**settings)
     return model.eval()
 
 
@@ -88,10 +90,19 @@ def save_transformers(kind: str, folder: Path) -> CLIPModel | SiglipModel:
     return model
 
 
-def save_open_clip(folder: Path, seed: int = 0) -> None:
-    """An open_clip model with its configuration, as `local-dir:` takes it."""
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
-    save_file(weights_of(tiny_clip(seed)), folder / "open_clip_model.safetensors")
+def save_open_clip(folder: Path, seed: int = 0, changes: Mapping[str, Any] | None = None) -> None:
+    """An open_clip model with its configuration, as `local-dir:` takes it.
+
+    Args:
+        folder: Where to.
+        seed: Of its weights.
+        changes: Of the towers' settings, and further ones of the model.
+    """
+    given = dict(changes or {})
+    towers = {name: {**CONFIG[name], **given.pop(name, {})} for name in ("vision_cfg", "text_cfg")}
+    config = {**CONFIG, **towers, **given}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    save_file(weights_of(tiny_clip(seed, config)), folder / "open_clip_model.safetensors")
 
 
 def folder_spec(folder: Path, source: str = "transformers") -> ModelSpec:

@@ -1,4 +1,4 @@
-"""CLIP in plain torch: a vision transformer and a causal text transformer, as open_clip has them.
+"""CLIP and SigLIP in plain torch: a vision transformer and a text transformer.
 
 This file travels with a packed checkpoint. Its modules are named as open_clip names them, but
 every matrix belongs to a module that is called, so that its input can be rounded.
@@ -21,39 +21,66 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-class Attention(nn.Module):
-    """Self-attention whose projections of query, key and value are one matrix."""
+ACTIVATIONS = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "quick_gelu": QuickGELU,
+}
 
-    def __init__(self, width: int, heads: int) -> None:
+
+class Attention(nn.Module):
+    """Attention; the projections of query, key and value are one matrix, or three."""
+
+    def __init__(self, width: int, heads: int, *, apart: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.in_proj = nn.Linear(width, 3 * width)
+        self.apart = apart
+        if apart:
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        else:
+            self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`(n, m, d)` to the same; the mask is added to the scores."""
-        n, m, width = x.shape
-        q, k, v = (
-            part.reshape(n, m, self.heads, width // self.heads).transpose(1, 2)
-            for part in self.in_proj(x).chunk(3, dim=-1)
-        )
+    def forward(self, x: Tensor, mask: Tensor | None, queries: int | None = None) -> Tensor:
+        """`(n, m, d)` to the same, or what the first `queries` tokens ask the others for.
+
+        The mask is added to the scores.
+        """
+        q, k, v = self._projected(x)
+        if queries is not None:
+            q, k, v = q[:, :queries], k[:, queries:], v[:, queries:]
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return output
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.apart:
+            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        chunks: tuple[Tensor, ...] = self.in_proj(x).chunk(3, dim=-1)
+        return chunks
+
+
+def perceptron(settings: dict[str, Any]) -> nn.Sequential:
+    """Two products with an activation between them."""
+    width, hidden = settings["width"], settings["hidden"]
+    layers = nn.Sequential()
+    layers.add_module("c_fc", nn.Linear(width, hidden))
+    layers.add_module("gelu", ACTIVATIONS[settings["activation"]]())
+    layers.add_module("c_proj", nn.Linear(hidden, width))
+    return layers
 
 
 class Block(nn.Module):
     """Attention and a perceptron, each behind a norm and beside a shortcut."""
 
-    def __init__(self, width: int, heads: int, hidden: int, *, quick_gelu: bool) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, hidden))
-        self.mlp.add_module("gelu", QuickGELU() if quick_gelu else nn.GELU())
-        self.mlp.add_module("c_proj", nn.Linear(hidden, width))
+        width, eps = settings["width"], settings["eps"]
+        self.ln_1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, settings["heads"], apart=settings["apart"])
+        self.ln_2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = perceptron(settings)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`(n, m, d)` to the same."""
@@ -65,12 +92,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks in a row."""
 
-    def __init__(self, settings: dict[str, Any], *, quick_gelu: bool) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
-        sizes = settings["width"], settings["heads"], settings["hidden"]
-        self.resblocks = nn.ModuleList(
-            Block(*sizes, quick_gelu=quick_gelu) for _ in range(settings["layers"])
-        )
+        self.resblocks = nn.ModuleList(Block(settings) for _ in range(settings["layers"]))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`(n, m, d)` to the same."""
@@ -79,26 +103,54 @@ class Transformer(nn.Module):
         return x
 
 
-class VisionTower(nn.Module):
-    """Patches and a class token through a transformer; the class token is the image's feature."""
+class Pool(nn.Module):
+    """SigLIP's head: a learned token asks all others, and a perceptron follows."""
 
-    def __init__(self, settings: dict[str, Any], features: int, *, quick_gelu: bool) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
-        width, patch, positions = settings["width"], settings["patch"], settings["positions"]
-        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
-        self.class_embedding = nn.Parameter(torch.zeros(width))
-        self.positional_embedding = nn.Parameter(torch.zeros(positions, width))
-        self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(settings, quick_gelu=quick_gelu)
-        self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Linear(width, features, bias=False)
+        width = settings["width"]
+        self.probe = nn.Parameter(torch.zeros(1, 1, width))
+        self.attn = Attention(width, settings["heads"], apart=False)
+        self.ln = nn.LayerNorm(width, eps=settings["eps"])
+        self.mlp = perceptron(settings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, m, d)` to `(n, d)`."""
+        probe = self.probe.expand(len(x), -1, -1)
+        found = self.attn(torch.cat([probe, x], dim=1), None, queries=1)[:, 0]
+        output: Tensor = found + self.mlp(self.ln(found))
+        return output
+
+
+class VisionTower(nn.Module):
+    """Patches through a transformer, with a class token that is the image's feature, or a pool."""
+
+    def __init__(self, settings: dict[str, Any], features: int) -> None:
+        super().__init__()
+        width, patch, eps = settings["width"], settings["patch"], settings["eps"]
+        self.has_class = settings["pool"] == "class"
+        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=not self.has_class)
+        self.positional_embedding = nn.Parameter(torch.zeros(settings["positions"], width))
+        self.transformer = Transformer(settings)
+        self.ln_post = nn.LayerNorm(width, eps=eps)
+        if self.has_class:
+            self.class_embedding = nn.Parameter(torch.zeros(width))
+            self.ln_pre = nn.LayerNorm(width, eps=eps)
+            self.proj = nn.Linear(width, features, bias=False)
+        else:
+            self.pool = Pool(settings)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """`(n, 3, h, w)` to `(n, d)`, not normalised."""
-        patches = self.conv1(pixels).flatten(2).transpose(1, 2)
-        token = self.class_embedding.expand(len(patches), 1, -1)
-        x = self.ln_pre(torch.cat([token, patches], dim=1) + self.positional_embedding)
-        features: Tensor = self.proj(self.ln_post(self.transformer(x))[:, 0])
+        x = self.conv1(pixels).flatten(2).transpose(1, 2)
+        if not self.has_class:
+            pooled: Tensor = self.pool(
+                self.ln_post(self.transformer(x + self.positional_embedding))
+            )
+            return pooled
+        token = self.class_embedding.expand(len(x), 1, -1)
+        x = self.ln_pre(torch.cat([token, x], dim=1) + self.positional_embedding)
+        features: Tensor = self.proj(self.ln_post(self.transformer(x)[:, 0]))
         return features
 
 
@@ -107,26 +159,36 @@ class Clip(nn.Module):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        text, features, quick = config["text"], config["features"], config["quick_gelu"]
-        length = text["positions"]
-        self.visual = VisionTower(config["vision"], features, quick_gelu=quick)
-        self.token_embedding = nn.Embedding(text["vocabulary"], text["width"])
-        self.positional_embedding = nn.Parameter(torch.zeros(length, text["width"]))
-        self.transformer = Transformer(text, quick_gelu=quick)
-        self.ln_final = nn.LayerNorm(text["width"])
-        self.text_projection = nn.Linear(text["width"], features, bias=False)
-        self.logit_scale = nn.Parameter(torch.zeros(()))
+        text, features = config["text"], config["features"]
+        length, width = text["positions"], text["width"]
+        self.end: int | str = text["end"]
+        self.visual = VisionTower(config["vision"], features)
+        self.token_embedding = nn.Embedding(text["vocabulary"], width)
+        self.positional_embedding = nn.Parameter(torch.zeros(length, width))
+        self.transformer = Transformer(text)
+        self.ln_final = nn.LayerNorm(width, eps=text["eps"])
+        self.text_projection = nn.Linear(width, features, bias=text["projection_bias"])
+        for name, shape in config["scalars"].items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
         mask = torch.full((length, length), float("-inf")).triu(diagonal=1)
-        self.register_buffer("attn_mask", mask, persistent=False)
-        self.attn_mask: Tensor
+        self.register_buffer("attn_mask", mask if text["causal"] else None, persistent=False)
+        self.attn_mask: Tensor | None
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
-        """`(n, length)` to `(n, d)`, not normalised; the largest code is the end of a text."""
+        """`(n, length)` to `(n, d)`, not normalised."""
         x = self.token_embedding(tokens) + self.positional_embedding
-        x = self.ln_final(self.transformer(x, self.attn_mask.to(x.dtype)))
-        rows = torch.arange(len(tokens), device=tokens.device)
-        features: Tensor = self.text_projection(x[rows, tokens.argmax(dim=-1)])
+        mask = None if self.attn_mask is None else self.attn_mask.to(x.dtype)
+        x = self.transformer(x, mask)
+        x = self.ln_final(x[torch.arange(len(tokens), device=tokens.device), self._ends(tokens)])
+        features: Tensor = self.text_projection(x)
         return features
+
+    def _ends(self, tokens: Tensor) -> Tensor:
+        """The place in each row whose token is the text's feature."""
+        if self.end == "last":
+            return tokens.new_full((len(tokens),), tokens.shape[1] - 1)
+        sought = tokens if self.end == "largest" else (tokens == self.end).int()
+        return sought.argmax(dim=-1)
 
 
 class Architecture:
@@ -159,12 +221,12 @@ class Architecture:
 
         Raises:
             ValueError: A word is not known, a caption is too long, or the tokens of this model
-                are open_clip's, which is not installed.
+                are those of another library.
         """
         if self._words is None:
             raise ValueError(
-                "this model's captions are tokenized by open_clip: encode its tokens with "
-                "architecture.encode_texts(open_clip.get_tokenizer(NAME)(captions))"
+                "this model's captions have a tokenizer of their own, open_clip's or "
+                "transformers': encode its tokens with architecture.encode_texts(tokens)"
             )
         return tokenize_words(texts, self._words)
 

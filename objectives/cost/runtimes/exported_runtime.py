@@ -162,8 +162,9 @@ class ExportedRuntime(ABC):
     ) -> tuple[Mapping[str, object], dict[str, PackedLayer], dict[str, Tensor]]:
         """What exported models are made of: architecture, layers, and what no plan changes."""
         tensors, entries = packed_layers(self._model, self._switch, plan)
-        layers = read_layers(entries, tensors)
-        return describe(self._model).config, layers, kept_tensors(self._model)
+        architecture = describe(self._model)
+        layers = read_layers(architecture.placed(entries), tensors)
+        return architecture.config, layers, architecture.renamed(kept_tensors(self._model))
 
     def _image_seconds(self, shape: Sequence[int], batch_size: int) -> float:
         inputs = {"pixels": _normal(batch_size, *shape)}

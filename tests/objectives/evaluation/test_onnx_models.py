@@ -22,7 +22,7 @@ from objectives.data.split_name import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.onnx_models import write_onnx
-from tests.support.artefacts import evaluator, open_clip_folder, random_configuration
+from tests.support.artefacts import dual_encoder_folder, evaluator, random_configuration
 
 pytestmark = pytest.mark.runtime
 
@@ -92,6 +92,26 @@ def test_captions_have_the_features_of_the_quantized_text_tower(tmp_path: Path) 
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["open_clip", "clip", "siglip"])
+def test_both_towers_of_a_model_of_ones_own_are_computed_as_measured(
+    kind: str, tmp_path: Path
+) -> None:
+    kept = Evaluator.from_spec(dual_encoder_folder(tmp_path, kind))
+    layers = [layer.name for layer in kept.model.layers]
+    configuration = Configuration(Plan.uniform(layers, Precision(4, 16, 8)))
+    folder = tmp_path / "artefact"
+    folder.mkdir()
+    write_onnx(kept, configuration, folder, {}, accuracy_level=EXACT)
+    assert isinstance(kept.task, ClassificationTask)
+    tokens = kept.task.captions
+
+    assert float(differences(kept, configuration, folder).max()) < 1e-4
+    found = run(folder, "text.onnx", "features", {"tokens": tokens})
+    kept.switch.to(configuration.plan)
+    wanted = torch.nn.functional.normalize(kept.task.model.encode_texts(tokens), dim=-1)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_the_files_hold_the_tensors_of_the_trial_and_little_more(tmp_path: Path) -> None:
     kept = evaluator(REFERENCE_CLIP)
     configuration = random_configuration(kept, 4, None)
@@ -108,8 +128,11 @@ def test_the_files_hold_the_tensors_of_the_trial_and_little_more(tmp_path: Path)
     assert stored == sum(kept.nbytes(configuration).values())
 
 
-def test_a_model_of_ones_own_is_exported_and_reads_pictures_alike(tmp_path: Path) -> None:
-    kept = Evaluator.from_spec(open_clip_folder(tmp_path))
+@pytest.mark.parametrize("kind", ["open_clip", "clip", "siglip"])
+def test_a_model_of_ones_own_is_exported_and_reads_pictures_alike(
+    kind: str, tmp_path: Path
+) -> None:
+    kept = Evaluator.from_spec(dual_encoder_folder(tmp_path, kind))
     configuration = random_configuration(kept, 7, None)
     folder = tmp_path / "artefact"
     folder.mkdir()
