@@ -17,8 +17,6 @@ _MULTIPLYING: Final = frozenset({LayerKind.LINEAR, LayerKind.CONVOLUTION})
 _NARROW: Final = tuple(bits for bits in WEIGHT_BITS if bits < 16)
 _ROUNDED: Final = tuple(bits for bits in ACTIVATION_BITS if bits < 16)
 _IN_GROUPS: Final = (8,)
-_SOURCES: Final = frozenset({"reference", "open_clip", "transformers"})
-_ANSWERING_SOURCES: Final = frozenset({"reference", "transformers"})
 _SUGGESTED_GROUPS: Final = (16, 32, 64, 128, 256)
 
 
@@ -131,11 +129,9 @@ class Target:
             and (scheme in self.schemes or not any(one.quantizes_weight for one in precisions))
         )
 
-    def takes(self, source: str, *, answers: bool) -> bool:
-        """Whether models of a job's source, and of that kind, can be built for it at all."""
-        if answers:
-            return source in _ANSWERING_SOURCES
-        return self.dual_encoders and source in _SOURCES
+    def takes(self, *, answers: bool) -> bool:
+        """Whether models that answer questions, or tell classes apart, can be built for it."""
+        return answers or self.dual_encoders
 
     def native(self, kind: LayerKind, precision: Precision, ranges: Ranges) -> NativeFormat | None:
         """The format that runs a layer of that kind and precision; None if no kernel does."""

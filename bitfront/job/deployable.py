@@ -24,7 +24,7 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             ("target",),
             f"target: models for {spec.tasks[0].name} are not built yet: leave it out",
         )
-    elif not target.takes(spec.model.source, answers=spec.asks):
+    elif not target.takes(answers=spec.asks):
         yield (
             ("target",),
             f"target: {target.name} takes {target.models}, and this is another model: leave it out",

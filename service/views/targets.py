@@ -159,7 +159,7 @@ def deployable(store: "Store", trial: Trial) -> list[Deployable]:
         held = target.holds(
             (known for _, known in plan), spec["quantizer"]["scheme"], recovery=recovery
         )
-        if held and target.takes(spec["model"]["source"], answers=answers):
+        if held and target.takes(answers=answers):
             ranges = spec["quantizer"]["activations"]
             missing = [target.native(kind, known, ranges) for kind, known in plan].count(None)
             found.append(Deployable(target.name, target.artefact, missing, len(plan)))

@@ -2,7 +2,7 @@
 
 import json
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from transformers import CLIPModel, PreTrainedConfig, SiglipModel
 
@@ -95,7 +95,8 @@ def transformers_architecture(
 
 
 def _config(module: CLIPModel | SiglipModel) -> dict[str, object]:
-    vision, text = module.config.vision_config, module.config.text_config
+    vision: Any = module.config.vision_config
+    text: Any = module.config.text_config
     pools = isinstance(module, SiglipModel)
     end: int | str = "last"
     if not isinstance(module, SiglipModel):

@@ -22,7 +22,7 @@ _IR_VERSION = 10
 _LEAST_OUTSIDE: Final = 1024
 _ALIGNMENT: Final = 64
 
-Attribute = int | float | Sequence[int]
+Attribute = int | float | str | Sequence[int]
 
 
 class Graph:

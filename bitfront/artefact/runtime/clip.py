@@ -21,11 +21,11 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {
-    "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
-    "quick_gelu": QuickGELU,
-}
+def activation(name: str) -> nn.Module:
+    """What stands between a perceptron's products."""
+    if name == "quick_gelu":
+        return QuickGELU()
+    return nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 class Attention(nn.Module):
@@ -49,7 +49,9 @@ class Attention(nn.Module):
         q, k, v = self._projected(x)
         if queries is not None:
             q, k, v = q[:, :queries], k[:, queries:], v[:, queries:]
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (
+            part.reshape(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in (q, k, v)
+        )
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return output
@@ -66,7 +68,7 @@ def perceptron(settings: dict[str, Any]) -> nn.Sequential:
     width, hidden = settings["width"], settings["hidden"]
     layers = nn.Sequential()
     layers.add_module("c_fc", nn.Linear(width, hidden))
-    layers.add_module("gelu", ACTIVATIONS[settings["activation"]]())
+    layers.add_module("gelu", activation(settings["activation"]))
     layers.add_module("c_proj", nn.Linear(hidden, width))
     return layers
 
@@ -187,7 +189,7 @@ class Clip(nn.Module):
         """The place in each row whose token is the text's feature."""
         if self.end == "last":
             return tokens.new_full((len(tokens),), tokens.shape[1] - 1)
-        sought = tokens if self.end == "largest" else (tokens == self.end).int()
+        sought = tokens if self.end == "largest" else tokens.eq(int(self.end)).int()
         return sought.argmax(dim=-1)
 
 
