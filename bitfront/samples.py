@@ -4,13 +4,16 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:  # a query that needs no samples does not wait for NumPy
     import numpy as np
     from numpy.typing import NDArray
 
 _COUNT = struct.Struct("<I")
+
+RACE_SHARES: Final = (0.125, 0.25, 0.5)
+"""The shares of the selection samples after which a trial that is raced may stop."""
 
 
 @dataclass(frozen=True, slots=True)

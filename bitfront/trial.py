@@ -59,6 +59,11 @@ class Origin(StrEnum):
     WARM_START = "warm_start"
     SAMPLER = "sampler"
 
+    @property
+    def is_raced(self) -> bool:
+        """Whether a job that races trials may stop these: nobody learns of cells from them."""
+        return self is Origin.SAMPLER
+
 
 class Cause(StrEnum):
     """Why an attempt ended without a result."""

@@ -38,6 +38,7 @@ REVISIONS = (
     "0025",
     "0026",
     "0027",
+    "0028",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -194,6 +194,9 @@ DECISIONS: Final = MappingProxyType(
         "search.correct_cells": _PROPOSALS,
         "search.max_attempts": _SCHEDULE,
         "search.early_stop": _irrelevant("a trial that is pruned leaves no evaluation"),
+        "search.race": _irrelevant(
+            "a trial that is pruned leaves no evaluation, and the others have the same batches"
+        ),
         "search.checkpoint_s": _irrelevant(
             "a training that resumes from a checkpoint ends as one that was never interrupted"
         ),

@@ -50,6 +50,8 @@ class SearchSpec(Section):
     `gpus_per_worker`: a share of a GPU, or whole ones; `auto` takes what the model's memory asks
     for where the cluster has GPUs, and none elsewhere.
     `early_stop`: a recovery in training ends when it cannot reach the front any more.
+    `race`: a proposal of the sampler is evaluated part by part, and ends where one that costs no
+    more is surely better.
     `checkpoint_s`: seconds between two checkpoints of a recovery in training.
     `history`: the trials that the sampler learns from at most, those near the front and the
     latest; an ask takes time in proportion to it. None for all.
@@ -69,6 +71,7 @@ class SearchSpec(Section):
     correct_cells: bool = False
     max_attempts: int = Field(3, ge=1)
     early_stop: bool = True
+    race: bool = False
     checkpoint_s: float = Field(10, ge=0)
     warm_start: tuple[str, ...] = ()
     history: int | None = Field(400, ge=100)

@@ -18,12 +18,14 @@ from objectives.data.split_name import SplitName
 from objectives.data.task import first_of_each
 from objectives.evaluation.scorer import (
     KEPT_RECOVERIES,
+    PartialScore,
     Recoveries,
     Score,
     Scorer,
     ScoringContext,
 )
 from objectives.execution.feature_store import FeatureKey
+from objectives.execution.parted import PartedRunner, rows_of
 from objectives.execution.runner import StreamRunner
 from objectives.execution.similarity import divergences_nats, loss_nats
 from objectives.profiling.full_precision import FULL_PLAN
@@ -55,6 +57,7 @@ class AnswerScorer(Scorer):
         self._stopwatch = context.stopwatch
         self._features = context.features
         self._runner = StreamRunner(task.model, context.switch, context.cache_nbytes)
+        self._parted = PartedRunner(self._runner)
         limit = KEPT_RECOVERIES if context.cache_nbytes else 0
         self._recoveries = Recoveries(self.begin, self._load, context.stopwatch, limit)
         towers = {Tower.VISION, Tower.PROJECTOR}
@@ -86,18 +89,44 @@ class AnswerScorer(Scorer):
         wrong = torch.tensor([float(not one) for one in found])
         return Score.of(wrong, divergence, further)
 
-    def _by_question(
-        self, tokens: Float[Tensor, " tokens"], split: SplitName
-    ) -> Float[Tensor, " questions"]:
-        """Sums over each question's tokens, divided by the mean number of tokens."""
+    def course(self, plan: Plan, split: SplitName) -> Iterator[PartialScore]:
+        """The divergences of more and more questions."""
+        (stream,) = self._task.streams(split)
         questions = self._task.split(split)
+        course = self._parted.course(stream, plan)
+        while True:
+            with self._stopwatch.timed("answers"):
+                reached = next(course, None)
+            if reached is None:
+                return
+            batches, logits = reached
+            full = self._full_logits(split)[rows_of(batches, stream.rows).to(logits.device)]
+            nats = self._by_question(divergences_nats(full, logits), split, batches)
+            places = torch.cat([questions.batches[batch] for batch in batches])
+            yield PartialScore(places, nats[places])
+
+    def _by_question(
+        self,
+        tokens: Float[Tensor, " tokens"],
+        split: SplitName,
+        batches: Sequence[int] | None = None,
+    ) -> Float[Tensor, " questions"]:
+        """Sums over each question's tokens, divided by the mean number of tokens.
+
+        Args:
+            tokens: A figure of each token.
+            split: Of the questions.
+            batches: Those that the tokens are of; None for all. Other questions get 0.
+        """
+        questions = self._task.split(split)
+        chosen = range(len(questions.batches)) if batches is None else batches
         parts = [
             part.repeat_interleave(len(questions.answers[int(part[0])]))
-            for part in questions.batches
+            for part in (questions.batches[batch] for batch in chosen)
         ]
         sums = torch.zeros(len(questions), dtype=tokens.dtype)
         sums.index_add_(0, torch.cat(parts), tokens.cpu())
-        return sums * (len(questions) / len(tokens))
+        return sums * (len(questions) / sum(map(len, questions.answers)))
 
     def answer(self, configuration: Configuration, question: str, picture: Image | None) -> str:
         """The greedy text for any question, up to its end or the task's limit of tokens.
@@ -208,7 +237,7 @@ class AnswerScorer(Scorer):
         if recovered is None or projected is None:
             (stream,) = self._task.streams(split)
             before = self._runner.cache.hits
-            found = self._runner.run(stream, plan)
+            found = self._parted.run(stream, plan)
             self._stopwatch.hit(f"{stream.key}_blocks", self._runner.cache.hits - before)
             return found
         batches = self._recovered_logits(plan, recovered, projected, self._task.split(split))

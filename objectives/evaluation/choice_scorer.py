@@ -1,5 +1,7 @@
 """How well a configuration chooses among options: by their likelihood, or by what it writes."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,7 +11,7 @@ from bitfront.tasks import TaskMeasure
 from objectives.data.choices import ChoiceTask
 from objectives.data.split_name import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
-from objectives.evaluation.scorer import Score, ScoringContext
+from objectives.evaluation.scorer import PartialScore, Score, ScoringContext
 from objectives.execution.feature_store import FeatureKey
 from objectives.execution.similarity import divergences_nats, is_highest, loss_nats
 from objectives.execution.streams import token_log_p
@@ -45,6 +47,11 @@ class ChoiceScorer(AnswerScorer):
             found = self.by_option(self._token_log_p(configuration.plan, recovered, split), split)
         further = {"loss_nats": loss_nats(found, self._rights(split))}
         return Score.of(self.wrong(found, split), divergences_nats(full, found), further)
+
+    def course(self, plan: Plan, split: SplitName) -> Iterator[PartialScore]:
+        """By likelihood nothing: the options of a question may be in several batches."""
+        if self._choices.measure is not TaskMeasure.LIKELIHOOD:
+            yield from super().course(plan, split)
 
     def wrong(
         self, likelihoods: Float[Tensor, "questions options"], split: SplitName

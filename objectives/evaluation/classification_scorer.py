@@ -1,6 +1,6 @@
 """How well a configuration tells classes apart, and all that is kept between evaluations for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -18,12 +18,14 @@ from objectives.data.task import first_of_each
 from objectives.evaluation.scorer import (
     KEPT_RECOVERIES,
     Outputs,
+    PartialScore,
     Recoveries,
     Score,
     Scorer,
     ScoringContext,
 )
 from objectives.evaluation.tower_features import TowerFeatures
+from objectives.execution.parted import rows_of
 from objectives.execution.similarity import (
     class_features,
     divergences_nats,
@@ -72,6 +74,15 @@ class ClassificationScorer(Scorer):
             **self._further(scores, split),
         }
         return Score.of(self.errors(scores, split), divergences_nats(full, scores), further)
+
+    def course(self, plan: Plan, split: SplitName) -> Iterator[PartialScore]:
+        """The divergences of more and more images."""
+        stream = self._task.images(split, 0)
+        for batches, images in self._towers.course(stream, plan, "vision"):
+            places = rows_of(batches, stream.sizes)
+            full = self._full_scores(split)[places.to(images.device)]
+            scores = logits(images, self._class_features(plan), self._model.logit_scale)
+            yield PartialScore(places, divergences_nats(full, scores).cpu())
 
     def labels(self, split: SplitName) -> Int[Tensor, " n"]:
         """The class that is right for each image."""

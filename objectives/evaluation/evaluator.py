@@ -32,7 +32,7 @@ from objectives.data.inspection import Inspector
 from objectives.data.split_name import SplitName
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.registry import load_family
-from objectives.evaluation.scorer import ScoringContext
+from objectives.evaluation.scorer import PartialScore, ScoringContext
 from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
 from objectives.profiling.calibration import Ranges, calibrate, range_table
@@ -116,6 +116,7 @@ class Evaluator:
                 is_blocked=spec.is_blocked,
             )
         self._stopwatch = Stopwatch(self.model.device)
+        self._raced = ""
         self.latency_meters = self._build_latency_meters(latencies)
         # Hashing the samples takes a while: only what is written to files needs it.
         identity = self.identity if features is not None else ""
@@ -338,8 +339,8 @@ class Evaluator:
         """
         for layer, _ in configuration.plan:
             self.model.modules(layer)  # refuses an unknown one, whatever the caches know
-        self._stopwatch.reset()
-        self._round(configuration.plan)
+        self._begin(configuration)
+        self._raced = ""
         score = self.scorer.score(configuration, split)
         figures = {**score.figures, **self._costs(configuration)}
         for meter in self.latency_meters:
@@ -352,6 +353,27 @@ class Evaluator:
         nbytes = self.nbytes(configuration)
         figures |= {f"nbytes.{part}": float(count) for part, count in nbytes.items()}
         return Evaluation(values, figures | self._stopwatch.figures(), score.samples)
+
+    def race(self, configuration: Configuration) -> Iterator[PartialScore]:
+        """What comes out for more and more selection samples; `evaluate` then runs the rest.
+
+        The figures of `evaluate` are the same to the last bit. Nothing of what is trained, since a
+        recovery is worth what it is at its end, nor of an output that is not finite.
+        """
+        if configuration.trained_by:
+            return
+        self._begin(configuration)
+        self._raced = configuration.digest
+        for reached in self.scorer.course(configuration.plan, SplitName.SELECTION):
+            if not bool(reached.divergence.isfinite().all()):
+                return
+            yield replace(reached, divergence=reached.divergence.clamp_min(0))
+
+    def _begin(self, configuration: Configuration) -> None:
+        """Starts the stopwatch and rounds the plan, unless a race has done so."""
+        if self._raced != configuration.digest:
+            self._stopwatch.reset()
+            self._round(configuration.plan)
 
     def _round(self, plan: Plan) -> None:
         """Trains the tensors of a plan, or chooses weights that depend on each other; times it."""

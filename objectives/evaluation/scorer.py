@@ -2,18 +2,18 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
 from cachetools import LRUCache
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
 from bitfront.errors import SpecError
 from bitfront.objective import Objective
-from bitfront.plan import Configuration
+from bitfront.plan import Configuration, Plan
 from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec
 from bitfront.vlm import PlanSwitch
@@ -89,6 +89,19 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class PartialScore:
+    """What a configuration makes of some samples of a split.
+
+    Attributes:
+        places: The places of the samples in the split.
+        divergence: Each one's share in the divergence, in nats, on the CPU.
+    """
+
+    places: Int[Tensor, " n"]
+    divergence: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True, slots=True)
 class Outputs:
     """What a configuration does behind the layers of its model.
 
@@ -112,6 +125,15 @@ class Scorer(ABC):
 
         A recovery that is not known is trained from its start to its end.
         """
+
+    def course(self, plan: Plan, split: SplitName) -> Iterator[PartialScore]:
+        """What comes out for more and more samples of a split, as long as there are more.
+
+        `score` then runs only the rest. Nothing where all is known already, where there are too
+        few batches for parts, and where samples do not count for themselves.
+        """
+        del plan, split
+        yield from ()
 
     def figures(self, configuration: Configuration, split: SplitName) -> dict[str, float]:
         """`error`, `loss_nats`, `divergence`, and what else is measured; a figure may be NaN."""

@@ -132,6 +132,24 @@ class QuestionStream(Stream):
         return questions.without_pixels() if stand_in else questions
 
 
+class StreamPart(Stream):
+    """Some batches of a stream."""
+
+    def __init__(self, whole: Stream, batches: Sequence[int]) -> None:
+        """Takes the stream, and the numbers of its batches in rising order."""
+        self.batches = tuple(batches)
+        self._whole = whole
+        self.key = f"{whole.key}{list(self.batches)}"
+        self.towers = whole.towers
+        self.are_independent = whole.are_independent
+        self.sizes = tuple(whole.sizes[batch] for batch in self.batches)
+        self.rows = tuple(whole.rows[batch] for batch in self.batches)
+
+    def run(self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False) -> Tensor:
+        """As of the whole stream."""
+        return self._whole.run(self.batches[batch], rows=rows, stand_in=stand_in)
+
+
 class OptionStream(QuestionStream):
     """Questions with options as their answers, for the likelihood of each token."""
 

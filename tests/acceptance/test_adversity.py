@@ -17,6 +17,7 @@ from bitfront.errors import LeaseHeld, LeaseLost
 from bitfront.plan import Configuration
 from bitfront.trial import Evaluation
 from search.pruner import Pruner
+from search.race import Race
 from storage.store import Store
 from storage.tables import Study as StudyRow
 from tests.support.store_samples import attempt, job, trial
@@ -117,7 +118,7 @@ def test_a_result_that_cannot_be_spooled_is_still_returned(
     config = WorkerConfig(job())
     fill(small_disk)
 
-    reply = TrialWorker().begin(TrialTask("full", 1, config, str(small_disk), given, Pruner()))
+    reply = TrialWorker().begin(TrialTask("full", 1, config, str(small_disk), given, Pruner(), Race()))
 
     assert isinstance(reply.content, Evaluated)
     assert Spool(small_disk).read(3, 1) is None

@@ -129,6 +129,7 @@ class _WorkerPool:
                 str(self._spool.folder),
                 attempt,
                 scheduler.pruner(),
+                scheduler.race(attempt),
             )
             self._busy[worker.begin.remote(task)] = (worker, attempt)
 

@@ -21,6 +21,7 @@ from bitfront.files import shared_path
 from bitfront.plan import Configuration
 from bitfront.trial import Cause
 from search.pruner import Pruner
+from search.race import Race
 from workers.observability.logs import bound, set_up
 from workers.observability.metrics import observe_stage, timed
 from workers.process.preemption import PreemptionHandler
@@ -46,6 +47,7 @@ class TrialTask:
         spool: Where results and checkpoints go.
         attempt: What is to be done.
         pruner: What a recovery in training must be able to pass.
+        race: What a plan must keep up with; one without rivals lets every trial finish.
     """
 
     study: str
@@ -54,6 +56,7 @@ class TrialTask:
     spool: str
     attempt: Attempt
     pruner: Pruner
+    race: Race
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,8 @@ class TrialWorker:
 
             attempt = self._task.attempt
             evaluator = model_cache.evaluator(self._task.config.with_halved_batch(attempt.halvings))
-            if (yield from self._train(evaluator, attempt.configuration)):
+            trained = yield from self._train(evaluator, attempt.configuration)
+            if trained and self._keeps_up(evaluator, attempt.configuration):
                 result = Evaluated(evaluator.evaluate(attempt.configuration))
             else:
                 result = Pruned()
@@ -164,8 +168,7 @@ class TrialWorker:
         """Trains what is to be trained step by step; whether the front is still in reach."""
         if not configuration.trained_by:
             return True
-        known = evaluator.costs(configuration)
-        costs = [known.get(objective.value, 0.0) for objective in evaluator.spec.objectives[1:]]
+        costs = _costs(evaluator, configuration)
         checkpoint = self._spool.checkpoint(self._task.attempt.trial.number)
         values = evaluator.train(
             configuration, checkpoint, lambda: self._preemption.cause() is not None
@@ -175,6 +178,28 @@ class TrialWorker:
             if not self._task.pruner.allows(configuration, shown.step, shown.value, costs):
                 return False
         return True
+
+    def _keeps_up(self, evaluator: "Evaluator", configuration: Configuration) -> bool:
+        """Whether no rival is surely better, as far as part of the samples can tell."""
+        race = self._task.race
+        if not race.rivals or configuration.trained_by:
+            return True
+        costs = _costs(evaluator, configuration)
+        if race.rival(costs) is None:
+            return True
+        for reached in evaluator.race(configuration):
+            places, nats = reached.places.numpy(), reached.divergence.double().numpy()
+            rival = race.loses_to(costs, places, nats)
+            if rival is not None:
+                logger.info("trial %d is better on %d samples", rival.number, len(places))
+                return False
+        return True
+
+
+def _costs(evaluator: "Evaluator", configuration: Configuration) -> list[float]:
+    """The objectives after the error; 0 for what is not known before an evaluation."""
+    known = evaluator.costs(configuration)
+    return [known.get(objective.value, 0.0) for objective in evaluator.spec.objectives[1:]]
 
 
 def _free_memory() -> None:

@@ -1,13 +1,15 @@
 """What the trials of a study have reached: the front, the best error, what training gains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 
 from bitfront.attempt import IntermediateValue
 from bitfront.objective import Budget
-from bitfront.trial import FrontChange, Trial
+from bitfront.samples import SampleResults
+from bitfront.trial import FrontChange, Measured, Trial
 from search.front import Front
 from search.pruner import Pruner, TrainingGains
+from search.race import Race, Rival
 
 
 class FrontTracker:
@@ -33,6 +35,7 @@ class FrontTracker:
         self._budget = budget
         self._intermediates: dict[int, dict[int, float]] = {}
         self._gains = TrainingGains()
+        self._race = Race()
         self.front = Front(reference)
         self.best_error: float | None = None
         self.since_growth = 0
@@ -71,6 +74,24 @@ class FrontTracker:
     def pruner(self) -> Pruner:
         """What a recovery that is trained now must be able to pass."""
         return Pruner(self.front.points, self._gains.largest())
+
+    def race(self) -> Race:
+        """What a trial that is evaluated now must keep up with."""
+        return self._race
+
+    def restore_race(self, trials: Iterable[Measured]) -> None:
+        """Takes in what came out for the samples of an earlier driver's trials."""
+        self._race = Race.of(
+            Rival(trial.number, tuple(map(trial.values.__getitem__, self._objectives[1:])), samples)
+            for trial in trials
+            if (samples := trial.samples) is not None and not trial.has_recovery
+        )
+
+    def enter(self, trial: Trial, samples: SampleResults | None) -> None:
+        """Takes in what came out for the samples of a complete trial."""
+        if samples is not None and trial.is_feasible and not trial.configuration.trained_by:
+            rival = Rival(trial.number, self._values(trial)[1:], samples)
+            self._race = Race.of([*self._race.rivals, rival])
 
     def _note(self, trial: Trial) -> None:
         error = trial.values["error"]

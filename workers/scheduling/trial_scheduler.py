@@ -22,6 +22,7 @@ from bitfront.spec import JobSpec
 from bitfront.trial import Cause, Proposal, Trial, TrialState
 from search.constraints import excesses
 from search.pruner import Pruner
+from search.race import Race
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
@@ -133,6 +134,9 @@ class TrialScheduler:
         for trial in trials:
             if trial.state is TrialState.COMPLETE:
                 self._tracker.restore(trial)
+        known = self._store.measured(self.study) if self._spec.search.race else None
+        if known is not None:
+            self._tracker.restore_race(known.trials)
         if self._recover_spool(trials):
             trials = self._store.trials(self.study)
         running = {trial.number: trial for trial in self._store.fence(self._lease)}
@@ -267,6 +271,12 @@ class TrialScheduler:
             return Pruner()
         return self._tracker.pruner()
 
+    def race(self, attempt: Attempt) -> Race:
+        """What an attempt that is evaluated now must keep up with."""
+        if not self._spec.search.race or not attempt.trial.origin.is_raced:
+            return Race()
+        return self._tracker.race()
+
     def report(self, attempt: Attempt, shown: IntermediateValue) -> None:
         """Records what a recovery showed in training."""
         if self._store.report(self._lease, attempt, shown):
@@ -352,6 +362,8 @@ class TrialScheduler:
         if not done:
             return None
         self._tracker.complete(trial, front, change)
+        if self._spec.search.race:
+            self._tracker.enter(trial, result.evaluation.samples)
         return trial
 
     def _fail(self, attempt: Attempt, result: Failed, *, retry: bool) -> None:

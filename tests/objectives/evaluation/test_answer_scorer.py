@@ -302,6 +302,29 @@ def test_caches_change_no_bit(model: GenerativeModel, task: QuestionTask, ranges
     assert alone == without[::4]
 
 
+def test_a_course_shows_the_divergences_of_a_score_and_changes_no_bit(
+    model: GenerativeModel, ranges: Ranges
+) -> None:
+    task = load_questions(data(batch_size=1), model)
+    own = fresh()
+    switch = PlanSwitch(own, QUANTIZER, ranges)
+    context = ScoringContext(job(), switch, Stopwatch(own.device), FeatureStore("", None), 1 << 30)
+    scorer = AnswerScorer(replace(task, model=own), context)
+    for bits in (4, 3):
+        plan = uniform(model, bits)
+
+        reached = list(scorer.course(plan, SplitName.SELECTION))
+        score = scorer.score(Configuration(plan), SplitName.SELECTION)
+
+        assert dict(score.figures) == judged(task, ranges, [plan], cache_nbytes=0)[0]
+        assert score.samples is not None
+        assert reached
+        for one in reached:
+            assert len(set(one.places.tolist())) == len(one.places) < len(score.samples)
+            shown = score.samples.divergence[one.places.numpy()]
+            assert one.divergence.numpy() == pytest.approx(shown, rel=1e-5, abs=1e-6)
+
+
 def test_batches_do_not_matter(model: GenerativeModel, task: QuestionTask, ranges: Ranges) -> None:
     plans = [uniform(model, 4), uniform(model, 3)]
     whole = judged(task, ranges, plans)

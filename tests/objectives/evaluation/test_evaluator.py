@@ -131,6 +131,33 @@ def test_results_are_the_same_to_the_last_bit_with_and_without_caches(
             assert figures(caching.evaluate(configuration)) == alone[configuration.digest]
 
 
+def test_a_race_shows_the_samples_of_an_evaluation_and_changes_no_bit(
+    spec: JobSpec, model: DualEncoder, ranges: Ranges
+) -> None:
+    data = spec.data.model_copy(update={"batch_size": 2})
+    small = spec.model_copy(update={"data": data})
+    racing, alone = (
+        fresh(small, model, scene_task(small, model), ranges, cache_nbytes=nbytes)
+        for nbytes in (1 << 30, 0)
+    )
+
+    for configuration in sequence(model):
+        reached = list(racing.race(configuration))
+        found, expected = racing.evaluate(configuration), alone.evaluate(configuration)
+
+        assert figures(found) == figures(expected)
+        assert found.samples == expected.samples
+        assert expected.samples is not None
+        counts = [len(one.places) for one in reached]
+        assert counts == sorted(set(counts))
+        assert all(count < len(expected.samples) for count in counts)
+        for one in reached:
+            shown = expected.samples.divergence[one.places.numpy()]
+            assert one.divergence.double().numpy() == pytest.approx(shown, rel=1e-5, abs=1e-7)
+        assert not reached or not configuration.trained_by
+    assert list(racing.race(Configuration(uniform(model, 6)))), "a new plan is raced"
+
+
 def test_error_and_loss_are_those_of_zero_shot_classification(
     spec: JobSpec,
     model: DualEncoder,

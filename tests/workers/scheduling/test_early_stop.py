@@ -5,15 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bitfront.attempt import Attempt, AttemptResult, Evaluated, Failed, IntermediateValue, Pruned
 from bitfront.layers import Block, Tower
 from bitfront.objective import Budget
 from bitfront.plan import Configuration, Option, Plan, Recovery
 from bitfront.precision import FULL, Precision
+from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec, RecoverySpace
 from bitfront.trial import Evaluation, Origin, Proposal, Trial, TrialState
+from objectives.evaluation.scorer import PartialScore
 from search.pruner import MIN_SEEN, Pruner
+from search.race import Race, Rival
 from search.space import SearchSpace
 from storage.records import Lease
 from storage.store import Store
@@ -211,6 +215,7 @@ class ReportingEvaluator:
         self.errors = errors
         self.shown = 0
         self.evaluated = 0
+        self.raced = 0
         self.spec = SPEC
 
     def costs(self, configuration: Configuration) -> dict[str, float]:
@@ -226,6 +231,12 @@ class ReportingEvaluator:
             self.shown += 1
             yield IntermediateValue(step, error)
 
+    def race(self, configuration: Configuration) -> Iterator[PartialScore]:
+        assert not configuration.trained_by
+        for count in (8, 16, 32):
+            self.raced = count
+            yield PartialScore(torch.arange(count), torch.linspace(1, 2, 64)[:count])
+
     def evaluate(self, configuration: Configuration) -> Evaluation:
         self.evaluated += 1
         return Evaluation({"error": 0.1, **self.costs(configuration)}, {})
@@ -237,6 +248,7 @@ def run_worker(
     folder: Path,
     recovery: Recovery | None,
     pruner: Pruner,
+    race: Race = Race(),  # noqa: B008 - it is frozen
 ) -> tuple[list[tuple[int, float]], AttemptResult]:
     """The intermediate values that a worker shows, and its result."""
     monkeypatch.setattr(resident, "evaluator", lambda _: evaluator)
@@ -247,7 +259,7 @@ def run_worker(
     attempt = Attempt(Trial.of("early", 7, proposal), "a key")
     worker = TrialWorker()
     config = WorkerConfig(SPEC)
-    reply = worker.begin(TrialTask("early", 1, config, str(folder), attempt, pruner))
+    reply = worker.begin(TrialTask("early", 1, config, str(folder), attempt, pruner, race))
     shown = []
     while isinstance(reply.content, IntermediateValue):
         shown.append((reply.content.step, reply.content.value))
@@ -293,6 +305,65 @@ def test_a_trial_without_recovery_has_no_rungs(
 
     assert not shown
     assert isinstance(result, Evaluated)
+
+
+def results(level: float, samples: int = 64) -> SampleResults:
+    return SampleResults.of([True] * samples, [level + 0.01 * place for place in range(samples)])
+
+
+@pytest.mark.parametrize(
+    ("size", "level", "recovery", "raced"),
+    [
+        (15.0, 0.0, None, 8),  # it is surely worse after the first part
+        (16.0, 0.0, None, 0),  # what is larger is no rival
+        (15.0, 9.0, None, 32),  # it keeps up
+        (15.0, 0.0, RECOVERY, 0),  # what is trained is never raced
+    ],
+)
+def test_a_worker_stops_where_a_rival_is_surely_better(
+    size: float,
+    level: float,
+    recovery: Recovery | None,
+    raced: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    evaluator = ReportingEvaluator((0.4, 0.3, 0.2, 0.1))
+    race = Race.of([Rival(2, (size,), results(level))])
+
+    _, result = run_worker(evaluator, monkeypatch, tmp_path, recovery, Pruner(), race)
+
+    assert isinstance(result, Pruned) == (raced == 8)
+    assert (evaluator.raced, evaluator.evaluated) == (raced, int(raced != 8))
+    assert Spool(tmp_path).read(7, 1) == result
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_only_the_samplers_trials_are_raced_against_those_before_them(
+    asked: bool,
+    store: Store,
+    tmp_path: Path,
+) -> None:
+    spec = SPEC.model_copy(update={"search": SPEC.search.model_copy(update={"race": asked})})
+    driver = Driver(store, tmp_path, spec)
+    for error in (0.4, 0.3, 0.2, 0.1):
+        attempt = driver.take()
+        assert driver.scheduler.race(attempt) == Race()
+        shown = replace(evaluation(attempt, error), samples=results(error))
+        driver.scheduler.finish(attempt, Evaluated(shown, seconds=0.1, worker="w"))
+    program = driver.take()
+    shown = replace(evaluation(program, 0.05), samples=results(0.0))
+    driver.scheduler.finish(program, Evaluated(shown, seconds=0.1, worker="w"))
+    proposal = Proposal(Configuration(plan(3)), Origin.SAMPLER)
+    attempt = Attempt(Trial.of("early", 30, proposal), "a key")
+
+    race = driver.scheduler.race(attempt)
+
+    assert driver.scheduler.race(program) == Race()
+    expected = {(number, bits * 5.0) for number, bits in enumerate((2, 3, 4, 8)) if asked}
+    assert {(one.number, *one.costs) for one in race.rivals} == expected, "recoveries are no rivals"
+    again = Driver(store, tmp_path, spec)
+    assert again.scheduler.race(attempt) == race
 
 
 def test_an_error_while_training_is_the_attempts_failure(
