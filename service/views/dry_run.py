@@ -94,12 +94,14 @@ def _hints(estimate: DryRun, spec: JobSpec) -> Iterator[str]:
         if spec.profile.cells is CellSelection.ALL:
             yield "profile.cells: adaptive, which measures only what the program's plans use"
         if spec.profile.measure is ErrorMeasure.OUTPUT_KL:
-            yield "profile.measure: gradient or fisher, which run blocks and not the whole model"
+            yield "profile.measure: gauss_newton, which takes a pass or two for all cells"
         yield "fewer of space.weight_bits, space.activation_bits and space.groups"
         yield f"data.samples.calibration below {spec.data.samples.calibration}"
     else:
         if spec.space.recovery is not None:
             yield "fewer steps in space.recovery, or none: 'bitfront tune' trains P4Q later"
+        if not spec.search.race:
+            yield "search.race: true, which stops proposals of the sampler that have surely lost"
         yield f"stop.trials below {spec.stop.trials}"
         yield f"data.samples.selection below {spec.data.samples.selection}"
     yield f"search.workers above {spec.search.workers}, where there are processors for them"

@@ -118,7 +118,9 @@ def test_a_result_that_cannot_be_spooled_is_still_returned(
     config = WorkerConfig(job())
     fill(small_disk)
 
-    reply = TrialWorker().begin(TrialTask("full", 1, config, str(small_disk), given, Pruner(), Race()))
+    reply = TrialWorker().begin(
+        TrialTask("full", 1, config, str(small_disk), given, Pruner(), Race())
+    )
 
     assert isinstance(reply.content, Evaluated)
     assert Spool(small_disk).read(3, 1) is None
