@@ -82,7 +82,7 @@ def plans(spec: JobSpec) -> Iterator[tuple[str, Configuration]]:
 
 
 @click.command()
-@click.option("--task", type=click.Choice([kind.name.value for kind in TASKS[:-1]]), required=True)
+@click.option("--task", type=click.Choice([kind.name for kind in TASKS[:-1]]), required=True)
 @click.option("--measure", help="What the error is of.")
 @click.option("--rounding", default="nearest", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Of the samples, with commas.")

@@ -35,17 +35,19 @@ class TaskKind:
     """A task.
 
     Attributes:
-        name: As a job names it.
-        asks: Whether it is for models that write answers; others compare images with texts.
+        name: As a job names it; that of an installed package's task is any other.
+        asks: Whether it is for models that write answers; others compare images with texts. None
+            for either.
         sources: Of data, by name. Of several tasks for a source the first of `TASKS` is meant
             where a job names none.
-        measures: What the error may be of; the first is the usual one.
+        measures: What the error may be of; the first is the usual one. None where that is the
+            task's own matter.
         recovers: Whether P4Q has a loss for it.
         is_built: Whether `bitfront build` writes models for it.
     """
 
-    name: TaskName
-    asks: bool
+    name: str
+    asks: bool | None
     sources: tuple[str, ...]
     measures: tuple[TaskMeasure, ...]
     recovers: bool = True
@@ -119,6 +121,17 @@ TASKS: Final = (
 )
 
 
+PACKAGE: Final = "package"
+"""The source of data that an installed package's task brings itself."""
+
+
+def own_task(name: str) -> TaskKind:
+    """A task that an installed package brings."""
+    return TaskKind(
+        name=name, asks=None, sources=(PACKAGE,), measures=(), recovers=False, is_built=False
+    )
+
+
 def fitting_tasks(source: str, *, asks: bool | None) -> tuple[TaskKind, ...]:
     """The tasks that data of a source are for.
 
@@ -137,6 +150,8 @@ def meant_tasks(source: str, name: str | None, *, asks: bool | None) -> tuple[Ta
         name: The task that a job names; None where it names none.
         asks: Whether the model writes answers; None where that is not known yet.
     """
+    if source == PACKAGE:
+        return () if name is None or name in set(TaskName) else (own_task(name),)
     found = fitting_tasks(source, asks=asks)
     if name is not None:
         return tuple(task for task in found if task.name == name)

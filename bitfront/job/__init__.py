@@ -254,6 +254,10 @@ def _data_path(spec: JobSpec, document: Document) -> str | None:
 
 def _sample_path(spec: JobSpec, document: Document, path: str) -> str:
     found = _found(document, path)
+    if spec.data.source is DataSource.PACKAGE:  # whose task knows what it needs
+        if not found.exists():
+            raise SpecError(f"there is nothing at {found}")
+        return str(found)
     is_file = spec.data.source.is_file
     if not (found.is_file() if is_file else found.is_dir()):
         wanted = "file" if is_file else "folder"

@@ -7,6 +7,8 @@ from typing import Final, cast
 
 from pydantic import BaseModel
 
+from bitfront.errors import SpecError
+from bitfront.installed_tasks import installed_task
 from bitfront.job.deployable import name_of, place_of, undeployable
 from bitfront.job.document import Place
 from bitfront.objective import TIMES, Objective
@@ -311,6 +313,8 @@ def _of_another_task(spec: JobSpec) -> Iterator[tuple[Place, str]]:
         known = fitting_tasks(data.source, asks=spec.model.asks)
         names = " or ".join(task.name for task in known)
         way = f"write {names}, or leave it out" if known else "name other data or another model"
+        if data.source is DataSource.PACKAGE:
+            way = "name one that an installed package brings, or other data"
         yield (
             ("data", "task"),
             f"data.task: data of source {data.source} and this model are not for {data.task}: "
@@ -322,9 +326,18 @@ def _of_another_task(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             named = " or ".join(task.name for task in tasks)
             yield (
                 ("data", "measure"),
-                f"data.measure: {data.measure} is not for {named}: write "
-                f"{' or '.join(measures)}, or leave it out",
+                f"data.measure: {data.measure} is not for {named}: "
+                + (
+                    f"write {' or '.join(measures)}, or leave it out"
+                    if measures
+                    else "leave it out"
+                ),
             )
+    if data.source is DataSource.PACKAGE and tasks:
+        try:
+            installed_task(tasks[0].name)
+        except SpecError as error:
+            yield ("data", "task"), str(error)
     if tasks == (CLASS_AGREEMENT,) and data.source is DataSource.IMAGES and data.classes is None:
         yield (
             ("data", "classes"),

@@ -34,6 +34,7 @@ _SEVERAL: Final[Mapping[Place, str]] = {
         "a mapping of texts to texts, a list of texts, or the name of a file or a known data set "
         "(words such as no and on, and numbers, need quotes to be texts)"
     ),
+    ("data", "task"): "the name of a task (letters, digits, '.', '_' and '-')",
     ("search", "gpus_per_worker"): "a number of at least 0, or auto",
 }
 _LONGEST_REASON = 500

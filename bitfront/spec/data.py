@@ -43,6 +43,7 @@ class DataSource(StrEnum):
     QUESTIONS = "questions"
     CAPTIONS = "captions"
     IMAGES = "images"
+    PACKAGE = "package"
 
     @property
     def is_file(self) -> bool:
@@ -74,6 +75,13 @@ class SplitPaths(Section):
         return {name: path for name, path in known.items() if path is not None}
 
 
+OwnOrKnownTask = Annotated[
+    TaskName | Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)],
+    Field(union_mode="left_to_right"),
+]
+"""A task that bitfront has, or the name of one that an installed package brings."""
+
+
 class DataSpec(Section):
     """The task: images with one class each, with captions, or with questions and their answers.
 
@@ -85,7 +93,8 @@ class DataSpec(Section):
     Each option is then listed behind the question as `option_format` says; empty lists none, and
     the model writes the option itself. For `images` without labels it is the agreement with the
     model in full precision: `divergence` counts each prediction by `exp(-KL)`, `agreement` whether
-    the same class, or the same token, is the most probable one.
+    the same class, or the same token, is the most probable one. Data of source `package` are those
+    that the installed package brings which `task` names: see docs/howto/task.md.
 
     `path` is a folder with one sub-folder a class, a `datasets` dataset saved to disk, a JSON Lines
     file of questions or captions, or captions as COCO has them. The images of a file lie beside it,
@@ -103,7 +112,7 @@ class DataSpec(Section):
     """
 
     source: DataSource
-    task: TaskName | None = None
+    task: OwnOrKnownTask | None = None
     measure: TaskMeasure | None = None
     path: str | None = None
     images: str | None = None
@@ -140,7 +149,12 @@ class DataSpec(Section):
 
     @model_validator(mode="after")
     def _has_a_path(self) -> Self:
-        if self.source is not DataSource.REFERENCE and not self.path:
+        if self.source is DataSource.PACKAGE and self.task is None:
+            raise ValueError(
+                "data of source package needs a task: name one of an installed package"
+            )
+        brings_data = self.source in (DataSource.REFERENCE, DataSource.PACKAGE)
+        if not brings_data and not self.path:
             raise ValueError(f"data of source {self.source} needs a path")
         if not self.templates:
             raise ValueError("data.templates is empty: give one, such as 'a photo of a {}.'")

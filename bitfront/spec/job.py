@@ -85,7 +85,7 @@ class JobSpec(Section):
     @property
     def compares(self) -> bool:
         """Whether the model is known, without loading it, to compare images with texts."""
-        return self.model.asks is False or any(not x.asks for x in self._named)
+        return self.model.asks is False or any(x.asks is False for x in self._named)
 
     @property
     def tasks(self) -> tuple[TaskKind, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitfront.errors import SpecError
+from bitfront.installed_tasks import installed_task
 from bitfront.spec import DataSource, DataSpec
 from bitfront.tasks import TaskName
 from objectives.data.caption_sources import ListedCaptions
@@ -50,6 +51,8 @@ def preview_data(spec: DataSpec, inspector: Inspector | None) -> DataPreview:
     """
     if spec.source is DataSource.REFERENCE:
         return DataPreview(_bundled_notes(spec), ())
+    if spec.source is DataSource.PACKAGE:  # whose code runs where the model does
+        return DataPreview((f"the {installed_task(str(spec.task)).title}",), ())
     sources = sources_of(spec, _open)
     distinct = list({id(source): source for source in sources.values()}.values())
     labelled = {n: s for n, s in sources.items() if isinstance(s, _LABELLED)}

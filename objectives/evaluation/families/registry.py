@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from bitfront.errors import SpecError
-from bitfront.spec import DataSpec
+from bitfront.spec import DataSource, DataSpec
 from bitfront.tasks import (
     ANSWERING,
     CHOICE,
@@ -25,6 +25,7 @@ from objectives.evaluation.families.answering import AnsweringFamily
 from objectives.evaluation.families.choice import ChoiceFamily
 from objectives.evaluation.families.classification import ClassificationFamily
 from objectives.evaluation.families.family import Family
+from objectives.evaluation.families.own import OwnFamily
 from objectives.evaluation.families.retrieval import RetrievalFamily
 
 Model = TypeVar("Model", bound=LayeredModel)
@@ -85,6 +86,8 @@ def load_family(spec: DataSpec, model: LayeredModel, inspector: Inspector | None
         SpecError: The data do not fit the model, the measure does not fit the task, or no family is
             for the model's kind.
     """
+    if spec.source is DataSource.PACKAGE:
+        return OwnFamily.load(spec, model)
     named = [x for x in FAMILIES if spec.task in (None, x.task.name)]
     for registration in sorted(named, key=lambda x: not x.is_for(spec)):
         family = registration.load_for(spec, model, inspector or Inspector())

@@ -47,7 +47,13 @@ class RetrievalFamily(Family):
         self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable
     ) -> tuple[LatencyMeter, ...]:
         """What times an image in torch: captions that are searched are encoded once."""
-        model = self.task.model
-        runtime = TorchRuntime(model, switch, spec.quantizer)
-        stage = image_stage(model, runtime, self.task.batch_size)
-        return (LatencyMeter(model, switch, stage, runtime, spec.quantizer, table),)
+        return (image_meter(self.task.model, switch, spec, table),)
+
+
+def image_meter(
+    model: DualEncoder, switch: PlanSwitch, spec: JobSpec, table: LatencyTable
+) -> LatencyMeter:
+    """What times an image in torch, in batches of the job's size."""
+    runtime = TorchRuntime(model, switch, spec.quantizer)
+    stage = image_stage(model, runtime, spec.data.batch_size)
+    return LatencyMeter(model, switch, stage, runtime, spec.quantizer, table)
