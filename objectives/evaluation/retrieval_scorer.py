@@ -113,7 +113,7 @@ class RetrievalScorer(Scorer):
 
 
 def refuse_recovery() -> NoReturn:
-    """Refuses P4Q.
+    """Refuses a recovery.
 
     Raises:
         SpecError: Always.

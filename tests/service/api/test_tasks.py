@@ -36,7 +36,7 @@ def test_what_cannot_be_built_or_recovered_is_refused_in_a_sentence(
         assert found.targets == []
         with pytest.raises(bf.SpecError, match="models for retrieval are not built yet"):
             found.build(tmp_path / "model")
-        with pytest.raises(bf.SpecError, match=r"P4Q trains .* retrieval has neither"):
+        with pytest.raises(bf.SpecError, match=r"a recovery is trained .* retrieval has neither"):
             found.tune(tmp_path / "tuned")
     assert not (tmp_path / "model").exists()
 
@@ -54,7 +54,7 @@ def test_a_job_of_ones_own_is_not_tuned_either(tmp_path: Path) -> None:
     )
 
     assert result.exit_code != 0
-    assert "P4Q trains prompts and adapters on classes or on answers" in result.output
+    assert "a recovery is trained on classes or on answers" in result.output
 
 
 def test_all_shares_of_what_was_found_are_shown(database: Path) -> None:
