@@ -333,7 +333,7 @@ COMPRESSED_TENSORS: Final = Target(
     packages=("transformers", "compressed_tensors"),
     builders=(),
     extra="compressed-tensors",
-    models="LLaVA of a CLIP and a Llama, the bundled one too",
+    models="CLIP with a vision transformer and LLaVA of a CLIP and a Llama, the bundled ones too",
     formats=(
         NativeFormat(
             kernel="Linear, packed",
@@ -357,7 +357,6 @@ COMPRESSED_TENSORS: Final = Target(
     rest="values of codes are stored in 32 bits for embeddings, convolutions, tied heads and "
     "groups that do not divide the columns; zero points and rounded inputs are refused",
     fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
-    dual_encoders=False,
     schemes=frozenset({"symmetric"}),
     rounds_inputs=False,
     recovers=False,

@@ -1,7 +1,7 @@
 """A checkpoint in the format compressed-tensors: packed codes that transformers and vLLM read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,6 +14,8 @@ from bitfront.quant.packing import unpack_codes
 from bitfront.targets import COMPRESSED_TENSORS
 
 _FORMAT: Final = "pack-quantized"
+
+Names = Callable[[str], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,36 +60,54 @@ def refuse_other_formats(plan: Mapping[str, Precision], *, symmetric: bool, reco
 
 
 def held_tensors(
-    module: nn.Module, entries: Mapping[str, Mapping[str, object]], tensors: Mapping[str, Tensor]
+    module: nn.Module,
+    entries: Mapping[str, Mapping[str, object]],
+    tensors: Mapping[str, Tensor],
+    names: Names,
 ) -> Held:
-    """The tensors of a checkpoint, under the names of the model's modules.
+    """The tensors of a checkpoint, under the names that transformers has for them.
 
     Args:
-        module: The model.
+        module: The model as transformers builds it.
         entries: Its layers, as a card of a packed checkpoint has them.
         tensors: Those of the packed checkpoint.
+        names: What transformers calls a tensor; several are its rows in turn.
     """
     held = Held({}, {}, [])
     layers = {key for entry in entries.values() for key in _names(entry)}
-    held.tensors.update({name: t for name, t in tensors.items() if name not in layers})
+    for name, tensor in tensors.items():
+        if name not in layers:
+            theirs = names(name)
+            held.tensors.update(zip(theirs, _rows(tensor, len(theirs)), strict=True))
+    linears = {path for path, part in module.named_modules() if type(part) is nn.Linear}
     for name, entry in entries.items():
         own = {key.removeprefix(f"{name}."): tensors[key] for key in _names(entry)}
-        paths = entry["modules"]
-        assert isinstance(paths, list)
+        paths, shape = entry["modules"], entry["shape"]
         bits, group = entry["weight_bits"], entry["group"]
+        assert isinstance(paths, list)
+        assert isinstance(shape, list)
         assert isinstance(bits, int)
         assert isinstance(group, int)
-        precision = Precision(bits, 16, group)
-        rows, *rest = module.get_submodule(paths[0]).get_parameter("weight").shape
-        shape = (rows, *rest)
+        precision, theirs = Precision(bits, 16, group), names(f"{paths[0]}.weight")
+        rows, columns = shape[0], math.prod(shape[1:])
         if not precision.quantizes_weight:
-            held.tensors.update({f"{paths[0]}.weight": own["weight"].view(shape)})
-        elif _is_packed(module, paths, precision):
-            held.precisions[paths[0]] = precision
-            held.tensors.update(_packed(paths[0], own, precision.weight_bits, shape))
-        else:
+            weights = _rows(own["weight"].view(shape), len(theirs))
+            held.tensors.update(zip(theirs, weights, strict=True))
+            continue
+        codes, scales = _codes(own, bits, rows, columns), own["scale"].float()
+        is_packed = len(paths) == 1 and columns % (group or columns) == 0
+        for place, code, scale in zip(
+            theirs, _rows(codes, len(theirs)), _rows(scales, len(theirs)), strict=True
+        ):
+            path = place.removesuffix(".weight")
+            if is_packed and path in linears:
+                held.precisions[path] = precision
+                held.tensors.update(_packed(path, code, scale, bits))
+            else:
+                values = _values(code, scale, group)
+                held.tensors[place] = values.view(len(code), *shape[1:])
+        if not held.precisions.keys() & {place.removesuffix(".weight") for place in theirs}:
             held.unpacked.append(name)
-            held.tensors.update({f"{paths[0]}.weight": _values(own, precision, shape)})
     return held
 
 
@@ -97,39 +117,32 @@ def _names(entry: Mapping[str, object]) -> list[str]:
     return names
 
 
-def _is_packed(module: nn.Module, paths: list[str], precision: Precision) -> bool:
-    target = module.get_submodule(paths[0])
-    if len(paths) > 1 or not isinstance(target, nn.Linear):
-        return False
-    return not precision.group or target.in_features % precision.group == 0
+def _rows(tensor: Tensor, count: int) -> Sequence[Tensor]:
+    """The tensor in so many parts of as many rows."""
+    return tensor.chunk(count) if count > 1 else [tensor]
 
 
-def _codes(own: Mapping[str, Tensor], bits: int, shape: tuple[int, ...]) -> Tensor:
+def _codes(own: Mapping[str, Tensor], bits: int, rows: int, columns: int) -> Tensor:
     """Codes around zero `(rows, columns)`, int8."""
-    count = math.prod(shape)
-    codes = unpack_codes(own["codes"], bits, count).view(shape[0], -1)
+    codes = unpack_codes(own["codes"], bits, rows * columns).view(rows, columns)
     signed: Tensor = codes.to(torch.int16) - 2 ** (bits - 1)
     return signed.to(torch.int8)
 
 
-def _packed(
-    path: str, own: Mapping[str, Tensor], bits: int, shape: tuple[int, ...]
-) -> dict[str, Tensor]:
+def _packed(path: str, codes: Tensor, scale: Tensor, bits: int) -> dict[str, Tensor]:
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     return {
-        f"{path}.weight_packed": pack_to_int32(_codes(own, bits, shape), bits),
-        f"{path}.weight_scale": own["scale"].float(),
-        f"{path}.weight_shape": torch.tensor(shape),
+        f"{path}.weight_packed": pack_to_int32(codes, bits),
+        f"{path}.weight_scale": scale.contiguous(),
+        f"{path}.weight_shape": torch.tensor(codes.shape),
     }
 
 
-def _values(own: Mapping[str, Tensor], precision: Precision, shape: tuple[int, ...]) -> Tensor:
-    codes = _codes(own, precision.weight_bits, shape).float()
-    scale = own["scale"].float()
-    if precision.group:
-        scale = scale.repeat_interleave(precision.group, dim=1)[:, : codes.shape[1]]
-    return (codes * scale).view(shape)
+def _values(codes: Tensor, scale: Tensor, group: int) -> Tensor:
+    if group:
+        scale = scale.repeat_interleave(group, dim=1)[:, : codes.shape[1]]
+    return codes.float() * scale
 
 
 def quantization_config(

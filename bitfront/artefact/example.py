@@ -130,9 +130,8 @@ def exported_example(card: Mapping[str, Any]) -> str:
 
 
 def transformers_example(card: Mapping[str, Any]) -> str:
-    """A script that lies beside a checkpoint of transformers, and asks it."""
-    script = _EXPORTED_ANSWERER.replace("exported_model", "transformers_model")
-    return script.format(packages=", ".join(card["requires"]))
+    """A script that lies beside a checkpoint of transformers, and uses it."""
+    return exported_example(card).replace("exported_model", "transformers_model")
 
 
 def gguf_example(card: Mapping[str, Any]) -> str:

@@ -1,29 +1,35 @@
 """A configuration as a checkpoint of transformers with compressed-tensors' packed codes.
 
 `model.safetensors` and `config.json` are what `from_pretrained` loads; the codes and scales are
-those that the trial measured. `transformers_model.py` and `exported_model.py` answer questions with
-it, `card.json` says what it is, and `example.py` shows how.
+those that the trial measured. `transformers_model.py` and `exported_model.py` use it,
+`classes.safetensors` has the features of classes, `card.json` says what it is, and `example.py`
+shows how.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import open_clip
 from safetensors.torch import save_file
-from transformers import LlavaForConditionalGeneration
+from torch import nn
+from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedModel, SiglipModel
 
 from bitfront.artefact.architectures import RUNTIME
+from bitfront.artefact.architectures.transformers_clip import their_clip, their_names
 from bitfront.artefact.compressed_tensors import (
+    Names,
     changes,
     held_tensors,
     quantization_config,
     refuse_other_formats,
 )
 from bitfront.artefact.example import EXAMPLE, transformers_example
+from bitfront.artefact.runtime.packed_model import CLASSES
 from bitfront.errors import InvalidModel
 from bitfront.plan import Configuration
 from objectives.evaluation.card import write_card
-from objectives.evaluation.checkpoint import read_checkpoint
+from objectives.evaluation.checkpoint import Checkpoint, read_checkpoint
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.exported import exported_card, write_further_files
 
@@ -46,27 +52,26 @@ def write_compressed(
         The card. `changes` says what the checkpoint holds in another way than the trial.
 
     Raises:
-        InvalidModel: The model is none of transformers that answers questions, or the format has
-            no place for the configuration.
+        InvalidModel: transformers has no model like it, or the format has no place for the
+            configuration.
         OSError: A file cannot be written.
     """
-    module = evaluator.model.module
-    if not isinstance(module, LlavaForConditionalGeneration):
-        raise InvalidModel(
-            "compressed-tensors is for transformers' LLaVA, and this is a "
-            f"{type(module).__name__}: build it with --to onnx, openvino or packed"
-        )
     refuse_other_formats(
         dict(configuration.plan),
         symmetric=evaluator.spec.quantizer.scheme == "symmetric",
         recovery=configuration.recovery is not None,
     )
     checkpoint = read_checkpoint(evaluator, configuration)
-    held = held_tensors(module, checkpoint.layers, checkpoint.tensors)
-    save_file(held.tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    module, names = _at_transformers(evaluator.model.module, checkpoint)
+    held = held_tensors(module, checkpoint.layers, checkpoint.tensors, names)
+    tensors = {name: tensor.contiguous() for name, tensor in held.tensors.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    if checkpoint.class_features is not None:
+        save_file({"features": checkpoint.class_features}, folder / CLASSES)
     module.config.save_pretrained(folder)
+    kind = type(module).__name__
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config["architectures"] = [type(module).__name__]
+    config["architectures"] = [kind]
     if held.precisions:
         config["quantization_config"] = quantization_config(module, held.precisions)
     (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -74,7 +79,7 @@ def write_compressed(
     card: dict[str, object] = {
         "format": FORMAT,
         **facts,
-        "how_to_load": "transformers.LlavaForConditionalGeneration.from_pretrained(FOLDER)",
+        "how_to_load": f"transformers.{kind}.from_pretrained(FOLDER)",
         "requires": [*requires, *checkpoint.architecture.requires],
         "nbytes": evaluator.nbytes(configuration),
         **exported_card(checkpoint),
@@ -85,3 +90,20 @@ def write_compressed(
     (folder / EXAMPLE).write_text(transformers_example(card), encoding="utf-8")
     write_card(card, folder)
     return card
+
+
+def _at_transformers(module: nn.Module, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Names]:
+    """The model as transformers builds it, and what its tensors are called there.
+
+    Raises:
+        InvalidModel: transformers has none like it, or does not load codes into it.
+    """
+    if isinstance(module, LlavaForConditionalGeneration):
+        return module, lambda name: (name,)
+    if isinstance(module, SiglipModel):
+        raise InvalidModel(
+            "transformers does not load packed codes into a SigLIP, whose weights it initialises "
+            "first: build it with --to onnx, openvino or packed"
+        )
+    assert isinstance(module, open_clip.CLIP | CLIPModel)
+    return their_clip(module, checkpoint.architecture.config), their_names

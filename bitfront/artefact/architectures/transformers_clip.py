@@ -1,10 +1,20 @@
 """transformers' CLIP and SigLIP: what they are built with, and under which names."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from transformers import CLIPModel, PreTrainedConfig, SiglipModel
+import open_clip
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedConfig,
+    SiglipModel,
+)
 
 from bitfront.artefact.architectures.architecture import Architecture, checked, refuse
 from bitfront.artefact.architectures.pictures import processed_pictures
@@ -64,16 +74,71 @@ def own_name(name: str, *, pools: bool) -> str:
     return name
 
 
-def their_name(name: str, *, pools: bool) -> str:
-    """The name at transformers of a tensor of `runtime/clip.py`."""
-    for theirs, ours in (*_OF_BOTH, *(_OF_SIGLIP if pools else _OF_CLIP)):
+def their_names(name: str) -> tuple[str, ...]:
+    """The names in a CLIP of transformers of a tensor of `runtime/clip.py`.
+
+    They are three for what projects to query, key and value at once: its rows in this order.
+    """
+    for theirs, ours in (*_OF_BOTH, *_OF_CLIP):
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)
             break
     for theirs, ours in _PARTS:
         name = name.replace(ours, theirs)
-    # The pool's attention is torch's own, whose packed matrix belongs to no module.
-    return name.replace(".attention.in_proj.", ".attention.in_proj_")
+    if ".self_attn.in_proj." in name:
+        return tuple(name.replace("in_proj", f"{part}_proj") for part in "qkv")
+    return (name,)
+
+
+def their_clip(module: open_clip.CLIP | CLIPModel, config: Mapping[str, Any]) -> CLIPModel:
+    """The model as transformers builds it, without weights.
+
+    Args:
+        module: The model.
+        config: What `runtime/clip.py` is built with.
+
+    Raises:
+        InvalidModel: transformers has none like it.
+    """
+    with torch.device("meta"):
+        if isinstance(module, CLIPModel):
+            known = CLIPConfig(**module.config.to_dict())
+            text: Any = known.text_config
+            text.eos_token_id = module.text_model.eos_token_id
+            return CLIPModel(known)
+        return CLIPModel(_clip_config(config))
+
+
+def _clip_config(config: Mapping[str, Any]) -> CLIPConfig:
+    """The configuration of a CLIP that open_clip built; the largest token ends its texts."""
+    height, width = config["preprocessing"]["size"]
+    if height != width:
+        refuse(f"its pictures have {height} x {width} pixels, and transformers' are squares")
+    text, vision = (
+        {
+            "hidden_size": tower["width"],
+            "intermediate_size": tower["hidden"],
+            "num_hidden_layers": tower["layers"],
+            "num_attention_heads": tower["heads"],
+            "hidden_act": tower["activation"],
+            "layer_norm_eps": tower["eps"],
+            "projection_dim": config["features"],
+        }
+        for tower in (config["text"], config["vision"])
+    )
+    return CLIPConfig(
+        text_config=CLIPTextConfig(
+            **text,
+            vocab_size=config["text"]["vocabulary"],
+            max_position_embeddings=config["text"]["positions"],
+            bos_token_id=0,
+            eos_token_id=_OLD_END,
+        ),
+        vision_config=CLIPVisionConfig(
+            **vision, image_size=width, patch_size=config["vision"]["patch"]
+        ),
+        projection_dim=config["features"],
+    )
 
 
 def transformers_architecture(

@@ -107,14 +107,18 @@ def exported(folder: Path, module: str = "exported_model") -> Outputs:
 
 
 def transformed(folder: Path) -> Outputs:
-    """What a checkpoint of transformers makes of a message: logits, or with a `limit` tokens."""
+    """What a checkpoint of transformers makes of a message: the same as a packed one makes."""
     import torch
 
     sys.path.insert(0, str(folder))
     model = import_module("transformers_model").load(folder)
 
     def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # a tensor
+        if "captions" in given:
+            return model.encode_texts(given["captions"])
         pixels = given.get("pixels")
+        if "tokens" not in given:
+            return model.logits(pixels)
         if "limit" not in given:
             return model.logits(given["tokens"], pixels, int(given["kept"])).contiguous()
         with without_ends(model, given):

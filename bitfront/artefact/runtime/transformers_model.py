@@ -1,10 +1,10 @@
-"""Runs a checkpoint of transformers that answers questions about pictures.
+"""Runs a checkpoint of transformers: a CLIP or SigLIP that tells classes apart, or a LLaVA.
 
 This file travels with the checkpoint, and `exported_model.py` with it. They need transformers,
-compressed-tensors, torch and Pillow; a model with a tokenizer of its own needs tokenizers.
+compressed-tensors, torch and Pillow; a LLaVA with a tokenizer of its own needs tokenizers.
 
     model = load("model/")
-    model.answer(picture, question)
+    model.classify(picture)          # or, for a generative model, model.answer(picture, question)
 """
 
 import json
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-def load(folder: str | Path) -> "TransformersAnswerer":
+def load(folder: str | Path) -> "TransformersClassifier | TransformersAnswerer":
     """The model in a folder.
 
     Raises:
@@ -25,7 +25,62 @@ def load(folder: str | Path) -> "TransformersAnswerer":
     folder = Path(folder)
     card: dict[str, Any] = json.loads((folder / exported_model.CARD).read_text(encoding="utf-8"))
     exported_model.check_files(folder, card)
+    if card["task"] == "classification":
+        return TransformersClassifier(folder, card)
     return TransformersAnswerer(folder, card)
+
+
+class TransformersClassifier:
+    """A CLIP or SigLIP of transformers that tells the classes of its card apart.
+
+    Attributes:
+        card: What `card.json` says.
+        model: transformers' model.
+        classes: The names of the classes.
+        class_features: `(classes, d)`, of length 1.
+    """
+
+    def __init__(self, folder: Path, card: dict[str, Any]) -> None:
+        from safetensors.torch import load_file
+        from transformers import AutoModel
+
+        self.card = card
+        self.classes: list[str] = card["classes"]
+        self.class_features = load_file(folder / "classes.safetensors")["features"]
+        self.model: Any = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+        self._unpack()
+
+    @torch.no_grad()
+    def _unpack(self) -> None:
+        """Runs both towers once: the first forward of the whole model unpacks all weights."""
+        vision, text = self.model.config.vision_config, self.model.config.text_config
+        pixels = torch.zeros(1, 3, vision.image_size, vision.image_size)
+        tokens = torch.zeros(1, text.max_position_embeddings, dtype=torch.int64)
+        self.model(input_ids=tokens, pixel_values=pixels)
+
+    def classify(self, picture: Any, top: int = 3) -> list[tuple[str, float]]:  # noqa: ANN401  # Pillow's
+        """The `top` most likely classes of a Pillow picture with their shares, the best first."""
+        pixels = exported_model.preprocess(picture, self.card["preprocessing"])
+        shares = self.logits(torch.from_numpy(pixels)[None])[0].softmax(dim=-1)
+        best = shares.topk(min(top, len(self.classes)))
+        found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(self.classes[place], share) for place, share in found]
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """The scaled cosines `(n, classes)` of pixels `(n, 3, h, w)` with every class."""
+        features = self.model.get_image_features(pixel_values=pixels).pooler_output
+        unit = torch.nn.functional.normalize(features, dim=-1)
+        scale = float(self.model.logit_scale.exp())
+        return scale * unit @ self.class_features.T
+
+    @torch.no_grad()
+    def encode_texts(self, tokens: Tensor) -> Tensor:
+        """The text features `(n, d)`, of length 1, of tokens `(n, length)`."""
+        features = self.model.get_text_features(input_ids=tokens).pooler_output
+        return torch.nn.functional.normalize(features, dim=-1)
 
 
 class TransformersAnswerer:

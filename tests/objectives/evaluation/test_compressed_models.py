@@ -1,10 +1,12 @@
 """A configuration as a checkpoint of transformers, with the codes that a trial measured."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from bitfront.artefact.architectures.transformers_clip import their_clip
 from bitfront.artefact.compressed_tensors import refuse_other_formats
 from bitfront.errors import InvalidModel
 from bitfront.layers import LayerKind
@@ -14,7 +16,8 @@ from bitfront.spec import REFERENCE_CLIP
 from objectives.evaluation.compressed_models import write_compressed
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.verification import verify
-from tests.support.artefacts import evaluator, llava_folder
+from tests.support.artefacts import dual_encoder_folder, evaluator, llava_folder
+from tests.support.clip_models import tiny_clip
 from tests.support.llava_models import SIDE
 
 pytestmark = pytest.mark.runtime
@@ -92,8 +95,71 @@ def test_what_the_format_cannot_hold_is_refused_with_the_setting_that_avoids_it(
         refuse_other_formats(plan, symmetric=symmetric, recovery=recovery)
 
 
-def test_a_model_that_is_none_of_transformers_is_refused(tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=["bundled", "open_clip", "clip"])
+def dual(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    if request.param == "bundled":
+        return evaluator(REFERENCE_CLIP, scheme="symmetric", rounding="nearest")
+    spec = dual_encoder_folder(tmp_path_factory.mktemp("dual"), request.param)
+    symmetric = spec.quantizer.model_copy(update={"scheme": "symmetric"})
+    return Evaluator.from_spec(spec.model_copy(update={"quantizer": symmetric}))
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_transformers_computes_the_logits_of_a_clip(
+    is_full: bool, dual: Evaluator, tmp_path: Path
+) -> None:
+    configuration = Configuration(Plan(())) if is_full else mixed(dual)
+    measured = dual.evaluate(configuration).values["error"]
+
+    card = write_compressed(dual, configuration, tmp_path, {})
+    found = verify(dual, configuration, tmp_path, measured, "compressed-tensors")
+
+    found.check()
+    assert found.largest_difference < 1e-5 * max(1.0, found.spread)
+    assert found.same_predictions == 1
+    assert found.text_cosine == pytest.approx(1, abs=1e-5)
+    assert found.error == measured
+    assert card["how_to_load"] == "transformers.CLIPModel.from_pretrained(FOLDER)"
+
+
+def test_query_key_and_value_of_open_clip_share_a_precision_as_vllm_wants(tmp_path: Path) -> None:
     kept = evaluator(REFERENCE_CLIP, scheme="symmetric", rounding="nearest")
 
-    with pytest.raises(InvalidModel, match="is for transformers' LLaVA, and this is a CLIP"):
-        write_compressed(kept, Configuration(Plan(())), tmp_path, {})
+    card = write_compressed(kept, mixed(kept), tmp_path, {})
+
+    changes = card["changes"]
+    assert isinstance(changes, list)
+    assert not any("vLLM" in change for change in changes)
+    groups = json.loads((tmp_path / "config.json").read_text())["quantization_config"][
+        "config_groups"
+    ].values()
+    targets = [set(group["targets"]) for group in groups]
+    queries = {path for paths in targets for path in paths if path.endswith("q_proj")}
+    assert queries
+    for query in queries:
+        fused = {query.replace("q_proj", f"{part}_proj") for part in "qkv"}
+        assert any(fused <= paths for paths in targets)
+
+
+def test_a_clip_whose_pictures_are_no_squares_is_refused(tmp_path: Path) -> None:
+    config = {
+        "preprocessing": {"size": [24, 32]},
+        "vision": {},
+        "text": {},
+    }
+
+    with pytest.raises(InvalidModel, match="24 x 32 pixels, and transformers' are squares"):
+        their_clip(tiny_clip(), config)
+
+
+def test_a_siglip_is_refused_with_the_targets_that_take_it(tmp_path: Path) -> None:
+    spec = dual_encoder_folder(tmp_path, "siglip")
+    symmetric = spec.quantizer.model_copy(update={"scheme": "symmetric"})
+    kept = Evaluator.from_spec(spec.model_copy(update={"quantizer": symmetric}))
+    out = tmp_path / "out"
+    out.mkdir()
+
+    with pytest.raises(InvalidModel, match="into a SigLIP, whose weights it initialises first: bu"):
+        write_compressed(kept, mixed(kept), out, {})
+
+    assert list(out.iterdir()) == []
