@@ -2,6 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.large_llava --to openvino
     OMP_NUM_THREADS=1 python -m benchmarks.large_llava --to onnx
+    OMP_NUM_THREADS=1 python -m benchmarks.large_llava --to packed
+    OMP_NUM_THREADS=1 python -m benchmarks.large_llava --to compressed-tensors
 
 The model has a CLIP of ViT-B/32's shape, a projector and a Llama decoder with random weights, and
 is saved, loaded, calibrated, written and verified as `bitfront build` does it. The mixed plan gives
@@ -9,15 +11,18 @@ every layer 2, 4 or 8 bits, drawn from `--seed` so that a weight of the decoder 
 mean. Reading a prompt and writing a token are timed in turns, on one thread's processor time: the
 plans in float32 and with inputs in groups, the model in 16 bits in the same runtime (OpenVINO in
 bfloat16 too), and in torch in bfloat16. The processor's limits are measured in the same process.
+torch and transformers have no kernel for inputs in groups: there the plan is the mixed one alone.
 """
 
 import gc
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -42,15 +47,17 @@ from transformers import (
 )
 
 from bitfront.artefact.onnx.products import ROUNDED
-from bitfront.artefact.runtime import exported_model
+from bitfront.artefact.runtime import exported_model, packed_model
 from bitfront.artefact.runtime.exported_model import Answerer, load
 from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
+from objectives.evaluation.compressed_models import write_compressed
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.onnx_models import write_onnx
 from objectives.evaluation.openvino_models import write_openvino
+from objectives.evaluation.packed import write_packed
 from objectives.evaluation.verification import verify
 
 WORDS: Final = ("<pad>", "<s>", "<unk>", "</s>", "<image>", "what", "is", "there", "?")
@@ -80,6 +87,9 @@ TEXT: Final[dict[str, Any]] = {
     "bos_token_id": 1,
     "eos_token_id": 3,
 }
+
+RUNTIMES: Final = ("openvino", "onnx")
+"""Those with kernels for integers."""
 
 Call = Callable[[], object]
 
@@ -184,10 +194,7 @@ def mixed(kept: Evaluator, inputs: int, seed: int) -> Configuration:
 def build(kept: Evaluator, chosen: Configuration, target: str, folder: Path, name: str) -> None:
     """Writes an artefact, verifies it, and says what was found."""
     folder.mkdir()
-    if target == "openvino":
-        write_openvino(kept, chosen, folder, {})
-    else:
-        write_onnx(kept, chosen, folder, {}, accuracy_level=ROUNDED)
+    WRITERS[target](kept, chosen, folder, {})
     found = verify(kept, chosen, folder, kept.evaluate(chosen).values["error"], target)
     models = sum(p.stat().st_size for p in folder.iterdir() if p.suffix not in (".py", ".json"))
     click.echo(
@@ -195,6 +202,14 @@ def build(kept: Evaluator, chosen: Configuration, target: str, folder: Path, nam
         f"of {found.spread:.3g}, same {100 * found.same_predictions:.1f} %, nbytes "
         f"{found.tensors_nbytes:,}, models {models:,}, resident {found.resident_nbytes:,}"
     )
+
+
+WRITERS: Final = {
+    "openvino": write_openvino,
+    "onnx": partial(write_onnx, accuracy_level=ROUNDED),
+    "packed": write_packed,
+    "compressed-tensors": write_compressed,
+}
 
 
 def in_bfloat16(folder: Path) -> Answerer:
@@ -224,6 +239,27 @@ def _opened(folder: Path) -> Answerer:
     assert isinstance(model, Answerer)
     model.ends = frozenset()
     return model
+
+
+def packed_writer(
+    folder: Path, tokens: torch.Tensor, pixels: torch.Tensor, *, unpack: bool = False
+) -> Callable[[int], object]:
+    """A packed checkpoint, which writes so many tokens."""
+    model = packed_model.load(folder, unpack=unpack)
+    assert isinstance(model, packed_model.Answerer)
+    model.architecture.ends = frozenset()
+    return partial(model.generate, tokens, pixels, None)
+
+
+def transformers_writer(
+    folder: Path, tokens: torch.Tensor, pixels: torch.Tensor
+) -> Callable[[int], object]:
+    """A checkpoint of transformers, which writes so many tokens."""
+    sys.path.insert(0, str(folder))
+    model = import_module("transformers_model").load(folder)
+    sys.path.pop(0)
+    model.ends = frozenset()
+    return partial(model.generate, tokens, pixels)
 
 
 def in_torch(folder: Path, tokens: torch.Tensor, pixels: torch.Tensor) -> Callable[[int], object]:
@@ -288,7 +324,7 @@ def tell_limits() -> None:
 
 
 @click.command()
-@click.option("--to", "target", type=click.Choice(["openvino", "onnx"]), default="openvino")
+@click.option("--to", "target", type=click.Choice(list(WRITERS)), default="openvino")
 @click.option("--repeats", default=9, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(target: str, repeats: int, seed: int) -> None:
@@ -303,25 +339,34 @@ def main(target: str, repeats: int, seed: int) -> None:
         build(kept, mixed(kept, 16, seed), target, Path(made) / "mixed", "mixed")
         del kept
         gc.collect()
-        kept = evaluator(folder, "grouped")
-        build(kept, mixed(kept, 8, seed), target, Path(made) / "grouped", "mixed, inputs in groups")
-        del kept
-        gc.collect()
+        if target in RUNTIMES:
+            kept = evaluator(folder, "grouped")
+            grouped = mixed(kept, 8, seed)
+            build(kept, grouped, target, Path(made) / "grouped", "mixed, inputs in groups")
+            del kept
+            gc.collect()
         prompt = [1, *[WORDS.index("<image>")] * (SIDE // PATCH) ** 2, 5, 6, 7, 8]
         tokens, pixels = (
             np.array([prompt]),
             np.random.default_rng(seed).normal(size=(1, 3, SIDE, SIDE)),
         )
         pixels = pixels.astype(np.float32)
-        writers: dict[str, Callable[[int], object]] = {
-            name: partial(_opened(Path(made) / name).generate, tokens, pixels)
-            for name in ("full", "mixed", "grouped")
-        }
+        given = torch.from_numpy(tokens), torch.from_numpy(pixels)
+        writers: dict[str, Callable[[int], object]] = {}
+        for name in ("full", "mixed", "grouped") if target in RUNTIMES else ("full", "mixed"):
+            if target in RUNTIMES:
+                writers[name] = partial(_opened(Path(made) / name).generate, tokens, pixels)
+            elif target == "packed":
+                writers[name] = packed_writer(Path(made) / name, *given)
+            else:
+                writers[name] = transformers_writer(Path(made) / name, *given)
+        if target == "packed":
+            writers["mixed, unpacked"] = packed_writer(Path(made) / "mixed", *given, unpack=True)
         bases = ["full", "torch"]
         if target == "openvino":
             writers["bfloat16"] = partial(in_bfloat16(Path(made) / "full").generate, tokens, pixels)
             bases.append("bfloat16")
-        writers["torch"] = in_torch(folder, torch.from_numpy(tokens), torch.from_numpy(pixels))
+        writers["torch"] = in_torch(folder, *given)
         tell_times(writers, repeats, bases)
         click.echo(f"{psutil.Process().memory_info().rss / 1e9:.1f} GB in the end")
 
