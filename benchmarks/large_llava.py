@@ -204,7 +204,7 @@ def build(kept: Evaluator, chosen: Configuration, target: str, folder: Path, nam
     )
 
 
-WRITERS: Final = {
+WRITERS: Final[dict[str, Callable[..., object]]] = {
     "openvino": write_openvino,
     "onnx": partial(write_onnx, accuracy_level=ROUNDED),
     "packed": write_packed,

@@ -2,12 +2,14 @@
 
     BITFRONT_RUNTIME_THREADS=1 python -m benchmarks.latency --to onnx --model ViT-B-32 --batch 1
     BITFRONT_RUNTIME_THREADS=1 python -m benchmarks.latency --to onnx --model digit-clip
+    BITFRONT_RUNTIME_THREADS=1 python -m benchmarks.latency --to onnx --model digit-llava
 
 `digit-clip` is searched with `target` set and `latency_s` as an objective, and every point of its
 front is built, verified and timed. `ViT-B-32` has random weights and no search: plans are drawn,
-each from some of the precisions, so that they differ in more than their order. Whole models run in
-turns, medians of the repeats. With one thread its processor time counts, so that other work on the
-machine counts little.
+each from some of the precisions, so that they differ in more than their order. `digit-llava` has
+drawn plans too, whose inputs have 8 bits in groups, and its `token_s` is compared. Whole models
+run in turns, medians of the repeats. With one thread its processor time counts, so that other work
+on the machine counts little.
 """
 
 import os
@@ -29,12 +31,13 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import bitfront as bf
-from bitfront.artefact.runtime.exported_model import Classifier, load, open_graph
-from bitfront.layers import Tower
+from bitfront.artefact.onnx.products import ROUNDED
+from bitfront.artefact.runtime.exported_model import Answerer, Classifier, load, open_graph
+from bitfront.layers import LayerKind, Tower
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputRange
-from bitfront.spec import QuantizerSpec
+from bitfront.spec import JobSpec, QuantizerSpec
 from bitfront.targets import target_of
 from bitfront.vlm import DualEncoder, PlanSwitch
 from bitfront.vlm.loaders.open_clip import open_clip_encoder
@@ -47,10 +50,20 @@ from objectives.cost.runtimes.onnx_runtime import OnnxRuntime
 from objectives.cost.runtimes.openvino_runtime import OpenVinoRuntime
 from objectives.cost.runtimes.runtime import ONE_THREAD, STANDARD
 from objectives.cost.runtimes.stages import image_stage
+from objectives.data.questions import QuestionTask
+from objectives.data.split_name import SplitName
+from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.onnx_models import write_onnx
+from objectives.evaluation.openvino_models import write_openvino
 
 RUNTIMES: Mapping[str, type[ExportedRuntime]] = {"onnx": OnnxRuntime, "openvino": OpenVinoRuntime}
 SPACE = ("w2a16", "w4a16", "w4a16g32", "w8a16", "w4a8", "w8a8")
 CLASSES = 1000
+TOKENS = 16
+WRITERS: Mapping[str, Callable[..., object]] = {
+    "onnx": partial(write_onnx, accuracy_level=ROUNDED),
+    "openvino": write_openvino,
+}
 FULL = "full precision"
 SAMPLES = {"calibration": 64, "tuning": 64, "selection": 512, "test": 64}
 
@@ -143,6 +156,62 @@ def shaped(to: str, batch: int, plans: int, repeats: int, seed: int) -> None:
         tell(f"ViT-B-32 {to} batch {batch}", predicted, in_turns(calls, repeats, threads), batch)
 
 
+def written(to: str, plans: int, repeats: int, seed: int) -> None:
+    """Tokens of random plans of the bundled LLaVA."""
+    threads = int(os.environ.get(THREADS, "0"))
+    job = {
+        "study": "tokens",
+        "model": {"source": "reference", "name": "digit-llava", "device": "cpu"},
+        "data": {"source": "reference", "samples": {**SAMPLES, "selection": 64}},
+        "quantizer": {"scheme": "symmetric", "activations": "grouped", "rounding": "nearest"},
+        "space": {"weight_bits": [2, 4, 8], "activation_bits": [8]},
+        "objectives": ["error", "token_s"],
+        "target": target_of(to).name.value,
+    }
+    with tempfile.TemporaryDirectory() as made:
+        os.environ["BITFRONT_CACHE"] = str(Path(made) / "cache")  # times of its own
+        kept = Evaluator.from_spec(JobSpec.model_validate(job))
+        (meter,) = kept.latency_meters
+        chosen = {FULL: Plan(())}
+        for number in range(plans):
+            draw = Random(seed + number)
+            widths = draw.sample((2, 4, 8), 2)
+            chosen[f"plan {number}"] = Plan.of(
+                {
+                    layer.name: Precision(
+                        draw.choice(widths), 16 if layer.kind is LayerKind.EMBEDDING else 8
+                    )
+                    for layer in kept.model.layers
+                }
+            )
+        predicted = {name: meter.seconds(Configuration(plan)) for name, plan in chosen.items()}
+        assert isinstance(kept.task, QuestionTask)
+        batch = kept.task.split(SplitName.CALIBRATION).read(0)
+        assert batch.pixels is not None
+        given = batch.prompts[:1].numpy(), batch.pixels[:1].numpy()
+        calls: dict[str, Call] = {}
+        for name, plan in chosen.items():
+            folder = Path(made) / name
+            folder.mkdir()
+            WRITERS[to](kept, Configuration(plan), folder, {})
+            model = load(folder, threads)
+            assert isinstance(model, Answerer)
+            model.ends = frozenset()
+            for limit in (1, 1 + TOKENS):
+                calls[f"{name}, {limit}"] = partial(model.generate, *given, limit)
+        found = in_turns(calls, repeats, threads)
+        seconds = {
+            name: [
+                (long - short) / TOKENS
+                for short, long in zip(
+                    found[f"{name}, 1"], found[f"{name}, {1 + TOKENS}"], strict=True
+                )
+            ]
+            for name in chosen
+        }
+        tell(f"digit-llava {to} a token", predicted, seconds, 1)
+
+
 def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
     """The front of a search on the bundled CLIP: every point built, verified and timed."""
     threads = int(os.environ.get(THREADS, "0"))
@@ -181,10 +250,14 @@ def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
 
 
 @click.command()
-@click.option("--model", type=click.Choice(["digit-clip", "ViT-B-32"]), default="ViT-B-32")
+@click.option(
+    "--model", type=click.Choice(["digit-clip", "digit-llava", "ViT-B-32"]), default="ViT-B-32"
+)
 @click.option("--to", type=click.Choice(list(RUNTIMES)), default="onnx")
 @click.option("--batch", default=1, show_default=True)
-@click.option("--plans", default=10, show_default=True, help="Random ones of ViT-B-32.")
+@click.option(
+    "--plans", default=10, show_default=True, help="Random ones of ViT-B-32 and digit-llava."
+)
 @click.option("--trials", default=60, show_default=True, help="Of the search on digit-clip.")
 @click.option("--repeats", default=9, show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -192,6 +265,8 @@ def main(model: str, to: str, batch: int, plans: int, trials: int, repeats: int,
     """Compare predicted latencies with those of whole models."""
     if model == "digit-clip":
         searched(to, batch, repeats, seed, trials)
+    elif model == "digit-llava":
+        written(to, plans, repeats, seed)
     else:
         shaped(to, batch, plans, repeats, seed)
 

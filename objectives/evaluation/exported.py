@@ -11,6 +11,7 @@ from bitfront.artefact.onnx.models import (
     DualEncoderParts,
     GenerativeParts,
     Parts,
+    cache_form,
     read_layers,
 )
 from bitfront.artefact.runtime.exported_model import CONTEXT
@@ -43,11 +44,7 @@ def exported_card(checkpoint: Checkpoint) -> dict[str, object]:
         text = config["text"]
         content["image_code"] = config["image_code"]
         content["ends"] = config["ends"]
-        content["cache"] = {
-            "layers": text["layers"],
-            "groups": text["groups"],
-            "size": text["head_width"],
-        }
+        content["cache"] = cache_form(text)
     return content
 
 

@@ -193,6 +193,15 @@ class GenerativeParts(Parts):
         return llava.Parts(graph, self.config, self.layers, self.tensors, self.kernels)
 
 
+def cache_form(text: Mapping[str, int]) -> dict[str, int]:
+    """A decoder's cache, as `exported_model.py` takes it, from the settings of its architecture."""
+    return {
+        "layers": text["layers"],
+        "groups": text["groups"],
+        "size": text["head_width"],
+    }
+
+
 def read_layers(
     entries: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]
 ) -> dict[str, PackedLayer]:

@@ -187,6 +187,55 @@ class Classifier:
         return open_graph(self._folder, name, self._threads, self.card["activation_group"])
 
 
+class Decoder:
+    """What writes one token after the other: a look-up, and a decoder with its cache.
+
+    Args:
+        folder: Where the models are.
+        cache: How many `layers` the cache has, and each of them `groups` of keys of a `size`.
+        threads: Of the runtime; 0 leaves it to the runtime.
+        activation_group: As `open_graph` takes it.
+    """
+
+    def __init__(
+        self, folder: Path, cache: dict[str, int], threads: int, activation_group: int
+    ) -> None:
+        self._cache = cache
+        self._embed, self._decoder = (
+            open_graph(folder, name, threads, activation_group)
+            for name in ("embed_tokens", "decoder_model_merged")
+        )
+
+    def embedded(self, tokens: Array) -> Array:
+        """Tokens `(n, m)` as `(n, m, d)`."""
+        return self._embed({"input_ids": tokens})["inputs_embeds"]
+
+    def empty(self, count: int, past: int = 0) -> State:
+        """A cache of zeros for so many rows, with so many positions behind them."""
+        form = self._cache
+        zeros = np.zeros((count, form["groups"], past, form["size"]), np.float32)
+        names = (
+            f"{number}.{part}" for number in range(form["layers"]) for part in ("key", "value")
+        )
+        return dict.fromkeys(names, zeros)
+
+    def after(self, embedded: Array, state: State | None) -> tuple[Array, State]:
+        """The logits of all embedded positions, and what the next call continues from."""
+        count, length, _ = embedded.shape
+        if state is None:
+            state = self.empty(count)
+        past = next(iter(state.values())).shape[2]
+        places = np.arange(past, past + length, dtype=np.int64)
+        given = {
+            "inputs_embeds": embedded,
+            "attention_mask": np.ones((count, past + length), np.int64),
+            "position_ids": np.tile(places, (count, 1)),
+            **{f"past_key_values.{name}": kept for name, kept in state.items()},
+        }
+        found = self._decoder(given)
+        return found["logits"], {name: found[f"present.{name}"] for name in state}
+
+
 class Answerer:
     """A generative model that answers questions about pictures.
 
@@ -198,10 +247,9 @@ class Answerer:
     def __init__(self, folder: Path, card: dict[str, Any], threads: int) -> None:
         self.card = card
         self.ends: frozenset[int] = frozenset(card["ends"])
-        self._vision, self._embed, self._decoder = (
-            open_graph(folder, name, threads, card["activation_group"])
-            for name in ("vision_encoder", "embed_tokens", "decoder_model_merged")
-        )
+        group = card["activation_group"]
+        self._vision = open_graph(folder, "vision_encoder", threads, group)
+        self._decoder = Decoder(folder, card["cache"], threads, group)
         self._words = Words(folder, card)
         context = folder / CONTEXT
         self._context = np.load(context).astype(np.float32) if context.is_file() else None
@@ -219,7 +267,7 @@ class Answerer:
 
     def logits(self, tokens: Array, pixels: Array | None, kept: int) -> Array:
         """The logits `(n, kept, vocabulary)` after the last `kept` of the tokens `(n, length)`."""
-        logits, _ = self._continued(self._embedded(tokens, pixels), None)
+        logits, _ = self._decoder.after(self._embedded(tokens, pixels), None)
         return np.ascontiguousarray(logits[:, -kept:])
 
     def generate(self, tokens: Array, pixels: Array | None, limit: int) -> list[list[int]]:
@@ -228,7 +276,7 @@ class Answerer:
         written: list[list[int]] = [[] for _ in range(len(tokens))]
         ended = [False] * len(tokens)
         for _ in range(limit):
-            logits, state = self._continued(embedded, state)
+            logits, state = self._decoder.after(embedded, state)
             chosen = logits[:, -1].argmax(axis=-1)
             for row, token in enumerate(chosen.tolist()):
                 if not ended[row]:
@@ -236,32 +284,11 @@ class Answerer:
                     ended[row] = token in self.ends
             if all(ended):
                 break
-            embedded = self._embed({"input_ids": chosen[:, None]})["inputs_embeds"]
+            embedded = self._decoder.embedded(chosen[:, None])
         return written
 
-    def _continued(self, embedded: Array, state: State | None) -> tuple[Array, State]:
-        """The logits of all embedded positions, and what the next call continues from."""
-        count, length, _ = embedded.shape
-        if state is None:
-            form = self.card["cache"]
-            empty = np.zeros((count, form["groups"], 0, form["size"]), np.float32)
-            names = (
-                f"{number}.{part}" for number in range(form["layers"]) for part in ("key", "value")
-            )
-            state = dict.fromkeys(names, empty)
-        past = next(iter(state.values())).shape[2]
-        places = np.arange(past, past + length, dtype=np.int64)
-        given = {
-            "inputs_embeds": embedded,
-            "attention_mask": np.ones((count, past + length), np.int64),
-            "position_ids": np.tile(places, (count, 1)),
-            **{f"past_key_values.{name}": kept for name, kept in state.items()},
-        }
-        found = self._decoder(given)
-        return found["logits"], {name: found[f"present.{name}"] for name in state}
-
     def _embedded(self, tokens: Array, pixels: Array | None) -> Array:
-        embedded = self._embed({"input_ids": tokens})["inputs_embeds"]
+        embedded = self._decoder.embedded(tokens)
         if pixels is not None:
             features = self._vision({"pixel_values": pixels})["image_features"]
             embedded[tokens == self.card["image_code"]] = features.reshape(-1, features.shape[-1])

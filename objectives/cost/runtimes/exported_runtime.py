@@ -26,13 +26,15 @@ from bitfront.artefact.onnx.graph import Graph
 from bitfront.artefact.onnx.kernels import TOKEN, Kernels
 from bitfront.artefact.onnx.models import (
     DECODER,
+    EMBED_TOKENS,
     VISION_ENCODER,
     DualEncoderParts,
     GenerativeParts,
+    cache_form,
     read_layers,
 )
 from bitfront.artefact.packed import kept_tensors, packed_layers
-from bitfront.artefact.runtime.exported_model import open_graph
+from bitfront.artefact.runtime.exported_model import Decoder, open_graph
 from bitfront.layers import Layer, LayerKind
 from bitfront.objective import Objective
 from bitfront.plan import Plan
@@ -136,8 +138,8 @@ class ExportedRuntime(ABC):
     def whole(self, figure: Objective) -> Timed:
         """An exported image model, which ends with a cosine for each class; or a stage of a LLaVA.
 
-        Those are the vision encoder with the decoder that reads a prompt, and the decoder with a
-        token more.
+        Those are the vision encoder with the decoder that reads a prompt, and a step that
+        writes a token more.
         """
         model = self._model
         if isinstance(model, DualEncoder):
@@ -147,7 +149,7 @@ class ExportedRuntime(ABC):
         name = f"{length} positions, {model.identity}"
         if figure is Objective.LATENCY_S:
             return Timed(f"prompt of {name}", partial(self._prompt_seconds, length))
-        return Timed(f"token after {name}", partial(self._token_seconds, length))
+        return Timed(f"step after {name}", partial(self._token_seconds, length))
 
     def image_model(self, plan: Plan) -> tuple[onnx.ModelProto, list[PackedLayer]]:
         """The image model of a plan, with features of no class in particular; and its layers."""
@@ -179,9 +181,23 @@ class ExportedRuntime(ABC):
         return seconds + self._median(models[DECODER], parts.weights, inputs)
 
     def _token_seconds(self, length: int, batch_size: int) -> float:
+        """A step as `exported_model.py` makes it: a look-up, the decoder, and the cache handed on.
+
+        What comes before and after the decoder is the same at any precision of its layers.
+        """
         parts = GenerativeParts(*self._known(Plan(())), None, self.kernels)
-        inputs = _decoder_inputs(parts.config["text"], batch_size, 1, length)
-        return self._median(parts.models()[DECODER], parts.weights, inputs)
+        models = parts.models()
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made)
+            for name in (EMBED_TOKENS, DECODER):
+                self.write(models[name], parts.weights, folder, name)
+            group = input_group(self._quantizer)
+            decoder = Decoder(folder, cache_form(parts.config["text"]), self._threads, group)
+            tokens = np.zeros((batch_size, 1), np.int64)
+            _, state = decoder.after(
+                decoder.embedded(tokens), decoder.empty(batch_size, length - 1)
+            )
+            return self._timing.median(lambda: decoder.after(decoder.embedded(tokens), state))
 
     def _layer_seconds(self, layer: Layer, precision: Precision, batch_size: int) -> float:
         """The time of a layer's product for a batch, less that of calling a model."""

@@ -2,6 +2,8 @@
 
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import pytest
@@ -236,6 +238,40 @@ def test_a_model_that_answers_has_a_time_for_a_prompt_and_one_for_a_token(
         assert {prompt.positions[name] for name in token.stage.positions} == {length}
         vision = [layer for layer in kept.model.layers if layer.tower is Tower.VISION]
         assert all(prompt.positions[x.name] == x.positions for x in vision if x.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Recording(Timing):
+    """Runs once, and keeps what it gave."""
+
+    given: list[object] = field(default_factory=list)
+
+    def median(
+        self, run: Callable[[], object], before: Callable[[], object] = lambda: None
+    ) -> float:
+        before()
+        self.given.append(run())
+        return 1.0
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_token_is_timed_with_its_look_up_and_the_cache_that_it_hands_on(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = Recording()
+    monkeypatch.setattr("objectives.cost.runtimes.choose.STANDARD", timing)
+    spec = job_spec("asks", **ANSWERING, target=target, objectives=["error", "token_s"])
+    kept = Evaluator.from_spec(spec)
+    assert isinstance(kept.model, GenerativeModel)
+    (meter,) = kept.latency_meters
+
+    meter.stage.whole.measure(1)
+
+    (found,) = timing.given
+    assert isinstance(found, tuple)
+    logits, state = found
+    assert logits.shape[:2] == (1, 1)
+    assert {part.shape[2] for part in state.values()} == {prompt_length(kept.model) + 1}
 
 
 def test_cells_that_differ_in_what_was_timed_are_different_ones() -> None:
