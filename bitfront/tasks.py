@@ -74,13 +74,13 @@ class TaskKind:
 CLASSIFICATION: Final = TaskKind(
     name=TaskName.CLASSIFICATION,
     asks=False,
-    sources=("reference", "image_folder", "datasets"),
+    sources=("reference", "image_folder", "datasets", "table", "webdataset"),
     measures=(TaskMeasure.ACCURACY, TaskMeasure.MEAN_PER_CLASS_ACCURACY),
 )
 RETRIEVAL: Final = TaskKind(
     name=TaskName.RETRIEVAL,
     asks=False,
-    sources=("captions", "reference"),
+    sources=("captions", "reference", "table", "webdataset"),
     measures=(TaskMeasure.RECALL_AT_1, TaskMeasure.RECALL_AT_5, TaskMeasure.RECALL_AT_10),
     recovers=False,
     is_built=False,

@@ -39,6 +39,7 @@ REVISIONS = (
     "0026",
     "0027",
     "0028",
+    "0029",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

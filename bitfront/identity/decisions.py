@@ -92,6 +92,7 @@ DECISIONS: Final = MappingProxyType(
         "data.label_column": _SPLITS,
         "data.question_column": _SPLITS,
         "data.answer_column": _SPLITS,
+        "data.caption_column": _SPLITS,
         "data.templates": _SPLITS,
         "data.classes": _SPLITS,
         "data.background": _SPLITS,

@@ -209,7 +209,7 @@ def _relative_paths(spec: JobSpec) -> list[tuple[Place, str]]:
             ("model", "name", folder),
             ("tracking", "mlflow", spec.tracking.mlflow_file),
         )
-        if text and not Path(text).is_absolute()
+        if text and not Path(text).is_absolute() and not _ADDRESS.match(text)
     ]
 
 
@@ -253,6 +253,8 @@ def _data_path(spec: JobSpec, document: Document) -> str | None:
 
 
 def _sample_path(spec: JobSpec, document: Document, path: str) -> str:
+    if spec.data.source is DataSource.WEBDATASET:
+        return _shards_path(document, path)
     found = _found(document, path)
     if spec.data.source is DataSource.PACKAGE:  # whose task knows what it needs
         if not found.exists():
@@ -264,6 +266,18 @@ def _sample_path(spec: JobSpec, document: Document, path: str) -> str:
         kind = f"is not a {wanted}" if found.exists() else "does not exist"
         raise SpecError(f"the {wanted} {found} {kind}")
     return str(found)
+
+
+def _shards_path(document: Document, path: str) -> str:
+    """A folder, a shard, the pattern of several, or an address of one of these."""
+    if _ADDRESS.match(path):
+        return path
+    whole, brace, rest = path.partition("{")
+    folder, _, name = whole.rpartition("/") if brace else (path, "", "")
+    found = _found(document, folder or ".")
+    if not found.exists():
+        raise SpecError(f"there are no shards at {found}")
+    return str(found / f"{name}{{{rest}") if brace else str(found)
 
 
 def _split_paths(spec: JobSpec, document: Document) -> SplitPaths | None:

@@ -21,7 +21,8 @@ def check_allowed_roots(spec: JobSpec) -> None:
         SpecError: A path of the job lies elsewhere.
     """
     for field, text in _paths(spec):
-        if not is_allowed(Path(text).expanduser()):
+        is_outside = bool(_roots()) and "://" in text  # an address lies in no folder
+        if is_outside or not is_allowed(Path(text).expanduser()):
             raise SpecError(
                 f"{field}: {text} lies outside of the folders that this machine gives to jobs "
                 f"({VARIABLE}): move it into one of them"
@@ -33,9 +34,13 @@ def is_allowed(path: Path) -> bool:
 
     Without the variable every path does.
     """
-    named = [root for root in os.environ.get(VARIABLE, "").split(os.pathsep) if root]
+    named = _roots()
     place = path.resolve()
     return not named or any(place.is_relative_to(Path(root).resolve()) for root in named)
+
+
+def _roots() -> list[str]:
+    return [root for root in os.environ.get(VARIABLE, "").split(os.pathsep) if root]
 
 
 def _paths(spec: JobSpec) -> Iterator[tuple[str, str]]:

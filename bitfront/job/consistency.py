@@ -31,6 +31,7 @@ from bitfront.tasks import (
     CHOICE,
     CLASS_AGREEMENT,
     CLASSIFICATION,
+    RETRIEVAL,
     TEXT_AGREEMENT,
     TaskMeasure,
     fitting_tasks,
@@ -116,10 +117,6 @@ def _has_static_ranges(spec: JobSpec) -> bool:
     return spec.quantizer.activations == "static" and min(spec.space.activation_bits) < _UNQUANTIZED
 
 
-def _on_column(kind: str) -> str:
-    return f"only data of source datasets have a column of {kind}: leave it out"
-
-
 _OF_TEXTS = (
     "it is for models that write answers, and here none is written: leave it out, or for options "
     "set data.measure: letter"
@@ -153,11 +150,16 @@ DEPENDENT: Final = {
         for name in SplitPaths.model_fields
     },
     "data.image_column": _Dependent(
-        lambda job: job.data.source is DataSource.DATASETS, _on_column("images")
+        lambda job: job.data.source in (DataSource.DATASETS, DataSource.TABLE),
+        "only data of source datasets or table have a column of images: leave it out",
     ),
     "data.label_column": _Dependent(
-        lambda job: job.data.source is DataSource.DATASETS and not job.asks,
-        _on_column("labels"),
+        lambda job: (
+            (job.data.source is DataSource.DATASETS and not job.asks)
+            or (job.data.source is DataSource.TABLE and job.may_be(CLASSIFICATION))
+        ),
+        "only data of source datasets or table have a column of labels, for a model that tells "
+        "classes apart: leave it out",
     ),
     "data.question_column": _Dependent(
         lambda job: job.data.source is DataSource.DATASETS and not job.compares,
@@ -168,6 +170,10 @@ DEPENDENT: Final = {
         lambda job: job.data.source is DataSource.DATASETS and not job.compares,
         "only data of source datasets have a column of answers, for a model that gives some: "
         "leave it out",
+    ),
+    "data.caption_column": _Dependent(
+        lambda job: job.data.source is DataSource.TABLE and job.may_be(RETRIEVAL),
+        "only data of source table with task: retrieval have a column of captions: leave it out",
     ),
     "data.templates": _Dependent(_may_classify, _OF_CLASSES),
     "data.horizontal_flip": _Dependent(_may_classify, _OF_CLASSES),

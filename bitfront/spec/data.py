@@ -43,12 +43,14 @@ class DataSource(StrEnum):
     QUESTIONS = "questions"
     CAPTIONS = "captions"
     IMAGES = "images"
+    TABLE = "table"
+    WEBDATASET = "webdataset"
     PACKAGE = "package"
 
     @property
     def is_file(self) -> bool:
         """Whether the samples are listed in a file, and not in a folder."""
-        return self in (DataSource.QUESTIONS, DataSource.CAPTIONS)
+        return self in (DataSource.QUESTIONS, DataSource.CAPTIONS, DataSource.TABLE)
 
 
 class Samples(Section):
@@ -97,13 +99,15 @@ class DataSpec(Section):
     that the installed package brings which `task` names: see docs/howto/task.md.
 
     `path` is a folder with one sub-folder a class, a `datasets` dataset saved to disk, a JSON Lines
-    file of questions or captions, or captions as COCO has them. The images of a file lie beside it,
-    or in `images`. `splits` names other paths for single splits; pictures that are in two of them
-    come into one split only. Captions of classes are made from
-    `templates`; a question is put to the model as `prompt`. An answer is what `answer_pattern`
-    finds in the model's text (its first group, where it has one); without a pattern it is the
-    whole text, which must end within `answer_tokens` tokens. `horizontal_flip` says that a
-    mirrored picture keeps its class: then augmented views may be mirrored.
+    file of questions or captions, captions as COCO has them, a `table` in CSV or Parquet with a
+    path of an image a row, or `webdataset` shards: a folder of tar files, one of them, or several
+    as `train/{000..012}.tar`, on a disk or at an address that fsspec knows. The images of a file
+    lie beside it, or in `images`. `splits` names other paths for single splits; pictures that are
+    in two of them come into one split only. Captions of classes are made from `templates`; a
+    question is put to the model as `prompt`. An answer is what `answer_pattern` finds in the
+    model's text (its first group, where it has one); without a pattern it is the whole text, which
+    must end within `answer_tokens` tokens. `horizontal_flip` says that a mirrored picture keeps its
+    class: then augmented views may be mirrored.
 
     `classes` says what the classes are called in captions: a mapping from the names that the
     data have, a list in the order of the labels, `imagenet`, `cifar10` or `cifar100`, or a file
@@ -120,6 +124,7 @@ class DataSpec(Section):
     label_column: str = "label"
     question_column: str = "question"
     answer_column: str = "answer"
+    caption_column: str = "caption"
     templates: tuple[str, ...] = ("a photo of a {}.",)
     prompt: str = "USER: <image>\n{} ASSISTANT:"
     option_format: str = "\n{letter}. {option}"

@@ -1,4 +1,4 @@
-"""Where a person's own captions come from: a JSON Lines file, or a file as COCO has them."""
+"""Where a person's own captions come from: JSON Lines, a file as COCO has it, a table, shards."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -6,16 +6,21 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bitfront.errors import InvalidSample
-from bitfront.spec import DataSpec
+from bitfront.spec import DataSource, DataSpec
 from objectives.data.inspection import Sample
 from objectives.data.listing import Listing, problem
+from objectives.data.shards import ShardCaptions
 from objectives.data.splits import Source
+from objectives.data.tables import TableCaptions
 
 _EXAMPLE = '{"image": "cat.jpg", "captions": ["a cat on a mat", "..."]}'
 
 
 class CaptionSource(Source, Protocol):
     """Images with captions of their own, read one by one when they are needed."""
+
+    count: int
+    """How many captions there are."""
 
     def captions(self, index: int) -> Sequence[str]:
         """The captions of an image."""
@@ -138,3 +143,16 @@ class ListedCaptions:
     def where(self, index: int) -> str:
         """The image's name in the file."""
         return f"the image {self.names[index]!r} of {self._listing.path}"
+
+
+def open_caption_source(spec: DataSpec) -> CaptionSource:
+    """The images and captions of a job, listed but not read.
+
+    Raises:
+        MissingData: There is nothing at the path.
+        InvalidSample: A sample has no caption, or a file cannot be read.
+        SpecError: A column is missing.
+    """
+    if spec.source is DataSource.TABLE:
+        return TableCaptions(spec)
+    return ShardCaptions(spec) if spec.source is DataSource.WEBDATASET else ListedCaptions(spec)

@@ -162,7 +162,7 @@ def load_classification(
             reference scenes do not fit the model.
         InvalidModel: Two classes have the same tokens.
     """
-    if spec.source.is_file:
+    if spec.source in (DataSource.QUESTIONS, DataSource.CAPTIONS):
         raise SpecError(
             f"data of source {spec.source} are not for a model that tells classes apart: set "
             "data.source to image_folder or datasets"

@@ -8,7 +8,9 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, overload
+
+import fsspec
 
 from bitfront.errors import InvalidSample
 from bitfront.processes import FRESH
@@ -21,8 +23,46 @@ _VERSION: Final = 2
 # Fewer unknown samples are opened in this process: others take a second to start.
 _FEW: Final = 256
 _CHUNK: Final = 16
+# So many are given to the processes at a time: those of a dataset are held in memory.
+_WINDOW: Final = 1024
 
-Encoded = Path | bytes
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An encoded image within a larger file.
+
+    Attributes:
+        file: The file's path, or its address as fsspec has them.
+        offset: Where it begins.
+        nbytes: How long it is.
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+
+    def read(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+            InvalidSample: The file cannot be read, or ends before.
+        """
+        try:
+            if "://" in self.file:
+                files, path = fsspec.core.url_to_fs(self.file)
+                content: bytes = files.cat_file(path, self.offset, self.offset + self.nbytes)
+            else:
+                with open(self.file, "rb") as file:
+                    file.seek(self.offset)
+                    content = file.read(self.nbytes)
+        except OSError as error:
+            raise InvalidSample(f"{self.file} cannot be read ({error}): look after it") from error
+        if len(content) != self.nbytes:
+            raise InvalidSample(f"{self.file} ends in the middle of a sample: copy it again")
+        return content
+
+
+Encoded = Path | bytes | Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +102,9 @@ class Sample:
         """
         if self.encoded is None:
             raise InvalidSample(f"{self.where} has no image: remove it")
-        return self.encoded if isinstance(self.encoded, bytes) else read_content(self.encoded)
+        if isinstance(self.encoded, Path):
+            return read_content(self.encoded)
+        return self.encoded.read() if isinstance(self.encoded, Part) else self.encoded
 
 
 def inspect_sample(sample: Sample) -> Inspection:
@@ -107,9 +149,7 @@ class Inspector:
         self._on_progress(len(found))
         missing = [place for place in range(len(samples)) if place not in found]
         new: list[tuple[str, Inspection]] = []
-        for place, inspection in zip(
-            missing, self._open([samples[place] for place in missing]), strict=True
-        ):
+        for place, inspection in zip(missing, self._open(_Chosen(samples, missing)), strict=True):
             found[place] = inspection
             key = keys[place]
             # What could not even be read may be readable the next time, with the file unchanged.
@@ -124,7 +164,9 @@ class Inspector:
             yield from map(inspect_sample, samples)
             return
         with ProcessPoolExecutor(self._workers, mp_context=FRESH) as pool:
-            yield from pool.map(inspect_sample, samples, chunksize=_CHUNK)
+            for start in range(0, len(samples), _WINDOW):
+                window = samples[start : start + _WINDOW]
+                yield from pool.map(inspect_sample, window, chunksize=_CHUNK)
 
     def _recall(self, keys: Iterable[str]) -> dict[str, Inspection]:
         if self._memory is None or not self._memory.exists():
@@ -161,14 +203,37 @@ class Inspector:
             return
 
 
+class _Chosen(Sequence[Sample]):
+    """Some of the samples, made when they are asked for."""
+
+    def __init__(self, samples: Sequence[Sample], places: Sequence[int]) -> None:
+        self._samples, self._places = samples, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Sample]: ...
+
+    def __getitem__(self, place: int | slice) -> Sample | list[Sample]:
+        if isinstance(place, slice):
+            return [self._samples[own] for own in self._places[place]]
+        return self._samples[self._places[place]]
+
+
 def _key(sample: Sample) -> str | None:
-    """Names a file as it is now; None for what is not in a file of its own."""
-    if not isinstance(sample.encoded, Path):
+    """Names a file, or a part of one, as it is now; None for what is not in a file of a disk."""
+    encoded = sample.encoded
+    if encoded is None or isinstance(encoded, bytes):
         return None
+    part = f"{encoded.offset}+{encoded.nbytes}/" if isinstance(encoded, Part) else ""
     try:
-        path = sample.encoded.resolve()
+        path = (Path(encoded.file) if isinstance(encoded, Part) else encoded).resolve()
         status = path.stat()
     except (OSError, RuntimeError):
         return None
-    text = f"{_VERSION}/{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(path)
+    text = f"{_VERSION}/{part}{status.st_size}/{status.st_mtime_ns}/".encode() + os.fsencode(path)
     return hashlib.sha256(text).hexdigest()

@@ -7,12 +7,13 @@ from bitfront.errors import SpecError
 from bitfront.installed_tasks import installed_task
 from bitfront.spec import DataSource, DataSpec
 from bitfront.tasks import TaskName
-from objectives.data.caption_sources import ListedCaptions
+from objectives.data.caption_sources import ListedCaptions, open_caption_source
 from objectives.data.captions import fill, looks_like_identifier
 from objectives.data.choice_sources import ListedChoices
 from objectives.data.inspection import Inspector
 from objectives.data.pictures import LabelledPictures, PictureSource
 from objectives.data.question_sources import open_question_source
+from objectives.data.shards import ShardCaptions, ShardLabels
 from objectives.data.sources import (
     DatasetSource,
     FolderSource,
@@ -21,9 +22,11 @@ from objectives.data.sources import (
     open_labelled_source,
 )
 from objectives.data.splits import Source, sources_of, split_samples
+from objectives.data.tables import TableCaptions, TableLabels
 
 _CAPTIONS = 3
-_LABELLED = (FolderSource, DatasetSource, LabelledPictures)
+_LABELLED = (FolderSource, DatasetSource, LabelledPictures, TableLabels, ShardLabels)
+_CAPTIONED = (ListedCaptions, TableCaptions, ShardCaptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,10 @@ def preview_data(spec: DataSpec, inspector: Inspector | None) -> DataPreview:
 
 def _counted(source: LabelledSource | Source, *, is_only: bool) -> str:
     """How many samples a source has."""
-    if isinstance(source, FolderSource | DatasetSource | PictureSource):
+    if isinstance(source, (*_LABELLED, PictureSource)):
         is_plain = is_only and isinstance(source, _LABELLED)
         return source.summary if is_plain else f"{source.title}: {source.summary}"
-    if isinstance(source, ListedCaptions):
+    if isinstance(source, _CAPTIONED):
         return f"{source.title}: {len(source.names)} images with {source.count} captions"
     return f"{source.title}: {len(source.names)} questions"
 
@@ -110,8 +113,8 @@ def _bundled_notes(spec: DataSpec) -> tuple[str, ...]:
 def _open(spec: DataSpec) -> LabelledSource | Source:
     if spec.source is DataSource.QUESTIONS:
         return ListedChoices(spec) if spec.task is TaskName.CHOICE else open_question_source(spec)
-    if spec.source is DataSource.CAPTIONS:
-        return ListedCaptions(spec)
+    if spec.source is DataSource.CAPTIONS or spec.task is TaskName.RETRIEVAL:
+        return open_caption_source(spec)
     if spec.source is DataSource.IMAGES:
         return PictureSource(spec) if spec.classes is None else LabelledPictures(spec)
     try:

@@ -15,7 +15,7 @@ from bitfront.reference.scenes import SIDE
 from bitfront.spec import DataSource, DataSpec
 from bitfront.tasks import RETRIEVAL, TaskMeasure
 from bitfront.vlm import DualEncoder
-from objectives.data.caption_sources import CaptionSource, ListedCaptions
+from objectives.data.caption_sources import CaptionSource, open_caption_source
 from objectives.data.images import READING
 from objectives.data.inspection import Inspector
 from objectives.data.pixels import ReadPixels, image_stream, read_pixels
@@ -160,7 +160,7 @@ def _pixels_of(drawn: ReferenceCaptions) -> ReadPixels:
 def _listed(
     spec: DataSpec, model: DualEncoder, inspector: Inspector
 ) -> dict[SplitName, RetrievalSplit]:
-    sources = sources_of(spec, ListedCaptions)
+    sources = sources_of(spec, open_caption_source)
     form = digest([READING, spec.background])
     splits = {}
     for name, indices in split_samples(sources, spec, inspector).indices.items():

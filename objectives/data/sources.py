@@ -1,4 +1,4 @@
-"""Where the samples of a person's own data come from: an image folder, or a saved dataset."""
+"""Where the samples of a person's own data come from: a folder, a dataset, a table or shards."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +10,9 @@ from objectives.data.captions import class_names
 from objectives.data.image_folder import existing_folder, list_images, shown
 from objectives.data.inspection import Encoded, Sample
 from objectives.data.pictures import LabelledPictures
+from objectives.data.shards import ShardLabels
 from objectives.data.splits import Source, Sources
+from objectives.data.tables import TableLabels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,6 +110,10 @@ def open_labelled_source(spec: DataSpec) -> LabelledSource:
     """
     if spec.source is DataSource.IMAGES:
         return LabelledPictures(spec)
+    if spec.source is DataSource.TABLE:
+        return TableLabels(spec)
+    if spec.source is DataSource.WEBDATASET:
+        return ShardLabels(spec)
     return FolderSource(spec) if spec.source is DataSource.IMAGE_FOLDER else DatasetSource(spec)
 
 

@@ -48,6 +48,17 @@ def test_a_path_that_leaves_the_roots_is_refused(root: Path, path: str) -> None:
         check_allowed_roots(spec(root / path if not path.startswith("~") else path))
 
 
+def test_so_are_addresses_wherever_the_process_runs(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    shards = spec("s3://bucket/{0..3}.tar")
+    data = shards.data.model_copy(update={"source": "webdataset"})
+
+    with pytest.raises(SpecError, match=r"s3://bucket.* lies outside"):
+        check_allowed_roots(shards.model_copy(update={"data": data}))
+
+
 def test_so_are_weights(root: Path) -> None:
     with pytest.raises(SpecError, match=r"model.weights: /etc/passwd lies outside"):
         check_allowed_roots(spec(root / "images", "/etc/passwd"))

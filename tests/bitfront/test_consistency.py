@@ -40,6 +40,11 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.label_column": ("fine", SAVED, FOLDER),
     "data.question_column": ("asked", SAVED, FOLDER),
     "data.answer_column": ("said", SAVED, FOLDER),
+    "data.caption_column": (
+        "title",
+        {**FOLDER, "data.source": "table", "data.task": "retrieval"},
+        {**FOLDER, "data.source": "table", "data.task": "classification"},
+    ),
     "data.templates": (["{}"], FOLDER, ASKING),
     "data.horizontal_flip": (True, FOLDER, ASKING),
     "data.classes": (["a", "b"], FOLDER, BUNDLED),
