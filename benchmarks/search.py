@@ -22,6 +22,7 @@ from bitfront.layers import Block
 from bitfront.plan import Configuration
 from bitfront.profile import Profile
 from bitfront.spec import JobSpec, Sampler
+from bitfront.trial import Origin
 from objectives.evaluation.evaluator import Evaluator
 from search.front import hypervolume
 from search.options import block_options
@@ -74,7 +75,7 @@ def ours(
         proxy_search.space,
         proxy_search.seeds(),
         review=lambda _: None,
-        further=proxy_search.further_seeds(),
+        further={Origin.PROGRAM: proxy_search.further_seeds()},
     )
     while (proposal := proposals.next(is_running=False, trials=tuple)) is not None:
         values = measure(proposal.configuration)

@@ -220,6 +220,11 @@ METHODS: Final = (
         _RACING,
     ),
     Method(
+        "search.refine",
+        "true",
+        "bitfront: local search by the divergence of whole plans, each swap a trial",
+    ),
+    Method(
         "search.correct_cells",
         "true",
         "Bayesian linear regression of measured plans on their cells",

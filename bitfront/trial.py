@@ -57,12 +57,13 @@ class Origin(StrEnum):
     BASELINE = "baseline"
     PROGRAM = "program"
     WARM_START = "warm_start"
+    REFINEMENT = "refinement"
     SAMPLER = "sampler"
 
     @property
     def is_raced(self) -> bool:
         """Whether a job that races trials may stop these: nobody learns of cells from them."""
-        return self is Origin.SAMPLER
+        return self in (Origin.REFINEMENT, Origin.SAMPLER)
 
 
 class Cause(StrEnum):

@@ -193,6 +193,7 @@ DECISIONS: Final = MappingProxyType(
         "search.to_bits": _PROPOSALS,
         "search.min_correlation": _PROPOSALS,
         "search.correct_cells": _PROPOSALS,
+        "search.refine": _PROPOSALS,
         "search.max_attempts": _SCHEDULE,
         "search.early_stop": _irrelevant("a trial that is pruned leaves no evaluation"),
         "search.race": _irrelevant(

@@ -50,8 +50,10 @@ class SearchSpec(Section):
     `gpus_per_worker`: a share of a GPU, or whole ones; `auto` takes what the model's memory asks
     for where the cluster has GPUs, and none elsewhere.
     `early_stop`: a recovery in training ends when it cannot reach the front any more.
-    `race`: a proposal of the sampler is evaluated part by part, and ends where one that costs no
-    more is surely better.
+    `race`: a proposal of the sampler, or of `refine`, is evaluated part by part, and ends where
+    one that costs no more is surely better.
+    `refine`: around the best plans, swaps of two or three blocks at no larger a size are tried:
+    at the job's limits, or where it has none at every budget in turn.
     `checkpoint_s`: seconds between two checkpoints of a recovery in training.
     `history`: the trials that the sampler learns from at most, those near the front and the
     latest; an ask takes time in proportion to it. None for all.
@@ -72,6 +74,7 @@ class SearchSpec(Section):
     max_attempts: int = Field(3, ge=1)
     early_stop: bool = True
     race: bool = False
+    refine: bool = False
     checkpoint_s: float = Field(10, ge=0)
     warm_start: tuple[str, ...] = ()
     history: int | None = Field(400, ge=100)

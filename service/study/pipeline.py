@@ -2,15 +2,16 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bitfront.errors import ChangedJob, Interrupted
 from bitfront.identity.keys import bounds_key, evaluation_key
 from bitfront.objective import OBJECTIVES, Budget
 from bitfront.plan import Configuration
 from bitfront.profile import StageArtefactKind
+from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec
-from bitfront.trial import Origin, StudyState, Trial, TrialState
+from bitfront.trial import Origin, Proposal, StudyState, Trial, TrialState
 from search.choice import estimated_front
 from search.estimate import estimate_errors
 from search.keep import check_keep
@@ -195,7 +196,7 @@ class Run:
             budget=budget,
             is_winding_down=self._stop_signals.is_winding_down,
             review=review,
-            further=proxy_search.further_seeds(lambda: self._store.trials(self.lease.name)),
+            further=self._further(proxy_search),
             on_progress=self._show,
             metrics=self._metrics,
         )
@@ -207,6 +208,22 @@ class Run:
         self._stop_reason = scheduler.stop_reason
         found = self._correlation(proxy_search, self._store.trials(self.lease.name))
         self._store.set_correlation(self.lease, None if found is None else found.value)
+
+    def _further(self, proxy_search: ProxySearch) -> dict[Origin, Iterator[Proposal]]:
+        """What program and swaps propose after the seeds, by what the trials say."""
+
+        def trials() -> Sequence[Trial]:
+            return self._store.trials(self.lease.name)
+
+        def samples() -> Mapping[int, SampleResults]:
+            known = self._store.measured(self.lease.name)
+            measured = () if known is None else known.trials
+            return {one.number: one.samples for one in measured if one.samples is not None}
+
+        found = {Origin.PROGRAM: proxy_search.further_seeds(trials)}
+        if self._spec.search.refine:
+            found[Origin.REFINEMENT] = proxy_search.refinements(trials, samples)
+        return found
 
     def _correlation(
         self, proxy_search: ProxySearch, trials: Sequence[Trial]

@@ -15,6 +15,7 @@ from bitfront.errors import UnavailableDevice
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Cell, Profile, Resource
+from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
 from search.correction import Correction, Place, correct
@@ -23,6 +24,7 @@ from search.knapsack_items import KnapsackItems, by_block
 from search.options import undominated
 from search.program import Program, Solution
 from search.prune import PrunedSpace, budget_axis, prune
+from search.refine import MeasuredPlan, Refiner
 from search.relaxation import Relaxation
 from search.resources import (
     Limit,
@@ -242,13 +244,83 @@ class ProxySearch:
                 yield self._proposal(solution)
             heappush(gaps, _gap(middle, high))
 
+    def refinements(
+        self,
+        trials: Callable[[], Sequence[Trial]],
+        samples: Callable[[], Mapping[int, SampleResults]],
+    ) -> Iterator[Proposal]:
+        """Swaps around the best plans within the job's limits, or at every budget in turn.
+
+        Args:
+            trials: Reads the study's trials.
+            samples: Reads what came out for each sample of them, by their numbers.
+        """
+        refiner = Refiner(self._all_cells(), self._resources, self._targets())
+        tried: set[Plan] = set()
+        errors: Mapping[Place, float] | None = None
+        learns_at = 0
+        while True:
+            known = [
+                trial
+                for trial in trials()
+                if not trial.configuration.trained_by and trial.state is not TrialState.OUTDATED
+            ]
+            tried |= {trial.configuration.plan for trial in known}
+            measured = self._measured_plans(known, samples())
+            if len(measured) >= learns_at:
+                correction = self._corrected(known)
+                errors = correction.errors if correction and correction.is_better else None
+                learns_at = max(len(measured) + 1, math.ceil(len(measured) * _GROWTH))
+            plans = (
+                Plan.from_options((block, choice[block.name]) for block in self._profile.blocks)
+                for choice in refiner.propose(measured, errors)
+            )
+            plan = next((plan for plan in plans if plan not in tried), None)
+            if plan is None:
+                return
+            tried.add(plan)
+            yield Proposal(Configuration(plan), Origin.REFINEMENT)
+
+    def _all_cells(self) -> dict[str, list[Cell]]:
+        """The cells of every block whose resources are known."""
+        return by_block(measured_cells(self._profile.cells, self._resources))
+
+    def _targets(self) -> list[list[int]]:
+        """What refined plans may take of each resource: the limits, or what each solution takes."""
+        limits = {limit.resource: limit.most for limit in self._limits}
+        largest = self.solutions[-1:] if limits else self.solutions
+        found = []
+        for solution in largest:
+            taken = {
+                resource: sum(whole_amount(cell, resource) for cell in solution.choice.values())
+                for resource in self._resources
+            }
+            most = taken | {
+                resource: min(most, self._budgets[-1]) if resource is self._axis_resource else most
+                for resource, most in limits.items()
+            }
+            found.append([max(most[resource], taken[resource]) for resource in self._resources])
+        return found
+
+    def _measured_plans(
+        self, trials: Sequence[Trial], samples: Mapping[int, SampleResults]
+    ) -> list[MeasuredPlan]:
+        """The complete plans that have cells, in the order of their numbers."""
+        return [
+            MeasuredPlan(dict(places), samples[trial.number], trial.origin is Origin.REFINEMENT)
+            for trial in sorted(trials, key=lambda trial: trial.number)
+            if trial.number in samples
+            if (places := self._places(trial.configuration.plan)) is not None
+        ]
+
     def correction(self, trials: Sequence[Trial]) -> Correction | None:
         """What the complete trials without recovery say of the cells.
 
         None where the job does not ask for it, or where they are too few.
         """
-        if not self._spec.search.correct_cells:
-            return None
+        return self._corrected(trials) if self._spec.search.correct_cells else None
+
+    def _corrected(self, trials: Sequence[Trial]) -> Correction | None:
         plans = [
             (places, trial.values["divergence"])
             for trial in trials

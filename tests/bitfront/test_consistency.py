@@ -126,7 +126,14 @@ INDEPENDENT = {
     *(f"search.{name}" for name in ("sampler", "seed", "workers", "gpus_per_worker", "prune")),
     *(f"search.{name}" for name in ("budgets", "from_bits", "to_bits", "min_correlation")),
     *(f"search.{name}" for name in ("max_attempts", "checkpoint_s", "warm_start", "correct_cells")),
-    *("search.race", "stop.trials", "stop.time_s", "stop.patience", "tracking.mlflow"),
+    *(
+        "search.race",
+        "search.refine",
+        "stop.trials",
+        "stop.time_s",
+        "stop.patience",
+        "tracking.mlflow",
+    ),
 }
 
 

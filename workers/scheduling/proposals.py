@@ -1,8 +1,9 @@
-"""What a study evaluates next: its seeds, then what the program and the sampler propose."""
+"""What a study evaluates next: its seeds, then what program, swaps and sampler propose."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
@@ -24,7 +25,7 @@ class Proposals:
         space: SearchSpace,
         seeds: Iterable[Proposal],
         review: Callable[[Sequence[Trial]], SearchSpace | None],
-        further: Iterable[Proposal] = (),
+        further: Mapping[Origin, Iterable[Proposal]] = MappingProxyType({}),
     ) -> None:
         """Takes what there is to choose from.
 
@@ -34,11 +35,10 @@ class Proposals:
             seeds: What comes first, in this order.
             review: Called once, with all trials, when every seed has been handed out and
                 none is running; returns a wider space, or None to continue.
-            further: The program's plans at further budgets, in this order: after the seeds they
-                share the trials with the sampler, see `search.shares`.
+            further: What others propose after the seeds, such as the program its plans at further
+                budgets: they share the trials with the sampler, see `search.shares`.
         """
-        self._further = iter(further)
-        self._has_further = True
+        self._further = {origin: iter(proposals) for origin, proposals in further.items()}
         self._shares = Shares()
         self._search = spec.search
         self._objectives = [objective.value for objective in spec.objectives]
@@ -99,19 +99,26 @@ class Proposals:
         return proposal
 
     def _propose(self) -> Proposal | None:
-        """What the program or the sampler proposes, whoever's turn it is; the other, if nothing."""
-        if self._has_further:
-            if self._shares.next((Origin.PROGRAM, Origin.SAMPLER)) is Origin.PROGRAM:
-                return self._next_plan() or self._proposer.propose()
-            return self._proposer.propose() or self._next_plan()
-        return self._proposer.propose()
+        """What somebody proposes: whoever's turn it is, or the next one, if nothing is new."""
+        asked = [*self._further, Origin.SAMPLER]
+        while asked:
+            origin = self._shares.next(asked)
+            asked.remove(origin)
+            further = self._further.get(origin)
+            if further is None:
+                proposal = self._proposer.propose()
+            else:
+                proposal = self._next_new(origin, further)
+            if proposal is not None:
+                return proposal
+        return None
 
-    def _next_plan(self) -> Proposal | None:
-        """The program's plan at the next budget whose plan is new."""
-        for proposal in self._further:
+    def _next_new(self, origin: Origin, further: Iterator[Proposal]) -> Proposal | None:
+        """The next of some proposals that is new; after the last one nobody is asked again."""
+        for proposal in further:
             if proposal.configuration.digest not in self._known:
                 return self._started(proposal)
-        self._has_further = False
+        del self._further[origin]
         return None
 
     def _started(self, proposal: Proposal) -> Proposal:

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from bitfront.attempt import (
     Attempt,
@@ -19,7 +20,7 @@ from bitfront.failpoints import failpoint
 from bitfront.objective import Budget
 from bitfront.plan import Configuration
 from bitfront.spec import JobSpec
-from bitfront.trial import Cause, Proposal, Trial, TrialState
+from bitfront.trial import Cause, Origin, Proposal, Trial, TrialState
 from search.constraints import excesses
 from search.pruner import Pruner
 from search.race import Race
@@ -82,7 +83,7 @@ class TrialScheduler:
         budget: Budget,
         is_winding_down: Callable[[], bool],
         review: Callable[[Sequence[Trial]], SearchSpace | None],
-        further: Iterable[Proposal] = (),
+        further: Mapping[Origin, Iterable[Proposal]] = MappingProxyType({}),
         on_progress: Callable[[Progress], None],
         metrics: Metrics | None = None,
     ) -> None:
@@ -102,7 +103,7 @@ class TrialScheduler:
             is_winding_down: Asked before each new trial: shall none be started any more?
             review: Called once, with all trials, when every seed has been handed out and
                 none is running; returns a wider space, or None to continue.
-            further: What the program proposes after the seeds, in this order.
+            further: What others than the sampler propose after the seeds, in this order.
             on_progress: Called after each change.
             metrics: Hears of cache hits and failures.
         """

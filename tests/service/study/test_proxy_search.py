@@ -1,5 +1,6 @@
 """The program over a job's own resources and limits, from a profile made by hand."""
 
+import math
 from dataclasses import replace
 from itertools import islice, product
 
@@ -10,6 +11,7 @@ from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import Cell, Profile, Resource
+from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
 from service.study.proxy_search import ProxySearch
@@ -266,6 +268,68 @@ def test_trials_correct_the_cells_and_the_program_is_solved_once_more() -> None:
     before = excess([search._plan(solution) for solution in search.solutions])
     assert before > 0.5
     assert excess(resolved) < before / 2
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_swaps_find_what_the_cells_could_not_say(limited: bool) -> None:
+    """Where l0 beside l1 errs much more than its cell says, a plan of the same size is better."""
+    limits = {"constraints": {"max_nbytes": 7000}} if limited else {}
+    spec = make_spec(search={"budgets": 3, "refine": True, "prune": False}, **limits)
+    profile = make_profile()
+    search = ProxySearch(spec, profile)
+    errors = {(cell.block, cell.option): cell.error for cell in profile.cells}
+    sizes = {(cell.block, cell.option): cell.nbytes for cell in profile.cells}
+
+    def true(plan: Plan) -> float:
+        options = options_of(plan)
+        own = {name: errors[name, option] for name, option in options.items()}
+        return sum(own.values()) + 20 * own["l0"] + 20 * own["l1"]
+
+    trials: list[Trial] = []
+    samples: dict[int, SampleResults] = {}
+
+    def measure(seed: Proposal) -> float:
+        plan, number = seed.configuration.plan, len(trials)
+        if any(place not in errors for place in options_of(plan).items()):
+            return math.inf
+        values = {"error": 0.1, "divergence": true(plan)}
+        trials.append(
+            replace(Trial.of("s", number, seed), state=TrialState.COMPLETE, values=values)
+        )
+        samples[number] = SampleResults.of(
+            [True] * 8, [true(plan) * (1 + n / 99) for n in range(8)]
+        )
+        return true(plan)
+
+    def size(plan: Plan) -> int:
+        return sum(sizes[place] for place in options_of(plan).items())
+
+    for seed in {seed.configuration.digest: seed for seed in search.seeds()}.values():
+        measure(seed)
+    before = list(trials)
+    for seed in islice(search.refinements(lambda: trials, lambda: samples), 60):
+        assert seed.origin is Origin.REFINEMENT
+        measure(seed)
+
+    plans = [trial.configuration.plan for trial in trials]
+    assert len(set(plans)) == len(plans), "nothing is tried twice"
+    most = size(search._plan(search.solutions[-1]))
+    largest = 7000 - FIXED_NBYTES if limited else most
+    assert all(size(plan) <= largest for plan in plans[len(before) :])
+
+    def least(some: list[Trial]) -> float:
+        return min(
+            true(t.configuration.plan) for t in some if size(t.configuration.plan) <= largest
+        )
+
+    everything = [
+        Plan.from_options(zip(BLOCKS, chosen, strict=True))
+        for chosen in product(*[[o for name, o in errors if name == b.name] for b in BLOCKS])
+    ]
+    best = min(true(plan) for plan in everything if size(plan) <= largest)
+    assert least(trials) < least(before) or math.isclose(least(before), best)
+    if limited:
+        assert math.isclose(least(trials), best), "sixty swaps find the best of all plans"
 
 
 def test_the_widest_gap_is_halved_first() -> None:

@@ -102,7 +102,7 @@ class Bench:
             budget=Budget("nbytes", 20),
             is_winding_down=lambda: self.drains,
             review=review or (lambda _: None),
-            further=self.further,
+            further={Origin.PROGRAM: self.further},
             on_progress=self.reports.append,
         )
 
