@@ -88,6 +88,8 @@ TEXT: Final[dict[str, Any]] = {
     "eos_token_id": 3,
 }
 
+GROUPED: Final = {32: "groups of 32", 128: "groups of 128"}
+"""The names of the plans whose inputs are rounded in groups of so many columns."""
 RUNTIMES: Final = ("openvino", "onnx")
 """Those with kernels for integers."""
 
@@ -150,7 +152,7 @@ def _processor() -> LlavaProcessor:
     )
 
 
-def evaluator(folder: Path, activations: str) -> Evaluator:
+def evaluator(folder: Path, activations: str, group: int = 32) -> Evaluator:
     """The saved model with symmetric weights, calibrated."""
     content = {
         "study": "large",
@@ -168,6 +170,7 @@ def evaluator(folder: Path, activations: str) -> Evaluator:
             "rounding": "nearest",
             "scale_search": False,
             "activations": activations,
+            "activation_group": group,
         },
     }
     return Evaluator.from_spec(JobSpec.model_validate(content))
@@ -340,11 +343,12 @@ def main(target: str, repeats: int, seed: int) -> None:
         del kept
         gc.collect()
         if target in RUNTIMES:
-            kept = evaluator(folder, "grouped")
-            grouped = mixed(kept, 8, seed)
-            build(kept, grouped, target, Path(made) / "grouped", "mixed, inputs in groups")
-            del kept
-            gc.collect()
+            for group, name in GROUPED.items():
+                kept = evaluator(folder, "grouped", group)
+                grouped = mixed(kept, 8, seed)
+                build(kept, grouped, target, Path(made) / name, f"mixed, inputs in {name}")
+                del kept
+                gc.collect()
         prompt = [1, *[WORDS.index("<image>")] * (SIDE // PATCH) ** 2, 5, 6, 7, 8]
         tokens, pixels = (
             np.array([prompt]),
@@ -353,7 +357,8 @@ def main(target: str, repeats: int, seed: int) -> None:
         pixels = pixels.astype(np.float32)
         given = torch.from_numpy(tokens), torch.from_numpy(pixels)
         writers: dict[str, Callable[[int], object]] = {}
-        for name in ("full", "mixed", "grouped") if target in RUNTIMES else ("full", "mixed"):
+        grouped_names = GROUPED.values() if target in RUNTIMES else ()
+        for name in ("full", "mixed", *grouped_names):
             if target in RUNTIMES:
                 writers[name] = partial(_opened(Path(made) / name).generate, tokens, pixels)
             elif target == "packed":

@@ -17,6 +17,7 @@ _MULTIPLYING: Final = frozenset({LayerKind.LINEAR, LayerKind.CONVOLUTION})
 _NARROW: Final = tuple(bits for bits in WEIGHT_BITS if bits < 16)
 _ROUNDED: Final = tuple(bits for bits in ACTIVATION_BITS if bits < 16)
 _IN_GROUPS: Final = (8,)
+SMALLEST_INPUT_GROUP: Final = 32
 _SUGGESTED_GROUPS: Final = (16, 32, 64, 128, 256)
 
 
@@ -41,7 +42,8 @@ class NativeFormat:
         weight_bits: Widths of weights that it takes.
         activation_bits: Widths of inputs; 16 is an input in floating point.
         ranges: What quantized inputs' ranges must be; None where it takes all.
-        group_multiple: Groups are multiples of it; 0 where a whole row must share a scale.
+        group_multiple: Groups are multiples of it; 0 where a whole row must share a scale. Beside
+            inputs in groups, they are multiples of these too.
         held_bits: How wide codes lie in memory, by scheme and width; their own width where it
             says nothing. A file always has their own width.
     """
@@ -54,21 +56,27 @@ class NativeFormat:
     group_multiple: int
     held_bits: Mapping[Scheme, Mapping[int, int]]
 
-    def takes(self, kind: LayerKind, precision: Precision, ranges: Ranges) -> bool:
-        """Whether it computes a layer of that kind and precision."""
+    def takes(
+        self, kind: LayerKind, precision: Precision, ranges: Ranges, input_group: int
+    ) -> bool:
+        """Whether it computes a layer of that kind and precision.
+
+        Groups of weights hold whole groups of inputs, where these have ranges of their own.
+        """
         rounds = precision.quantizes_input and kind is not LayerKind.EMBEDDING
         return (
             kind in self.kinds
             and precision.weight_bits in self.weight_bits
             and precision.activation_bits in self.activation_bits
             and (not rounds or self.ranges in (None, ranges))
-            and self._takes_group(precision)
+            and self._takes_group(precision, input_group if self.ranges == "grouped" else 1)
         )
 
-    def _takes_group(self, precision: Precision) -> bool:
+    def _takes_group(self, precision: Precision, input_group: int) -> bool:
         if not precision.group or not precision.quantizes_weight:
             return True
-        return self.group_multiple > 0 and precision.group % self.group_multiple == 0
+        multiple = max(self.group_multiple, input_group)
+        return self.group_multiple > 0 and precision.group % multiple == 0
 
     def held(self, weight_bits: int, scheme: Scheme) -> int:
         """Bits that a weight takes in memory that has `weight_bits` in the file."""
@@ -133,25 +141,41 @@ class Target:
         """Whether models that answer questions, or tell classes apart, can be built for it."""
         return answers or self.dual_encoders
 
-    def native(self, kind: LayerKind, precision: Precision, ranges: Ranges) -> NativeFormat | None:
+    def native(
+        self,
+        kind: LayerKind,
+        precision: Precision,
+        ranges: Ranges,
+        input_group: int = SMALLEST_INPUT_GROUP,
+    ) -> NativeFormat | None:
         """The format that runs a layer of that kind and precision; None if no kernel does."""
-        found = (form for form in self.formats if form.takes(kind, precision, ranges))
-        return next(found, None)
+        takes = (form for form in self.formats if form.takes(kind, precision, ranges, input_group))
+        return next(takes, None)
 
-    def nearest(self, precision: Precision, ranges: Ranges) -> list[Precision]:
+    def nearest(
+        self, precision: Precision, ranges: Ranges, input_group: int = SMALLEST_INPUT_GROUP
+    ) -> list[Precision]:
         """Precisions of linear layers near this one that it has kernels for, the nearest first.
 
         The width of weights is kept where there is a kernel for it; a group or the inputs give way.
         """
-        found = list(dict.fromkeys(self._nearest(precision, ranges)))
+        found = list(dict.fromkeys(self._nearest(precision, ranges, input_group)))
         if found:
             return found
         bits = precision.weight_bits
         widths = sorted(WEIGHT_BITS, key=lambda other: (abs(other - bits), -other))
-        nearest = (self._nearest(replace(precision, weight_bits=other), ranges) for other in widths)
+        nearest = (
+            self._nearest(replace(precision, weight_bits=other), ranges, input_group)
+            for other in widths
+        )
         return list(dict.fromkeys(next(filter(None, map(list, nearest)), [])))
 
-    def _nearest(self, precision: Precision, ranges: Ranges) -> Iterator[Precision]:
+    def _nearest(
+        self, precision: Precision, ranges: Ranges, input_group: int
+    ) -> Iterator[Precision]:
+        def multiplies(near: Precision) -> bool:
+            return self.native(LayerKind.LINEAR, near, ranges, input_group) is not None
+
         bits, inputs, clip = precision.weight_bits, precision.activation_bits, precision.clip
         by_distance = sorted(_SUGGESTED_GROUPS, key=lambda size: abs(size - precision.group))
         for activation_bits in sorted({inputs, max(inputs, 8), 16}):
@@ -159,11 +183,8 @@ class Target:
                 Precision(bits, activation_bits, group, clip)
                 for group in (precision.group, *by_distance, 0)
             )
-            fitting = [near for near in others if self._multiplies(near, ranges)]
-            yield from (near for near in (own, *fitting[:1], row) if self._multiplies(near, ranges))
-
-    def _multiplies(self, precision: Precision, ranges: Ranges) -> bool:
-        return self.native(LayerKind.LINEAR, precision, ranges) is not None
+            fitting = [near for near in others if multiplies(near)]
+            yield from (near for near in (own, *fitting[:1], row) if multiplies(near))
 
 
 _Held = Mapping[Scheme, Mapping[int, int]]

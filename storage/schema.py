@@ -40,6 +40,8 @@ REVISIONS = (
     "0027",
     "0028",
     "0029",
+    "0030",
+    "0031",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

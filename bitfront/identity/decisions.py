@@ -126,6 +126,7 @@ DECISIONS: Final = MappingProxyType(
         "quantizer.scheme": _EVERY_KEY,
         "quantizer.scale_search": _EVERY_KEY,
         "quantizer.activations": _EVERY_KEY,
+        "quantizer.activation_group": _EVERY_KEY,
         "quantizer.rounding": _EVERY_KEY,
         # Cells and clips are measured on the inputs of the full model, where the target is `own`;
         # learned bounds with the nearest codes.

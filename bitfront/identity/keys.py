@@ -14,6 +14,7 @@ from bitfront.objective import BY_NAME, Objective
 from bitfront.plan import Configuration, Option, Plan, digest
 from bitfront.precision import Precision
 from bitfront.spec import DataSpec, ErrorMeasure, JobSpec, QuantizerSpec, Rounding, VisionSpec
+from bitfront.targets import SMALLEST_INPUT_GROUP
 
 # Goes up when the same option of the same model would come out with another error.
 CELL_VERSION = 1
@@ -289,12 +290,14 @@ def _range_content(ranges: RangeTable) -> dict[str, dict[str, list[float]]]:
 def _quantizer_content(quantizer: QuantizerSpec) -> dict[str, object]:
     """The settings that count wherever a weight is rounded.
 
-    Without the default rounding method, so that older digests stay valid; target and ranges count
-    for some keys only, which name them themselves.
+    Without the default rounding method and the usual groups of inputs, so that older digests stay
+    valid; target and ranges count for some keys only, which name them themselves.
     """
     content: dict[str, object] = quantizer.model_dump(mode="json", exclude={"target", "ranges"})
     if quantizer.rounding is Rounding.NEAREST:
         del content["rounding"]
+    if quantizer.activation_group == SMALLEST_INPUT_GROUP:
+        del content["activation_group"]
     return content
 
 

@@ -206,6 +206,10 @@ DEPENDENT: Final = {
         "inputs have no static range that could be searched: leave it out, or set "
         "quantizer.activations: static and activation_bits below 16",
     ),
+    "quantizer.activation_group": _Dependent(
+        lambda job: job.quantizer.activations == "grouped",
+        "inputs are not rounded in groups: leave it out, or set quantizer.activations: grouped",
+    ),
     "space.clips": _Dependent(
         _has_static_ranges,
         "inputs have no static range that could be cut: leave it out, or set "

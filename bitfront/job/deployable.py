@@ -9,7 +9,7 @@ from bitfront.layers import LayerKind
 from bitfront.objective import BY_NAME, TIMES, Objective
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
-from bitfront.targets import TARGETS, Ranges, Target, target_named
+from bitfront.targets import SMALLEST_INPUT_GROUP, TARGETS, Ranges, Target, target_named
 
 _UNQUANTIZED = 16
 
@@ -54,7 +54,7 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
         )
     told = set()
     for precision in _searched(spec):
-        if target.native(LayerKind.LINEAR, precision, spec.quantizer.activations) is None:
+        if not _multiplies(target, precision, spec, spec.quantizer.activations):
             place, nearest = _way_out(spec, target, precision)
             if place not in told:
                 told.add(place)
@@ -83,14 +83,18 @@ def _searched(spec: JobSpec) -> Iterator[Precision]:
 
 def _way_out(spec: JobSpec, target: Target, precision: Precision) -> tuple[Place, str]:
     """The setting to change, and what to change it to."""
-    near = target.nearest(precision, spec.quantizer.activations)
+    quantizer = spec.quantizer
+    near = target.nearest(precision, quantizer.activations, quantizer.activation_group)
     names = " or ".join(map(str, near))
-    ranges = spec.quantizer.activations
-    others = [
-        other
-        for other in get_args(Ranges)
-        if target.native(LayerKind.LINEAR, precision, other) is not None
-    ]
+    ranges = quantizer.activations
+    others = [o for o in get_args(Ranges) if _multiplies(target, precision, spec, o)]
+    usual = target.native(LayerKind.LINEAR, precision, ranges)
+    if usual is not None:  # with the smallest groups of inputs
+        return (
+            ("quantizer", "activation_group"),
+            f"{target.name} has no kernel for {precision} beside inputs in groups of "
+            f"{quantizer.activation_group}: write {SMALLEST_INPUT_GROUP}, or search {names}",
+        )
     if others and ranges != "static":
         return (
             ("quantizer", "activations"),
@@ -102,6 +106,11 @@ def _way_out(spec: JobSpec, target: Target, precision: Precision) -> tuple[Place
     same_inputs = [one for one in near if one.activation_bits == precision.activation_bits]
     place = ("space", "groups" if same_inputs else "activation_bits")
     return place, _nearest_text(target, precision, names, others)
+
+
+def _multiplies(target: Target, precision: Precision, spec: JobSpec, ranges: Ranges) -> bool:
+    group = spec.quantizer.activation_group
+    return target.native(LayerKind.LINEAR, precision, ranges, group) is not None
 
 
 def _nearest_text(

@@ -16,7 +16,7 @@ from bitfront.quant.grid import covering_range, saturated
 from bitfront.spec import QuantizerSpec
 
 GROUP: Final = 32
-"""Columns of a token that share a scale where inputs are rounded in groups.
+"""Columns of a token that share a scale where inputs are rounded in groups and no job says more.
 
 It is the block of gguf's `Q8_0`, what OpenVINO's dynamic quantization takes by default, and a block
 size of ONNX Runtime's `MatMulNBits`.
@@ -94,18 +94,23 @@ class InputQuantizer:
     Attributes:
         bits: Width of a code: 4, 6 or 8.
         range: The static range; None takes each token's own (over the last dimension).
-        is_grouped: Whether groups of a token's columns have ranges of their own.
+        group: Columns of a token that have a range of their own; 0 where all share one.
     """
 
-    def __init__(self, bits: int, range: InputRange | None, *, is_grouped: bool = False) -> None:
+    def __init__(self, bits: int, range: InputRange | None, *, group: int = 0) -> None:
         if bits not in ACTIVATION_BITS or bits == 16:
             raise SpecError(f"an input's codes have 4, 6 or 8 bits, got {bits}")
         self.bits = bits
         self.range = range
-        self.is_grouped = is_grouped
+        self.group = group
         self._bounds = (
             None if range is None else (torch.tensor(range.low), torch.tensor(range.high))
         )
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether groups of a token's columns have ranges of their own."""
+        return self.group > 0
 
     @property
     def levels(self) -> tuple[object, ...]:
@@ -114,8 +119,8 @@ class InputQuantizer:
 
     def __call__(self, inputs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The input on its levels; see `fake_quantize_input` and `round_in_groups`."""
-        if self.is_grouped:
-            return round_in_groups(inputs, self.bits)
+        if self.group:
+            return round_in_groups(inputs, self.bits, self.group)
         if self._bounds is not None:
             return fake_quantize_input(inputs, *self._bounds, self.bits)
         low, high = torch.aminmax(inputs.detach().float(), dim=-1, keepdim=True)
@@ -129,7 +134,7 @@ def round_in_groups(
 
     `round(x * (top / m)) * (m / top)` with `m` the largest magnitude of the group and
     `top = 2**(bits - 1) - 1`: what ONNX Runtime's `MatMulNBits` does with its input at accuracy
-    level 4, and OpenVINO's dynamic quantization with a group size of `GROUP`, at 8 bits. The scale
+    level 4, and OpenVINO's dynamic quantization with that group size, at 8 bits. The scale
     is in float32 and ties go to the even code. The last group may have fewer columns. A group of
     zeros stays zero; the gradient passes unchanged, as nothing is cut off.
 
@@ -196,7 +201,7 @@ def input_nbytes(precision: Precision, quantizer: QuantizerSpec) -> int:
 
 def input_group(quantizer: QuantizerSpec) -> int:
     """Columns of a quantized input that share a scale of their own; 0 where they do not."""
-    return GROUP if quantizer.activations == "grouped" else 0
+    return quantizer.activation_group if quantizer.activations == "grouped" else 0
 
 
 def input_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -60,8 +60,10 @@ class QuantizerSpec(Section):
     `target` says what every rounding but `nearest` fits the codes to.
     `ranges` is for static activations.
     `activations` says where the range of an input's codes is from: `static`, from the calibration
-    split; `dynamic`, each token's own; `grouped`, each token's own in groups of 32
-    columns, symmetric, as the integer kernels of runtimes round.
+    split; `dynamic`, each token's own; `grouped`, each token's own in groups of columns,
+    symmetric, as the integer kernels of runtimes round.
+    `activation_group` is how many columns such a group has: 32, which every runtime rounds by, or
+    128, with which ONNX Runtime is faster.
     """
 
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
@@ -70,6 +72,7 @@ class QuantizerSpec(Section):
     target: Target = Target.AUTO
     ranges: RangeKind = RangeKind.AUTO
     activations: Ranges = "static"
+    activation_group: Literal[32, 128] = 32
 
     @property
     def is_sequential(self) -> bool:

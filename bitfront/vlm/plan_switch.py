@@ -346,10 +346,10 @@ class PlanSwitch:
             return block_rounding(self._layers[layer], precision) if self._is_blocked else None
         bits = precision.activation_bits
         if self.quantizer.activations != "static":
-            is_grouped = input_group(self.quantizer) > 0
-            if is_grouped:
+            group = input_group(self.quantizer)
+            if group:
                 self._refuse_overlapping(layer)
-            return InputQuantizer(bits, None, is_grouped=is_grouped)
+            return InputQuantizer(bits, None, group=group)
         known = self.ranges.get(layer, {}).get(precision.clip)
         if known is None:
             raise SpecError(

@@ -82,7 +82,7 @@ class AdapterShape:
         bits = self.precision.activation_bits
         if form is not None:
             return form.quantizer(bits)
-        return InputQuantizer(bits, None, is_grouped=input_group(self.quantizer) > 0)
+        return InputQuantizer(bits, None, group=input_group(self.quantizer))
 
     @property
     def nbytes(self) -> int:

@@ -160,8 +160,11 @@ def deployable(store: "Store", trial: Trial) -> list[Deployable]:
             (known for _, known in plan), spec["quantizer"]["scheme"], recovery=recovery
         )
         if held and target.takes(answers=answers):
-            ranges = spec["quantizer"]["activations"]
-            missing = [target.native(kind, known, ranges) for kind, known in plan].count(None)
+            ranges, group = (
+                spec["quantizer"][name] for name in ("activations", "activation_group")
+            )
+            natives = [target.native(kind, known, ranges, group) for kind, known in plan]
+            missing = natives.count(None)
             found.append(Deployable(target.name, target.artefact, missing, len(plan)))
     return found
 

@@ -56,6 +56,11 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.skip_unreadable": (True, FOLDER, BUNDLED),
     "quantizer.target": ("output", BUNDLED, {**BUNDLED, "quantizer.rounding": "nearest"}),
     "quantizer.ranges": ("searched", BUNDLED, {**BUNDLED, "quantizer.activations": "dynamic"}),
+    "quantizer.activation_group": (
+        128,
+        {**BUNDLED, "quantizer.activations": "grouped"},
+        BUNDLED,
+    ),
     "space.clips": ([1.0, 0.9], BUNDLED, {**BUNDLED, "quantizer.activations": "dynamic"}),
     **{
         f"{RECOVERY}.{name}": (

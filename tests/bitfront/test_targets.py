@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
-from bitfront.targets import GGUF, ONNXRUNTIME, OPENVINO, TARGETS, TORCH, DeploymentTarget, Ranges
+from bitfront.targets import (
+    GGUF,
+    ONNXRUNTIME,
+    OPENVINO,
+    TARGETS,
+    TORCH,
+    DeploymentTarget,
+    Ranges,
+    Target,
+)
 
 KINDS = st.sampled_from(LayerKind)
 PRECISIONS = st.builds(
@@ -73,6 +82,27 @@ def test_onnxruntime_has_a_kernel_or_none(text: str, ranges: Ranges, kernel: str
     found = ONNXRUNTIME.native(LayerKind.LINEAR, Precision.parse(text), ranges)
 
     assert (None if found is None else found.kernel) == kernel
+
+
+@pytest.mark.parametrize(
+    ("text", "has_one"),
+    [
+        ("w4a8", True),
+        ("w4a8g128", True),
+        ("w4a8g256", True),
+        ("w4a8g64", False),
+        ("w4a16g32", True),
+    ],
+)
+@pytest.mark.parametrize("target", [ONNXRUNTIME, OPENVINO])
+def test_a_group_of_weights_holds_whole_groups_of_inputs(
+    target: Target, text: str, *, has_one: bool
+) -> None:
+    found = target.native(LayerKind.LINEAR, Precision.parse(text), GROUPED, 128)
+
+    assert (found is not None) is has_one
+    for near in target.nearest(Precision.parse(text), GROUPED, 128):
+        assert target.native(LayerKind.LINEAR, near, GROUPED, 128) is not None
 
 
 @pytest.mark.parametrize(

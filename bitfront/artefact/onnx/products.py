@@ -49,7 +49,7 @@ def form_of(layer: PackedLayer, accuracy_level: int) -> Form:
     Without rounded inputs (level 0), MatMulNBits is slow but for containers of 4 bits.
     """
     precision = Precision(layer.weight_bits, layer.activation_bits, layer.group)
-    found = ONNXRUNTIME.native(LayerKind.LINEAR, precision, layer.ranges)
+    found = ONNXRUNTIME.native(LayerKind.LINEAR, precision, layer.ranges, layer.activation_group)
     if found is None:
         return Form.FLOATS
     form = Form(found.kernel)

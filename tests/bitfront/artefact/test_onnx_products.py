@@ -14,7 +14,7 @@ from bitfront.artefact.onnx.graph import Graph
 from bitfront.artefact.onnx.products import EXACT, ROUNDED, Form, block_size, form_of, product
 from bitfront.artefact.runtime.packed_model import InputRounding, PackedWeight
 from bitfront.precision import Precision
-from bitfront.quant.inputs import GROUP, input_grid
+from bitfront.quant.inputs import input_grid
 from bitfront.quant.packing import packed_weight
 from bitfront.spec import QuantizerSpec
 
@@ -150,14 +150,20 @@ def test_the_fast_level_rounds_inputs_to_8_bits_in_groups_of_columns(
 
 
 @pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
-@pytest.mark.parametrize(("columns", "group"), [(256, 0), (100, 0), (24, 0), (256, 64), (96, 32)])
+@pytest.mark.parametrize(
+    ("columns", "group", "inputs_group"),
+    [
+        *((256, 0, 32), (100, 0, 32), (24, 0, 32), (256, 64, 32), (96, 32, 32)),
+        *((256, 0, 128), (300, 0, 128), (24, 0, 128), (256, 128, 128), (512, 256, 128)),
+    ],
+)
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("level", [EXACT, ROUNDED])
 def test_inputs_in_groups_are_rounded_by_the_kernel_itself(
-    bits: int, columns: int, group: int, scheme: str, level: int
+    bits: int, columns: int, group: int, inputs_group: int, scheme: str, level: int
 ) -> None:
     weight = normal(ROWS, columns)
-    layer = packed(weight, Precision(bits, 8, group), scheme, activation_group=GROUP)
+    layer = packed(weight, Precision(bits, 8, group), scheme, activation_group=inputs_group)
     inputs = 2 * normal(2, 3, columns, seed=4)
 
     found = multiplied(layer, inputs, level)
@@ -167,14 +173,15 @@ def test_inputs_in_groups_are_rounded_by_the_kernel_itself(
 
 
 @pytest.mark.parametrize(
-    ("bits", "inputs", "group"), [(16, 8, 0), (4, 6, 0), (4, 8, 24), (8, 4, 5)]
+    ("bits", "inputs", "group", "inputs_group"),
+    [(16, 8, 0, 32), (4, 6, 0, 32), (4, 8, 24, 32), (8, 4, 5, 32), (4, 8, 64, 128)],
 )
-@pytest.mark.parametrize("columns", [64, 71])
+@pytest.mark.parametrize("columns", [64, 171])
 def test_inputs_in_groups_without_a_kernel_are_rounded_by_operators(
-    bits: int, inputs: int, group: int, columns: int
+    bits: int, inputs: int, group: int, inputs_group: int, columns: int
 ) -> None:
     precision = Precision(bits, inputs, group)
-    layer = packed(normal(ROWS, columns), precision, "symmetric", activation_group=GROUP)
+    layer = packed(normal(ROWS, columns), precision, "symmetric", activation_group=inputs_group)
     given = torch.cat([2 * normal(5, columns, seed=2), torch.zeros(1, columns)])
 
     differences = (multiplied(layer, given) - expected(layer, given)).abs()

@@ -80,13 +80,19 @@ def test_every_input_is_rounded_as_it_was_measured(
 
 
 @pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
-@pytest.mark.parametrize(("columns", "group"), [(256, 0), (100, 0), (24, 0), (256, 64), (96, 24)])
+@pytest.mark.parametrize(
+    ("columns", "group", "inputs_group"),
+    [
+        *((256, 0, 32), (100, 0, 32), (24, 0, 32), (256, 64, 32), (96, 24, 32)),
+        *((256, 0, 128), (300, 0, 128), (24, 0, 128), (256, 128, 128), (256, 64, 128)),
+    ],
+)
 @pytest.mark.parametrize("bits", [*WIDTHS, 16])
 def test_inputs_in_groups_are_rounded_as_they_were_measured(
-    bits: int, columns: int, group: int, scheme: str, tmp_path: Path
+    bits: int, columns: int, group: int, inputs_group: int, scheme: str, tmp_path: Path
 ) -> None:
     precision = Precision(bits, 8, group)
-    layer = packed(normal(ROWS, columns), precision, scheme, activation_group=GROUP)
+    layer = packed(normal(ROWS, columns), precision, scheme, activation_group=inputs_group)
     given = 2 * normal(2, 3, columns, seed=4)
     stays = rounds_itself(layer) and not rounds_in_groups()
     measured = replace(layer, activation_bits=16) if stays else layer

@@ -148,13 +148,13 @@ def test_inputs_in_groups_are_rounded_to_the_bit(
 
     rounded = InputRounding(bits, None, GROUP)(inputs)
 
-    assert torch.equal(rounded, InputQuantizer(bits, None, is_grouped=True)(inputs))
+    assert torch.equal(rounded, InputQuantizer(bits, None, group=GROUP)(inputs))
 
 
 @pytest.mark.parametrize("side", [12, 14])
 def test_a_convolution_in_groups_rounds_the_columns_of_its_patches(side: int) -> None:
     inputs, module = normal(3, 2, side, side), nn.Conv2d(2, 5, 6, 6, bias=False)
-    quantize = InputQuantizer(8, None, is_grouped=True)
+    quantize = InputQuantizer(8, None, group=GROUP)
 
     by_loader = InputRounding(8, None, GROUP, (6, 6))(inputs)
     by_switch = quantized_input(quantize, module, inputs)

@@ -39,6 +39,7 @@ OTHERS: dict[str, object] = {
     "quantizer.scheme": "symmetric",
     "quantizer.scale_search": False,
     "quantizer.activations": "dynamic",
+    "quantizer.activation_group": 128,
     "quantizer.rounding": "gptq",
     "quantizer.target": "output",
     "quantizer.ranges": "searched",

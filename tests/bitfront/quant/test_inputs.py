@@ -225,18 +225,24 @@ def test_a_huge_range_saturates_and_stays_finite() -> None:
 
 
 @settings(max_examples=40)
-@given(widths, st.integers(1, 3), st.integers(1, 100), st.integers(0, 2**31))
+@given(
+    widths,
+    st.sampled_from([32, 128]),
+    st.integers(1, 3),
+    st.integers(1, 300),
+    st.integers(0, 2**31),
+)
 def test_in_groups_each_code_is_the_nearest_multiple_of_its_groups_step(
-    bits: int, tokens: int, columns: int, seed: int
+    bits: int, size: int, tokens: int, columns: int, seed: int
 ) -> None:
     inputs = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(seed))
-    inputs[0, :GROUP] = 0
+    inputs[0, :size] = 0
 
-    found = InputQuantizer(bits, None, is_grouped=True)(inputs)
+    found = InputQuantizer(bits, None, group=size)(inputs)
 
     top = 2 ** (bits - 1) - 1
-    for token, start in product(range(tokens), range(0, columns, GROUP)):
-        group, levels = (one[token, start : start + GROUP].double() for one in (inputs, found))
+    for token, start in product(range(tokens), range(0, columns, size)):
+        group, levels = (one[token, start : start + size].double() for one in (inputs, found))
         step = float(group.abs().max()) / top
         assert float((levels - group).abs().max()) <= step * (0.5 + 1e-4)
         codes = levels / step if step else levels
@@ -247,10 +253,10 @@ def test_in_groups_each_code_is_the_nearest_multiple_of_its_groups_step(
 def test_in_groups_the_gradient_passes_unchanged() -> None:
     inputs = torch.linspace(-3, 3, 70, requires_grad=True)
 
-    InputQuantizer(4, None, is_grouped=True)(inputs).square().sum().backward()  # type: ignore[no-untyped-call]
+    InputQuantizer(4, None, group=GROUP)(inputs).square().sum().backward()  # type: ignore[no-untyped-call]
 
     with torch.no_grad():
-        expected = 2 * InputQuantizer(4, None, is_grouped=True)(inputs)
+        expected = 2 * InputQuantizer(4, None, group=GROUP)(inputs)
     assert inputs.grad is not None
     assert torch.equal(inputs.grad, expected)
 

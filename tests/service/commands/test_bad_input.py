@@ -67,6 +67,13 @@ ADDITIONS = {
         "inputs: write static, or search w4a8 or w4a8g32 or w4a16 or w4a16g16, or leave target "
         "out",
     ),
+    "weights in smaller groups than inputs": (
+        "target: onnxruntime\nquantizer: {activations: grouped, activation_group: 128}\n"
+        "space: {weight_bits: [4], activation_bits: [8], groups: [64]}",
+        "line 7: quantizer.activation_group: onnxruntime has no kernel for w4a8g64 beside inputs "
+        "in groups of 128: write 32, or search w4a8g128 or w4a8 or w4a16g64 or w4a16, or leave "
+        "target out",
+    ),
     "a latency in a runtime that computes in floats": (
         "target: torch\nobjectives: [error, latency_s]",
         "line 7: objectives: latency_s is measured in onnxruntime and openvino, and what is built "
@@ -237,9 +244,9 @@ ADDITIONS = {
     "a key indented by mistake": (
         "  study: x",
         "line 6: data.study is not a known key: the keys of data are source, task, measure, "
-        "path, images, image_column, label_column, question_column, answer_column, templates, "
-        "prompt, option_format, answer_pattern, answer_tokens, samples, splits, horizontal_flip, "
-        "classes, background, skip_unreadable, seed, batch_size",
+        "path, images, image_column, label_column, question_column, answer_column, "
+        "caption_column, templates, prompt, option_format, answer_pattern, answer_tokens, samples, "
+        "splits, horizontal_flip, classes, background, skip_unreadable, seed, batch_size",
     ),
     "a second document": (
         "---\nstudy: second",
