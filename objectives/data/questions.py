@@ -1,7 +1,7 @@
 """Questions about images with their answers, in four disjoint splits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -123,14 +123,8 @@ class QuestionSplit:
         """The questions of a batch, on the CPU; without their pixels where none will look."""
         places = self.batches[batch].tolist()
         prompts = [self._with_pixels(p) if with_pixels else self._prompts[p] for p in places]
-        pixels = [p.pixels for p in prompts if with_pixels and p.pixels is not None]
-        sizes = [prompt.size for prompt in prompts if prompt.size is not None]
-        return QuestionBatch(
-            torch.stack([prompt.tokens for prompt in prompts]),
-            torch.stack([self.answers[place] for place in places]),
-            torch.stack(pixels) if pixels else None,
-            torch.tensor(sizes) if sizes else None,
-        )
+        answers = torch.stack([self.answers[place] for place in places])
+        return QuestionBatch.of(prompts, answers, with_pixels=with_pixels)
 
     @cached_property
     def identity(self) -> str:
@@ -162,7 +156,7 @@ class QuestionSplit:
                 if held > HELD_NBYTES:
                     # Only its shape counts from here on.
                     shape = torch.empty(prompt.pixels.shape, device="meta")
-                    prompt = Prompt(prompt.tokens, shape, prompt.size)
+                    prompt = replace(prompt, pixels=shape)
             prompts.append(prompt)
         return prompts
 

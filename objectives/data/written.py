@@ -61,14 +61,7 @@ class WrittenSplit(QuestionSplit):
     def _batch(self, places: Sequence[int]) -> QuestionBatch:
         """Questions of one shape, with no answer yet."""
         prompts = [self._with_pixels(place) for place in places]
-        pixels = [prompt.pixels for prompt in prompts if prompt.pixels is not None]
-        sizes = [prompt.size for prompt in prompts if prompt.size is not None]
-        return QuestionBatch(
-            torch.stack([prompt.tokens for prompt in prompts]),
-            torch.zeros(len(prompts), 1, dtype=torch.int64),
-            torch.stack(pixels) if pixels else None,
-            torch.tensor(sizes) if sizes else None,
-        )
+        return QuestionBatch.of(prompts, torch.zeros(len(prompts), 1, dtype=torch.int64))
 
 
 @dataclass(frozen=True)

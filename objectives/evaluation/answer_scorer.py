@@ -135,12 +135,7 @@ class AnswerScorer(Scorer):
             InvalidSample: The model cannot read the question.
         """
         prompt = self._task.split(SplitName.TEST).prepare(question, picture)
-        batch = QuestionBatch(
-            prompt.tokens[None],
-            torch.zeros(1, 1, dtype=torch.int64),
-            None if prompt.pixels is None else prompt.pixels[None],
-            None if prompt.size is None else torch.tensor([prompt.size]),
-        )
+        batch = QuestionBatch.of([prompt], torch.zeros(1, 1, dtype=torch.int64))
         recovered = self._recoveries.get(configuration)
         self._switch.to(configuration.plan)
         features = None

@@ -32,6 +32,7 @@ from objectives.data.inspection import Inspector
 from objectives.data.split_name import SplitName
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.registry import load_family
+from objectives.evaluation.limits import refuse_limits, with_unreached_experts
 from objectives.evaluation.scorer import PartialScore, ScoringContext
 from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
@@ -60,6 +61,7 @@ class Evaluator:
         features: Folder for features that memory has no room for.
         moments: What `measure_moments` returned, for a job whose rounding is not `nearest`.
         latencies: The file that remembers kernels' times.
+        unreached: A note on experts that no calibration token reaches.
 
     Attributes:
         spec: The job.
@@ -85,14 +87,17 @@ class Evaluator:
         features: Path | None = None,
         moments: Mapping[str, Tensor] = MappingProxyType({}),
         latencies: Path | None = None,
+        unreached: tuple[str, ...] = (),
     ) -> None:
         self.spec = spec
         family.check(spec)
+        refuse_limits(spec, family.task.model)
         self.family = family
         self.task = family.task
         self.model = family.task.model
         self.ranges = ranges
         self._moments = moments
+        self._unreached = unreached
         searched = RangeSearch(self.task)
         self.cell_switch = PlanSwitch(
             self.model,
@@ -176,7 +181,8 @@ class Evaluator:
         model = load_model(spec.model)
         family = load_family(spec.data, model, inspector)
         clips = sorted({1.0, *spec.space.clips})
-        ranges = calibrate(family.task, clips)
+        refuse_limits(spec, model)
+        ranges, unreached = with_unreached_experts(model, calibrate(family.task, clips))
         moments: Mapping[str, Tensor] = {}
         rounding = spec.quantizer.rounding
         if rounding is not Rounding.NEAREST:
@@ -190,15 +196,19 @@ class Evaluator:
             features=features,
             moments=moments,
             latencies=latencies,
+            unreached=unreached,
         )
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Where `quantizer.rounding: auto` takes a lesser method, and why; known after a trial."""
+        """What no calibration token reaches, and where `rounding: auto` takes a lesser method.
+
+        The latter is known after a trial.
+        """
         if self.spec.quantizer.rounding is not Rounding.AUTO:
-            return ()
+            return self._unreached
         sequential = self.switch.notes if isinstance(self.switch, SequentialSwitch) else ()
-        return (*missing_note(self.model, self._moments), *sequential)
+        return (*self._unreached, *missing_note(self.model, self._moments), *sequential)
 
     def train(
         self,

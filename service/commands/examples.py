@@ -66,6 +66,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "artefacts": ("artefacts pets", "artefacts pets --format json"),
     "targets": ("targets", "targets --format json"),
     "methods": ("methods", "methods --format json"),
+    "models": ("models", "models --format json"),
     "schema": ("schema > job.schema.json", "schema --path"),
     "doctor": ("doctor", "doctor --address http://head:8265", "doctor --format json"),
     "completion": (

@@ -95,7 +95,7 @@ def test_every_piece_of_a_job_is_one(page: Path) -> None:
 
 ASKED = {
     *("status", "best", "front", "show", "compare", "logs", "list", "export", "export-optuna"),
-    *("methods", "targets", "artefacts", "schema", "completion", "delete"),
+    *("methods", "models", "targets", "artefacts", "schema", "completion", "delete"),
 }
 """What only reads a study that is complete, or deletes it."""
 

@@ -26,6 +26,7 @@ from objectives.data.inspection import Inspector
 from objectives.data.split_name import SplitName
 from objectives.evaluation.chance import chance_warnings, refuse_like_classes
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.limits import left_notes
 from objectives.profiling.cells import CellMeter
 from objectives.profiling.clips import ClipSearch
 from objectives.profiling.entropy import measure_entropies
@@ -115,7 +116,11 @@ def inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
         ),
         provenance=_provenance(model, meters),
         model_parts=model.parts,
-        warnings=(*chance_warnings(task, full.values["error"]), *loaded.notes),
+        warnings=(
+            *chance_warnings(task, full.values["error"]),
+            *left_notes(model),
+            *loaded.notes,
+        ),
         fixed_times={meter.stage.figure.value: meter.fixed_seconds() for meter in meters},
     )
 

@@ -8,6 +8,7 @@ from bitfront.vlm import load_model
 from objectives.data.inspection import Inspector
 from objectives.evaluation.chance import refuse_like_classes
 from objectives.evaluation.families.registry import load_family
+from objectives.evaluation.limits import refuse_limits
 from workers.observability.logs import set_up
 from workers.process.cache_folder import inspection_file
 
@@ -24,6 +25,7 @@ def load_and_look(spec: JobSpec) -> tuple[Layer, ...]:
     model = load_model(spec.model)
     family = load_family(spec.data, model, Inspector(inspection_file(), workers=1))
     family.check(spec)
+    refuse_limits(spec, model)
     if spec.target is not DeploymentTarget.ANY:
         describe(model)
     refuse_like_classes(family.task)

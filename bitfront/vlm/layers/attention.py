@@ -4,6 +4,8 @@ The libraries hand some weights to functions (`x @ proj`, `F.linear(x, in_proj_w
 no hook sees the input. These modules compute the same from the same parameters.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from jaxtyping import Float
 from open_clip.modified_resnet import AttentionPool2d
@@ -17,7 +19,7 @@ _APART = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 class Projection(nn.Linear):
-    """A Linear that also stands for the matrix in `x @ proj`.
+    """A Linear that also stands for the matrix in `x @ proj` and in `torch.matmul(x, proj)`.
 
     Args:
         matrix: `(in, out)`, as it is multiplied from the right; it is stored transposed.
@@ -31,6 +33,21 @@ class Projection(nn.Linear):
     def __rmatmul__(self, x: Tensor) -> Tensor:
         output: Tensor = self(x)
         return output
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., object],
+        _types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Stands for the matrix where torch multiplies with it from the right."""
+        if func in (torch.matmul, Tensor.matmul, Tensor.__matmul__) and not kwargs:
+            x, module = args
+            if isinstance(module, cls):
+                return module(x)
+        return NotImplemented
 
 
 class PackedLinear(nn.Linear):

@@ -15,7 +15,8 @@ from bitfront.vlm.layers.attention import (
 from bitfront.vlm.layers.experts import called_experts, is_packed_mixture, packed_parameters
 from bitfront.vlm.layers.patches import CalledPatches, is_patch_projection
 
-_BARE_PROJECTIONS = ("proj", "text_projection")  # what open_clip multiplies as `x @ self.proj`
+# What open_clip multiplies as `x @ self.proj`, and Gemma 3 with torch.matmul.
+_BARE_PROJECTIONS = ("proj", "text_projection", "mm_input_projection_weight")
 
 
 def call_every_weight(model: nn.Module) -> dict[nn.Module, str]:

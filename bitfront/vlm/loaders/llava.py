@@ -1,6 +1,5 @@
 """transformers' LLaVA and LLaVA-NeXT, from a folder or the hub, weights in safetensors only."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,11 @@ from transformers import (
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from bitfront.errors import InvalidModel, InvalidSample, SpecError
+from bitfront.errors import InvalidModel, SpecError
 from bitfront.layers import Tower
 from bitfront.vlm.loaders.explained import explained
 from bitfront.vlm.loaders.probe import CAPTION, check_tokens, picture, refuse_empty
+from bitfront.vlm.loaders.prompts import check_length, check_places, tokenizer_json
 from bitfront.vlm.loaders.settings import (
     config_settings,
     processor_settings,
@@ -131,16 +131,7 @@ def load_text_processor(
         processor_settings(processor.image_processor, further),
         "" if model is None else config_settings(model.config),
     )
-    return TextProcessor(prepare, encode_answer, decode, settings, _tokenizer_json(tokenizer))
-
-
-def _tokenizer_json(tokenizer: object) -> str | None:
-    """The tokenizer as the package tokenizers writes it, without padding and truncation."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    content = json.loads(backend.to_str())
-    return json.dumps({**content, "padding": None, "truncation": None}, ensure_ascii=False)
+    return TextProcessor(prepare, encode_answer, decode, settings, tokenizer_json(tokenizer))
 
 
 def _complete(
@@ -238,27 +229,9 @@ def llava_model(
         return found.logits[:, -1], found.past_key_values
 
     def prepare(text: str, image: Image | None) -> Prompt:
-        places = text.count(IMAGE_TOKEN)
-        if image is not None and places == 0:
-            raise InvalidSample(
-                f"the prompt {text!r} has no image token, but its sample has an image: "
-                f"put {IMAGE_TOKEN} into data.prompt"
-            )
-        if image is not None and places > 1:
-            raise InvalidSample(
-                f"the prompt {text!r} has {places} image tokens, but its sample has one image: "
-                f"leave {IMAGE_TOKEN} out of the question"
-            )
-        if image is None and places:
-            raise InvalidSample(
-                f"the prompt {text!r} has an image token, but its sample has no image"
-            )
+        check_places(text, image)
         prompt = processor_texts.prepare(text, image)
-        if len(prompt.tokens) > most:
-            raise InvalidSample(
-                f"the prompt {text!r:.80} takes {len(prompt.tokens)} positions, but the decoder "
-                f"has {most}: shorten data.prompt or the question"
-            )
+        check_length(text, prompt.tokens, most)
         return prompt
 
     interface = GenerativeInterface(

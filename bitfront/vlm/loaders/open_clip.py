@@ -52,7 +52,7 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
         InvalidModel: The weights are of another model, or the file is no safe checkpoint.
     """
     model = _create(spec)
-    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
+    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP | open_clip.CoCa):
         raise InvalidModel(f"{spec.name} is a {type(model).__name__}, not a dual encoder")
     with explained("open_clip", f"make the tokenizer of {spec.name}"):
         tokenizer = open_clip.get_tokenizer(spec.name)
@@ -218,7 +218,9 @@ def _without_warnings() -> Iterator[None]:
         root.removeFilter(is_other)
 
 
-def _token_embedding(model: open_clip.CLIP | open_clip.CustomTextCLIP) -> nn.Embedding:
+def _token_embedding(
+    model: open_clip.CLIP | open_clip.CustomTextCLIP | open_clip.CoCa,
+) -> nn.Embedding:
     text = getattr(model, "text", model)
     if hasattr(text, "token_embedding"):
         embedding: nn.Embedding = text.token_embedding
@@ -228,7 +230,7 @@ def _token_embedding(model: open_clip.CLIP | open_clip.CustomTextCLIP) -> nn.Emb
 
 
 def open_clip_encoder(
-    model: open_clip.CLIP | open_clip.CustomTextCLIP,
+    model: open_clip.CLIP | open_clip.CustomTextCLIP | open_clip.CoCa,
     *,
     preprocess: Callable[[Image], Tensor],
     tokenize: Tokenize,
@@ -240,8 +242,8 @@ def open_clip_encoder(
     text = getattr(model, "text", model)
     embedding = _token_embedding(model)
     interface = DualEncoderInterface(
-        encode_images=model.encode_image,
-        encode_texts=model.encode_text,
+        encode_images=partial(model.encode_image, normalize=False),
+        encode_texts=partial(model.encode_text, normalize=False),
         preprocess=preprocess,
         tokenize=tokenize,
         token_embedding=embedding,

@@ -1,5 +1,9 @@
-"""transformers' CLIP, SigLIP and LLaVA, from a folder or the hub, weights in safetensors only."""
+"""transformers' dual encoders and models that write text, from a folder or the hub.
 
+Weights are read from safetensors only.
+"""
+
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,11 +17,18 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     CLIPModel,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     SiglipModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
 )
 
 from bitfront.errors import InvalidModel, MissingModel
@@ -28,6 +39,7 @@ from bitfront.vlm.loaders.files import (
     check_text_files,
     check_tokenizer_files,
 )
+from bitfront.vlm.loaders.image_text import image_text_model
 from bitfront.vlm.loaders.llava import (
     LLAVA_KINDS,
     Llava,
@@ -35,15 +47,28 @@ from bitfront.vlm.loaders.llava import (
     llava_model,
     load_text_processor,
 )
-from bitfront.vlm.loaders.probe import CAPTION, check_dual_encoder, check_tokens, refuse_empty
+from bitfront.vlm.loaders.naflex import packed_picture, unpacked_pictures
+from bitfront.vlm.loaders.probe import (
+    CAPTION,
+    check_dual_encoder,
+    check_tokens,
+    picture,
+    refuse_empty,
+)
 from bitfront.vlm.loaders.settings import config_settings, processor_settings, tokenizer_digest
 from bitfront.vlm.models.captions import Tokenize
 from bitfront.vlm.models.dual_encoder import DualEncoder, DualEncoderInterface
 from bitfront.vlm.models.generative import GenerativeModel
 from bitfront.vlm.models.prompted import CausalText, Packing
 from bitfront.vlm.models.settings import ModelSettings
+from bitfront.vlm.models.whole import Generating
 
-_KINDS = ("clip", "siglip")
+# Any other class that has features of pictures and of texts has the same signatures.
+Dual = CLIPModel | SiglipModel
+# Whose text towers look at padding, or are causal and never do.
+_WITHOUT_MASK = frozenset({"clip", "metaclip_2", "siglip", "siglip2"})
+# Rows of captions where neither model nor tokenizer is made for a length.
+_LONGEST = 77
 _COMPUTED = ("position_ids", "inv_freq")
 
 
@@ -56,7 +81,7 @@ class _LoadingInfo(TypedDict):
 
 
 def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | GenerativeModel:
-    """The CLIP, SigLIP, LLaVA or LLaVA-NeXT that the specification names.
+    """The dual encoder, or the model that writes text about pictures, that a job names.
 
     Raises:
         MissingModel: There is no such folder or hub name, or it has no safetensors weights.
@@ -76,16 +101,27 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | Ge
     if folder.is_dir():
         check_text_files(folder)
     with _explained(name):
-        kind = AutoConfig.from_pretrained(place, trust_remote_code=False).model_type
-    if kind not in (*_KINDS, *LLAVA_KINDS):
-        known = (*_KINDS, *LLAVA_KINDS)
-        raise InvalidModel(f"{name} is a {kind!r} model, but must be one of {known}")
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    writes = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if not writes and not is_dual_encoder(config):
+        raise InvalidModel(
+            f"{name} is a {config.model_type!r} model, which neither compares pictures with texts "
+            "as CLIP does nor writes text about them: 'bitfront models' lists what is known"
+        )
     if folder.is_dir():
         check_safetensors_folder(folder)
         check_tokenizer_files(folder)
-    if kind in LLAVA_KINDS:
-        return _load_llava(kind, place, spec, device)
-    return _load_dual_encoder(kind, place, spec, device)
+    if writes:
+        return _load_generative(config.model_type, place, spec, device)
+    return _load_dual_encoder(config.model_type, place, spec, device)
+
+
+def is_dual_encoder(config: PreTrainedConfig) -> bool:
+    """Whether transformers' model of a configuration has features of pictures and of texts."""
+    if type(config) not in MODEL_MAPPING:
+        return False
+    kind = MODEL_MAPPING[type(config)]
+    return hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")
 
 
 def _explained(name: str) -> AbstractContextManager[None]:
@@ -110,16 +146,24 @@ def _load_dual_encoder(kind: str, place: str, spec: ModelSpec, device: torch.dev
     with explained("transformers", f"make the tokenizer of {name}"):
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         refuse_empty(name, tokenizer)
-    length = model.config.text_config.max_position_embeddings
+    for part in ("text_model", "vision_model", "logit_scale"):
+        if not hasattr(model, part):
+            raise InvalidModel(
+                f"{name} is a {type(model).__name__} without {part}, so it is not known how its "
+                "pictures are compared with texts"
+            )
+    length = _context_length(kind, model, tokenizer)
     _choose_padding(kind, name, tokenizer)
 
     def preprocess(image: Image) -> Tensor:
         with explained("transformers", f"prepare an image for {name}"):
             given = images(images=image.convert("RGB"), return_tensors="pt")
+            if "spatial_shapes" in given:
+                return packed_picture(given)
             pixels: Tensor = given["pixel_values"]
         return pixels[0]
 
-    embedding = model.text_model.embeddings.token_embedding
+    embedding = model.text_model.get_input_embeddings()
 
     def tokenize(texts: Sequence[str]) -> Tensor:
         with explained("transformers", f"tokenize captions with {name}"):
@@ -141,10 +185,29 @@ def _load_dual_encoder(kind: str, place: str, spec: ModelSpec, device: torch.dev
     )
     with explained("transformers", f"run {name}"):
         encoder = transformers_encoder(
-            model.to(device), preprocess=preprocess, tokenize=tokenize, settings=settings
+            model.to(device),
+            preprocess=preprocess,
+            tokenize=tokenize,
+            settings=settings,
+            length=length,
+            padding=_masked_padding(kind, tokenizer),
         )
         check_dual_encoder(name, encoder)
     return encoder
+
+
+def _context_length(kind: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    positions = int(model.config.text_config.max_position_embeddings)
+    return (
+        positions if kind in _WITHOUT_MASK else min(positions, tokenizer.model_max_length, _LONGEST)
+    )
+
+
+def _masked_padding(kind: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that a text tower must not look at; None where it may."""
+    if kind in _WITHOUT_MASK or "attention_mask" not in tokenizer.model_input_names:
+        return None
+    return int(tokenizer.pad_token_id)
 
 
 def _choose_padding(kind: str, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -198,8 +261,10 @@ def _choose_end(
         )
 
 
-def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) -> GenerativeModel:
-    """A LLaVA, its weights read shard by shard straight to the device.
+def _load_generative(
+    kind: str, place: str, spec: ModelSpec, device: torch.device
+) -> GenerativeModel:
+    """A model that writes text, its weights read shard by shard straight to the device.
 
     Raises:
         InvalidModel: Its weights cannot be read, are incomplete or do not fit, or it names no
@@ -208,7 +273,10 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if spec.dtype != "auto":
         dtype = getattr(torch, spec.dtype)
-    load = cast("Callable[..., tuple[Llava, _LoadingInfo]]", LLAVA_KINDS[kind].from_pretrained)
+    load = cast(
+        "Callable[..., tuple[Generating, _LoadingInfo]]",
+        AutoModelForImageTextToText.from_pretrained,
+    )
     with _explained(spec.name):
         model, loading = load(
             place,
@@ -232,10 +300,13 @@ def _load_llava(kind: str, place: str, spec: ModelSpec, device: torch.device) ->
             f"{spec.name} ends answers with {end!r}, which is not one of its tokens (0 "
             f"to {rows - 1}): correct eos_token_id in its generation_config.json"
         )
-    processor_texts = load_text_processor(place, ends, model)
+    if kind not in LLAVA_KINDS:
+        return image_text_model(spec.name, place, model, ends)
+    llava = cast("Llava", model)
+    processor_texts = load_text_processor(place, ends, llava)
     with explained("transformers", f"run {spec.name}"):
-        loaded = llava_model(model, processor_texts, ends)
-        check_prompt(spec.name, model, loaded)
+        loaded = llava_model(llava, processor_texts, ends)
+        check_prompt(spec.name, llava, loaded)
     return loaded
 
 
@@ -266,29 +337,44 @@ def _check_loading(name: str, loading: _LoadingInfo) -> None:
 
 
 def transformers_encoder(
-    model: CLIPModel | SiglipModel,
+    model: Dual,
     *,
     preprocess: Callable[[Image], Tensor],
     tokenize: Tokenize,
     settings: ModelSettings | None = None,
+    length: int | None = None,
+    padding: int | None = None,
 ) -> DualEncoder:
     """The dual encoder of a transformers model that is already built.
 
-    No attention mask is given: CLIP is causal and pooled at the end of text, and SigLIP was
-    trained to attend to its padding.
+    CLIP gets no attention mask, since it is causal and pooled at the end of text, and SigLIP none,
+    since it was trained to attend to its padding.
+
+    Args:
+        model: The model.
+        preprocess: A picture to its pixels.
+        tokenize: Captions to rows of tokens.
+        settings: What these depend on; None where that is fixed.
+        length: Tokens in a row; None for as many as the text tower has positions.
+        padding: The token that the text tower must not look at; None where it may.
     """
     embeddings = model.vision_model.embeddings
-    channels = embeddings.patch_embedding.in_channels
-
+    shape: tuple[int, ...]
+    if "spatial_shapes" in inspect.signature(model.get_image_features).parameters:
+        shape = tuple(preprocess(picture()).shape)
+    else:
+        side = embeddings.image_size
+        shape = (embeddings.patch_embedding.in_channels, side, side)
+    assert len(shape) == 3
     interface = DualEncoderInterface(
         encode_images=partial(_encode_images, model),
-        encode_texts=partial(_encode_texts, model),
+        encode_texts=partial(_encode_texts, model, padding),
         preprocess=preprocess,
         tokenize=tokenize,
-        token_embedding=model.text_model.embeddings.token_embedding,
+        token_embedding=model.text_model.get_input_embeddings(),
         logit_scale=model.logit_scale,
-        image_shape=(channels, embeddings.image_size, embeddings.image_size),
-        context_length=model.text_model.embeddings.position_embedding.num_embeddings,
+        image_shape=shape,
+        context_length=length or model.text_model.config.max_position_embeddings,
         causal_text=_causal_text(model) if isinstance(model, CLIPModel) else None,
         settings=settings,
     )
@@ -296,13 +382,22 @@ def transformers_encoder(
 
 
 # Bound with `partial`, not closures: a copy of the dual encoder then runs its own module.
-def _encode_images(model: CLIPModel | SiglipModel, pixels: Tensor) -> Tensor:
-    features: Tensor = model.get_image_features(pixel_values=pixels).pooler_output
+def _encode_images(model: Dual, pixels: Tensor) -> Tensor:
+    takes_patches = "spatial_shapes" in inspect.signature(model.get_image_features).parameters
+    given = unpacked_pictures(pixels) if takes_patches else {"pixel_values": pixels}
+    get = cast("Callable[..., BaseModelOutputWithPooling]", model.get_image_features)
+    features = get(**given).pooler_output
+    assert isinstance(features, Tensor)
     return features
 
 
-def _encode_texts(model: CLIPModel | SiglipModel, tokens: Tensor) -> Tensor:
-    features: Tensor = model.get_text_features(input_ids=tokens).pooler_output
+def _encode_texts(model: Dual, padding: int | None, tokens: Tensor) -> Tensor:
+    given = {"input_ids": tokens}
+    if padding is not None:
+        given["attention_mask"] = (tokens != padding).long()
+    get = cast("Callable[..., BaseModelOutputWithPooling]", model.get_text_features)
+    features = get(**given).pooler_output
+    assert isinstance(features, Tensor)
     return features
 
 

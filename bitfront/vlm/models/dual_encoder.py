@@ -60,14 +60,21 @@ class DualEncoder(LayeredModel):
         pixels = torch.zeros(1, *interface.image_shape, device=device)
         tokens = torch.zeros(1, interface.context_length, dtype=torch.long, device=device)
 
-        def run_vision() -> None:
-            self._feature_width = int(interface.encode_images(pixels).shape[-1])
+        def run_vision() -> Tensor:
+            features = interface.encode_images(pixels)
+            self._feature_width = int(features.shape[-1])
+            return features
 
-        def run_text() -> None:
-            interface.encode_texts(tokens)
+        def run_text() -> Tensor:
+            return interface.encode_texts(tokens)
 
-        runs = {Tower.VISION: run_vision, Tower.TEXT: run_text}
-        super().__init__(model, interface.token_embedding, runs, interface.settings)
+        super().__init__(
+            model,
+            interface.token_embedding,
+            {Tower.VISION: run_vision, Tower.TEXT: run_text},
+            interface.settings,
+            results=(run_vision, run_text),
+        )
 
     @property
     def feature_width(self) -> int:

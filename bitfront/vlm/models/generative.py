@@ -1,7 +1,7 @@
 """A generative vision-language model with its layers: it answers questions about pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -24,11 +24,13 @@ class Prompt:
         tokens: `(length,)` int64, with a place for each token of the image.
         pixels: The image, `(c, h, w)` or, in several patches, `(p, c, h, w)`; None without one.
         size: Height and width of the picture, where the model wants to know them.
+        further: What else a model wants to know of the prompt, by its library's name.
     """
 
     tokens: Tensor
     pixels: Tensor | None = None
     size: tuple[int, int] | None = None
+    further: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,12 +44,33 @@ class QuestionBatch:
         answers: `(n, answer)` int64, each with its end.
         pixels: `(n, ...)`; None where the questions have no image.
         sizes: `(n, 2)` int64, height and width of the pictures; None where they do not matter.
+        further: What else a model wants to know of the prompts, `(n, ...)` each.
     """
 
     prompts: Int[Tensor, "n prompt"]
     answers: Int[Tensor, "n answer"]
     pixels: Tensor | None
     sizes: Int[Tensor, "n 2"] | None
+    further: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Prompt],
+        answers: Int[Tensor, "n answer"],
+        *,
+        with_pixels: bool = True,
+    ) -> "QuestionBatch":
+        """The batch of prompts of one shape; without their pixels where none will look."""
+        pixels = [p.pixels for p in prompts if with_pixels and p.pixels is not None]
+        sizes = [prompt.size for prompt in prompts if prompt.size is not None]
+        return cls(
+            torch.stack([prompt.tokens for prompt in prompts]),
+            answers,
+            torch.stack(pixels) if pixels else None,
+            torch.tensor(sizes) if sizes else None,
+            {name: torch.stack([p.further[name] for p in prompts]) for name in prompts[0].further},
+        )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -59,12 +82,14 @@ class QuestionBatch:
             self.answers[rows],
             None if self.pixels is None else self.pixels[rows],
             None if self.sizes is None else self.sizes[rows],
+            {name: value[rows] for name, value in self.further.items()},
         )
 
     def without_pixels(self) -> "QuestionBatch":
-        """The same with empty images, for runs that do not look at them."""
-        pixels = None if self.pixels is None else torch.zeros_like(self.pixels)
-        return QuestionBatch(self.prompts, self.answers, pixels, self.sizes)
+        """The same with other images, for runs that do not look at them."""
+        # Not zeros: some models take an image of zeros for none.
+        pixels = None if self.pixels is None else torch.ones_like(self.pixels)
+        return replace(self, pixels=pixels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +144,12 @@ class GenerativeModel(LayeredModel):
     The decoder reads a prompt's tokens, with the images' features in the places of the image
     tokens. A context, if there is one, stands after a row's first token: image and question keep
     their distance, which decoders care about. To the decoder its vectors are tokens like others.
+
+    Attributes:
+        has_features: Whether it can be run with given image features and a context.
     """
+
+    has_features = True
 
     def __init__(self, model: nn.Module, interface: GenerativeInterface) -> None:
         """Takes the model over.

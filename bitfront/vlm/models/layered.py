@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
 
 from jaxtyping import Float
@@ -13,10 +14,20 @@ from torch import Tensor, nn
 from bitfront.errors import InvalidModel, SpecError
 from bitfront.layers import Layer, LayerKind, Tower
 from bitfront.plan import digest
+from bitfront.vlm.layers.effect import without_effect
+from bitfront.vlm.layers.experts import has_called_experts
 from bitfront.vlm.layers.rewrite import call_every_weight
 from bitfront.vlm.layers.trace import Site, find_sites
 from bitfront.vlm.models.settings import ModelSettings
 from bitfront.vlm.models.weights_digest import model_identity
+
+
+class LeftReason(StrEnum):
+    """Why no plan quantizes a matrix."""
+
+    NOT_REACHED = "no sample runs through it"
+    WITHOUT_EFFECT = "nothing that the model gives depends on it"
+    NOT_MULTIPLIED = "it is looked up, added, or multiplied in a way that is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +37,12 @@ class LeftWeight:
     Attributes:
         name: Of its parameter.
         weights: The number of weights.
-        is_called: Whether it belongs to a Linear, Conv2d or the token embedding, which no sample
-            ran through; all others are looked up, added, or multiplied in a way not known.
+        reason: Why.
     """
 
     name: str
     weights: int
-    is_called: bool
+    reason: LeftReason
 
 
 class LayeredModel(ABC):
@@ -48,6 +58,7 @@ class LayeredModel(ABC):
         kept: Parameters that stay in 16 bits with their numbers of elements: norms, biases,
             positions, class embeddings, the logit scale, and what never runs.
         left: Those of `kept` that are matrices.
+        has_experts: Whether tokens go to some of several experts.
         buffers: The floating-point tensors that a checkpoint holds beside the parameters
             (batch norm statistics) with their numbers of elements.
         device: Where the model is.
@@ -67,6 +78,7 @@ class LayeredModel(ABC):
         runs: Mapping[Tower, Callable[[], object]],
         settings: ModelSettings | None = None,
         parts: Mapping[nn.Module, Tower] = MappingProxyType({}),
+        results: Sequence[Callable[[], Tensor]] = (),
     ) -> None:
         """Takes the model over.
 
@@ -76,6 +88,7 @@ class LayeredModel(ABC):
             runs: For each tower, what runs it on one empty sample.
             settings: What makes token ids and pixels.
             parts: As for `find_sites`.
+            results: What the model gives for one sample, where layers may run for nothing.
 
         Raises:
             InvalidModel: A weight is not finite, or the model cannot be rewritten.
@@ -101,12 +114,15 @@ class LayeredModel(ABC):
             if name not in aliases and tensor.is_floating_point()
         }
         names = call_every_weight(model)
+        self.has_experts = any(map(has_called_experts, model.modules()))
         wanted = {
             module: name
             for module, name in names.items()
             if not isinstance(module, nn.Embedding) or module is token_embedding
         }
         sites = find_sites(model, wanted, runs, parts)
+        unused = without_effect({site.layer.name: site.modules for site in sites}, results)
+        sites = [site for site in sites if site.layer.name not in unused]
         self._sites: dict[str, Site] = {site.layer.name: site for site in sites}
         self.layers: tuple[Layer, ...] = tuple(site.layer for site in sites)
         found: Counter[str] = Counter()
@@ -117,9 +133,10 @@ class LayeredModel(ABC):
         self.kept: Mapping[str, int] = {
             name: count - found[name] for name, count in sizes.items() if count > found[name]
         }
-        called = {name for name in wanted.values() if name not in self._sites}
+        reasons = dict.fromkeys(wanted.values(), LeftReason.NOT_REACHED)
+        reasons |= dict.fromkeys(unused, LeftReason.WITHOUT_EFFECT)
         self.left: tuple[LeftWeight, ...] = tuple(
-            LeftWeight(name, count, name in called)
+            LeftWeight(name, count, reasons.get(name, LeftReason.NOT_MULTIPLIED))
             for name, count in self.kept.items()
             if sum(size > 1 for size in shapes[name]) > 1
         )

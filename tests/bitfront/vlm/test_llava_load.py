@@ -442,7 +442,7 @@ def test_a_missing_processor_is_named(tmp_path: Path) -> None:
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
 
-    with pytest.raises(InvalidModel, match=r"is a 'bert' model.*'llava', 'llava_next'"):
+    with pytest.raises(InvalidModel, match="is a 'bert' model, which neither compares"):
         load_llava(tmp_path)
 
 

@@ -88,7 +88,7 @@ def test_every_command_is_listed_in_the_order_of_use() -> None:
     assert " ".join(listed) == (
         "init demo validate submit resume profile pause stop cancel delete list status watch logs "
         "front best show compare plot export export-optuna export-mlflow tune classify ask build "
-        "artefacts targets methods doctor schema completion serve"
+        "artefacts targets methods models doctor schema completion serve"
     )
 
 
