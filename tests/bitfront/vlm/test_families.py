@@ -181,8 +181,9 @@ def inputs(case: Case, row: int) -> dict[str, Tensor]:
     if "Qwen" in case.small.name:
         mark = f"<|vision_start|>{mark}<|vision_end|>"
     text = QUESTION.replace("<image>", mark)
-    given = processor(images=photo(row, 40, 30), text=text, return_tensors="pt")
-    return dict(given)
+    given = dict(processor(images=photo(row, 40, 30), text=text, return_tensors="pt"))
+    given.pop("labels", None)
+    return given
 
 
 def plain_logits(case: Case, plain: Any, row: int) -> Tensor:  # noqa: ANN401
