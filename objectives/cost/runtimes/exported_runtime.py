@@ -50,6 +50,8 @@ from objectives.cost.runtimes.stages import prompt_length
 T = TypeVar("T")
 
 _NAME: Final = "timed"
+_ANSWER: Final = 8
+"""Tokens of an answer whose writing is timed: each has a longer cache than the one before."""
 _PATCH: Final = (1, 2)
 _FLOAT_NBYTES: Final = 4
 _LINE: Final = 64  # bytes that a processor reads at once
@@ -194,10 +196,18 @@ class ExportedRuntime(ABC):
             group = input_group(self._quantizer)
             decoder = Decoder(folder, cache_form(parts.config["text"]), self._threads, group)
             tokens = np.zeros((batch_size, 1), np.int64)
-            _, state = decoder.after(
+            _, prompt = decoder.after(
                 decoder.embedded(tokens), decoder.empty(batch_size, length - 1)
             )
-            return self._timing.median(lambda: decoder.after(decoder.embedded(tokens), state))
+            states = [prompt]
+
+            def step() -> object:
+                """A token of an answer, which starts anew when it is long enough."""
+                logits, state = decoder.after(decoder.embedded(tokens), states[-1])
+                states[:] = [prompt] if len(states) == _ANSWER else [*states, state]
+                return logits, state
+
+            return self._timing.median(step)
 
     def _layer_seconds(self, layer: Layer, precision: Precision, batch_size: int) -> float:
         """The time of a layer's product for a batch, less that of calling a model."""
