@@ -21,6 +21,7 @@ from bitfront.job.document import (
     read_document,
 )
 from bitfront.job.error_messages import place_of, sentence
+from bitfront.job.paths import named_paths
 from bitfront.spec import (
     CLASS_LISTS,
     LOCAL_FOLDER,
@@ -193,24 +194,22 @@ def _without(content: Mapping[str, object], place: Place) -> Mapping[str, object
 
 
 def _relative_paths(spec: JobSpec) -> list[tuple[Place, str]]:
-    path = None if spec.data.source is DataSource.REFERENCE else spec.data.path
-    folder = spec.model.name.removeprefix(LOCAL_FOLDER) if _is_open_clip_folder(spec) else None
-    return [
-        (
-            (section, key),
-            f"{section}.{key}: {cut(repr(text))} starts at this machine's folder: write the "
-            "absolute path that the cluster's machines have",
-        )
-        for section, key, text in (
-            ("data", "path", path),
-            ("data", "images", spec.data.images),
-            *(("data", "splits", path) for path in spec.data.splits.given.values()),
-            ("data", "classes", spec.data.classes_file),
-            ("model", "name", folder),
-            ("tracking", "mlflow", spec.tracking.mlflow_file),
-        )
-        if text and not Path(text).is_absolute() and not _ADDRESS.match(text)
-    ]
+    found: list[tuple[Place, str]] = []
+    for place, text in named_paths(spec):
+        path = text.removeprefix(LOCAL_FOLDER)
+        may_be_no_path = place[0] == "model" and path == text
+        if (
+            path
+            and not may_be_no_path
+            and not Path(path).is_absolute()
+            and not _ADDRESS.match(path)
+        ):
+            mistake = (
+                f"{place_name(place)}: {cut(repr(path))} starts at this machine's folder: write "
+                "the absolute path that the cluster's machines have"
+            )
+            found.append((place, mistake))
+    return found
 
 
 def _replaced(content: Mapping[str, object], place: Place, value: object) -> dict[str, object]:

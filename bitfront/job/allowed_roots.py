@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from bitfront.errors import SpecError
-from bitfront.spec import LOCAL_FOLDER, DataSource, JobSpec, ModelSource
+from bitfront.job.document import place_name
+from bitfront.job.paths import named_paths
+from bitfront.spec import LOCAL_FOLDER, JobSpec
 
 VARIABLE: Final = "BITFRONT_ROOTS"
 
@@ -20,7 +22,7 @@ def check_allowed_roots(spec: JobSpec) -> None:
     Raises:
         SpecError: A path of the job lies elsewhere.
     """
-    for field, text in _paths(spec):
+    for field, text in _local_paths(spec):
         is_outside = bool(_roots()) and "://" in text  # an address lies in no folder
         if is_outside or not is_allowed(Path(text).expanduser()):
             raise SpecError(
@@ -43,22 +45,10 @@ def _roots() -> list[str]:
     return [root for root in os.environ.get(VARIABLE, "").split(os.pathsep) if root]
 
 
-def _paths(spec: JobSpec) -> Iterator[tuple[str, str]]:
+def _local_paths(spec: JobSpec) -> Iterator[tuple[str, str]]:
     """Every text of the job that is a path of this machine, with the field it is in."""
-    if spec.data.path and spec.data.source is not DataSource.REFERENCE:
-        yield "data.path", spec.data.path
-    for name, path in spec.data.splits.given.items():
-        yield f"data.splits.{name}", path
-    if spec.data.images is not None:
-        yield "data.images", spec.data.images
-    if spec.data.classes_file is not None:
-        yield "data.classes", spec.data.classes_file
-    if spec.tracking.mlflow_file is not None:
-        yield "tracking.mlflow", spec.tracking.mlflow_file
-    if spec.model.source is ModelSource.REFERENCE:
-        return
-    for field, text in (("model.name", spec.model.name), ("model.weights", spec.model.weights)):
-        local = (text or "").removeprefix(LOCAL_FOLDER)
-        # Other names are those of a hub, or of a library's own weights.
-        if text and (local != text or local.startswith((".", "~", "/")) or Path(local).exists()):
-            yield field, local
+    for place, text in named_paths(spec):
+        local = text.removeprefix(LOCAL_FOLDER)
+        is_given = local != text or local.startswith((".", "~", "/"))
+        if place[0] != "model" or is_given or Path(local).exists():
+            yield place_name(place), local

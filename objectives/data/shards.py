@@ -1,6 +1,7 @@
 """Webdataset shards: tar files of samples, listed by their headers and read member by member."""
 
 import json
+import math
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ _NAMES: Final = "classnames.txt"  # as CLIP_benchmark has them, beside the shard
 _TEXTS: Final = frozenset({"txt", "cls", "json"})
 _LARGEST_TEXT: Final = 1 << 20
 _BLOCK: Final = 512
+_MOST_SHARDS: Final = 1_000_000
 
 
 @dataclass(slots=True)
@@ -147,8 +149,13 @@ def list_shards(path: str) -> list[str]:
     """The addresses of shards: `{000..012}` stands for its numbers, and a folder for its tar files.
 
     Raises:
-        MissingData: There are none.
+        MissingData: There are none, or more than a data set has.
     """
+    count = math.prod(int(last) - int(first) + 1 for first, last in _RANGE.findall(path))
+    if count > _MOST_SHARDS:
+        raise MissingData(
+            f"{path} names {count:,} shards, and {_MOST_SHARDS:,} are the most: correct its numbers"
+        )
     found = _RANGE.search(path)
     if found is not None:
         first, last = found.groups()

@@ -12,7 +12,8 @@ from bitfront.errors import SpecError
 from bitfront.job import Examined, examine_job
 from bitfront.job.allowed_roots import check_allowed_roots
 from bitfront.job.document import Place, cut, one_line, place_name
-from bitfront.spec import DataSource, JobSpec, ModelSource
+from bitfront.job.paths import named_paths
+from bitfront.spec import JobSpec
 from service.http.problems import Mistake, Refused
 
 JSON_TYPES: Final = frozenset({"application/json"})
@@ -122,7 +123,7 @@ def mistakes_of(
 
 def _strange_paths(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     """What is wrong with paths for coming from elsewhere: they need what only a person has."""
-    for place, text in _paths(spec):
+    for place, text in named_paths(spec):
         name = place_name(place)
         if "$" in text:
             yield place, f"{name}: {cut(repr(text))} names a variable: write the path itself"
@@ -136,30 +137,12 @@ def _strange_paths(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             yield place, f"{name}: {cut(repr(text))} starts at no folder: write an absolute path"
 
 
-def _paths(spec: JobSpec) -> Iterator[tuple[Place, str]]:
-    data, model = spec.data, spec.model
-    if data.source is not DataSource.REFERENCE and data.path:
-        yield ("data", "path"), data.path
-    for name, path in data.splits.given.items():
-        yield ("data", "splits", name), path
-    if data.images is not None:
-        yield ("data", "images"), data.images
-    if data.classes_file is not None:
-        yield ("data", "classes"), data.classes_file
-    if spec.tracking.mlflow_file is not None:
-        yield ("tracking", "mlflow"), spec.tracking.mlflow_file
-    if model.source is not ModelSource.REFERENCE:
-        yield ("model", "name"), model.name
-        if model.weights is not None:
-            yield ("model", "weights"), model.weights
-
-
 def _outside(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     try:
         check_allowed_roots(spec)
     except SpecError as error:
-        section, _, rest = str(error).partition(".")
-        yield (section, rest.partition(":")[0]), str(error)
+        field, _, _ = str(error).partition(":")
+        yield (*field.split("."),), str(error)
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -391,5 +391,5 @@ def test_the_paths_of_splits_and_images_lie_beside_the_job(tmp_path: Path) -> No
     with pytest.raises(SpecError, match=r"line 7: data.splits: the file .*none.jsonl does not ex"):
         load_job(job)
     job.write_text(text)
-    with pytest.raises(SpecError, match=r"line 7: data.splits: 'test.jsonl' starts at this machin"):
+    with pytest.raises(SpecError, match=r"line 7: data.splits.test: 'test.jsonl' starts at this"):
         load_job(job, elsewhere=True)

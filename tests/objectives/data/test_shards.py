@@ -246,3 +246,8 @@ def test_a_job_names_shards_from_its_own_folder_and_a_preview_counts_them(tmp_pa
     assert spec.data.path == str(tmp_path / "test" / "{0..1}.tar")
     notes = preview_data(spec.data, None).notes
     assert notes[0] == "12 samples in 2 shards, of 3 classes"
+
+
+def test_more_shards_than_a_data_set_has_are_a_mistake() -> None:
+    with pytest.raises(MissingData, match=r"names 10,000,000,000 shards"):
+        list_shards("train/{0..99999}/{0..99999}.tar")
