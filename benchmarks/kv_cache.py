@@ -1,0 +1,139 @@
+"""What rounding the KV cache of the bundled LLaVA costs, before and after the rotary embedding.
+
+For each seed of the samples, channels of keys and levels are fitted on the calibration questions,
+and the test questions are answered with keys and values as they are read back; weights and inputs
+stay in full precision.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.kv_cache --seeds 0,1,2,3,4
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import product
+from typing import Final
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bitfront.layers import Tower
+from bitfront.quant.kv_cache import KvFormat, keys_nbytes, values_nbytes
+from bitfront.spec import REFERENCE_LLAVA, DataSpec, ModelSpec
+from bitfront.vlm import GenerativeModel, QuestionBatch, load_model
+from bitfront.vlm.kv_rounding import KvRounding, KvSettings, fit_cache, show_cache
+from objectives.data.answers import parse
+from objectives.data.questions import QuestionTask, load_questions
+from objectives.data.split_name import SplitName
+from objectives.execution.similarity import divergence_nats
+
+BITS: Final = (2, 3, 4, 8)
+KINDS: Final = {
+    "uniform": (0.0, True),
+    "k-means": (0.0, False),
+    "k-means, 4 % apart": (0.04, False),
+}
+CONTEXT_TOKENS: Final = 8000
+
+
+def settings_of(bits: int, kind: str, *, is_rotated: bool) -> KvSettings:
+    """Keys and values alike."""
+    outliers, is_uniform = KINDS[kind]
+    form = KvFormat(bits, outliers, is_uniform)
+    return KvSettings(form, form, is_rotated)
+
+
+def loss_of(model: GenerativeModel, batch: QuestionBatch) -> Callable[[], Tensor]:
+    """The cross-entropy of a batch's right answers."""
+
+    def loss() -> Tensor:
+        logits = model.answer_logits(batch).flatten(0, 1)
+        return functional.cross_entropy(logits, batch.answers.flatten())
+
+    return loss
+
+
+def answered(
+    task: QuestionTask, rounding: KvRounding | None, split: SplitName
+) -> tuple[float, Tensor]:
+    """The share of questions that are answered wrongly, and the logits at the right answers."""
+    model, questions = task.model, task.split(split)
+    wrong, logits = 0, []
+    with nullcontext() if rounding is None else rounding.on(model), torch.no_grad():
+        for number, places in enumerate(questions.batches):
+            batch = questions.read(number)
+            expected = model.answer_logits(batch)
+            logits.append(expected.flatten(0, 1))
+            # Where each token of the right answer is the most probable, it is what is written.
+            others = (expected.argmax(dim=-1) != batch.answers).any(dim=-1).nonzero().flatten()
+            written = model.generate(batch.pick(others), task.answer_tokens) if len(others) else []
+            for place, tokens in zip(places[others].tolist(), written, strict=True):
+                text = model.decode(tokens) if model.has_ended(tokens) else ""
+                wrong += not task.judge(split, place, parse(text, task.answer_pattern))
+    return wrong / len(questions), torch.cat(logits)
+
+
+def cache_nbytes(model: GenerativeModel, settings: KvSettings) -> int:
+    """Bytes of all layers' caches at the stated length of the context."""
+    widths = [
+        layer.rows
+        for layer in model.layers
+        if layer.tower is Tower.LANGUAGE and layer.name.endswith(".k_proj.weight")
+    ]
+    return sum(
+        keys_nbytes(settings.keys, width, CONTEXT_TOKENS)
+        + values_nbytes(settings.values, width, CONTEXT_TOKENS)
+        for width in widths
+    )
+
+
+@click.command()
+@click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Of the samples.")
+@click.option("--test", default=100, show_default=True, help="Questions that are answered.")
+def main(seeds: str, test: int) -> None:
+    """Prints a row for each setting: means over the seeds, and the deviation of one."""
+    torch.set_num_threads(1)
+    model = load_model(ModelSpec.model_validate({"source": "reference", "name": REFERENCE_LLAVA}))
+    assert isinstance(model, GenerativeModel)
+    found: dict[tuple[str, int, bool], tuple[list[float], list[float]]] = {}
+    full: list[float] = []
+    for seed in map(int, seeds.split(",")):
+        samples = {"calibration": 64, "tuning": 1, "selection": 1, "test": test}
+        data = {"source": "reference", "samples": samples, "seed": seed}
+        task = load_questions(DataSpec.model_validate(data), model)
+        split = task.split(SplitName.CALIBRATION)
+        losses = [loss_of(model, split.read(number)) for number in range(len(split.batches))]
+        error, reference = answered(task, None, SplitName.TEST)
+        full.append(error)
+        shown = {turned: show_cache(model, losses, is_rotated=turned) for turned in (False, True)}
+        for kind, bits, is_rotated in product(KINDS, BITS, (False, True)):
+            settings = settings_of(bits, kind, is_rotated=is_rotated)
+            rounding = fit_cache(shown[is_rotated], settings)
+            error, logits = answered(task, rounding, SplitName.TEST)
+            nats = divergence_nats(reference, logits)
+            errors, divergences = found.setdefault((kind, bits, is_rotated), ([], []))
+            errors.append(error)
+            divergences.append(nats)
+    held = cache_nbytes(model, settings_of(16, "uniform", is_rotated=False))
+    print(f"16 bits | {spread(full)} | | {held}")
+    print("levels | bits | keys | error in % | divergence in nats | bytes at 8,000 tokens")
+    for (kind, bits, is_rotated), (errors, divergences) in found.items():
+        held = cache_nbytes(model, settings_of(bits, kind, is_rotated=is_rotated))
+        where = "after" if is_rotated else "before"
+        shown_nats = f"{np.mean(divergences):.4f} ± {deviation(divergences):.4f}"
+        print(f"{kind} | {bits} | {where} | {spread(errors)} | {shown_nats} | {held}")
+
+
+def spread(errors: Sequence[float]) -> str:
+    """Mean and deviation in percent."""
+    return f"{100 * np.mean(errors):.1f} ± {100 * deviation(errors):.1f}"
+
+
+def deviation(values: Sequence[float]) -> float:
+    """That of one; 0 where there is one only."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    main()
