@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +28,12 @@ from objectives.data.splits import HELD_NBYTES, fingerprint, sources_of, split_s
 from objectives.data.task import Task
 from objectives.execution.streams import QuestionStream, Stream
 
+_WITHOUT_QUESTIONS: Final = {
+    DataSource.IMAGE_FOLDER: "a folder of images",
+    DataSource.CAPTIONS: "a caption file",
+    DataSource.TABLE: "a table of labels or captions",
+    DataSource.WEBDATASET: "a webdataset",
+}
 REFERENCE_PROMPT = "<image> {}"
 
 
@@ -269,10 +276,9 @@ def load_questions(
             drawn = ReferenceQuestions(name.value, count, spec.seed)
             splits[name] = QuestionSplit(name, model, drawn, range(count), spec)
         return QuestionTask(model, splits, spec.answer_pattern, spec.answer_tokens)
-    if spec.source in (DataSource.IMAGE_FOLDER, DataSource.CAPTIONS):
-        data = "a folder of images" if spec.source is DataSource.IMAGE_FOLDER else "a caption file"
+    if spec.source in _WITHOUT_QUESTIONS:
         raise SpecError(
-            f"{data} has no questions, but the model is generative: "
+            f"{_WITHOUT_QUESTIONS[spec.source]} has no questions, but the model is generative: "
             "set data.source to questions or datasets"
         )
     sources = sources_of(spec, open_question_source)

@@ -28,8 +28,8 @@ BUNDLED: Final = "bundled"
 @click.option("--weights", help="Of an open_clip name: a pretrained tag or a checkpoint file.")
 @click.option(
     "--data",
-    help="bundled, a folder with one sub-folder a class, a file of questions or captions, or a "
-    "folder of 'datasets'.",
+    help="bundled, a folder with one sub-folder a class, a file of questions or captions, a "
+    "table, webdataset shards, or a folder of 'datasets'.",
 )
 @click.option(
     "--task",

@@ -26,6 +26,7 @@ _BUNDLED: Final = {
     REFERENCE_CLIP: REFERENCE_CLIP,
     REFERENCE_LLAVA: REFERENCE_LLAVA,
 }
+_TABLES: Final = frozenset({".csv", ".tsv", ".parquet", ".pq"})
 _PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 _BUNDLED_SAMPLES: Final = "{calibration: 96, tuning: 512, selection: 512, test: 1024}"
 _BUNDLED_CAPTIONS: Final = "{calibration: 96, tuning: 200, selection: 200, test: 200}"
@@ -211,12 +212,16 @@ def _task(first: FirstJob, path: Path | None = None) -> list[str]:
 
 def _recognised(path: Path, task: str | None) -> tuple[DataSource, int | None]:
     """What kind of data there is, and how many samples; None where that takes a library to know."""
+    if path.is_file() and path.suffix.lower() in _TABLES:
+        return DataSource.TABLE, None
+    if path.suffix.lower() == ".tar" or any(path.glob("*.tar")):
+        return DataSource.WEBDATASET, None
     if path.is_file():
         if path.suffix.lower() not in (".jsonl", ".json"):
             raise SpecError(
                 f"{path} is not a file of questions or captions: such a file is JSON Lines with "
                 "question, answers and image, or with image and captions, and its name ends in "
-                ".jsonl"
+                ".jsonl; tables end in .csv, .tsv or .parquet, shards in .tar"
             )
         with path.open("rb") as file:
             first = file.readline().strip()

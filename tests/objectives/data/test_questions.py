@@ -434,6 +434,16 @@ BAD_SPECS: dict[str, tuple[dict[str, object], type[BitfrontError], str]] = {
         SpecError,
         "a folder of images has no questions.*set data.source to questions or datasets",
     ),
+    "a table": (
+        {"source": DataSource.TABLE},
+        SpecError,
+        "a table of labels or captions has no questions.*set data.source to questions",
+    ),
+    "shards": (
+        {"source": DataSource.WEBDATASET},
+        SpecError,
+        "a webdataset has no questions.*set data.source to questions",
+    ),
 }
 
 

@@ -192,6 +192,23 @@ def test_a_bundled_task_gets_as_many_samples_as_it_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "source"),
+    [("pets.csv", "table"), ("pets.parquet", "table"), ("0.tar", "webdataset"), ("", "webdataset")],
+)
+def test_tables_and_shards_are_known_by_their_names(name: str, source: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / (name or "0.tar")).write_text("image,label\n")
+    path = tmp_path / "job.yaml"
+
+    given = ["--model", "ViT-B-32", "--weights", "laion2b_s34b_b79k", "--data", str(folder / name)]
+    result = run("init", str(path), *given, "--yes")
+
+    assert result.exit_code == 0, result.output
+    assert load_job(path).data.source == source
+
+
+@pytest.mark.parametrize(
     ("given", "sentence"),
     [
         (
