@@ -271,7 +271,8 @@ class StreamRunner:
     def _find_joints(self, given: Stream) -> list[_Joint]:
         """The places where a run can be taken up again, each one tried on some samples.
 
-        A place counts if a run that starts there gives the same bits as a whole one, twice.
+        A place counts if a run that starts there gives the same bits as a whole one, twice, and
+        raises nothing.
         """
         candidates = self._candidates(given.towers)
         seen: dict[nn.Module, list[Tensor]] = {joint.modules[-1]: [] for joint in candidates}
@@ -285,9 +286,12 @@ class StreamRunner:
             outputs = seen[joint.modules[-1]]
             if len(outputs) != 1 or len(outputs[0]) % samples:
                 continue
-            with joint.skipped(outputs[0]):
-                probed = slice(_PROBED_SAMPLES)
-                again = [given.run(0, rows=probed, stand_in=True) for _ in range(2)]
+            probed = slice(_PROBED_SAMPLES)
+            try:
+                with joint.skipped(outputs[0]):
+                    again = [given.run(0, rows=probed, stand_in=True) for _ in range(2)]
+            except (RuntimeError, TypeError, ValueError):
+                continue  # a block that takes or gives more than one tensor of one shape
             if all(torch.equal(features, whole) for features in again):
                 joints.append(replace(joint, sample_nbytes=outputs[0].nbytes // samples))
         return joints
@@ -306,7 +310,8 @@ class StreamRunner:
                 if scope != tower.value and scope in modules:
                     own += (modules[scope],)
                     found.append(_Joint(own, before, frozenset(names), sample_nbytes=0))
-            before += own
+            # What a projector gives has another shape than what it takes, so it always runs.
+            before += () if tower is Tower.PROJECTOR else own
         return found
 
 

@@ -90,6 +90,8 @@ class PreemptionHandler:
 
 
 def node_is_draining() -> bool:
-    """Whether Ray was told that this node will go away soon."""
+    """Whether Ray was told that this node will go away soon; never without Ray."""
+    if not ray.is_initialized():
+        return False
     node = ray.get_runtime_context().get_node_id()
     return node in cluster_state.get_draining_nodes()
