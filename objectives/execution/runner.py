@@ -52,7 +52,8 @@ class _Joint:
         try:
             yield
         finally:
-            for module in (*self.before, *self.modules):
+            # A block whose layers do not all run in a row is there more than once.
+            for module in {*self.before, *self.modules}:
                 del module.forward
 
 
