@@ -101,15 +101,27 @@ def _save_open_clip(
     return save
 
 
+def _letters() -> Saved:
+    """A tokenizer of letters: that of SigLIP 2 takes a whole text for one word."""
+    codes = {mark: code for code, mark in enumerate(("<pad>", "<eos>", "<bos>", "<unk>"))}
+    codes |= {letter: len(codes) + code for code, letter in enumerate("abcdefghijklmnoprstuvwz.▁")}
+    built: Saved = hf.Siglip2Tokenizer(vocab=codes, merges=[])
+    return built
+
+
 def _save_dual(
-    model: Callable[[], Saved], images: Callable[[], Saved], *, start: bool = True
+    model: Callable[[], Saved],
+    images: Callable[[], Saved],
+    *,
+    start: bool = True,
+    words: Callable[[], Saved] | None = None,
 ) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         built: Any = model()
         fill(built)
         built.save_pretrained(folder)
         images().save_pretrained(folder)
-        tokenizer(12, start=start).save_pretrained(folder)
+        (tokenizer(12, start=start) if words is None else words()).save_pretrained(folder)
 
     return save
 
@@ -491,12 +503,19 @@ SMALL_MODELS: Final = (
         _save_dual(
             lambda: hf.Siglip2Model(
                 hf.Siglip2Config(
-                    text_config={**TEXT, "projection_size": 24},
+                    text_config={
+                        **TEXT,
+                        "projection_size": 24,
+                        "vocab_size": 29,
+                        "max_position_embeddings": 32,
+                        "eos_token_id": 1,
+                        "bos_token_id": 2,
+                    },
                     vision_config={**VISION, "num_patches": 9},
                 )
             ),
             lambda: hf.Siglip2ImageProcessor(patch_size=PATCH, max_num_patches=9),
-            start=False,
+            words=_letters,
         ),
     ),
     _dual(

@@ -164,7 +164,9 @@ def dual_outputs(case: Case, plain: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN4
     images = transformers.AutoImageProcessor.from_pretrained(case.folder)  # type: ignore[no-untyped-call]  # theirs
     given = images(images=[photo(seed, 40, 30) for seed in range(2)], return_tensors="pt")
     tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder)
-    padded = tokenizer(list(CAPTIONS), padding="max_length", max_length=12, return_tensors="pt")
+    length = case.model.context_length
+    padded = tokenizer(list(CAPTIONS), padding="max_length", max_length=length, return_tensors="pt")
+    assert not torch.equal(*padded["input_ids"])
     words = {"input_ids": padded["input_ids"]}
     if plain.config.model_type in ("altclip", "chinese_clip"):
         words["attention_mask"] = padded["attention_mask"]
