@@ -39,7 +39,16 @@ from workers.scheduling.worker_config import WorkerConfig
 BITS: Final = (2.25, 2.5, 3.0, 3.5, 4.0)
 # The share of all cells that an adaptive profile may measure.
 SHARES: Final = (0.05, 0.15)
-SCORES: Final = ("gauss_newton", "fisher", "gradient", "entropy")
+SCORES: Final = (
+    "gauss_newton",
+    "fisher",
+    "gradient",
+    "entropy",
+    "loss_delta",
+    "lim",
+    "zd",
+    "masked",
+)
 
 Run = dict[str, object]
 
@@ -101,7 +110,9 @@ def run(spec: JobSpec) -> dict[str, Run]:
             values.append(known[plan])
         points = np.array([(one["error"], one["nbytes"]) for one in values])
         found[name] = {
-            "cells": 0 if name in SCORES else sum(not cell.is_estimate for cell in measured.cells),
+            "cells": 0
+            if name in SCORES and name != "loss_delta"
+            else sum(not cell.is_estimate for cell in measured.cells),
             "seconds": seconds,
             "spearman": float(
                 spearmanr(list(true.values()), [errors[place] for place in true]).statistic

@@ -185,6 +185,24 @@ METHODS: Final = (
     ),
     Method("profile.measure", "entropy", "relative output error times the entropy of Q-VLM, Eq 5"),
     Method(
+        "profile.measure",
+        "loss_delta",
+        "divergence beyond that of the all-8-bit model: CalibTIP, arXiv:2006.10518",
+    ),
+    Method(
+        "profile.measure", "lim", "relative error times what a block changes: LIM, arXiv:2406.17415"
+    ),
+    Method(
+        "profile.measure",
+        "zd",
+        "relative error by the weights' z-scores, without samples: ZD, arXiv:2406.17415",
+    ),
+    Method(
+        "profile.measure",
+        "masked",
+        "relative error times what a random mask does: OHQ, arXiv:2309.01945",
+    ),
+    Method(
         "search",
         "program",
         "integer program over cells, as in HAWQ-V3, arXiv:2011.10680",

@@ -56,6 +56,10 @@ class ErrorMeasure(StrEnum):
     FISHER = "fisher"
     GAUSS_NEWTON = "gauss_newton"
     ENTROPY = "entropy"
+    LOSS_DELTA = "loss_delta"
+    LIM = "lim"
+    ZD = "zd"
+    MASKED = "masked"
 
 
 class CellSelection(StrEnum):

@@ -25,6 +25,7 @@ class FullPrecisionReference:
         runner: What runs the streams; it knows all activations between blocks.
         streams: The calibration samples, each tower in one of them.
         outputs: What each stream gives, by its key.
+        seed: Of what is drawn.
     """
 
     def __init__(self, task: Task, switch: PlanSwitch, seed: int) -> None:
@@ -34,7 +35,7 @@ class FullPrecisionReference:
         self.runner = StreamRunner(task.model, switch)
         self.streams = task.streams(SplitName.CALIBRATION)
         self.outputs = {stream.key: self.runner.run(stream, FULL_PLAN) for stream in self.streams}
-        self._seed = seed
+        self.seed = seed
 
     def stream(self, tower: Tower) -> Stream:
         """The stream that runs through a tower."""
@@ -58,7 +59,7 @@ class FullPrecisionReference:
         a gradient, divided by the number of predictions, has the Fisher information as its
         mean (the cross terms between predictions have mean zero).
         """
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self.seed)
         for _ in range(draws):
             output = self.outputs[stream.key].clone().requires_grad_()
             with torch.enable_grad():

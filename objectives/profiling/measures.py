@@ -3,7 +3,7 @@
 `output_kl`, `gradient`, `fisher` and `gauss_newton` estimate the same thing, the divergence of
 the model's output in nats: the first measures it, the others expand it to second order around
 full precision, at the block's output, at its weights and inputs, and along the change of its
-layers' outputs. `entropy` is relative.
+layers' outputs. `loss_delta` measures it around 8 bits. The others are relative.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,10 @@ from objectives.profiling.entropy import measure_entropies
 from objectives.profiling.fisher import FisherError
 from objectives.profiling.full_precision import DRAWS, FULL_PLAN, FullPrecisionReference
 from objectives.profiling.gauss_newton import GaussNewtonError
+from objectives.profiling.layerwise import layer_input_modification, z_score_distribution
+from objectives.profiling.loss_delta import LossDelta
+from objectives.profiling.masked import masked_sensitivity
+from objectives.profiling.relative import RelativeError
 
 ENTROPY_BITS = 4
 
@@ -179,3 +183,11 @@ def build_measure(
             return GaussNewtonError(reference, space)
         case ErrorMeasure.ENTROPY:
             return EntropyWeightedOutput(reference)
+        case ErrorMeasure.LOSS_DELTA:
+            return LossDelta(reference, space)
+        case ErrorMeasure.LIM:
+            return RelativeError(reference, layer_input_modification)
+        case ErrorMeasure.ZD:
+            return RelativeError(reference, z_score_distribution)
+        case ErrorMeasure.MASKED:
+            return RelativeError(reference, masked_sensitivity)

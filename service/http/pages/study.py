@@ -26,11 +26,16 @@ from storage.records import EventKind
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
-_MEASURES: Final = {
+MEASURES: Final = {
     ErrorMeasure.OUTPUT_KL: "KL divergence of the output, in nats",
     ErrorMeasure.GRADIENT: "block's output error weighted by its gradient",
     ErrorMeasure.FISHER: "output error weighted by the Fisher information",
+    ErrorMeasure.GAUSS_NEWTON: "squared change of the log-likelihood, in nats",
     ErrorMeasure.ENTROPY: "output error weighted by the entropy",
+    ErrorMeasure.LOSS_DELTA: "KL divergence beyond that of 8 bits, in nats",
+    ErrorMeasure.LIM: "relative error weighted by what a block changes",
+    ErrorMeasure.ZD: "relative error weighted by the spread of the weights",
+    ErrorMeasure.MASKED: "relative error weighted by what a mask does",
 }
 _LIMITED: Final = ("nbytes", "latency_s", "token_s", "error")
 _LOG_LINES: Final = 40
@@ -118,5 +123,5 @@ def sensitivity(request: Request, study: StudyName, service: ServiceDependency) 
         study=study,
         has_profile=has_profile,
         correlation=record.correlation,
-        measure=_MEASURES[ErrorMeasure(json.loads(record.spec_json)["profile"]["measure"])],
+        measure=MEASURES[ErrorMeasure(json.loads(record.spec_json)["profile"]["measure"])],
     )

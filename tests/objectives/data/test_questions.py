@@ -596,7 +596,10 @@ def test_cells_are_measured_on_questions_with_and_without_images(
             for bits in (2, 4, 8)
         ]
         assert errors == sorted(errors, reverse=True)
-        assert errors[-1] > 0
+        # To the all-8-bit model 8 bits add nothing.
+        assert (
+            errors[-1] > 0 if kind is not ErrorMeasure.LOSS_DELTA else errors[0] > errors[-1] == 0
+        )
 
 
 def test_calibration_without_any_image_is_refused(tmp_path: Path, model: GenerativeModel) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from bitfront.spec import ErrorMeasure
+from service.http.pages.study import MEASURES
 from service.http.session import safe_path
 from tests.support.served import served
 
@@ -179,3 +181,7 @@ def test_a_wheel_has_all_that_the_pages_are_made_of() -> None:
 
     assert {path for part in parts for path in part.iterdir()} == shipped
     assert len(shipped) > 20
+
+
+def test_every_measure_of_cells_has_its_words() -> None:
+    assert set(MEASURES) == set(ErrorMeasure)
