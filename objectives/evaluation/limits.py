@@ -33,6 +33,11 @@ def refuse_limits(spec: JobSpec, model: LayeredModel) -> None:
             f"profile.measure: {measure.value} compares what layers give, and in a mixture of "
             f"experts tokens go to others under a plan: write {ErrorMeasure.OUTPUT_KL.value}"
         )
+    if len(spec.space.clips) > 1:
+        raise SpecError(
+            "space.clips: clips are chosen by what layers give, and in a mixture of experts tokens "
+            "go to others under a plan: write one clip"
+        )
 
 
 def left_notes(model: LayeredModel) -> tuple[str, ...]:
