@@ -48,7 +48,7 @@ class TransformersClassifier:
         self.classes: list[str] = card["classes"]
         self.class_features = load_file(folder / "classes.safetensors")["features"]
         self.model: Any = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
+            folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
         )
         self._unpack()
 
@@ -98,7 +98,7 @@ class TransformersAnswerer:
         self.card = card
         self.ends: frozenset[int] = frozenset(card["ends"])
         self.model: Any = LlavaForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
+            folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
         )
         self._words = exported_model.Words(folder, card)
 

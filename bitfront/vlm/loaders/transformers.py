@@ -273,19 +273,17 @@ def _load_generative(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if spec.dtype != "auto":
         dtype = getattr(torch, spec.dtype)
-    load = cast(
-        "Callable[..., tuple[Generating, _LoadingInfo]]",
-        AutoModelForImageTextToText.from_pretrained,
-    )
     with _explained(spec.name):
-        model, loading = load(
+        loaded_with_info = AutoModelForImageTextToText.from_pretrained(
             place,
+            trust_remote_code=False,
             use_safetensors=True,
             dtype=dtype,
             device_map={"": device},
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    model, loading = cast("tuple[Generating, _LoadingInfo]", loaded_with_info)
     _check_loading(spec.name, loading)
     end = model.generation_config.eos_token_id
     if end is None:

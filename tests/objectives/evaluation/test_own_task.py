@@ -232,7 +232,7 @@ def test_recovery_and_measure_are_refused(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as refused:
         load_job(file)
     assert "data.measure: accuracy is not for caption_pairs: leave it out" in str(refused.value)
-    assert "space.recovery: P4Q trains" in str(refused.value)
+    assert "space.recovery: a recovery is trained" in str(refused.value)
     with pytest.raises(SpecError, match=r"space\.recovery"):
         Evaluator.from_spec(job(pairs)).evaluate(Configuration(Plan(()), Recovery()))
 
