@@ -33,7 +33,7 @@ BUNDLED: Final = "bundled"
 )
 @click.option(
     "--task",
-    type=click.Choice([task.name for task in TASKS]),
+    type=click.Choice([str(task.name) for task in TASKS]),
     help="What the model does.  [default: the usual one for model and data]",
 )
 @click.option("--max-nbytes", type=Size(), metavar="SIZE", help="Largest checkpoint, such as 60MB.")

@@ -6,7 +6,6 @@ from typing import Final
 
 import click
 
-from bitfront.families import FAMILIES
 from service.commands.formats import TEXT_OR_JSON
 from service.views.tables import table
 
@@ -20,6 +19,8 @@ def models(form: str) -> None:
 
     The layers of a generic one are found by running it; 'bitfront validate' says what is left.
     """
+    from bitfront.families import FAMILIES  # takes a while to import
+
     if form == "json":
         for family in FAMILIES:
             click.echo(json.dumps(asdict(family)))
