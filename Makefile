@@ -1,4 +1,4 @@
-.PHONY: all setup demo check test test-all test-runtimes chaos format lint types imports quick reference wheel browser docs
+.PHONY: all setup demo check test test-cluster test-runtimes test-all chaos format lint types imports quick reference wheel browser docs
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -34,12 +34,17 @@ browser:
 	command -v chromium >/dev/null || { apt-get update && \
 		apt-get install --yes --no-install-recommends chromium; }
 
+# Continuous integration runs these three tiers, and each test is in one of them.
 test: $(STAMP)
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not ray and not runtime and not slow and not gpu"
 
-# What runs exported models in their runtimes; 'make test' runs it too.
+# What runs exported models in their runtimes.
 test-runtimes: $(STAMP)
-	$(PYTEST) -m "runtime and not slow"
+	$(PYTEST) -m "runtime and not ray and not slow and not gpu"
+
+# What starts Ray: drivers, workers and nodes that come, go and are killed.
+test-cluster: $(STAMP)
+	$(PYTEST) -m "ray and not slow and not gpu"
 
 test-all: $(STAMP)
 	$(PYTEST)
