@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from bitfront.samples import RACE_SHARES, SampleResults
 
 SIGNIFICANCE: Final = 0.05
-"""How often a trial is stopped that is no worse than its rival, over all parts."""
+"""The probability, over all parts, of stopping a trial that is no worse than its rival."""
 
 
 @dataclass(frozen=True, slots=True)

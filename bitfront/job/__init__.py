@@ -275,7 +275,7 @@ def _shards_path(document: Document, path: str) -> str:
     folder, _, name = whole.rpartition("/") if brace else (path, "", "")
     found = _found(document, folder or ".")
     if not found.exists():
-        raise SpecError(f"there are no shards at {found}")
+        raise SpecError(f"there is no shard or folder at {found}")
     return str(found / f"{name}{{{rest}") if brace else str(found)
 
 

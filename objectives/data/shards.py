@@ -220,7 +220,9 @@ def _read_shard(shard: str) -> Iterator[_Packed]:
                 yield packed
             _refuse_cut(shard, file, tar.offset)
     except FileNotFoundError as error:
-        raise MissingData(f"there is no shard {shard}: set data.path to those that are") from error
+        raise MissingData(
+            f"the shard {shard} does not exist: set data.path to shards that do"
+        ) from error
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InvalidSample(
             f"the shard {shard} cannot be read to its end ({error}): copy or write it again"
@@ -247,7 +249,7 @@ def _members(
                 yield key, suffix, file.read(member.size).decode()
             except UnicodeDecodeError as error:
                 raise InvalidSample(
-                    f"the sample {key!r} of {shard} has a .{suffix} that is no text in UTF-8 "
+                    f"the sample {key!r} of {shard} has a .{suffix} that is not UTF-8 text "
                     f"({error}): correct it"
                 ) from error
 

@@ -73,7 +73,7 @@ class OwnScorer(Scorer):
 
 
 def refuse_recovery() -> NoReturn:
-    """Refuses P4Q.
+    """Refuses a recovery.
 
     Raises:
         SpecError: Always.

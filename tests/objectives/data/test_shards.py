@@ -195,7 +195,7 @@ BAD: dict[str, tuple[dict[str, bytes], type, str]] = {
     "text that is none": (
         {"a.png": picture(0), "a.txt": b"\xff\xfe\x00"},
         ShardCaptions,
-        "is no text in UTF-8",
+        "is not UTF-8 text",
     ),
     "nothing": ({}, ShardLabels, "have no samples"),
 }
@@ -229,7 +229,7 @@ def test_an_image_that_does_not_decode_is_named_with_key_and_shard(tmp_path: Pat
 def test_what_is_not_there_is_said_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match=r"has no shards: set data\.path to a folder with"):
         list_shards(str(tmp_path))
-    with pytest.raises(MissingData, match=r"there is no shard .*9\.tar"):
+    with pytest.raises(MissingData, match=r"the shard .*9\.tar does not exist"):
         ShardLabels(spec_of(tmp_path / "9.tar"))
     with pytest.raises(MissingData, match="cannot be opened: Protocol not known"):
         ShardLabels(spec_of("nowhere://x"))

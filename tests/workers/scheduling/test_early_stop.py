@@ -361,7 +361,9 @@ def test_only_the_samplers_trials_are_raced_against_those_before_them(
 
     assert driver.scheduler.race(program) == Race()
     expected = {(number, bits * 5.0) for number, bits in enumerate((2, 3, 4, 8)) if asked}
-    assert {(one.number, *one.costs) for one in race.rivals} == expected, "recoveries are no rivals"
+    assert {(one.number, *one.costs) for one in race.rivals} == expected, (
+        "recoveries are never rivals"
+    )
     again = Driver(store, tmp_path, spec)
     assert again.scheduler.race(attempt) == race
 
