@@ -203,11 +203,16 @@ METHODS: Final = (
         "relative error times what a random mask does: OHQ, arXiv:2309.01945",
     ),
     Method(
-        "search",
+        "search.allocator",
         "program",
         "integer program over cells, as in HAWQ-V3, arXiv:2011.10680",
         "hypervolume 0.72815 with 100 budgets, each a trial",
         _SEARCH,
+    ),
+    Method(
+        "search.allocator",
+        "greedy",
+        "greedy steps by the error that a saved unit costs: MPTQ-ViT, arXiv:2401.14895",
     ),
     Method(
         "search.sampler",

@@ -99,6 +99,12 @@ class KnapsackItems:
         order = np.lexsort((self.error, self.cost, self.block))
         return order[self.first[:-1]]
 
+    @cached_property
+    def most_precise(self) -> Integers:
+        """The choice of least error; among equally good cells the one of least cost."""
+        order = np.lexsort((self.cost, self.error, self.block))
+        return order[self.first[:-1]]
+
     def least(self, values: Floats) -> Floats:
         """The least of one value a cell, block by block (values in the last dimension)."""
         return np.minimum.reduceat(values, self.first[:-1], axis=-1)

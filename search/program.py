@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import fsum
 
 import numpy as np
 
 from bitfront.errors import InfeasibleBudget
 from bitfront.profile import Cell, Resource
+from search.allocator import Allocator, Solution
 from search.branch_and_bound import Row, minimise, objective_tolerance
 from search.knapsack import solve_knapsack
 from search.knapsack_items import Integers, KnapsackItems
@@ -17,48 +17,8 @@ from search.resources import Limit, amount_of
 from search.side_constraints import SideConstraint
 
 
-@dataclass(frozen=True, slots=True)
-class Solution:
-    """One cell for each block.
-
-    Attributes:
-        choice: Block name to its cell.
-        error: Summed error of the cells.
-        cost: What they take of the budget's resource, in whole units.
-        proven: Whether no better one exists, up to round-off (of the solver, where several
-            limits bind); false only on profiles whose errors are all but linear in cost, and
-            where the solver's time ran out.
-        least_error: Where proven, no choice within the limits has a smaller error.
-    """
-
-    choice: Mapping[str, Cell]
-    error: float
-    cost: int
-    proven: bool
-    least_error: float
-
-    @classmethod
-    def of(
-        cls, items: KnapsackItems, choice: Integers, *, proven: bool = True, tolerance: float = 0.0
-    ) -> "Solution":
-        """The solution of a choice of cell numbers, one a block."""
-        cells = [items.cells[number] for number in choice]
-        error = items.total_error(choice)
-        return cls(
-            choice=dict(zip(items.names, cells, strict=True)),
-            error=error,
-            cost=items.total_cost(choice),
-            proven=proven,
-            least_error=max(0.0, error - tolerance),
-        )
-
-    def amount(self, resource: Resource) -> float:
-        """What the cells take of a resource, in its own unit; what was not measured counts 0."""
-        return fsum(cell.amount(resource) or 0.0 for cell in self.choice.values())
-
-
 @dataclass(frozen=True, eq=False)
-class Program:
+class Program(Allocator):
     """The multiple-choice knapsack over a profile's cells.
 
     A budget of one resource varies from question to question; the limits hold for all. With the
@@ -168,26 +128,20 @@ class Program:
         choice, proven = solve_knapsack(self.items, self.relaxation, most)
         if self.holds_sides(choice):
             return Solution.of(self.items, choice, proven=proven), proven
-        rows = [Row(self.items.cost, most), *self._side_rows()]
-        answer = minimise(self.items, self.items.error, rows)
+        answer = minimise(self.items, self.items.error, self.rows(budget))
         if answer.choice is None:
             return None, answer.proven
         tolerance = objective_tolerance(self.items.error)
         solution = Solution.of(self.items, answer.choice, proven=answer.proven, tolerance=tolerance)
         return solution, answer.proven
 
-    def proxy_front(self, budgets: Sequence[int]) -> list[Solution]:
-        """The optima at several budgets, without repeats, cheapest first."""
-        solutions: list[Solution] = []
-        for budget in sorted(budgets):
-            solution = self.solve(budget)
-            if not solutions or solution.choice != solutions[-1].choice:
-                solutions.append(solution)
-        return solutions
-
     def holds_sides(self, choice: Integers) -> bool:
         """Whether a choice is within all limits on other resources than the budget's."""
         return all(side.holds(choice) for side in self.sides)
+
+    def rows(self, budget: int) -> list[Row]:
+        """What a plan within a budget and the limits holds, in whole units."""
+        return [Row(self.items.cost, self._within(budget).most), *self._side_rows()]
 
     def _side_rows(self) -> list[Row]:
         return [Row(side.cost, side.most) for side in self.sides]

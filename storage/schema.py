@@ -42,6 +42,7 @@ REVISIONS = (
     "0029",
     "0030",
     "0031",
+    "0032",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -182,6 +182,7 @@ DECISIONS: Final = MappingProxyType(
             f"constraints.{figure.limit}": _enters(Key.EVALUATION) if figure.on_demand else _LIMIT
             for figure in FIGURES
         },
+        "search.allocator": _PROPOSALS,
         "search.sampler": _PROPOSALS,
         # Of trainings.
         "search.seed": _enters(Key.BOUNDS, Key.EVALUATION, Key.FEATURES, Key.VISION_CHECKPOINT),

@@ -18,7 +18,14 @@ from bitfront.spec.profile import (
     VisionSpec,
 )
 from bitfront.spec.quantizer import QuantizerSpec, RangeKind, Rounding, Target
-from bitfront.spec.search import MOST_WORKERS, ConstraintSpec, Sampler, SearchSpec, StopSpec
+from bitfront.spec.search import (
+    MOST_WORKERS,
+    AllocatorKind,
+    ConstraintSpec,
+    Sampler,
+    SearchSpec,
+    StopSpec,
+)
 from bitfront.spec.section import AUTO, ErrorShare, Nbytes, Section
 from bitfront.spec.space import DistilSpace, RecoverySpace, SpaceSpec
 from bitfront.spec.tracking import SQLITE, TrackingSpec, tracking_uri
@@ -32,6 +39,7 @@ __all__ = [
     "REFERENCE_LLAVA",
     "SQLITE",
     "STUDY_NAME",
+    "AllocatorKind",
     "CellSelection",
     "ClipSearchKind",
     "ConstraintSpec",

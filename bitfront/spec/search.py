@@ -36,12 +36,20 @@ class Sampler(StrEnum):
     RANDOM = "random"
 
 
+class AllocatorKind(StrEnum):
+    """Who makes plans of cells: the exact program, or a greedy walk."""
+
+    PROGRAM = "program"
+    GREEDY = "greedy"
+
+
 MOST_WORKERS: Final = 4096
 
 
 class SearchSpec(Section):
     """The sampler, its seed, and the pruning of its space.
 
+    `allocator`: who makes plans of cells; what is proven is always about the program.
     `epsilon`: an option stays in the space if some plan that uses it is within this share
     of the optimal proxy error at some budget.
     `from_bits` and `to_bits`: the budget axis, in mean bits per searched weight.
@@ -60,6 +68,7 @@ class SearchSpec(Section):
     `warm_start`: earlier studies of the same model, whose fronts are tried first.
     """
 
+    allocator: AllocatorKind = AllocatorKind.PROGRAM
     sampler: Sampler = Sampler.TPE
     seed: int = Field(0, ge=0)
     workers: int = Field(2, ge=1, le=MOST_WORKERS)

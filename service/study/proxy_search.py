@@ -16,13 +16,15 @@ from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Cell, Profile, Resource
 from bitfront.samples import SampleResults
-from bitfront.spec import JobSpec
+from bitfront.spec import AllocatorKind, JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
+from search.allocator import Allocator, Solution
 from search.correction import Correction, Place, correct
 from search.correlation import rank_correlation, rank_interval
+from search.greedy import Greedy
 from search.knapsack_items import KnapsackItems, by_block
 from search.options import undominated
-from search.program import Program, Solution
+from search.program import Program
 from search.prune import PrunedSpace, budget_axis, prune
 from search.refine import MeasuredPlan, Refiner
 from search.relaxation import Relaxation
@@ -82,9 +84,15 @@ class ProxySearch:
         self._limits = job_limits(spec, profile)
         self._program = Program.of(self._cells, self._axis_resource, self._limits)
         self._budgets = self._axis()
-        self.solutions = self._program.proxy_front(self._budgets)
+        self.solutions = self._allocator(self._program).proxy_front(self._budgets)
         self.pruned = self._prune(spec.search.epsilon)
         self.space = self._space(self.pruned)
+
+    def _allocator(self, program: Program) -> Allocator:
+        """Who makes plans of a program's cells."""
+        if self._spec.search.allocator is AllocatorKind.GREEDY:
+            return Greedy(program)
+        return program
 
     def _worthy(self) -> dict[str, list[Cell]]:
         """The cells that no other one of their block beats in all that the job counts."""
@@ -223,9 +231,10 @@ class ProxySearch:
         """
         costs = [solution.cost for solution in self.solutions]
         program, is_corrected = self._corrected_program(trials)
+        allocator = self._allocator(program)
         if is_corrected:
             for cost in costs:
-                yield self._proposal(program.solve(cost))
+                yield self._proposal(allocator.solve(cost))
         gaps = [_gap(low, high) for low, high in pairwise(costs)]
         heapify(gaps)
         made, learns_at = 0, 0
@@ -235,9 +244,9 @@ class ProxySearch:
                 continue
             middle = min(max(round(math.sqrt(max(low, 1) * high)), low + 1), high - 1)
             if made >= learns_at:
-                program, _ = self._corrected_program(trials)
+                allocator = self._allocator(self._corrected_program(trials)[0])
                 learns_at = max(made + 1, math.ceil(made * _GROWTH))
-            solution = program.solve(middle)
+            solution = allocator.solve(middle)
             if solution.cost > low:
                 heappush(gaps, _gap(low, solution.cost))
                 made += 1

@@ -132,6 +132,7 @@ INDEPENDENT = {
     *(f"search.{name}" for name in ("budgets", "from_bits", "to_bits", "min_correlation")),
     *(f"search.{name}" for name in ("max_attempts", "checkpoint_s", "warm_start", "correct_cells")),
     *(
+        "search.allocator",
         "search.race",
         "search.refine",
         "stop.trials",

@@ -9,7 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from bitfront.methods import METHODS, Method
-from bitfront.spec import ClipSearchKind, ErrorMeasure, RangeKind, Rounding, Sampler, Target
+from bitfront.spec import (
+    AllocatorKind,
+    ClipSearchKind,
+    ErrorMeasure,
+    RangeKind,
+    Rounding,
+    Sampler,
+    Target,
+)
 from service.cli import main
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results.md"
@@ -23,6 +31,7 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results.md"
         ("quantizer.ranges", RangeKind),
         ("profile.measure", ErrorMeasure),
         ("profile.clip_search", ClipSearchKind),
+        ("search.allocator", AllocatorKind),
         ("search.sampler", Sampler),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from bitfront.errors import InfeasibleBudget, UnavailableDevice
 from bitfront.layers import Block, Layer, LayerKind, Tower
-from bitfront.plan import Option, Plan
+from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import Cell, Profile, Resource
 from bitfront.samples import SampleResults
@@ -371,3 +371,23 @@ def test_what_is_trained_comes_after_what_is_not(
 
     assert list(dict.fromkeys(trained)) == kinds
     assert trained == sorted(trained, key=kinds.index)
+
+
+def test_the_greedy_walk_makes_the_plans_where_it_is_asked_for() -> None:
+    settings = {"budgets": 9, "prune": False}
+    profile = make_profile()
+    exact = ProxySearch(make_spec(search=settings), profile)
+    search = ProxySearch(make_spec(search={**settings, "allocator": "greedy"}), profile)
+
+    assert search._budgets == exact._budgets
+    assert [s.choice for s in search.solutions] != [s.choice for s in exact.solutions]
+    assert not any(solution.proven for solution in search.solutions)
+    for solution in search.solutions:
+        assert exact._program.solve(solution.cost).error <= solution.error * (1 + 1e-9)
+    further = [seed.configuration.digest for seed in search.further_seeds()]
+    walked = {
+        Configuration(search._plan(search._allocator(exact._program).solve(b))).digest
+        for b in range(exact._program.floor, exact._program.ceiling + 1)
+    }
+    assert further
+    assert set(further) <= walked
