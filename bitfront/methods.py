@@ -211,6 +211,11 @@ METHODS: Final = (
     ),
     Method(
         "search.allocator",
+        "pairwise",
+        "quadratic program with pairs of neighbouring blocks: CLADO, arXiv:2307.05657",
+    ),
+    Method(
+        "search.allocator",
         "greedy",
         "greedy steps by the error that a saved unit costs: MPTQ-ViT, arXiv:2401.14895",
     ),

@@ -75,6 +75,22 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class PairTerm:
+    """What options of two neighbouring blocks do beside one another.
+
+    Attributes:
+        first: A cell of one block.
+        second: A cell of the next block.
+        interaction: By how much the error with both exceeds the sum of their errors, in the
+            unit of the cells; negative where they cancel.
+    """
+
+    first: Cell
+    second: Cell
+    interaction: float
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A model's layers, blocks and cells.
 
@@ -84,6 +100,7 @@ class Profile:
         cells: Every cell that was measured or, where so asked, estimated, block by block.
         fixed_nbytes: Bytes that no option changes (norms, biases, positions).
         fixed_times: Seconds that no option changes, by the name of the time that is measured.
+        pairs: What options of neighbouring blocks do beside one another, where so asked.
     """
 
     layers: tuple[Layer, ...]
@@ -91,6 +108,7 @@ class Profile:
     cells: tuple[Cell, ...]
     fixed_nbytes: int
     fixed_times: Mapping[str, float] = field(default_factory=dict)
+    pairs: tuple[PairTerm, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

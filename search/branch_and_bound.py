@@ -1,5 +1,8 @@
 """The multi-dimensional multiple-choice knapsack, given to HiGHS through PuLP.
 
+Terms of pairs are linearised: a variable for each pair of cells of two blocks, whose sums over one
+block are the variables of the other's cells. Where those are 0 or 1, so are their products.
+
 HiGHS computes in double precision and holds a row but for a tolerance. Rows and the objective
 are scaled so that its tolerances mean little, every choice that it names is checked in whole
 numbers, and one that breaks a limit all the same is forbidden by name and the solver asked again.
@@ -11,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 import pulp
+from numpy.typing import NDArray
 
 from search.knapsack_items import Floats, Integers, KnapsackItems
 
@@ -36,6 +40,26 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
+class Pair:
+    """What two blocks add to the objective beside what each adds alone.
+
+    Attributes:
+        first: A block's number.
+        second: Another one's.
+        terms: One row a cell of the first block, one column a cell of the second.
+    """
+
+    first: int
+    second: int
+    terms: Floats
+
+    def of(self, items: KnapsackItems, choice: Integers) -> float:
+        """What a choice adds."""
+        row, column = (choice[block] - items.first[block] for block in (self.first, self.second))
+        return float(self.terms[row, column])
+
+
+@dataclass(frozen=True, eq=False)
 class Answer:
     """What HiGHS found.
 
@@ -54,11 +78,13 @@ def objective_tolerance(objective: Floats) -> float:
     return float(objective.max()) / _SCALE * _TOLERANCE * len(objective)
 
 
-def minimise(items: KnapsackItems, objective: Floats, rows: Sequence[Row]) -> Answer:
-    """The choice of the least summed objective within the rows."""
+def minimise(
+    items: KnapsackItems, objective: Floats, rows: Sequence[Row], pairs: Sequence[Pair] = ()
+) -> Answer:
+    """The choice of the least summed objective, with what pairs add, within the rows."""
     if any(_room(items, row) < 0 for row in rows):
         return Answer(None, proven=True)
-    problem, chosen = _posed(items, objective, rows, pulp.LpInteger)
+    problem, chosen = _posed(items, objective, rows, pulp.LpInteger, pairs)
     for _ in range(_QUESTIONS):
         problem.solve(_solver())
         if problem.sol_status == pulp.LpSolutionInfeasible:
@@ -112,7 +138,11 @@ def _solver() -> pulp.LpSolver:
 
 
 def _posed(
-    items: KnapsackItems, objective: Floats, rows: Sequence[Row], kind: str
+    items: KnapsackItems,
+    objective: Floats,
+    rows: Sequence[Row],
+    kind: str,
+    pairs: Sequence[Pair] = (),
 ) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
     """The program as PuLP has it, with one variable a cell."""
     problem = pulp.LpProblem("plan", pulp.LpMinimize)
@@ -123,7 +153,14 @@ def _posed(
     chosen = [
         problem.add_variable(f"x{number}", 0, int(fit), cat=kind) for number, fit in enumerate(fits)
     ]
-    problem.setObjective(_weighted(objective / _objective_unit(objective), chosen))
+    unit = _objective_unit(
+        np.concatenate([objective, *(abs(pair.terms.ravel()) for pair in pairs)])
+    )
+    weighted = _weighted(objective / unit, chosen)
+    for number, pair in enumerate(pairs):
+        both = _products(problem, items, chosen, number, pair)
+        weighted += _weighted(pair.terms.ravel() / unit, both.ravel().tolist())
+    problem.setObjective(weighted)
     for start, end in pairwise(items.first.tolist()):
         problem += pulp.lpSum(chosen[start:end]) == 1
     for number, row in enumerate(rows):
@@ -134,6 +171,34 @@ def _posed(
             _row_name(number),
         )
     return problem, chosen
+
+
+def _products(
+    problem: pulp.LpProblem,
+    items: KnapsackItems,
+    chosen: Sequence[pulp.LpVariable],
+    number: int,
+    pair: Pair,
+) -> NDArray[np.object_]:
+    """The variables of a pair, in the shape of its terms, with what makes them products."""
+    rows, columns = (
+        chosen[items.first[block] : items.first[block + 1]] for block in (pair.first, pair.second)
+    )
+    both = np.array(
+        [
+            [
+                problem.add_variable(f"y{number}_{row}_{column}", 0, 1)
+                for column in range(len(columns))
+            ]
+            for row in range(len(rows))
+        ],
+        dtype=np.object_,
+    )
+    for row, variable in enumerate(rows):
+        problem += pulp.lpSum(both[row].tolist()) == variable
+    for column, variable in enumerate(columns):
+        problem += pulp.lpSum(both[:, column].tolist()) == variable
+    return both
 
 
 def _row_name(number: int) -> str:

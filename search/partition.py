@@ -1,7 +1,7 @@
 """The partition: neighbouring layers that depend on each other form a block (Q-VLM, Eqs 6, 7)."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from statistics import fmean
 
 from bitfront.layers import Block, Layer, LayerKind
@@ -34,6 +34,11 @@ def partition(
         groups += _GROUPINGS[spec.granularity](tuple(tower), entropies, spec)
     joined = _joined(groups, ties)
     return tuple(Block(_name(group), group[0].tower, _names(group)) for group in joined)
+
+
+def neighbouring(blocks: Sequence[Block]) -> list[tuple[Block, Block]]:
+    """The pairs of blocks of one tower that follow each other."""
+    return [(one, other) for one, other in pairwise(blocks) if one.tower == other.tower]
 
 
 def _joined(groups: Sequence[Layers], ties: Ties) -> list[Layers]:

@@ -15,8 +15,10 @@ from bitfront.objective import TIMES, Objective
 from bitfront.spec import (
     REFERENCE_CLIP,
     REFERENCE_LLAVA,
+    AllocatorKind,
     CellSelection,
     DataSource,
+    ErrorMeasure,
     Granularity,
     JobSpec,
     ModelSource,
@@ -38,6 +40,11 @@ from bitfront.tasks import (
 )
 
 _UNQUANTIZED: Final = 16
+_MEASURES_OF_PAIRS: Final = (
+    ErrorMeasure.OUTPUT_KL,
+    ErrorMeasure.LOSS_DELTA,
+    ErrorMeasure.GAUSS_NEWTON,
+)
 _MEASURES_ALL: Final = "every cell is measured: leave it out, or set profile.cells: adaptive"
 _DEVICE: Final = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
@@ -83,6 +90,11 @@ def _is_set(spec: JobSpec, place: Place) -> bool:
     assert section is not None
     value: object = getattr(section, name)
     return bool(value != type(section).model_fields[name].default)
+
+
+def _has_pairs(spec: JobSpec) -> bool:
+    """Whether neighbouring blocks are measured together."""
+    return spec.search.allocator is AllocatorKind.PAIRWISE
 
 
 def _is_adaptive(spec: JobSpec) -> bool:
@@ -270,6 +282,11 @@ DEPENDENT: Final = {
         lambda job: _vision(job).error_weight > 0,
         "it weighs a part of what error_weight: 0 leaves out: leave it out too",
     ),
+    "search.correct_cells": _Dependent(
+        lambda job: not _has_pairs(job),
+        "search.allocator: pairwise measures what blocks do together, which is what plans would "
+        "correct: leave one of them out",
+    ),
     "search.epsilon": _Dependent(
         lambda job: job.search.prune, "search.prune: false prunes nothing: leave one of them out"
     ),
@@ -312,8 +329,27 @@ def _contradictions(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             f"search.gpus_per_worker: workers take {search.gpus_per_worker:g} GPUs each, but "
             "model.device: cpu uses none: leave one of them out",
         )
+    yield from _impossible_pairs(spec)
     yield from _impossible_widths(spec)
     yield from undeployable(spec)
+
+
+def _impossible_pairs(spec: JobSpec) -> Iterator[tuple[Place, str]]:
+    """Pairs of blocks where errors are estimates, or a sum over layers whatever is beside them."""
+    if not _has_pairs(spec):
+        return
+    if _is_adaptive(spec):
+        yield (
+            ("search", "allocator"),
+            "search.allocator: pairwise compares what was measured, and profile.cells: adaptive "
+            "leaves estimates: leave one of them out",
+        )
+    if spec.profile.measure not in _MEASURES_OF_PAIRS:
+        yield (
+            ("search", "allocator"),
+            "search.allocator: pairwise asks what two blocks do together, which profile.measure: "
+            f"{spec.profile.measure} does not see: set {' or '.join(_MEASURES_OF_PAIRS)}",
+        )
 
 
 def _of_another_task(spec: JobSpec) -> Iterator[tuple[Place, str]]:

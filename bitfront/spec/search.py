@@ -37,9 +37,13 @@ class Sampler(StrEnum):
 
 
 class AllocatorKind(StrEnum):
-    """Who makes plans of cells: the exact program, or a greedy walk."""
+    """Who makes plans of cells.
+
+    The exact program, the same with what neighbouring blocks do together, or a greedy walk.
+    """
 
     PROGRAM = "program"
+    PAIRWISE = "pairwise"
     GREEDY = "greedy"
 
 
@@ -49,7 +53,8 @@ MOST_WORKERS: Final = 4096
 class SearchSpec(Section):
     """The sampler, its seed, and the pruning of its space.
 
-    `allocator`: who makes plans of cells; what is proven is always about the program.
+    `allocator`: who makes plans of cells; what is proven is always about the program. With
+    `pairwise` the options of neighbouring blocks are measured together too, a cell each.
     `epsilon`: an option stays in the space if some plan that uses it is within this share
     of the optimal proxy error at some budget.
     `from_bits` and `to_bits`: the budget axis, in mean bits per searched weight.

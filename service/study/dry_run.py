@@ -8,10 +8,10 @@ from dataclasses import fields, replace
 from bitfront.choices import layer_precisions
 from bitfront.layers import Block, Layer
 from bitfront.plan import Configuration, Distillation, Option, Plan, Recovery
-from bitfront.spec import CellSelection, JobSpec, RecoverySpace
+from bitfront.spec import AllocatorKind, CellSelection, JobSpec, RecoverySpace
 from search.keep import check_keep
 from search.options import block_options
-from search.partition import partition
+from search.partition import neighbouring, partition
 from search.ties import ties_of
 from service.study.room import trials_nbytes
 from service.views.dry_run import DryRun
@@ -101,9 +101,14 @@ def _count_cells(
 ) -> int:
     """The most cells that are measured: of every option of every block, and of layers alone.
 
-    Where only those are measured that the program uses, `max_passes` limits them.
+    Where pairs count, every two options of neighbouring blocks are cells too. Where only those
+    are measured that the program uses, `max_passes` limits them.
     """
     joint = sum(map(len, options.values()))
+    if spec.search.allocator is AllocatorKind.PAIRWISE:
+        joint += sum(
+            len(options[one.name]) * len(options[other.name]) for one, other in neighbouring(blocks)
+        )
     if spec.profile.cells is CellSelection.ADAPTIVE:
         return min(joint, spec.profile.max_passes or joint)
     known = {layer.name: layer for layer in layers}

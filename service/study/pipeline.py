@@ -160,9 +160,10 @@ class Run:
         proxy_search = ProxySearch(self._spec, profile)
         self._store.save_options(self.lease, proxy_search.option_records())
         measured = sum(not cell.is_estimate for cell in profile.cells)
+        pairs = f" and {len(profile.pairs):,} pairs of them" if profile.pairs else ""
         self._reporter.note(
             f"{len(profile.layers)} layers in {len(profile.blocks)} blocks, {measured:,} of their "
-            f"options measured; {len(proxy_search.solutions)} plans are tried first"
+            f"options{pairs} measured; {len(proxy_search.solutions)} plans are tried first"
         )
         for note in proxy_search.notes:
             self._reporter.note(note)

@@ -3,16 +3,17 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from bitfront.identity.identities import CellKey, Identities
 from bitfront.identity.keys import cell_key
 from bitfront.layers import Block, Layer
 from bitfront.plan import Option
-from bitfront.profile import Cell, Profile
-from bitfront.spec import CellSelection, JobSpec
+from bitfront.profile import Cell, PairTerm, Profile
+from bitfront.spec import AllocatorKind, CellSelection, JobSpec
 from search.cell_estimates import Place, corrected, most_used, place_of
 from search.options import block_options, screen, undominated
-from search.partition import partition
+from search.partition import neighbouring, partition
 from search.resources import counted_resources, measured_cells
 from search.ties import ties_of
 from service.study.clip_search import Clipping, has_clips
@@ -123,7 +124,8 @@ def measure_profile(
     """Partitions the model and measures its cells; what is stored is not measured again.
 
     Where all cells are measured, single layers come first; they predict which joint options of a
-    block are worth measuring (`ProfileSpec.slack`).
+    block are worth measuring (`ProfileSpec.slack`). Pairs of blocks come last, where the
+    program asks for them.
     """
     ties = ties_of(spec.target, model_info.layers)
     blocks = partition(model_info.layers, model_info.entropies, spec.partition, ties)
@@ -157,7 +159,11 @@ def measure_profile(
         for name, clipped in measuring.cells("cells with clips", work).items():
             found[name] |= clipped
     cells = [found[block.name][option] for block in blocks for option in found[block.name]]
-    return _profile(model_info, blocks, cells)
+    profile = _profile(model_info, blocks, cells)
+    if spec.search.allocator is not AllocatorKind.PAIRWISE:
+        return profile
+    worthy_cells = {name: _worthy(spec, known) for name, known in found.items()}
+    return replace(profile, pairs=_measure_pairs(measuring, blocks, worthy_cells))
 
 
 def _profile(model_info: ModelInfo, blocks: Sequence[Block], cells: Sequence[Cell]) -> Profile:
@@ -212,6 +218,35 @@ def _worthy(spec: JobSpec, cells: Mapping[Option, Cell]) -> list[Cell]:
     resources = counted_resources(spec)
     known = [cell for cell in cells.values() if not cell.is_estimate]
     return undominated(measured_cells(known, resources), resources)
+
+
+def _measure_pairs(
+    measuring: _Measuring, blocks: Sequence[Block], worthy: Mapping[str, Sequence[Cell]]
+) -> tuple[PairTerm, ...]:
+    """Every two undominated options of neighbouring blocks of a tower, measured together.
+
+    The two are measured as one block of their layers, and kept as such.
+    """
+    neighbours = neighbouring(blocks)
+    both = {
+        (one, other): Block(f"{one.name} + {other.name}", one.tower, one.layers + other.layers)
+        for one, other in neighbours
+    }
+    options = {
+        pair: {
+            (first, second): Option(first.option.precisions + second.option.precisions)
+            for first, second in product(worthy[pair[0].name], worthy[pair[1].name])
+        }
+        for pair in neighbours
+    }
+    found = measuring.cells(
+        "pairs of options", [(both[pair], [*options[pair].values()]) for pair in neighbours]
+    )
+    return tuple(
+        PairTerm(first, second, found[both[pair].name][option].error - first.error - second.error)
+        for pair in neighbours
+        for (first, second), option in options[pair].items()
+    )
 
 
 def _measure_singles(

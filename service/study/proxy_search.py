@@ -19,11 +19,13 @@ from bitfront.samples import SampleResults
 from bitfront.spec import AllocatorKind, JobSpec
 from bitfront.trial import Origin, Proposal, Trial, TrialState
 from search.allocator import Allocator, Solution
+from search.cell_estimates import place_of
 from search.correction import Correction, Place, correct
 from search.correlation import rank_correlation, rank_interval
 from search.greedy import Greedy
 from search.knapsack_items import KnapsackItems, by_block
 from search.options import undominated
+from search.pairwise import PairwiseProgram
 from search.program import Program
 from search.prune import PrunedSpace, budget_axis, prune
 from search.refine import MeasuredPlan, Refiner
@@ -81,6 +83,10 @@ class ProxySearch:
         self._axis_resource = axis_resource(spec.objectives)
         self._cells = self._worthy()
         self._errors = {(cell.block, cell.option): cell.error for cell in profile.cells}
+        self._interactions = {
+            (place_of(pair.first), place_of(pair.second)): pair.interaction
+            for pair in profile.pairs
+        }
         self._limits = job_limits(spec, profile)
         self._program = Program.of(self._cells, self._axis_resource, self._limits)
         self._budgets = self._axis()
@@ -90,9 +96,13 @@ class ProxySearch:
 
     def _allocator(self, program: Program) -> Allocator:
         """Who makes plans of a program's cells."""
-        if self._spec.search.allocator is AllocatorKind.GREEDY:
-            return Greedy(program)
-        return program
+        match self._spec.search.allocator:
+            case AllocatorKind.GREEDY:
+                return Greedy(program)
+            case AllocatorKind.PAIRWISE:
+                return PairwiseProgram.of(program, self._profile.pairs)
+            case AllocatorKind.PROGRAM:
+                return program
 
     def _worthy(self) -> dict[str, list[Cell]]:
         """The cells that no other one of their block beats in all that the job counts."""
@@ -364,9 +374,12 @@ class ProxySearch:
         )
 
     def proxy_error(self, plan: Plan) -> float | None:
-        """The summed error of a plan's cells; None where one was not measured."""
+        """The summed error of a plan's cells and pairs; None where a cell was not measured."""
         places = self._places(plan)
-        return None if places is None else sum(self._errors[place] for place in places)
+        if places is None:
+            return None
+        pairs = (self._interactions.get(pair, 0.0) for pair in pairwise(places))
+        return sum(self._errors[place] for place in places) + sum(pairs)
 
     def _places(self, plan: Plan) -> list[Place] | None:
         """The cells of a plan by block and option; None where one was not measured."""

@@ -105,6 +105,7 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
         {**ASKING, "profile.vision.epochs": 1},
         {**ASKING, "profile.vision.error_weight": 0},
     ),
+    "search.correct_cells": (True, BUNDLED, {**BUNDLED, "search.allocator": "pairwise"}),
     "search.epsilon": (0.3, BUNDLED, {**BUNDLED, "search.prune": False}),
     "search.early_stop": (False, {**BUNDLED, f"{RECOVERY}.steps": [9]}, BUNDLED),
     "search.history": (200, BUNDLED, {**BUNDLED, "search.sampler": "random"}),
@@ -130,7 +131,7 @@ INDEPENDENT = {
     ),
     *(f"search.{name}" for name in ("sampler", "seed", "workers", "gpus_per_worker", "prune")),
     *(f"search.{name}" for name in ("budgets", "from_bits", "to_bits", "min_correlation")),
-    *(f"search.{name}" for name in ("max_attempts", "checkpoint_s", "warm_start", "correct_cells")),
+    *(f"search.{name}" for name in ("max_attempts", "checkpoint_s", "warm_start")),
     *(
         "search.allocator",
         "search.race",
@@ -246,6 +247,16 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
             {**BUNDLED, "model.device": "cpu", "search.gpus_per_worker": 1},
             "search.gpus_per_worker",
             "workers take 1 GPUs each, but model.device: cpu uses none",
+        ),
+        (
+            {**ADAPTIVE, "search.allocator": "pairwise"},
+            "search.allocator",
+            "profile.cells: adaptive leaves estimates: leave one of them out",
+        ),
+        (
+            {**BUNDLED, "search.allocator": "pairwise", "profile.measure": "fisher"},
+            "search.allocator",
+            "profile.measure: fisher does not see: set output_kl or loss_delta or gauss_newton",
         ),
         (
             {**BUNDLED, "profile.vision.epochs": 1},
