@@ -4,7 +4,8 @@
 
 Layers of a decoder of width 1536 are multiplied with one row, as for a token, and with 54, as for a
 prompt, in turns, on one thread's processor time. The bundled models are evaluated at uniform plans
-with the nearest codes, with inputs in groups of either size and with each token's own range.
+with the nearest codes, with inputs in groups of either size and with each token's own range, as it
+is or around zero.
 """
 
 import statistics
@@ -21,7 +22,6 @@ from numpy.typing import NDArray
 from bitfront.artefact.onnx.codes import PackedLayer
 from bitfront.artefact.onnx.graph import Graph
 from bitfront.artefact.onnx.products import ROUNDED, product
-from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.quant.packing import packed_weight
@@ -79,7 +79,8 @@ def time_layers(repeats: int, seed: int) -> None:
 
 def tell_errors(name: str) -> None:
     """Says the errors of uniform plans on the selection split."""
-    for activations, group in (("dynamic", 32), *(("grouped", group) for group in GROUPS)):
+    whole = (("dynamic", 32), ("dynamic_symmetric", 32))
+    for activations, group in (*whole, *(("grouped", group) for group in GROUPS)):
         job = {
             "study": "groups",
             "model": {"source": "reference", "name": name, "device": "cpu"},
@@ -101,7 +102,7 @@ def tell_errors(name: str) -> None:
             plan = {
                 layer.name: Precision(
                     chosen.weight_bits,
-                    16 if layer.kind is LayerKind.EMBEDDING else chosen.activation_bits,
+                    chosen.activation_bits if kept.spec.quantizer.rounds(layer.kind) else 16,
                 )
                 for layer in kept.model.layers
             }
@@ -114,9 +115,11 @@ def tell_errors(name: str) -> None:
 @click.command()
 @click.option("--repeats", default=15, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(repeats: int, seed: int) -> None:
+@click.option("--errors-only", is_flag=True, help="Time no layers.")
+def main(repeats: int, seed: int, *, errors_only: bool) -> None:
     """Time layers, and evaluate the bundled models."""
-    time_layers(repeats, seed)
+    if not errors_only:
+        time_layers(repeats, seed)
     for name in SAMPLES:
         tell_errors(name)
 

@@ -177,7 +177,7 @@ def synthetic_singles(
         factor = float(rng.lognormal(0.0, 1.0))
         block = Block(layer.name, layer.tower, (layer.name,))
         cells = {}
-        for option in block_options(block, layers, SPEC.space):
+        for option in block_options(block, layers, SPEC.space, SPEC.quantizer):
             (precision,) = option.precisions
             noise = float(rng.lognormal(0.0, 0.1))
             error = factor * noise * layer.weights * 4.0**-precision.weight_bits
@@ -237,7 +237,7 @@ def lay_out(model: LayeredModel, granularity: Granularity, seed: int) -> Search:
     counted = screened = joint = 0
     cells = {}
     for block in blocks:
-        options = block_options(block, model.layers, SPEC.space)
+        options = block_options(block, model.layers, SPEC.space, SPEC.quantizer)
         kept = screen(block, options, singles, SPEC.profile.slack)
         factors = rng.lognormal(0.0, 0.1, len(kept)).tolist()
         drawn = [joint_cell(block, o, singles, f) for o, f in zip(kept, factors, strict=True)]
@@ -450,7 +450,11 @@ def _extrapolate(
     model = build(LLAVA_7B, torch.device("meta"), torch.float16, seed)
     search = lay_out(model, Granularity.ENTROPY, seed)
     singles = sum(
-        len(block_options(Block(x.name, x.tower, (x.name,)), model.layers, SPEC.space))
+        len(
+            block_options(
+                Block(x.name, x.tower, (x.name,)), model.layers, SPEC.space, SPEC.quantizer
+            )
+        )
         for x in model.layers
     )
     measured = singles + search.joint

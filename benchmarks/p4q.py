@@ -83,10 +83,10 @@ def job(seed: int, model: str = "digit-clip", **sections: object) -> JobSpec:
 
 def uniform(evaluator: Evaluator, weight_bits: int, activation_bits: int) -> Plan:
     """The same precision for every layer."""
-    space = evaluator.spec.space
+    space, quantizer = evaluator.spec.space, evaluator.spec.quantizer
     return Plan.of(
         {
-            layer.name: uniform_precision(layer, weight_bits, activation_bits, space)
+            layer.name: uniform_precision(layer, weight_bits, activation_bits, space, quantizer)
             for layer in evaluator.model.layers
         }
     )

@@ -52,7 +52,8 @@ def unpruned(spec: JobSpec, measured: Profile) -> SearchSpace:
     """One variable a layer with every precision: what Optuna has without bitfront."""
     blocks = [Block(layer.name, layer.tower, (layer.name,)) for layer in measured.layers]
     options = {
-        block.name: sorted(block_options(block, measured.layers, spec.space)) for block in blocks
+        block.name: sorted(block_options(block, measured.layers, spec.space, spec.quantizer))
+        for block in blocks
     }
     return SearchSpace(blocks, options, {}, None)
 

@@ -3,9 +3,9 @@
 from fnmatch import fnmatchcase
 from itertools import product
 
-from bitfront.layers import Layer, LayerKind
+from bitfront.layers import Layer
 from bitfront.precision import Precision
-from bitfront.spec import SpaceSpec
+from bitfront.spec import QuantizerSpec, SpaceSpec
 
 
 def short_name(name: str) -> str:
@@ -23,16 +23,17 @@ def matches_pattern(text: str, layer: Layer) -> bool:
     return fnmatchcase(layer.name, text) or fnmatchcase(short_name(layer.name), text)
 
 
-def layer_precisions(layer: Layer, space: SpaceSpec) -> list[Precision]:
+def layer_precisions(layer: Layer, space: SpaceSpec, quantizer: QuantizerSpec) -> list[Precision]:
     """What one layer may take, without two ways to say the same.
 
-    A weight in 16 bits has no group, an input in 16 bits no clip, an embedding no input; a
-    group of the whole row or more is one scale a row. Clips are not chosen here: every
+    A weight in 16 bits has no group, an input in 16 bits no clip, an embedding no input, and a
+    convolution none that some quantizers round; a group of the whole row or more is one scale a
+    row. Clips are not chosen here: every
     precision has the widest.
     """
     kept = kept_width(layer, space)
     found: dict[Precision, None] = {}
-    takes_input = layer.kind is not LayerKind.EMBEDDING
+    takes_input = quantizer.rounds(layer.kind)
     widest = max(space.clips)
     for bits, activation, group in product(
         (kept,) if kept is not None else sorted(space.weight_bits),

@@ -5,18 +5,18 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
 
 Scheme = Literal["symmetric", "asymmetric"]
-Ranges = Literal["static", "dynamic", "grouped"]
+Ranges = Literal["static", "dynamic", "grouped", "dynamic_symmetric"]
 
 _MULTIPLYING: Final = frozenset({LayerKind.LINEAR, LayerKind.CONVOLUTION})
 _NARROW: Final = tuple(bits for bits in WEIGHT_BITS if bits < 16)
 _ROUNDED: Final = tuple(bits for bits in ACTIVATION_BITS if bits < 16)
-_IN_GROUPS: Final = (8,)
+_BYTE: Final = (8,)
 SMALLEST_INPUT_GROUP: Final = 32
 _SUGGESTED_GROUPS: Final = (16, 32, 64, 128, 256)
 
@@ -100,7 +100,7 @@ class Target:
             artefact multiplies as one matrix: they should share a precision.
         dual_encoders: Whether models that tell classes apart can be built for it.
         schemes: The grids of weights that an artefact can hold.
-        rounds_inputs: Whether an artefact can say how inputs are rounded.
+        ranges: The ranges of quantized inputs that an artefact can say.
         recovers: Whether an artefact can hold a recovery's prompt and adapter.
         is_timed: Whether a search measures latencies in it.
         is_blocked: Whether codes lie in blocks, and kernels round inputs block by block: a search
@@ -118,7 +118,7 @@ class Target:
     fused: tuple[tuple[str, ...], ...] = ()
     dual_encoders: bool = True
     schemes: frozenset[Scheme] = frozenset({"symmetric", "asymmetric"})
-    rounds_inputs: bool = True
+    ranges: frozenset[Ranges] = frozenset(get_args(Ranges))
     recovers: bool = True
     is_timed: bool = False
     is_blocked: bool = False
@@ -128,12 +128,14 @@ class Target:
         """The packages of builder and runtime that are not installed here."""
         return [name for name in (*self.builders, *self.packages) if not _is_installed(name)]
 
-    def holds(self, plan: Iterable[Precision], scheme: Scheme, *, recovery: bool) -> bool:
+    def holds(
+        self, plan: Iterable[Precision], scheme: Scheme, ranges: Ranges, *, recovery: bool
+    ) -> bool:
         """Whether an artefact can hold a configuration at all, with a kernel or without."""
         precisions = list(plan)
         return (
             (self.recovers or not recovery)
-            and (self.rounds_inputs or not any(one.quantizes_input for one in precisions))
+            and (ranges in self.ranges or not any(one.quantizes_input for one in precisions))
             and (scheme in self.schemes or not any(one.quantizes_weight for one in precisions))
         )
 
@@ -248,7 +250,7 @@ ONNXRUNTIME: Final = Target(
             kernel="MatMulNBits",
             kinds=_MULTIPLYING,
             weight_bits=_NARROW,
-            activation_bits=_IN_GROUPS,
+            activation_bits=_BYTE,
             ranges="grouped",
             group_multiple=32,
             held_bits=_IN_BLOCKS,
@@ -310,7 +312,7 @@ OPENVINO: Final = Target(
             kernel="FullyConnected, packed",
             kinds=_MULTIPLYING,
             weight_bits=_WHOLE_BYTES,
-            activation_bits=_IN_GROUPS,
+            activation_bits=_BYTE,
             ranges="grouped",
             group_multiple=32,
             held_bits=MappingProxyType({}),
@@ -363,7 +365,16 @@ COMPRESSED_TENSORS: Final = Target(
             activation_bits=(16,),
             ranges=None,
             group_multiple=1,
-            held_bits=MappingProxyType({"symmetric": _FLOATS, "asymmetric": _FLOATS}),
+            held_bits=_UNPACKED,
+        ),
+        NativeFormat(
+            kernel="Linear, packed",
+            kinds=frozenset({LayerKind.LINEAR}),
+            weight_bits=_NARROW,
+            activation_bits=_BYTE,
+            ranges="dynamic_symmetric",
+            group_multiple=1,
+            held_bits=_UNPACKED,
         ),
         NativeFormat(
             kernel="Linear",
@@ -374,12 +385,21 @@ COMPRESSED_TENSORS: Final = Target(
             group_multiple=1,
             held_bits=_UNPACKED,
         ),
+        NativeFormat(
+            kernel="Linear",
+            kinds=frozenset({LayerKind.LINEAR}),
+            weight_bits=(16,),
+            activation_bits=_BYTE,
+            ranges="dynamic_symmetric",
+            group_multiple=1,
+            held_bits=_UNPACKED,
+        ),
     ),
     rest="values of codes are stored in 32 bits for embeddings, convolutions, tied heads and "
-    "groups that do not divide the columns; zero points and rounded inputs are refused",
+    "groups that do not divide the columns; zero points and other rounded inputs are refused",
     fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
     schemes=frozenset({"symmetric"}),
-    rounds_inputs=False,
+    ranges=frozenset({"dynamic_symmetric"}),
     recovers=False,
 )
 
@@ -426,7 +446,7 @@ GGUF: Final = Target(
     "points, rounded inputs and other groups are refused",
     dual_encoders=False,
     schemes=frozenset({"symmetric"}),
-    rounds_inputs=False,
+    ranges=frozenset(),
     recovers=False,
     is_blocked=True,
 )

@@ -10,14 +10,18 @@ from bitfront.layers import Block, Layer
 from bitfront.plan import Option
 from bitfront.precision import Precision
 from bitfront.profile import Cell, Resource
-from bitfront.spec import SpaceSpec
+from bitfront.spec import QuantizerSpec, SpaceSpec
 from search.ties import Ties
 
 _MOST_OPTIONS = 100_000
 
 
 def block_options(
-    block: Block, layers: Sequence[Layer], space: SpaceSpec, ties: Ties = ()
+    block: Block,
+    layers: Sequence[Layer],
+    space: SpaceSpec,
+    quantizer: QuantizerSpec,
+    ties: Ties = (),
 ) -> list[Option]:
     """Every joint option of a block: `k^d` for `d` layers, or ties of layers, of `k` precisions.
 
@@ -25,6 +29,7 @@ def block_options(
         block: The block.
         layers: All layers of the model.
         space: What the layers may take.
+        quantizer: How their inputs are rounded.
         ties: Layers that share a precision.
 
     Raises:
@@ -34,7 +39,7 @@ def block_options(
     first = {name: tie[0] for tie in ties for name in tie}
     choices: dict[str, list[Precision]] = {}
     for name in block.layers:
-        own, shared = layer_precisions(known[name], space), first.get(name, name)
+        own, shared = layer_precisions(known[name], space, quantizer), first.get(name, name)
         choices[shared] = [one for one in choices.get(shared, own) if one in own]
     count = math.prod(map(len, choices.values()))
     if count > _MOST_OPTIONS:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from bitfront.choices import kept_width
-from bitfront.layers import Layer, LayerKind
+from bitfront.layers import Layer
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import FULL, Precision
-from bitfront.spec import SpaceSpec
+from bitfront.spec import QuantizerSpec, SpaceSpec
 
 
 def full_baseline(layers: Sequence[Layer], space: SpaceSpec) -> Configuration:
@@ -22,7 +22,9 @@ def full_baseline(layers: Sequence[Layer], space: SpaceSpec) -> Configuration:
     )
 
 
-def uniform_plans(layers: Sequence[Layer], space: SpaceSpec) -> list[Plan]:
+def uniform_plans(
+    layers: Sequence[Layer], space: SpaceSpec, quantizer: QuantizerSpec
+) -> list[Plan]:
     """A plan for each pair of weight and activation bits: the same for every layer but the kept.
 
     These are the baselines that a person has without a search. The first group and the
@@ -32,7 +34,11 @@ def uniform_plans(layers: Sequence[Layer], space: SpaceSpec) -> list[Plan]:
         Plan.of(
             {
                 layer.name: uniform_precision(
-                    layer, kept_width(layer, space) or weight_bits, activation_bits, space
+                    layer,
+                    kept_width(layer, space) or weight_bits,
+                    activation_bits,
+                    space,
+                    quantizer,
                 )
                 for layer in layers
             }
@@ -44,13 +50,17 @@ def uniform_plans(layers: Sequence[Layer], space: SpaceSpec) -> list[Plan]:
 
 
 def uniform_precision(
-    layer: Layer, weight_bits: int, activation_bits: int, space: SpaceSpec
+    layer: Layer,
+    weight_bits: int,
+    activation_bits: int,
+    space: SpaceSpec,
+    quantizer: QuantizerSpec,
 ) -> Precision:
     """What one layer gets in a uniform plan; an embedding has no input to quantize."""
     group = space.groups[0] if weight_bits < 16 else 0
     if group >= layer.columns:
         group = 0
-    if layer.kind is LayerKind.EMBEDDING or activation_bits == 16:
+    if not quantizer.rounds(layer.kind) or activation_bits == 16:
         return Precision(weight_bits, 16, group)
     return Precision(weight_bits, activation_bits, group, max(space.clips))
 

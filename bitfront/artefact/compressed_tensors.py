@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from bitfront.errors import InvalidModel
 from bitfront.precision import Precision
 from bitfront.quant.packing import unpack_codes
-from bitfront.targets import COMPRESSED_TENSORS
+from bitfront.targets import COMPRESSED_TENSORS, Ranges
 
-_FORMAT: Final = "pack-quantized"
+_PACKED: Final = "pack-quantized"
+_BYTES: Final = "int-quantized"
+_VALUES: Final = "dense"
+_MIXED: Final = "mixed-precision"
+_BYTE: Final = 8
 
 Names = Callable[[str], tuple[str, ...]]
 
@@ -24,7 +28,8 @@ class Held:
 
     Attributes:
         tensors: By name.
-        precisions: Of the packed layers, by the path of their module.
+        precisions: Of the packed layers and those whose inputs are rounded, by the path of their
+            module; a weight whose values are stored counts as one of 16 bits.
         unpacked: Layers whose codes have no packed form: their values are stored.
     """
 
@@ -33,11 +38,14 @@ class Held:
     unpacked: list[str]
 
 
-def refuse_other_formats(plan: Mapping[str, Precision], *, symmetric: bool, recovery: bool) -> None:
+def refuse_other_formats(
+    plan: Mapping[str, Precision], *, symmetric: bool, ranges: Ranges, recovery: bool
+) -> None:
     """Refuses what the format cannot say.
 
     Raises:
-        InvalidModel: Weights have zero points, inputs are rounded, or there is a recovery.
+        InvalidModel: Weights have zero points, inputs are rounded in another way, or there is a
+            recovery.
     """
     if recovery:
         raise InvalidModel(
@@ -51,11 +59,11 @@ def refuse_other_formats(plan: Mapping[str, Precision], *, symmetric: bool, reco
             "packed codes: search with quantizer.scheme: symmetric, or build it with --to packed"
         )
     rounded = [name for name, one in plan.items() if one.quantizes_input]
-    if rounded:
+    if rounded and ranges not in COMPRESSED_TENSORS.ranges:
         raise InvalidModel(
-            f"the inputs of {len(rounded)} layers, first {rounded[0]}, are rounded in a way that "
-            "compressed-tensors cannot say: search with space.activation_bits: [16], or build it "
-            "with --to packed"
+            f"the inputs of {len(rounded)} layers, first {rounded[0]}, have {ranges} ranges, which "
+            "compressed-tensors cannot say: search with quantizer.activations: dynamic_symmetric "
+            "or space.activation_bits: [16], or build it with --to packed"
         )
 
 
@@ -83,12 +91,17 @@ def held_tensors(
     for name, entry in entries.items():
         own = {key.removeprefix(f"{name}."): tensors[key] for key in _names(entry)}
         paths, shape = entry["modules"], entry["shape"]
-        bits, group = entry["weight_bits"], entry["group"]
+        bits, inputs, group = (entry[name] for name in ("weight_bits", "activation_bits", "group"))
         assert isinstance(paths, list)
         assert isinstance(shape, list)
         assert isinstance(bits, int)
+        assert isinstance(inputs, int)
         assert isinstance(group, int)
-        precision, theirs = Precision(bits, 16, group), names(f"{paths[0]}.weight")
+        precision, theirs = Precision(bits, inputs, group), names(f"{paths[0]}.weight")
+        if precision.quantizes_input:
+            multiplying = [place for path in paths for place in names(f"{path}.weight")]
+            known = {place.removesuffix(".weight") for place in multiplying} & linears
+            held.precisions.update(dict.fromkeys(known, Precision(16, inputs)))
         rows, columns = shape[0], math.prod(shape[1:])
         if not precision.quantizes_weight:
             weights = _rows(own["weight"].view(shape), len(theirs))
@@ -102,11 +115,11 @@ def held_tensors(
             path = place.removesuffix(".weight")
             if is_packed and path in linears:
                 held.precisions[path] = precision
-                held.tensors.update(_packed(path, code, scale, bits))
+                held.tensors.update(_coded(path, code, scale, precision))
             else:
                 values = _values(code, scale, group)
                 held.tensors[place] = values.view(len(code), *shape[1:])
-        if not held.precisions.keys() & {place.removesuffix(".weight") for place in theirs}:
+        if f"{theirs[0].removesuffix('.weight')}.weight_scale" not in held.tensors:
             held.unpacked.append(name)
     return held
 
@@ -129,11 +142,26 @@ def _codes(own: Mapping[str, Tensor], bits: int, rows: int, columns: int) -> Ten
     return signed.to(torch.int8)
 
 
-def _packed(path: str, codes: Tensor, scale: Tensor, bits: int) -> dict[str, Tensor]:
+def _format(precision: Precision) -> str:
+    """How the codes of a layer lie; in bytes where vLLM wants them beside rounded inputs."""
+    if not precision.quantizes_weight:
+        return _VALUES
+    return _BYTES if _has_kernel_of_bytes(precision) else _PACKED
+
+
+def _has_kernel_of_bytes(precision: Precision) -> bool:
+    """Whether vLLM multiplies bytes with bytes."""
+    widths = precision.weight_bits, precision.activation_bits
+    return widths == (_BYTE, _BYTE) and not precision.group
+
+
+def _coded(path: str, codes: Tensor, scale: Tensor, precision: Precision) -> dict[str, Tensor]:
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
+    if _format(precision) == _BYTES:
+        return {f"{path}.weight": codes, f"{path}.weight_scale": scale.contiguous()}
     return {
-        f"{path}.weight_packed": pack_to_int32(codes, bits),
+        f"{path}.weight_packed": pack_to_int32(codes, precision.weight_bits),
         f"{path}.weight_scale": scale.contiguous(),
         f"{path}.weight_shape": torch.tensor(codes.shape),
     }
@@ -148,30 +176,54 @@ def _values(codes: Tensor, scale: Tensor, group: int) -> Tensor:
 def quantization_config(
     module: nn.Module, precisions: Mapping[str, Precision]
 ) -> dict[str, object]:
-    """What `config.json` says of the packed layers; groups are named in the order they are read."""
-    by_form: dict[tuple[int, int], list[str]] = {}
+    """What `config.json` says of the layers; groups are named in the order they are read."""
+    by_form: dict[Precision, list[str]] = {}
     for path, one in precisions.items():
-        by_form.setdefault((one.weight_bits, one.group), []).append(path)
-    groups = {}
-    for number, ((bits, group), paths) in enumerate(sorted(by_form.items())):
-        weights: dict[str, object] = {
-            "num_bits": bits,
-            "type": "int",
-            "symmetric": True,
-            "strategy": "group" if group else "channel",
-            "dynamic": False,
+        by_form.setdefault(one, []).append(path)
+    digits = len(str(len(by_form)))
+    groups = {
+        f"group_{number:0{digits}d}": {
+            "targets": paths,
+            "weights": _weights(one),
+            "input_activations": _inputs(one),
+            "format": _format(one),
         }
-        if group:
-            weights["group_size"] = group
-        key = f"group_{number:0{len(str(len(by_form)))}d}"
-        groups[key] = {"targets": paths, "weights": weights, "format": _FORMAT}
+        for number, (one, paths) in enumerate(sorted(by_form.items(), key=lambda each: each[0]))
+    }
+    formats = {_format(one) for one in by_form} - {_VALUES}
     linears = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     return {
         "quant_method": "compressed-tensors",
-        "format": _FORMAT,
+        "format": _MIXED if len(formats) > 1 else next(iter(formats), _VALUES),
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": [name for name in linears if name not in precisions],
+    }
+
+
+def _weights(precision: Precision) -> dict[str, object] | None:
+    if not precision.quantizes_weight:
+        return None
+    grouped: dict[str, object] = {"group_size": precision.group} if precision.group else {}
+    return {
+        "num_bits": precision.weight_bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group" if precision.group else "channel",
+        "dynamic": False,
+        **grouped,
+    }
+
+
+def _inputs(precision: Precision) -> dict[str, object] | None:
+    if not precision.quantizes_input:
+        return None
+    return {
+        "num_bits": precision.activation_bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "token",
+        "dynamic": True,
     }
 
 
@@ -183,6 +235,17 @@ def changes(held: Held) -> list[str]:
             f"the codes of {len(held.unpacked)} layers, first {held.unpacked[0]}, have no packed "
             "form there (embeddings, convolutions, tied heads, groups that do not divide the "
             "columns): their values are stored in 32 bits; space.keep: 16 for them saves half"
+        )
+    rounded = [one for one in held.precisions.values() if one.quantizes_input]
+    if rounded:
+        others = sum(not _has_kernel_of_bytes(one) for one in rounded)
+        only = (
+            f", and loads no other: {others} of {len(rounded)} layers are others" if others else ""
+        )
+        found.append(
+            "vLLM, where this was not run, rounds inputs by 127 steps to a token's largest value, "
+            "and transformers, as the trial, by 127.5; it multiplies them with weights of 8 bits "
+            f"that have one scale a row{only}"
         )
     mixed = sorted(_mixed(held.precisions))
     if mixed:

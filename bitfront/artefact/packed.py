@@ -32,6 +32,7 @@ def packed_layers(
     paths = {module: path for path, module in model.module.named_modules()}
     tensors: dict[str, Tensor] = {}
     entries: dict[str, dict[str, object]] = {}
+    ranges = switch.quantizer.activations
     activation_group = input_group(switch.quantizer)
     for layer in model.layers:
         precision = precisions.get(layer.name, Precision(_FULL_BITS))
@@ -43,6 +44,7 @@ def packed_layers(
             "activation_bits": precision.activation_bits,
             "group": precision.group,
             "activation_group": activation_group if rounds else 0,
+            "activation_symmetric": rounds and ranges == "dynamic_symmetric",
             "shape": list(modules[0].get_parameter("weight").shape),
             "modules": [paths[module] for module in modules],
             "tensors": list(own),

@@ -89,20 +89,25 @@ class InputQuantizer:
 
     The codes are unsigned and asymmetric, with the scale in float16 and a whole zero point;
     the range is widened to hold zero, so zero stays zero. A range of zero width makes every
-    input (almost) zero. In groups they are as `round_in_groups` has them.
+    input (almost) zero. In groups they are as `round_in_groups` has them, symmetric ones of whole
+    tokens as `round_by_token` does.
 
     Attributes:
         bits: Width of a code: 4, 6 or 8.
         range: The static range; None takes each token's own (over the last dimension).
         group: Columns of a token that have a range of their own; 0 where all share one.
+        is_symmetric: Whether a token's own range lies around zero.
     """
 
-    def __init__(self, bits: int, range: InputRange | None, *, group: int = 0) -> None:
+    def __init__(
+        self, bits: int, range: InputRange | None, *, group: int = 0, is_symmetric: bool = False
+    ) -> None:
         if bits not in ACTIVATION_BITS or bits == 16:
             raise SpecError(f"an input's codes have 4, 6 or 8 bits, got {bits}")
         self.bits = bits
         self.range = range
         self.group = group
+        self.is_symmetric = is_symmetric
         self._bounds = (
             None if range is None else (torch.tensor(range.low), torch.tensor(range.high))
         )
@@ -118,9 +123,11 @@ class InputQuantizer:
         return (self.bits, self.range)
 
     def __call__(self, inputs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The input on its levels; see `fake_quantize_input` and `round_in_groups`."""
+        """The input on its levels; see `fake_quantize_input` and the other functions here."""
         if self.group:
             return round_in_groups(inputs, self.bits, self.group)
+        if self.is_symmetric:
+            return round_by_token(inputs, self.bits)
         if self._bounds is not None:
             return fake_quantize_input(inputs, *self._bounds, self.bits)
         low, high = torch.aminmax(inputs.detach().float(), dim=-1, keepdim=True)
@@ -156,6 +163,34 @@ def round_in_groups(
         rounded = (groups * multiple).round_().mul_(scale)
         levels = saturated(rounded.flatten(-2)[..., :columns], inputs.dtype)
     return inputs + (levels - inputs).detach() if inputs.requires_grad else levels
+
+
+def round_by_token(inputs: Float[Tensor, "*n columns"], bits: int) -> Float[Tensor, "*n columns"]:
+    """The input rounded token by token, each with one scale around zero.
+
+    `s * clip(round(x / s), -2**(bits - 1), 2**(bits - 1) - 1)` with `s = m / (2**(bits - 1) - 1/2)`
+    and `m` the token's largest magnitude: what compressed-tensors does with `input_activations` of
+    strategy `token` that are dynamic and symmetric. So a token's largest value, if positive, is
+    half a step off. The arithmetic is in float32 and ties go to the even code. A token of zeros
+    stays zero; the gradient passes unchanged, as nothing is further off than half a step.
+
+    Args:
+        inputs: Of any floating dtype, which the result has too.
+        bits: Width of a code, with its sign.
+    """
+    lowest, top = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    with torch.no_grad():
+        values = inputs.float()
+        scale = token_scale(values, bits)
+        codes = (values / scale).clamp_(lowest, top).round_()
+        levels = saturated(codes.mul_(scale), inputs.dtype)
+    return inputs + (levels - inputs).detach() if inputs.requires_grad else levels
+
+
+def token_scale(inputs: Float32[Tensor, "*n columns"], bits: int) -> Float32[Tensor, "*n 1"]:
+    """The scale of each token around zero, as `round_by_token` has it; positive."""
+    scale = inputs.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 0.5)
+    return torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
 
 
 def fake_quantize_input(
@@ -202,6 +237,12 @@ def input_nbytes(precision: Precision, quantizer: QuantizerSpec) -> int:
 def input_group(quantizer: QuantizerSpec) -> int:
     """Columns of a quantized input that share a scale of their own; 0 where they do not."""
     return quantizer.activation_group if quantizer.activations == "grouped" else 0
+
+
+def own_range_quantizer(bits: int, quantizer: QuantizerSpec) -> InputQuantizer:
+    """What rounds an input whose ranges are not static, as the job asks."""
+    is_symmetric = quantizer.activations == "dynamic_symmetric"
+    return InputQuantizer(bits, None, group=input_group(quantizer), is_symmetric=is_symmetric)
 
 
 def input_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:

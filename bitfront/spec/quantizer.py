@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import Literal
 
+from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS
 from bitfront.spec.section import Section
 from bitfront.targets import Ranges
@@ -61,7 +62,8 @@ class QuantizerSpec(Section):
     `ranges` is for static activations.
     `activations` says where the range of an input's codes is from: `static`, from the calibration
     split; `dynamic`, each token's own; `grouped`, each token's own in groups of columns,
-    symmetric, as the integer kernels of runtimes round.
+    symmetric, as the integer kernels of runtimes round; `dynamic_symmetric`, each token's own,
+    symmetric, as compressed-tensors rounds: of linear layers alone, a convolution's input stays.
     `activation_group` is how many columns such a group has: 32, which every runtime rounds by, or
     128, with which ONNX Runtime is faster.
     """
@@ -73,6 +75,12 @@ class QuantizerSpec(Section):
     ranges: RangeKind = RangeKind.AUTO
     activations: Ranges = "static"
     activation_group: Literal[32, 128] = 32
+
+    def rounds(self, kind: LayerKind) -> bool:
+        """Whether layers of a kind may have quantized inputs; an embedding has none."""
+        if kind is LayerKind.CONVOLUTION:
+            return self.activations != "dynamic_symmetric"
+        return kind is not LayerKind.EMBEDDING
 
     @property
     def is_sequential(self) -> bool:

@@ -12,10 +12,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bitfront.errors import SpecError
+from bitfront.layers import LayerKind
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.blocks import block_rounding
-from bitfront.quant.inputs import InputQuantizer, InputRange, LearnedBounds, input_grid, input_group
+from bitfront.quant.inputs import (
+    InputQuantizer,
+    InputRange,
+    LearnedBounds,
+    input_grid,
+    own_range_quantizer,
+)
 from bitfront.quant.packing import packed_codes
 from bitfront.quant.rounding.methods import rounded_weight
 from bitfront.quant.weights import (
@@ -346,10 +353,8 @@ class PlanSwitch:
             return block_rounding(self._layers[layer], precision) if self._is_blocked else None
         bits = precision.activation_bits
         if self.quantizer.activations != "static":
-            group = input_group(self.quantizer)
-            if group:
-                self._refuse_overlapping(layer)
-            return InputQuantizer(bits, None, group=group)
+            self._refuse_convolution(layer)
+            return own_range_quantizer(bits, self.quantizer)
         known = self.ranges.get(layer, {}).get(precision.clip)
         if known is None:
             raise SpecError(
@@ -362,12 +367,21 @@ class PlanSwitch:
         searched = self._searched(layer, bits) if self._searches(layer, precision) else None
         return InputQuantizer(bits, searched or known)
 
-    def _refuse_overlapping(self, layer: str) -> None:
+    def _refuse_convolution(self, layer: str) -> None:
+        """Refuses a convolution whose input cannot be rounded as the job asks."""
+        ranges = self.quantizer.activations
         for module in self._model.multiplying(layer):
-            if isinstance(module, nn.Conv2d) and not has_patches(module):
+            if not isinstance(module, nn.Conv2d):
+                continue
+            if ranges == "grouped" and not has_patches(module):
                 raise SpecError(
                     f"quantizer.activations: grouped rounds the columns of a product, and the "
                     f"patches of {layer} overlap: write static or dynamic"
+                )
+            if not self.quantizer.rounds(LayerKind.CONVOLUTION):
+                raise SpecError(
+                    f"quantizer.activations: {ranges} rounds the inputs of linear layers, and "
+                    f"{layer} is a convolution: give it inputs of 16 bits"
                 )
 
     def _searches(self, layer: str, precision: Precision) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitfront.precision import Precision
-from bitfront.quant.inputs import InputRange, input_grid
+from bitfront.quant.inputs import InputRange, input_grid, token_scale
 from bitfront.quant.weights import group_count, quantize_for
 from bitfront.spec import QuantizerSpec
 
@@ -96,9 +96,10 @@ def int8_product(
     corrections = torch.cat([codes.sum(dim=1, dtype=torch.int32).float()[None], zero]) * scale
     columns = weight.shape[1]
     static = None if range_ is None else _static_grid(range_, weight.device)
+    is_symmetric = quantizer.activations == "dynamic_symmetric"
 
     def product(inputs: Tensor) -> Tensor:
-        step, middle = _own_grids(inputs) if static is None else static
+        step, middle = _own_grids(inputs, is_symmetric=is_symmetric) if static is None else static
         rounded = torch.div(inputs, step).add_(middle).round_().clamp_(0, 255)
         rounded = rounded.sub_(_MIDDLE).to(torch.int8)
         total = rounded.sum(dim=1, keepdim=True, dtype=torch.int32).float()
@@ -144,8 +145,11 @@ def _signed(codes: Tensor) -> Int8[Tensor, "rows columns"]:
     return (codes.int() - _MIDDLE).to(torch.int8)
 
 
-def _own_grids(inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _own_grids(inputs: Tensor, *, is_symmetric: bool) -> tuple[Tensor, Tensor]:
     """The scale and the code of zero of each input row, `(n, 1)`."""
+    if is_symmetric:
+        step = token_scale(inputs, 8)
+        return step, torch.full_like(step, _MIDDLE)
     return input_grid(*torch.aminmax(inputs, dim=1, keepdim=True), 8)
 
 

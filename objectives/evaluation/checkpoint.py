@@ -112,6 +112,7 @@ def _adapter_part(evaluator: Evaluator, configuration: Configuration) -> dict[st
     return {
         "bits": recovery.adapter_bits,
         "activation_group": input_group(quantizer),
+        "activation_symmetric": quantizer.activations == "dynamic_symmetric",
         "blend": recovery.blend,
         "residual": is_residual,
         "shapes": {name: list(shape.matrix(name)) for name in LINEARS},

@@ -18,6 +18,7 @@ from transformers import CLIPModel, LlavaForConditionalGeneration, PreTrainedMod
 from bitfront.artefact.architectures import RUNTIME
 from bitfront.artefact.architectures.transformers_clip import their_clip, their_names
 from bitfront.artefact.compressed_tensors import (
+    Held,
     Names,
     changes,
     held_tensors,
@@ -34,6 +35,7 @@ from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.exported import exported_card, write_further_files
 
 FORMAT = "bitfront.compressed-tensors.1"
+_PROJECTIONS = ("visual_projection", "text_projection")
 MODULE, WEIGHTS, CONFIG = "transformers_model.py", "model.safetensors", "config.json"
 
 
@@ -59,6 +61,7 @@ def write_compressed(
     refuse_other_formats(
         dict(configuration.plan),
         symmetric=evaluator.spec.quantizer.scheme == "symmetric",
+        ranges=evaluator.spec.quantizer.activations,
         recovery=configuration.recovery is not None,
     )
     checkpoint = read_checkpoint(evaluator, configuration)
@@ -83,13 +86,29 @@ def write_compressed(
         "requires": [*requires, *checkpoint.architecture.requires],
         "nbytes": evaluator.nbytes(configuration),
         **exported_card(checkpoint),
-        "changes": changes(held),
+        "changes": changes(held) + _batch_wide(held),
     }
     write_further_files(checkpoint, folder)
     (folder / MODULE).write_bytes((RUNTIME / MODULE).read_bytes())
     (folder / EXAMPLE).write_text(transformers_example(card), encoding="utf-8")
     write_card(card, folder)
     return card
+
+
+def _batch_wide(held: Held) -> list[str]:
+    """What compressed-tensors does where inputs `(n, d)` have no dimension of tokens."""
+    rounded = [
+        path
+        for path in _PROJECTIONS
+        if path in held.precisions and held.precisions[path].quantizes_input
+    ]
+    if not rounded:
+        return []
+    return [
+        f"a bare forward of transformers rounds a whole batch of {' and '.join(rounded)} with one "
+        f"scale, for their inputs are rows without tokens; {MODULE} gives each row its own, as the "
+        "trial did"
+    ]
 
 
 def _at_transformers(module: nn.Module, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Names]:

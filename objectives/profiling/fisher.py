@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from bitfront.layers import Block, Layer, LayerKind, Tower
+from bitfront.layers import Block, Layer, Tower
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer
@@ -48,7 +48,8 @@ class FisherError:
         return float((self._information[layer] * change.double().square()).sum()) / 2
 
     def _input_error(self, layer: str, precision: Precision) -> float:
-        if not precision.quantizes_input or self._layers[layer].kind is LayerKind.EMBEDDING:
+        rounds = self._reference.switch.quantizer.rounds
+        if not precision.quantizes_input or not rounds(self._layers[layer].kind):
             return 0.0
         key = (layer, precision.activation_bits, precision.clip)
         if key not in self._input_errors:
@@ -94,7 +95,7 @@ class FisherError:
         sums: dict[str, float] = {}
         with ExitStack() as stack:
             for layer in reference.model.layers:
-                if layer.tower in towers and layer.kind is not LayerKind.EMBEDDING:
+                if layer.tower in towers and reference.switch.quantizer.rounds(layer.kind):
                     sums[layer.name] = 0.0
                     quantize = reference.switch.input_quantizer(layer.name, precision)
                     assert quantize is not None, "an input in 16 bits has no error"

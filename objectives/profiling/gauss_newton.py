@@ -68,7 +68,7 @@ class GaussNewtonError:
         wanted = {
             layer.name: [
                 precision
-                for precision in layer_precisions(layer, self._space)
+                for precision in layer_precisions(layer, self._space, reference.switch.quantizer)
                 if (layer.name, precision) not in self._changes
             ]
             for layer in reference.model.layers

@@ -26,7 +26,9 @@ class LossDelta:
     def __init__(self, reference: FullPrecisionReference, space: SpaceSpec) -> None:
         self._reference = reference
         self._base = {
-            layer.name: min(layer_precisions(layer, space), key=_distance)
+            layer.name: min(
+                layer_precisions(layer, space, reference.switch.quantizer), key=_distance
+            )
             for layer in reference.model.layers
         }
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bitfront.layers import Block, LayerKind, Tower
+from bitfront.layers import Block, Tower
 from bitfront.plan import Plan
 from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer
@@ -66,7 +66,8 @@ class RelativeError:
         return change / size if size > 0 else change
 
     def _input_error(self, layer: str, precision: Precision) -> float:
-        if not precision.quantizes_input or self._layers[layer].kind is LayerKind.EMBEDDING:
+        rounds = self._reference.switch.quantizer.rounds
+        if not precision.quantizes_input or not rounds(self._layers[layer].kind):
             return 0.0
         key = (layer, precision.activation_bits, precision.clip)
         if key not in self._inputs:
@@ -83,7 +84,7 @@ class RelativeError:
         sums: dict[str, _Sums] = {}
         with ExitStack() as stack:
             for layer in reference.model.layers:
-                if layer.tower in stream.towers and layer.kind is not LayerKind.EMBEDDING:
+                if layer.tower in stream.towers and reference.switch.quantizer.rounds(layer.kind):
                     own = sums[layer.name] = _Sums()
                     quantize = reference.switch.input_quantizer(layer.name, precision)
                     assert quantize is not None, "an input in 16 bits has no error"

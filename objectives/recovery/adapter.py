@@ -16,8 +16,8 @@ from bitfront.quant.inputs import (
     InputQuantizer,
     InputRange,
     input_grid,
-    input_group,
     input_nbytes,
+    own_range_quantizer,
 )
 from bitfront.quant.packing import packed_weight, unpacked_weight, weight_nbytes
 from bitfront.quant.weights import fake_quantize_weight
@@ -82,7 +82,7 @@ class AdapterShape:
         bits = self.precision.activation_bits
         if form is not None:
             return form.quantizer(bits)
-        return InputQuantizer(bits, None, group=input_group(self.quantizer))
+        return own_range_quantizer(bits, self.quantizer)
 
     @property
     def nbytes(self) -> int:

@@ -259,9 +259,12 @@ def _read_plan(text: str, evaluator: "Evaluator") -> Plan:
         wanted = Precision.parse(text)
         bits = wanted.weight_bits, wanted.activation_bits
         model: LayeredModel = evaluator.model
-        space = evaluator.spec.space
+        space, quantizer = evaluator.spec.space, evaluator.spec.quantizer
         return Plan.of(
-            {layer.name: uniform_precision(layer, *bits, space) for layer in model.layers}
+            {
+                layer.name: uniform_precision(layer, *bits, space, quantizer)
+                for layer in model.layers
+            }
         )
     try:
         return Plan.from_dict(json.loads(Path(text).read_text()))

@@ -155,7 +155,7 @@ def _middle(block: Block, layers: Mapping[str, Layer], spec: JobSpec) -> Option:
 
 
 def _middle_of(layer: Layer, spec: JobSpec) -> Precision:
-    choices = layer_precisions(layer, spec.space)
+    choices = layer_precisions(layer, spec.space, spec.quantizer)
     narrow = min(precision.activation_bits for precision in choices)
     bits = median_low({p.weight_bits for p in choices if p.activation_bits == narrow})
     return next(p for p in choices if (p.weight_bits, p.activation_bits) == (bits, narrow))

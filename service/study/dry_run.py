@@ -38,7 +38,10 @@ def dry_run(spec: JobSpec, on_stage: Callable[[str], None]) -> DryRun:
     check_keep(info.layers, spec.space, ties)
     on_stage("time two blocks and a trial")
     blocks = partition(info.layers, info.entropies, spec.partition, ties)
-    options = {block.name: block_options(block, info.layers, spec.space, ties) for block in blocks}
+    options = {
+        block.name: block_options(block, info.layers, spec.space, spec.quantizer, ties)
+        for block in blocks
+    }
     timed = [
         (block, _spread(options[block.name])) for block in dict.fromkeys((blocks[0], blocks[-1]))
     ]
@@ -113,7 +116,7 @@ def _count_cells(
         return min(joint, spec.profile.max_passes or joint)
     known = {layer.name: layer for layer in layers}
     alone = sum(
-        len(layer_precisions(known[name], spec.space))
+        len(layer_precisions(known[name], spec.space, spec.quantizer))
         for block in blocks
         if len(block.layers) > 1
         for name in block.layers

@@ -136,7 +136,8 @@ def measure_profile(
     ids = model_info.identities
     measuring = _Measuring(spec, store, lease, pool, ids, layers, reporter, metrics)
     options = {
-        block.name: block_options(block, model_info.layers, spec.space, ties) for block in blocks
+        block.name: block_options(block, model_info.layers, spec.space, spec.quantizer, ties)
+        for block in blocks
     }
     is_adaptive = spec.profile.cells is CellSelection.ADAPTIVE
     is_joint = any(len(block.layers) > 1 for block in blocks)

@@ -162,7 +162,7 @@ class ProxySearch:
         measured = measured_cells(self._profile.cells, self._resources)
         known = {(cell.block, cell.option): cell for cell in measured}
         found = []
-        for plan in uniform_plans(self._profile.layers, self._spec.space):
+        for plan in uniform_plans(self._profile.layers, self._spec.space, self._spec.quantizer):
             places = [(block.name, _option(plan, block)) for block in self._profile.blocks]
             if all(place in known for place in places):
                 found.append(self._cost(known[place] for place in places))
@@ -210,7 +210,7 @@ class ProxySearch:
         """
         layers = self._profile.layers
         plans = [self._plan(solution) for solution in self.solutions]
-        uniform = uniform_plans(layers, self._spec.space)
+        uniform = uniform_plans(layers, self._spec.space, self._spec.quantizer)
         seeds = [Proposal(full_baseline(layers, self._spec.space), Origin.BASELINE)]
         seeds += [Proposal(Configuration(plan), Origin.BASELINE) for plan in uniform]
         seeds += self.program_seeds()

@@ -156,13 +156,11 @@ def deployable(store: "Store", trial: Trial) -> list[Deployable]:
     found = []
     recovery = trial.configuration.recovery is not None
     for target in TARGETS:
-        held = target.holds(
-            (known for _, known in plan), spec["quantizer"]["scheme"], recovery=recovery
+        scheme, ranges, group = (
+            spec["quantizer"][name] for name in ("scheme", "activations", "activation_group")
         )
+        held = target.holds((known for _, known in plan), scheme, ranges, recovery=recovery)
         if held and target.takes(answers=answers):
-            ranges, group = (
-                spec["quantizer"][name] for name in ("activations", "activation_group")
-            )
             natives = [target.native(kind, known, ranges, group) for kind, known in plan]
             missing = natives.count(None)
             found.append(Deployable(target.name, target.artefact, missing, len(plan)))

@@ -1,6 +1,6 @@
 """The table of targets: what each runtime has a kernel for, and what is near to it."""
 
-from typing import Final
+from typing import Final, get_args
 
 import pytest
 from hypothesis import given
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
 from bitfront.targets import (
+    COMPRESSED_TENSORS,
     GGUF,
     ONNXRUNTIME,
     OPENVINO,
@@ -26,10 +27,11 @@ PRECISIONS = st.builds(
     st.sampled_from(ACTIVATION_BITS),
     st.integers(0, 300),
 )
-RANGES: st.SearchStrategy[Ranges] = st.sampled_from(["static", "dynamic", "grouped"])
+RANGES: st.SearchStrategy[Ranges] = st.sampled_from(get_args(Ranges))
 STATIC: Final = "static"
 DYNAMIC: Final = "dynamic"
 GROUPED: Final = "grouped"
+TOKEN: Final = "dynamic_symmetric"
 
 
 def test_every_target_of_a_job_is_in_the_table() -> None:
@@ -103,6 +105,26 @@ def test_a_group_of_weights_holds_whole_groups_of_inputs(
     assert (found is not None) is has_one
     for near in target.nearest(Precision.parse(text), GROUPED, 128):
         assert target.native(LayerKind.LINEAR, near, GROUPED, 128) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "ranges", "kernel"),
+    [
+        ("w4a8g32", TOKEN, "Linear, packed"),
+        ("w8a8", TOKEN, "Linear, packed"),
+        ("w16a8", TOKEN, "Linear"),
+        ("w4a4", TOKEN, None),
+        ("w8a8", DYNAMIC, None),
+        ("w4a16", STATIC, "Linear, packed"),
+    ],
+)
+def test_compressed_tensors_rounds_8_bits_of_a_token_around_zero(
+    text: str, ranges: Ranges, kernel: str | None
+) -> None:
+    found = COMPRESSED_TENSORS.native(LayerKind.LINEAR, Precision.parse(text), ranges)
+
+    assert (None if found is None else found.kernel) == kernel
+    assert COMPRESSED_TENSORS.native(LayerKind.CONVOLUTION, Precision(8, 8), ranges) is None
 
 
 @pytest.mark.parametrize(

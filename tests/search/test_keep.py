@@ -9,7 +9,7 @@ from bitfront.errors import SpecError
 from bitfront.layers import Layer, LayerKind, Tower
 from bitfront.plan import Plan
 from bitfront.precision import WEIGHT_BITS, Precision
-from bitfront.spec import SpaceSpec
+from bitfront.spec import QuantizerSpec, SpaceSpec
 from search.keep import check_keep, holds_keep
 from search.seeds import full_baseline, uniform_plans
 
@@ -46,7 +46,7 @@ def test_every_baseline_holds_keep(
         weight_bits=tuple(widths), activation_bits=tuple(activations), groups=(16,), keep=keep
     )
 
-    plans = [full_baseline(LAYERS, space).plan, *uniform_plans(LAYERS, space)]
+    plans = [full_baseline(LAYERS, space).plan, *uniform_plans(LAYERS, space, QuantizerSpec())]
 
     assert all(plan.precision(name).weight_bits == keep[name] for plan in plans for name in keep)
     assert all(holds_keep(plan, LAYERS, space) for plan in plans)

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from bitfront.choices import layer_precisions
 from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer, LayerKind, Tower
-from bitfront.plan import Option
+from bitfront.plan import Option, Plan
 from bitfront.precision import Precision
 from bitfront.profile import Cell, Resource
-from bitfront.spec import SpaceSpec
+from bitfront.spec import QuantizerSpec, SpaceSpec
 from search.options import block_options, screen, undominated
+from search.seeds import uniform_plans
 
 
 def make_layer(name: str, kind: LayerKind = LayerKind.LINEAR, columns: int = 64) -> Layer:
@@ -26,7 +27,7 @@ def test_a_block_has_the_product_of_its_layers_options() -> None:
     layers = [make_layer("a"), make_layer("b")]
     space = SpaceSpec(weight_bits=(2, 4, 8), activation_bits=(6, 8))
 
-    options = block_options(Block("x", Tower.VISION, ("a", "b")), layers, space)
+    options = block_options(Block("x", Tower.VISION, ("a", "b")), layers, space, QuantizerSpec())
 
     assert len(options) == len(set(options)) == (3 * 2) ** 2
 
@@ -36,7 +37,9 @@ def test_16_bits_carry_no_group_and_no_precision_a_narrower_clip() -> None:
         weight_bits=(4, 16), activation_bits=(8, 16), groups=(0, 16), clips=(1.0, 0.99)
     )
 
-    texts = {str(precision) for precision in layer_precisions(make_layer("a"), space)}
+    texts = {
+        str(precision) for precision in layer_precisions(make_layer("a"), space, QuantizerSpec())
+    }
 
     eight = {"w4a8", "w4a8g16", "w16a8"}
     assert texts == eight | {"w4a16", "w4a16g16", "w16a16"}
@@ -45,15 +48,31 @@ def test_16_bits_carry_no_group_and_no_precision_a_narrower_clip() -> None:
 def test_an_embedding_has_no_input_to_quantize() -> None:
     space = SpaceSpec(weight_bits=(4, 8), activation_bits=(4, 8), clips=(1.0, 0.99))
 
-    found = layer_precisions(make_layer("e", LayerKind.EMBEDDING), space)
+    found = layer_precisions(make_layer("e", LayerKind.EMBEDDING), space, QuantizerSpec())
 
     assert found == [Precision(4), Precision(8)]
+
+
+@pytest.mark.parametrize(("activations", "bits"), [("dynamic", 8), ("dynamic_symmetric", 16)])
+def test_a_convolution_has_quantized_inputs_where_its_runtime_has_them(
+    activations: str, bits: int
+) -> None:
+    space = SpaceSpec(weight_bits=(4,), activation_bits=(8,))
+    quantizer = QuantizerSpec.model_validate({"activations": activations})
+    layers = [make_layer("c", LayerKind.CONVOLUTION), make_layer("a")]
+
+    found = [layer_precisions(layer, space, quantizer) for layer in layers]
+
+    assert found == [[Precision(4, bits)], [Precision(4, 8)]]
+    assert uniform_plans(layers, space, quantizer) == [
+        Plan.of({"c": Precision(4, bits), "a": Precision(4, 8)})
+    ]
 
 
 def test_a_group_of_the_whole_row_is_a_scale_a_row() -> None:
     space = SpaceSpec(weight_bits=(4,), activation_bits=(8,), groups=(0, 64, 128, 32))
 
-    found = layer_precisions(make_layer("a", columns=64), space)
+    found = layer_precisions(make_layer("a", columns=64), space, QuantizerSpec())
 
     assert found == [Precision(4, 8), Precision(4, 8, group=32)]
 
@@ -61,8 +80,8 @@ def test_a_group_of_the_whole_row_is_a_scale_a_row() -> None:
 def test_kept_layers_have_their_fixed_width() -> None:
     space = SpaceSpec(weight_bits=(2, 4), keep={"*.proj": 8})
 
-    assert layer_precisions(make_layer("visual.proj"), space) == [Precision(8, 8)]
-    assert len(layer_precisions(make_layer("visual.fc"), space)) == 2
+    assert layer_precisions(make_layer("visual.proj"), space, QuantizerSpec()) == [Precision(8, 8)]
+    assert len(layer_precisions(make_layer("visual.fc"), space, QuantizerSpec())) == 2
 
 
 def test_more_joint_options_than_can_be_measured_are_refused() -> None:
@@ -70,7 +89,9 @@ def test_more_joint_options_than_can_be_measured_are_refused() -> None:
     space = SpaceSpec(weight_bits=(2, 3, 4, 6, 8), activation_bits=(6, 8), groups=(0, 8, 16, 32, 4))
 
     with pytest.raises(SpecError, match="block x has 125,000 joint options"):
-        block_options(Block("x", Tower.VISION, names), [make_layer(n) for n in names], space)
+        block_options(
+            Block("x", Tower.VISION, names), [make_layer(n) for n in names], space, QuantizerSpec()
+        )
 
 
 BLOCK = Block("x", Tower.VISION, ("a", "b"))

@@ -8,7 +8,7 @@ from bitfront.errors import SpecError
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Plan
 from bitfront.precision import Precision
-from bitfront.spec import SpaceSpec
+from bitfront.spec import QuantizerSpec, SpaceSpec
 from bitfront.targets import COMPRESSED_TENSORS, DeploymentTarget
 from search.keep import check_keep
 from search.options import block_options
@@ -41,7 +41,7 @@ def test_the_projections_of_each_attention_and_mlp_are_tied() -> None:
 def test_the_options_of_a_block_are_those_that_hold_its_ties() -> None:
     block = Block("b", Tower.LANGUAGE, tuple(layer.name for layer in LAYERS[:4]))
 
-    options = block_options(block, LAYERS, SPACE, TIES)
+    options = block_options(block, LAYERS, SPACE, QuantizerSpec(), TIES)
 
     widths = {tuple(p.weight_bits for p in option.precisions) for option in options}
     assert widths == {(qkv, qkv, qkv, o) for qkv, o in product((2, 4, 8), repeat=2)}
@@ -53,9 +53,9 @@ def test_a_block_is_refused_by_what_its_ties_leave_of_it() -> None:
     block = Block("b", Tower.LANGUAGE, tuple(layer.name for layer in LAYERS[:7]))
     space = SpaceSpec(weight_bits=(2, 3, 4, 5, 6, 8), activation_bits=(16,))
 
-    assert len(block_options(block, LAYERS, space, TIES)) == 6**4
+    assert len(block_options(block, LAYERS, space, QuantizerSpec(), TIES)) == 6**4
     with pytest.raises(SpecError, match="279,936 joint options"):
-        block_options(block, LAYERS, space)
+        block_options(block, LAYERS, space, QuantizerSpec())
 
 
 def test_a_plan_that_parts_what_is_tied_does_not_hold() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
 from bitfront.spec import JobSpec
@@ -40,15 +39,22 @@ def random_configuration(
     loaded: Evaluator, seed: int, recovery: Recovery | None, *, of: int = 1
 ) -> Configuration:
     """Every `of`-th layer with a format of its own; a tenth of them without one."""
-    draw = random.Random(seed)
+    draw, quantizer = random.Random(seed), loaded.spec.quantizer
     plan = {}
     for layer in loaded.model.layers[::of]:
-        inputs = (16,) if layer.kind is LayerKind.EMBEDDING else ACTIVATION_BITS
+        inputs = ACTIVATION_BITS if quantizer.rounds(layer.kind) else (16,)
         bits, group = draw.choice(WEIGHT_BITS), draw.choice((0, 8, 24, 32))
         clip = draw.choice((1.0, 0.999))
         if draw.random() < 0.9:
             plan[layer.name] = Precision(bits, draw.choice(inputs), group, clip)
     return Configuration(Plan.of(plan), recovery)
+
+
+def round_weights(model: Path) -> None:
+    """Makes a model exact in 16 bits, so that what no plan changes is stored as it was measured."""
+    for path in model.glob("*.safetensors"):
+        halves = {name: tensor.half().float() for name, tensor in load_file(path).items()}
+        save_file(halves, path, metadata={"format": "pt"})
 
 
 def dual_encoder_folder(folder: Path, kind: str = "open_clip") -> JobSpec:
@@ -60,10 +66,7 @@ def dual_encoder_folder(folder: Path, kind: str = "open_clip") -> JobSpec:
         save_open_clip(model)
     else:
         save_transformers(kind, model)
-    # Exact in 16 bits, so that what no plan changes is stored as it was measured.
-    (path,) = model.glob("*.safetensors")
-    halves = {name: tensor.half().float() for name, tensor in load_file(path).items()}
-    save_file(halves, path, metadata={"format": "pt"})
+    round_weights(model)
     pictures = folder / "pictures"
     save_pictures(pictures, {"one": 14, "two": 14})
     return JobSpec.model_validate(

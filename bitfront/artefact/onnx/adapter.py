@@ -61,5 +61,7 @@ def _layer(
     prefix = f"{name}."
     own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
     bits = settings["bits"]
-    inputs = (bits, settings["activation_group"]) if bits <= BYTE else (16, 0)
-    return PackedLayer(name, bits, inputs[0], 0, shape, own, inputs[1])
+    if bits > BYTE:
+        return PackedLayer(name, bits, bits, 0, shape, own)
+    ranges = settings["activation_group"], settings["activation_symmetric"]
+    return PackedLayer(name, bits, bits, 0, shape, own, *ranges)

@@ -29,6 +29,7 @@ class PackedLayer:
             `input_scale` and `input_zero`.
         activation_group: Columns of a token that share a symmetric scale of their own, where inputs
             are rounded in groups; 0 elsewhere.
+        activation_symmetric: Whether the range of each token of its inputs lies around zero.
     """
 
     name: str
@@ -38,6 +39,7 @@ class PackedLayer:
     shape: tuple[int, ...]
     tensors: Mapping[str, Tensor]
     activation_group: int = 0
+    activation_symmetric: bool = False
 
     @property
     def rows(self) -> int:
@@ -59,6 +61,8 @@ class PackedLayer:
         """What the ranges of its inputs are, where they are rounded."""
         if self.activation_group:
             return "grouped"
+        if self.activation_symmetric:
+            return "dynamic_symmetric"
         return "static" if "input_scale" in self.tensors else "dynamic"
 
     @property

@@ -44,6 +44,8 @@ def rounded_input(
         return _static(graph, layer, inputs)
     if layer.ranges == "grouped":
         return _grouped(graph, layer, inputs)
+    if layer.ranges == "dynamic_symmetric":
+        return _by_token(graph, layer.activation_bits, inputs)
     return _dynamic(graph, layer.activation_bits, inputs, axes, float16)
 
 
@@ -52,7 +54,7 @@ def rounding_of(layer: PackedLayer) -> list[str]:
     if layer.activation_bits > BYTE:
         return []
     if layer.ranges != "static":
-        return [f"{layer.ranges} inputs"]
+        return [f"{layer.ranges.replace('_', ' ')} inputs"]
     return ["static inputs" if layer.activation_bits == BYTE else "static inputs, cut off"]
 
 
@@ -84,6 +86,19 @@ def _grouped(graph: Graph, layer: PackedLayer, inputs: str) -> str:
     levels = graph.add("Mul", codes, graph.add("Div", largest, top))
     rounded = graph.add("Reshape", levels, graph.add("Shape", inputs))
     return graph.sliced(rounded, -1, 0, layer.columns) if missing else rounded
+
+
+def _by_token(graph: Graph, bits: int, inputs: str) -> str:
+    """Tokens around zero, as `bitfront.quant.inputs.round_by_token` has it."""
+    top = 2 ** (bits - 1) - 1
+    axis = graph.constant([-1], np.int64)
+    largest = graph.add("ReduceMax", graph.add("Abs", inputs), axis)
+    scale = graph.add("Div", largest, graph.number(top + 0.5))
+    nothing = graph.add("Equal", scale, graph.number(0))
+    scale = graph.add("Where", nothing, graph.number(float(np.finfo(np.float32).eps)), scale)
+    multiples = graph.add("Div", inputs, scale)
+    codes = graph.add("Clip", multiples, graph.number(-top - 1), graph.number(top))
+    return graph.add("Mul", graph.add("Round", codes), scale)
 
 
 def _dynamic(graph: Graph, bits: int, inputs: str, axes: tuple[int, ...], float16: Float16) -> str:

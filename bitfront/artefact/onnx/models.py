@@ -217,6 +217,7 @@ def read_layers(
             tuple(entry["shape"]),
             own,
             entry["activation_group"],
+            entry["activation_symmetric"],
         )
         layers |= dict.fromkeys(entry["modules"], layer)
     return layers

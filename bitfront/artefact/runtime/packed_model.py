@@ -188,6 +188,7 @@ class InputRounding:
             convolution of each sample.
         group: Columns of a token that share a scale around zero; 0 for none.
         kernel: Height and width of a convolution's patches; None for another layer.
+        is_symmetric: Whether the range of each token lies around zero.
     """
 
     def __init__(
@@ -196,12 +197,15 @@ class InputRounding:
         form: tuple[Tensor, Tensor] | None,
         group: int = 0,
         kernel: tuple[int, int] | None = None,
+        *,
+        is_symmetric: bool = False,
     ) -> None:
         self._top = 2**bits - 1
         self._largest = 2 ** (bits - 1) - 1
         self._group = group
         self._form = None if form is None else (form[0].float(), form[1].float())
         self._kernel = kernel
+        self._is_symmetric = is_symmetric
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The input on its levels, in its dtype."""
@@ -210,6 +214,8 @@ class InputRounding:
             return self._round(inputs, scale, zero)
         if self._group:
             return self._patches_in_groups(inputs) if self._kernel else self._in_groups(inputs)
+        if self._is_symmetric:
+            return self._by_token(inputs)
         rows = inputs.flatten(1) if self._kernel else inputs
         low, high = torch.aminmax(rows.float(), dim=-1, keepdim=True)
         return self._round(rows, *self._grid(low, high)).view_as(inputs)
@@ -221,6 +227,13 @@ class InputRounding:
     def _round(self, inputs: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         multiples = (inputs.float() / scale).round_().clamp_(-zero, self._top - zero)
         return saturated(multiples.mul_(scale), inputs.dtype)
+
+    def _by_token(self, inputs: Tensor) -> Tensor:
+        values = inputs.float()
+        scale = values.abs().amax(dim=-1, keepdim=True) / (self._top / 2)
+        scale = torch.where(scale == 0, torch.finfo(torch.float32).eps, scale)
+        codes = (values / scale).clamp_(-self._largest - 1, self._largest).round_()
+        return saturated(codes.mul_(scale), inputs.dtype)
 
     def _in_groups(self, inputs: Tensor) -> Tensor:
         columns = inputs.shape[-1]
@@ -332,7 +345,13 @@ def _round_inputs(module: nn.Module, layer: dict[str, Any], own: dict[str, Tenso
     form = (own["input_scale"], own["input_zero"]) if "input_scale" in own else None
     shape = layer["shape"]
     kernel = (shape[2], shape[3]) if isinstance(module, nn.Conv2d) else None
-    rounding = InputRounding(layer["activation_bits"], form, layer["activation_group"], kernel)
+    rounding = InputRounding(
+        layer["activation_bits"],
+        form,
+        layer["activation_group"],
+        kernel,
+        is_symmetric=layer["activation_symmetric"],
+    )
     module.register_forward_pre_hook(rounding.hook)
 
 
@@ -349,8 +368,10 @@ class Adapter:
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             packed = PackedWeight(own, tuple(shapes[name]), bits, 0, torch.float32)
             form = (own["input_scale"], own["input_zero"]) if "input_scale" in own else None
-            group = settings["activation_group"]
-            rounding = InputRounding(bits, form, group) if bits < 16 else None
+            group, is_symmetric = settings["activation_group"], settings["activation_symmetric"]
+            rounding = None
+            if bits < 16:
+                rounding = InputRounding(bits, form, group, is_symmetric=is_symmetric)
             self._products[name] = (packed, own["bias"].float(), rounding)
 
     def __call__(self, features: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ compressed-tensors, torch and Pillow; a LLaVA with a tokenizer of its own needs 
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,22 @@ def load(folder: str | Path) -> "TransformersClassifier | TransformersAnswerer":
     if card["task"] == "classification":
         return TransformersClassifier(folder, card)
     return TransformersAnswerer(folder, card)
+
+
+def round_by_rows(model: torch.nn.Module) -> None:
+    """Makes each row of inputs `(n, d)` a token, where inputs are rounded token by token.
+
+    compressed-tensors takes the second of two dimensions for no token, and rounds the batch with
+    one scale.
+    """
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is not None and scheme.input_activations is not None:
+            module.forward = partial(_by_rows, module.forward)
+
+
+def _by_rows(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    return forward(inputs[:, None])[:, 0] if inputs.ndim == 2 else forward(inputs)
 
 
 class TransformersClassifier:
@@ -51,6 +69,7 @@ class TransformersClassifier:
             folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
         )
         self._unpack()
+        round_by_rows(self.model)
 
     @torch.no_grad()
     def _unpack(self) -> None:

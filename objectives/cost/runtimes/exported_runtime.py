@@ -282,6 +282,7 @@ def _packed(
         (layer.rows, layer.columns),
         tensors,
         input_group(quantizer) if precision.quantizes_input else 0,
+        precision.quantizes_input and quantizer.activations == "dynamic_symmetric",
     )
 
 

@@ -131,6 +131,8 @@ def test_dynamic_inputs_are_rounded_to_the_bit(
     inputs = (size * normal(2, 5, 7, seed=seed)).clamp(-6e4, 6e4).to(dtype)
 
     assert torch.equal(InputRounding(bits, None)(inputs), InputQuantizer(bits, None)(inputs))
+    symmetric = InputRounding(bits, None, is_symmetric=True)
+    assert torch.equal(symmetric(inputs), InputQuantizer(bits, None, is_symmetric=True)(inputs))
 
 
 @settings(max_examples=40)

@@ -1,6 +1,7 @@
 import math
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -250,6 +251,45 @@ def test_in_groups_each_code_is_the_nearest_multiple_of_its_groups_step(
         assert float(codes.abs().max()) <= top + 1e-3
 
 
+@settings(max_examples=40)
+@given(
+    widths,
+    st.sampled_from([1e-12, 1e-3, 1.0, 1e5]),
+    st.integers(1, 300),
+    st.integers(0, 2**31),
+)
+def test_tokens_are_rounded_around_zero_as_compressed_tensors_does_it_to_the_bit(
+    bits: int, size: float, columns: int, seed: int
+) -> None:
+    quantization: Any = pytest.importorskip("compressed_tensors.quantization")
+    forward: Any = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
+    helpers: Any = pytest.importorskip("compressed_tensors.quantization.utils")
+    inputs = size * torch.randn(2, 3, columns, generator=torch.Generator().manual_seed(seed))
+    inputs[0, 0] = 0
+    asked = quantization.QuantizationArgs(
+        num_bits=bits, type="int", symmetric=True, strategy="token", dynamic=True
+    )
+
+    found = InputQuantizer(bits, None, is_symmetric=True)(inputs)
+
+    scale, zero = helpers.compute_dynamic_scales_and_zp(inputs, asked, torch.nn.Identity())
+    assert torch.equal(found, forward.fake_quantize(inputs, scale, zero, asked))
+    step = inputs.abs().amax(dim=-1, keepdim=True) / (2 ** (bits - 1) - 0.5)
+    assert ((found - inputs).abs() <= (0.5 + 1e-4) * step).all()
+
+
+def test_around_zero_the_gradient_passes_unchanged() -> None:
+    inputs = torch.linspace(-3, 3, 70, requires_grad=True)
+    quantize = InputQuantizer(4, None, is_symmetric=True)
+
+    quantize(inputs).square().sum().backward()  # type: ignore[no-untyped-call]
+
+    with torch.no_grad():
+        expected = 2 * quantize(inputs)
+    assert inputs.grad is not None
+    assert torch.equal(inputs.grad, expected)
+
+
 def test_in_groups_the_gradient_passes_unchanged() -> None:
     inputs = torch.linspace(-3, 3, 70, requires_grad=True)
 
@@ -277,7 +317,13 @@ def test_a_width_without_codes_is_refused(bits: int) -> None:
 
 @pytest.mark.parametrize(
     ("bits", "activations", "nbytes"),
-    [(8, "static", 3), (8, "dynamic", 0), (8, "grouped", 0), (16, "static", 0)],
+    [
+        (8, "static", 3),
+        (8, "dynamic", 0),
+        (8, "grouped", 0),
+        (8, "dynamic_symmetric", 0),
+        (16, "static", 0),
+    ],
 )
 def test_only_a_static_range_takes_bytes(bits: int, activations: str, nbytes: int) -> None:
     quantizer = QuantizerSpec.model_validate({"activations": activations})

@@ -189,6 +189,21 @@ def test_dynamic_ranges_are_of_a_token_or_of_a_whole_picture(model: DualEncoder)
     assert count_values(inputs["visual.conv1.weight"]) > 16
 
 
+def test_symmetric_ranges_of_tokens_are_those_of_linear_layers(model: DualEncoder) -> None:
+    switch = PlanSwitch(model, QuantizerSpec(activations="dynamic_symmetric"), {})
+    inputs: dict[str, Tensor] = {}
+
+    switch.to(Plan.uniform([FIRST], Precision(16, 4)))
+    with model.watch_inputs(inputs.__setitem__):
+        model.encode_images(PIXELS)
+    switch.clear()
+
+    assert all(count_values(token) <= 16 for token in inputs[FIRST].flatten(0, 1))
+    assert any((token == 0).any() for token in inputs[FIRST].flatten(0, 1))
+    with pytest.raises(SpecError, match=r"visual\.conv1\.weight is a convolution: give it inputs"):
+        switch.to(Plan.uniform(["visual.conv1.weight"], Precision(4, 8)))
+
+
 def test_sixteen_bits_round_to_float16_and_unnamed_layers_stay(model: DualEncoder) -> None:
     switch = PlanSwitch(model, STATIC, {})
 

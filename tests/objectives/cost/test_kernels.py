@@ -27,7 +27,7 @@ def _pair(rows: int, columns: int, positions: int, seed: int) -> tuple[Tensor, T
     columns=st.integers(1, 70),
     positions=st.integers(1, 9),
     scheme=st.sampled_from(["symmetric", "asymmetric"]),
-    activations=st.sampled_from(["static", "dynamic"]),
+    activations=st.sampled_from(["static", "dynamic", "dynamic_symmetric"]),
     seed=st.integers(0, 2**31),
 )
 def test_int8_product_equals_the_fake_quantized_one(
@@ -40,7 +40,8 @@ def test_int8_product_equals_the_fake_quantized_one(
     (kernel,) = find_kernels(INT8, columns, CPU, quantizer)
     product = kernel.prepare(weight, range_)(inputs)
 
-    rounded = InputQuantizer(8, range_)(inputs).double()
+    is_symmetric = activations == "dynamic_symmetric"
+    rounded = InputQuantizer(8, range_, is_symmetric=is_symmetric)(inputs).double()
     expected = rounded @ fake_quantize_weight(weight, INT8, quantizer).double().T
     assert kernel.name == f"int8-{activations}"
     assert product.dtype == torch.float32

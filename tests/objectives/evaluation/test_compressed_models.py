@@ -1,10 +1,12 @@
 """A configuration as a checkpoint of transformers, with the codes that a trial measured."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bitfront.artefact.architectures.transformers_clip import their_clip
 from bitfront.artefact.compressed_tensors import refuse_other_formats
@@ -13,12 +15,18 @@ from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.spec import REFERENCE_CLIP
+from bitfront.targets import Ranges
 from objectives.evaluation.compressed_models import write_compressed
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.verification import verify
-from tests.support.artefacts import dual_encoder_folder, evaluator, llava_folder
+from tests.support.artefacts import (
+    dual_encoder_folder,
+    evaluator,
+    llava_folder,
+    round_weights,
+)
 from tests.support.clip_models import tiny_clip
-from tests.support.llava_models import SIDE
+from tests.support.llava_models import SIDE, Build
 
 pytestmark = pytest.mark.runtime
 
@@ -79,20 +87,21 @@ def test_the_loaded_weights_are_those_of_the_trial_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("symmetric", "text", "recovery", "said"),
+    ("symmetric", "text", "ranges", "recovery", "said"),
     [
-        (False, "w4a16", False, "search with quantizer.scheme: symmetric"),
-        (True, "w4a8", False, r"search with space\.activation_bits: \[16\]"),
-        (True, "w4a16", True, "choose a trial without one"),
+        (False, "w4a16", "static", False, "search with quantizer.scheme: symmetric"),
+        (True, "w4a8", "static", False, r"layer\.weight, have static ranges, .* dynamic_symmetric"),
+        (True, "w4a8", "dynamic", False, r"or space\.activation_bits: \[16\]"),
+        (True, "w4a16", "static", True, "choose a trial without one"),
     ],
 )
 def test_what_the_format_cannot_hold_is_refused_with_the_setting_that_avoids_it(
-    symmetric: bool, text: str, recovery: bool, said: str
+    symmetric: bool, text: str, ranges: Ranges, recovery: bool, said: str
 ) -> None:
     plan = {"layer.weight": Precision.parse(text)}
 
     with pytest.raises(InvalidModel, match=said):
-        refuse_other_formats(plan, symmetric=symmetric, recovery=recovery)
+        refuse_other_formats(plan, symmetric=symmetric, ranges=ranges, recovery=recovery)
 
 
 @pytest.fixture(scope="module", params=["bundled", "open_clip", "clip"])
@@ -120,6 +129,93 @@ def test_transformers_computes_the_logits_of_a_clip(
     assert found.text_cosine == pytest.approx(1, abs=1e-5)
     assert found.error == measured
     assert card["how_to_load"] == "transformers.CLIPModel.from_pretrained(FOLDER)"
+
+
+FLIPS = 0.05  # of the spread: single codes of inputs flip with the last bit before them
+PROJECTION = re.compile(r"^visual\.proj|^text_projection|visual_projection")
+ROUNDED = tuple(
+    map(
+        Precision.parse,
+        ("w2a8", "w3a8g8", "w4a8g8", "w4a16", "w8a8", "w8a8g8", "w16a8", "w4a4", "w16a16"),
+    )
+)
+
+
+def by_token(kept: Evaluator) -> Configuration:
+    """Every form of a layer whose inputs are rounded, turn by turn."""
+    plan = {}
+    for number, layer in enumerate(kept.model.layers):
+        one = ROUNDED[number % len(ROUNDED)]
+        if not kept.spec.quantizer.rounds(layer.kind):
+            one = Precision(one.weight_bits, 16, one.group)
+        plan[layer.name] = one
+    return Configuration(Plan.of(plan))
+
+
+@pytest.fixture(scope="module", params=["digit-clip", "digit-llava", "clip", "tied"])
+def rounding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    """Models whose inputs have a symmetric range in each token."""
+    settings = {"scheme": "symmetric", "activations": "dynamic_symmetric"}
+    if request.param.startswith("digit"):
+        return evaluator(request.param, rounding="nearest", **settings)
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "tied":
+        spec = llava_folder(folder, Build(is_tied=True))
+        round_weights(folder / "llava")
+    else:
+        spec = dual_encoder_folder(folder, request.param)
+    quantizer = spec.quantizer.model_copy(update=settings)
+    return Evaluator.from_spec(spec.model_copy(update={"quantizer": quantizer}))
+
+
+def test_transformers_rounds_inputs_token_by_token_as_the_trial_did(
+    rounding: Evaluator, tmp_path: Path
+) -> None:
+    configuration = by_token(rounding)
+    measured = rounding.evaluate(configuration).values["error"]
+
+    card = write_compressed(rounding, configuration, tmp_path, {})
+    found = verify(rounding, configuration, tmp_path, measured, "compressed-tensors")
+
+    found.check()
+    assert found.same_predictions == 1
+    assert found.error == measured
+    assert found.mean_difference < FLIPS * found.spread
+    changes = card["changes"]
+    assert isinstance(changes, list)
+    assert any("vLLM, where this was not run, rounds inputs by 127 steps" in x for x in changes)
+    rows = any("a bare forward of transformers rounds a whole batch" in x for x in changes)
+    projections = [one for name, one in configuration.plan if PROJECTION.search(name)]
+    assert rows == any(one.quantizes_input for one in projections)
+
+
+def test_rounded_inputs_are_said_for_each_group_and_bytes_lie_as_vllm_takes_them(
+    tmp_path: Path,
+) -> None:
+    settings = {"scheme": "symmetric", "activations": "dynamic_symmetric"}
+    kept = evaluator("digit-llava", rounding="nearest", **settings)
+
+    write_compressed(kept, by_token(kept), tmp_path, {})
+
+    said = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    tensors = load_file(tmp_path / "model.safetensors")
+    inputs = {"type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    assert said["format"] == "mixed-precision"
+    for group in said["config_groups"].values():
+        weights, own = group["weights"], group["input_activations"]
+        assert own in (None, {"num_bits": 8, **inputs}, {"num_bits": 4, **inputs})
+        codes = tensors.get(f"{group['targets'][0]}.weight")
+        if weights is None:
+            assert group["format"] == "dense"
+            assert codes is not None
+            assert codes.is_floating_point()
+        elif own is not None and (weights["num_bits"], weights["strategy"]) == (8, "channel"):
+            assert group["format"] == "int-quantized"
+            assert codes is not None
+            assert codes.dtype == torch.int8
+        else:
+            assert group["format"] == "pack-quantized"
+            assert codes is None
 
 
 def test_query_key_and_value_of_open_clip_share_a_precision_as_vllm_wants(tmp_path: Path) -> None:

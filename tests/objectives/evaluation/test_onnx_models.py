@@ -62,7 +62,12 @@ def test_weights_alone_are_computed_as_they_were_measured(
 
 @pytest.mark.parametrize(
     ("scheme", "activations"),
-    [("symmetric", "static"), ("asymmetric", "dynamic"), ("symmetric", "grouped")],
+    [
+        ("symmetric", "static"),
+        ("asymmetric", "dynamic"),
+        ("symmetric", "grouped"),
+        ("symmetric", "dynamic_symmetric"),
+    ],
 )
 def test_any_mix_and_a_recovery_are_computed_but_for_single_flipped_codes(
     scheme: str, activations: str, tmp_path: Path

@@ -134,6 +134,8 @@ def test_a_distilled_plan_is_stored_as_it_was_measured(
         (REFERENCE_LLAVA, "gptq", "symmetric", "static"),
         (REFERENCE_LLAVA, "descent", "asymmetric", "dynamic"),
         (REFERENCE_LLAVA, "gptq", "symmetric", "grouped"),
+        (REFERENCE_CLIP, "gptq", "symmetric", "dynamic_symmetric"),
+        (REFERENCE_LLAVA, "nearest", "symmetric", "dynamic_symmetric"),
     ],
 )
 def test_every_way_of_rounding_and_a_recovery_travel_along(

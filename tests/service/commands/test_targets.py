@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from bitfront.errors import InvalidModel
 from bitfront.job.consistency import inconsistencies
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
-from bitfront.targets import TARGETS, DeploymentTarget, Scheme, Target
+from bitfront.targets import TARGETS, DeploymentTarget, Ranges, Scheme, Target
 from bitfront.trial import Origin, Trial
 from service.cli import main
 from service.views.targets import installed_text
@@ -126,17 +127,18 @@ def test_what_a_checkpoint_cannot_hold_is_refused_with_the_job() -> None:
         "quantizer.scheme: compressed-tensors holds no asymmetric weights: write symmetric"
     )
     assert "no place for a prompt and an adapter" in said["space", "recovery"]
-    assert "the nearest that it has is w2a16" in said["space", "activation_bits"]
-    fitting = job(
-        "asks",
-        model=spec.model.model_dump(),
-        quantizer={"rounding": "nearest", "scheme": "symmetric"},
-        space={"activation_bits": [16]},
+    assert said["space", "activation_bits"].endswith(
+        "w2a16 or w2a16g16, or write quantizer.activations: dynamic_symmetric, or leave target out"
     )
-    assert (
-        inconsistencies(fitting.model_copy(update={"target": DeploymentTarget.COMPRESSED_TENSORS}))
-        == []
-    )
+    for bits, ranges in ((16, "static"), (8, "dynamic_symmetric")):
+        fitting = job(
+            "asks",
+            model=spec.model.model_dump(),
+            quantizer={"rounding": "nearest", "scheme": "symmetric", "activations": ranges},
+            space={"activation_bits": [bits]},
+        )
+        aimed = fitting.model_copy(update={"target": DeploymentTarget.COMPRESSED_TENSORS})
+        assert inconsistencies(aimed) == []
 
 
 @pytest.mark.parametrize(
@@ -170,23 +172,26 @@ def test_what_llama_cpp_has_no_block_for_is_refused_with_the_job(
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.artefact)
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("text", ["w4a16", "w4a8", "w16a16"])
+@pytest.mark.parametrize("ranges", ["static", "dynamic_symmetric"])
 @pytest.mark.parametrize("recovery", [False, True])
 def test_the_table_says_what_a_checkpoint_refuses_to_hold(
-    target: Target, scheme: Scheme, text: str, *, recovery: bool
+    target: Target, scheme: Scheme, text: str, ranges: Ranges, *, recovery: bool
 ) -> None:
     """Against what writes the formats that do refuse something."""
-    refusals = {
-        DeploymentTarget.COMPRESSED_TENSORS: compressed_tensors.refuse_other_formats,
+    refusals: dict[DeploymentTarget, Callable[..., None]] = {
+        DeploymentTarget.COMPRESSED_TENSORS: partial(
+            compressed_tensors.refuse_other_formats, ranges=ranges
+        ),
         DeploymentTarget.GGUF: gguf_limits.refuse_other_formats,
     }
     plan = {"a": Precision.parse(text)}
 
-    held = target.holds(plan.values(), scheme, recovery=recovery)
+    held = target.holds(plan.values(), scheme, ranges, recovery=recovery)
 
     if target.name not in refusals:
         assert held
         return
-    refuse: Callable[..., None] = refusals[target.name]
+    refuse = refusals[target.name]
     if held:
         refuse(plan, symmetric=scheme == "symmetric", recovery=recovery)
     else:

@@ -138,6 +138,8 @@ def test_a_dry_run_counts_the_pairs() -> None:
     space = {"weight_bits": list(BITS), "activation_bits": [16]}
     spec = job(space=space, search={"allocator": "pairwise"})
     blocks = [Block(layer.name, layer.tower, (layer.name,)) for layer in LAYERS]
-    options = {block.name: block_options(block, LAYERS, spec.space) for block in blocks}
+    options = {
+        block.name: block_options(block, LAYERS, spec.space, spec.quantizer) for block in blocks
+    }
 
     assert _count_cells(spec, blocks, LAYERS, options) == 20 + 48
