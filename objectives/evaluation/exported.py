@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from bitfront.artefact.architectures import RUNTIME
 from bitfront.artefact.onnx.kernels import Kernels
@@ -53,6 +54,12 @@ def write_further_files(checkpoint: Checkpoint, folder: Path) -> None:
     (folder / MODULE).write_bytes((RUNTIME / MODULE).read_bytes())
     for name, content in checkpoint.architecture.files.items():
         (folder / name).write_bytes(content)
-    context = checkpoint.tensors.get("context")
-    if checkpoint.class_features is None and context is not None and len(context):
+    context = learned_prompt(checkpoint)
+    if checkpoint.class_features is None and context is not None:
         np.save(folder / CONTEXT, context.float().numpy().astype(np.float16))
+
+
+def learned_prompt(checkpoint: Checkpoint) -> Tensor | None:
+    """A recovery's prompt `(m, d)`; None where there is none."""
+    context = checkpoint.tensors.get("context")
+    return context if context is not None and len(context) else None

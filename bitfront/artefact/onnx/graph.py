@@ -38,9 +38,11 @@ class Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
 
-    def input(self, name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> str:
-        """An input of the model."""
-        self._inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+    def input(
+        self, name: str, shape: Sequence[int | str] | None, kind: int = TensorProto.FLOAT
+    ) -> str:
+        """An input of the model; without a shape it may have any number of dimensions."""
+        self._inputs.append(helper.make_tensor_value_info(name, kind, shape and list(shape)))
         return name
 
     def output(self, value: str, name: str, shape: Sequence[int | str]) -> None:

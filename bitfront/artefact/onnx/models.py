@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 from torch import Tensor
@@ -159,6 +160,30 @@ class GenerativeParts(Parts):
         tokens = graph.input("input_ids", ("n", "m"), TensorProto.INT64)
         embedded = self._parts(graph).embedded(tokens)
         graph.output(embedded, "inputs_embeds", ("n", "m", self.config["text"]["width"]))
+        return graph.model({})
+
+    def embedding_model(self) -> onnx.ModelProto:
+        """The prompt's embedding as ONNX Runtime GenAI's runner of several models asks for it.
+
+        `input_ids` `(n, m)` int64 and `image_features` `(..., d)`, with one row for each token of
+        an image, to `inputs_embeds` `(n, m, d)`: the rows in turn at the image's places.
+        """
+        graph, width = Graph(), self.config["text"]["width"]
+        tokens = graph.input("input_ids", ("n", "m"), TensorProto.INT64)
+        features = graph.input("image_features", None)
+        embedded = self._parts(graph).embedded(tokens)
+        is_image = graph.add("Equal", tokens, graph.constant(self.config["image_code"], np.int64))
+        ones = graph.shaped(graph.cast(is_image, TensorProto.INT64), -1)
+        numbers = graph.add("Mul", graph.add("CumSum", ones, graph.constant(0, np.int64)), ones)
+        # Row 0 stands for the other tokens, so that there is one where no image is.
+        first = graph.constant(np.zeros((1, width)), np.float32)
+        rows = graph.add("Concat", first, graph.shaped(features, -1, width), axis=0)
+        chosen = graph.add(
+            "Reshape", graph.add("Gather", rows, numbers, axis=0), graph.add("Shape", embedded)
+        )
+        axis = graph.constant([2], np.int64)
+        found = graph.add("Where", graph.add("Unsqueeze", is_image, axis), chosen, embedded)
+        graph.output(found, "inputs_embeds", ("n", "m", width))
         return graph.model({})
 
     def _decoder(self) -> onnx.ModelProto:

@@ -1,161 +1,103 @@
-"""An exported decoder in ONNX Runtime GenAI's own runner, where that is installed."""
+"""An exported LLaVA in ONNX Runtime GenAI's own runner of several models."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import compose
+from numpy.typing import NDArray
 
 from bitfront.artefact.onnx.products import ROUNDED
 from bitfront.artefact.runtime.exported_model import Answerer, load
-from bitfront.plan import Configuration, Plan
+from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.spec import REFERENCE_LLAVA
+from objectives.data.questions import QuestionTask
+from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.onnx_models import write_onnx
-from tests.support.artefacts import evaluator
+from tests.support.artefacts import evaluator, llava_folder
 
-genai: Any = pytest.importorskip(
-    "onnxruntime_genai",
-    reason="pip install onnxruntime-genai, which is not in the development group",
-)
+genai: Any = pytest.importorskip("onnxruntime_genai", reason="pip install onnxruntime-genai")
 pytestmark = pytest.mark.runtime
 
 STEPS = 6
-TEXT = "text.onnx"
+
+
+@pytest.fixture(scope="module", params=["bundled", "own"])
+def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    if request.param == "bundled":
+        return evaluator(REFERENCE_LLAVA, rounding="nearest", scheme="symmetric")
+    return Evaluator.from_spec(llava_folder(tmp_path_factory.mktemp("own")))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(kept: Evaluator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("llava")
-    kept = evaluator(REFERENCE_LLAVA, rounding="nearest", scheme="symmetric")
     layers = [layer.name for layer in kept.model.layers]
-    plan = Plan.uniform(layers, Precision(4, 16))
-    write_onnx(kept, Configuration(plan), made, {}, accuracy_level=ROUNDED)
-    describe(made, kept, **TEXT_ONLY)
+    configuration = Configuration(Plan.uniform(layers, Precision(4, 16)))
+    write_onnx(kept, configuration, made, {}, accuracy_level=ROUNDED)
     return made
 
 
-TEXT_ONLY: dict[str, Any] = {"type": "llama", "filename": TEXT, "given": "input_ids"}
-
-
-def describe(
-    folder: Path,
-    kept: Evaluator,
-    *,
-    type: str,
-    filename: str,
-    given: str,
-    **parts: object,
-) -> None:
-    """GenAI's description of the decoder's inputs and outputs, which have Optimum's names."""
-    config: Any = kept.model.module.config
-    text = config.get_text_config()
-    decoder = {
-        "filename": filename,
-        "head_size": text.head_dim,
-        "hidden_size": text.hidden_size,
-        "num_attention_heads": text.num_attention_heads,
-        "num_hidden_layers": text.num_hidden_layers,
-        "num_key_value_heads": text.num_key_value_heads,
-        "session_options": {"provider_options": []},
-        "inputs": {
-            given: given,
-            "attention_mask": "attention_mask",
-            "position_ids": "position_ids",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
-    }
-    model = {
-        "type": type,
-        "vocab_size": text.vocab_size,
-        "context_length": 256,
-        "bos_token_id": 1,
-        "eos_token_id": text.vocab_size - 1,
-        "pad_token_id": 0,
-        "decoder": decoder,
-        **parts,
-    }
-    search = {"max_length": 64, "do_sample": False, "past_present_share_buffer": False}
-    content = json.dumps({"model": model, "search": search})
-    (folder / "genai_config.json").write_text(content)
-
-
-def merge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the embedding before the decoder: GenAI gives a decoder tokens."""
-    monkeypatch.chdir(folder)  # where onnx looks for the tensors beside the models
-    embed, decoder = (
-        onnx.load(folder / f"{name}.onnx", load_external_data=False)
-        for name in ("embed_tokens", "decoder_model_merged")
-    )
-    embed = compose.add_prefix(embed, "embed_", rename_inputs=False, rename_outputs=False)
-    onnx.save(
-        compose.merge_models(embed, decoder, io_map=[("inputs_embeds", "inputs_embeds")]),
-        folder / TEXT,
-    )
-
-
-def test_genai_writes_the_tokens_that_the_exported_model_writes(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    merge(folder, monkeypatch)
-    tokens = np.array([[3, 10, 11, 12, 7]])
+def opened(folder: Path) -> Answerer:
     answerer = load(folder, threads=1)
     assert isinstance(answerer, Answerer)
-    answerer.ends = frozenset()
-    (wanted,) = answerer.generate(tokens, None, STEPS)
+    return answerer
 
+
+def written(folder: Path, tokens: NDArray[Any], pixels: NDArray[Any] | None, code: int) -> Any:  # noqa: ANN401
+    """The tokens that GenAI writes after a prompt `(1, length)`, by the file that lies there."""
     model = genai.Model(os.fspath(folder))
     settings = genai.GeneratorParams(model)
     settings.set_search_options(max_length=tokens.shape[1] + STEPS)
     generator = genai.Generator(model, settings)
-    generator.append_tokens(tokens.astype(np.int32))
-    written = []
-    for _ in range(STEPS):
+    given = genai.NamedTensors()
+    given["input_ids"] = tokens.astype(np.int32)
+    if pixels is not None:
+        given["pixel_values"] = pixels
+        given["num_image_tokens"] = np.array([(tokens == code).sum()], np.int64)
+    generator.set_inputs(given)
+    found = []
+    while not generator.is_done():
         generator.generate_next_token()
-        written.append(int(generator.get_next_tokens()[0]))
+        found.append(int(generator.get_next_tokens()[0]))
+    return found
 
-    assert written == wanted
 
-
-def test_genai_loads_all_three_models_but_wants_an_embedding_that_takes_features(
-    folder: Path,
+def test_genai_answers_a_question_about_a_picture_as_the_exported_model_does(
+    kept: Evaluator, folder: Path
 ) -> None:
-    """What keeps its multimodal runner from running a LLaVA of Optimum's layout."""
-    kept = evaluator(REFERENCE_LLAVA, rounding="nearest", scheme="symmetric")
-    vision = {
-        "filename": "vision_encoder.onnx",
-        "inputs": {"pixel_values": "pixel_values"},
-        "outputs": {"image_features": "image_features"},
-    }
-    embedding = {
-        "filename": "embed_tokens.onnx",
-        "inputs": {"input_ids": "input_ids"},
-        "outputs": {"inputs_embeds": "inputs_embeds"},
-    }
-    describe(
-        folder,
-        kept,
-        type="gemma3",
-        filename="decoder_model_merged.onnx",
-        given="inputs_embeds",
-        vision=vision,
-        embedding=embedding,
-    )
+    answerer = opened(folder)
+    assert isinstance(kept.task, QuestionTask)
+    batch = kept.task.split(SplitName.TEST).read(0)
+    assert batch.pixels is not None
 
-    model = genai.Model(os.fspath(folder))
+    for row in range(len(batch.prompts)):
+        tokens, pixels = batch.prompts[row : row + 1].numpy(), batch.pixels[row : row + 1].numpy()
+        (wanted,) = answerer.generate(tokens, pixels, STEPS)
 
-    with pytest.raises(RuntimeError, match="Model input was not found: image_features"):
-        genai.Generator(model, genai.GeneratorParams(model)).append_tokens(
-            np.array([[3, 10]], dtype=np.int32)
-        )
+        assert written(folder, tokens, pixels, answerer.card["image_code"]) == wanted
+
+
+def test_genai_answers_a_question_without_a_picture(folder: Path) -> None:
+    answerer = opened(folder)
+    tokens = np.array([[3, 10, 11, 12, 7]])
+    (wanted,) = answerer.generate(tokens, None, STEPS)
+
+    assert written(folder, tokens, None, answerer.card["image_code"]) == wanted
+
+
+def test_a_learned_prompt_has_no_place_in_genai_and_leaves_its_files_out(
+    kept: Evaluator, tmp_path: Path
+) -> None:
+    layers = [layer.name for layer in kept.model.layers]
+    recovery = Recovery(context_length=3, reduction=0, steps=2)
+    plan = Plan.uniform(layers, Precision(4, 16))
+
+    write_onnx(kept, Configuration(plan, recovery), tmp_path, {}, accuracy_level=ROUNDED)
+
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "context.npy" in names
+    assert not names & {"embedding.onnx", "genai_config.json"}
