@@ -84,9 +84,10 @@ def job(seed: int, model: str = "digit-clip", **sections: object) -> JobSpec:
 def uniform(evaluator: Evaluator, weight_bits: int, activation_bits: int) -> Plan:
     """The same precision for every layer."""
     space, quantizer = evaluator.spec.space, evaluator.spec.quantizer
+    wanted = replace(space.of_width(weight_bits)[0], activation_bits=activation_bits)
     return Plan.of(
         {
-            layer.name: uniform_precision(layer, weight_bits, activation_bits, space, quantizer)
+            layer.name: uniform_precision(layer, wanted, space, quantizer)
             for layer in evaluator.model.layers
         }
     )

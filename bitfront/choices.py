@@ -1,5 +1,6 @@
 """What a layer may take: the precisions that a job's space leaves it, or its fixed width."""
 
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import product
 
@@ -35,14 +36,18 @@ def layer_precisions(layer: Layer, space: SpaceSpec, quantizer: QuantizerSpec) -
     found: dict[Precision, None] = {}
     takes_input = quantizer.rounds(layer.kind)
     widest = max(space.clips)
-    for bits, activation, group in product(
-        (kept,) if kept is not None else sorted(space.weight_bits),
-        sorted(space.activation_bits) if takes_input else (16,),
-        space.groups,
-    ):
-        coarse = bits == 16 or group >= layer.columns
-        precision = Precision(
-            bits, activation, 0 if coarse else group, 1.0 if activation == 16 else widest
-        )
-        found[precision] = None
+    weights = space.weights if kept is None else space.of_width(kept)
+    widths = sorted({weight.weight_bits for weight in weights})
+    inputs = sorted(space.activation_bits) if takes_input else (16,)
+    for bits, activation, weight in product(widths, inputs, weights):
+        if weight.weight_bits == bits:
+            clip = 1.0 if activation == 16 else widest
+            found[fitted(replace(weight, activation_bits=activation, clip=clip), layer)] = None
     return list(found)
+
+
+def fitted(precision: Precision, layer: Layer) -> Precision:
+    """A precision without a group where the layer's rows hold one group at most, or no codes."""
+    is_fixed = precision.form is not None and precision.form.block
+    coarse = not precision.quantizes_weight or precision.group >= layer.columns
+    return replace(precision, group=0) if coarse and not is_fixed else precision

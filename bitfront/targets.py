@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Final, Literal, get_args
 
+from bitfront.formats import FORMATS
 from bitfront.layers import LayerKind
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision
 
@@ -46,6 +47,7 @@ class NativeFormat:
             inputs in groups, they are multiples of these too.
         held_bits: How wide codes lie in memory, by scheme and width; their own width where it
             says nothing. A file always has their own width.
+        number_formats: Formats of weights that it takes beside integers; see `bitfront.formats`.
     """
 
     kernel: str
@@ -55,6 +57,7 @@ class NativeFormat:
     ranges: Ranges | None
     group_multiple: int
     held_bits: Mapping[Scheme, Mapping[int, int]]
+    number_formats: frozenset[str] = frozenset()
 
     def takes(
         self, kind: LayerKind, precision: Precision, ranges: Ranges, input_group: int
@@ -67,6 +70,7 @@ class NativeFormat:
         return (
             kind in self.kinds
             and precision.weight_bits in self.weight_bits
+            and (not precision.format or precision.format in self.number_formats)
             and precision.activation_bits in self.activation_bits
             and (not rounds or self.ranges in (None, ranges))
             and self._takes_group(precision, input_group if self.ranges == "grouped" else 1)
@@ -101,6 +105,7 @@ class Target:
         dual_encoders: Whether models that tell classes apart can be built for it.
         schemes: The grids of weights that an artefact can hold.
         ranges: The ranges of quantized inputs that an artefact can say.
+        number_formats: The formats of weights that an artefact can hold beside integers.
         recovers: Whether an artefact can hold a recovery's prompt and adapter.
         is_timed: Whether a search measures latencies in it.
         is_blocked: Whether codes lie in blocks, and kernels round inputs block by block: a search
@@ -119,6 +124,7 @@ class Target:
     dual_encoders: bool = True
     schemes: frozenset[Scheme] = frozenset({"symmetric", "asymmetric"})
     ranges: frozenset[Ranges] = frozenset(get_args(Ranges))
+    number_formats: frozenset[str] = frozenset()
     recovers: bool = True
     is_timed: bool = False
     is_blocked: bool = False
@@ -133,10 +139,12 @@ class Target:
     ) -> bool:
         """Whether an artefact can hold a configuration at all, with a kernel or without."""
         precisions = list(plan)
+        integers = [one for one in precisions if one.quantizes_weight and not one.format]
         return (
             (self.recovers or not recovery)
             and (ranges in self.ranges or not any(one.quantizes_input for one in precisions))
-            and (scheme in self.schemes or not any(one.quantizes_weight for one in precisions))
+            and (scheme in self.schemes or not integers)
+            and self.number_formats.issuperset(one.format for one in precisions if one.format)
         )
 
     def takes(self, *, answers: bool) -> bool:
@@ -224,9 +232,11 @@ TORCH: Final = Target(
             ranges=None,
             group_multiple=1,
             held_bits=MappingProxyType({}),
+            number_formats=frozenset(FORMATS),
         ),
     ),
     rest="none, a kernel takes every precision",
+    number_formats=frozenset(FORMATS),
 )
 
 ONNXRUNTIME: Final = Target(

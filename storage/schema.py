@@ -43,6 +43,7 @@ REVISIONS = (
     "0030",
     "0031",
     "0032",
+    "0033",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -1,6 +1,7 @@
 """The tensors of a packed checkpoint: exactly the bytes that `nbytes` counts."""
 
 from collections.abc import Mapping
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ def packed_layers(
             "weight_bits": precision.weight_bits,
             "activation_bits": precision.activation_bits,
             "group": precision.group,
+            "format": precision.format,
             "activation_group": activation_group if rounds else 0,
             "activation_symmetric": rounds and ranges == "dynamic_symmetric",
             "shape": list(modules[0].get_parameter("weight").shape),
@@ -51,6 +53,15 @@ def packed_layers(
         }
         tensors |= own
     return tensors, entries
+
+
+def format_levels(plan: Plan) -> dict[str, list[float | None]]:
+    """What each code stands for in the number formats of a plan; None for no finite number."""
+    found = {one.form for _, one in plan if one.form is not None}
+    return {
+        form.name: [level if isfinite(level) else None for level in form.levels]
+        for form in sorted(found, key=lambda one: one.name)
+    }
 
 
 def kept_tensors(model: LayeredModel) -> dict[str, Tensor]:

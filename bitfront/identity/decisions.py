@@ -135,6 +135,7 @@ DECISIONS: Final = MappingProxyType(
         "space.weight_bits": _CONTENT,
         "space.activation_bits": _CONTENT,
         "space.groups": _CONTENT,
+        "space.formats": _CONTENT,
         "space.clips": _enters(Key.CLIPS, Part.CONTENT),
         "space.keep": _CONTENT,
         "space.recovery": _CONTENT,

@@ -330,6 +330,12 @@ def _contradictions(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             "model.device: cpu uses none: leave one of them out",
         )
     yield from _impossible_pairs(spec)
+    if spec.space.formats and spec.space.distil is not None:
+        yield (
+            ("space", "recovery", "distil"),
+            "space.recovery.distil: it trains zero points of integers, and the space has formats: "
+            "leave it out, or search weight_bits and groups",
+        )
     yield from _impossible_widths(spec)
     yield from undeployable(spec)
 
@@ -449,23 +455,23 @@ def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
 def _impossible_widths(spec: JobSpec) -> Iterator[tuple[Place, str]]:
     """Bounds of the mean width that no choice of widths can hold."""
     search, most = spec.search, spec.constraints.max_bits
-    searched = spec.space.weight_bits
+    searched, setting = spec.space.widths, f"space.{spec.space.width_setting}"
     narrowest = min((*searched, *spec.space.keep.values()))
     if search.to_bits is not None and search.to_bits < min(searched):
         yield (
             ("search", "to_bits"),
             f"search.to_bits: no plan has {search.to_bits:g} bits a weight or fewer, since the "
-            f"least of space.weight_bits is {min(searched)}",
+            f"least of {setting} is {min(searched)}",
         )
     if search.from_bits is not None and search.from_bits > max(searched):
         yield (
             ("search", "from_bits"),
             f"search.from_bits: no plan has {search.from_bits:g} bits a weight or more, since the "
-            f"most of space.weight_bits is {max(searched)}",
+            f"most of {setting} is {max(searched)}",
         )
     if most is not None and most < narrowest:
         yield (
             ("constraints", "max_bits"),
             f"constraints.max_bits: no plan has {most:g} bits a weight or fewer, since the least "
-            f"of space.weight_bits and space.keep is {narrowest}",
+            f"of {setting} and space.keep is {narrowest}",
         )

@@ -1,6 +1,7 @@
 """What a job's target has no kernel for: each place in the job, and the nearest thing it has."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -10,8 +11,6 @@ from bitfront.objective import BY_NAME, TIMES, Objective
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
 from bitfront.targets import SMALLEST_INPUT_GROUP, TARGETS, Ranges, Target, target_named
-
-_UNQUANTIZED = 16
 
 
 def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
@@ -76,9 +75,9 @@ def place_of(spec: JobSpec, figure: Objective) -> Place:
 def _searched(spec: JobSpec) -> Iterator[Precision]:
     """Every precision that a linear layer may take, as `search.options` has them."""
     space = spec.space
-    widths = sorted({*space.weight_bits, *space.keep.values()})
-    for bits, inputs, group in product(widths, space.activation_bits, space.groups):
-        yield Precision(bits, inputs, group if bits < _UNQUANTIZED else 0)
+    weights = (*space.weights, *space.kept_weights)
+    for weight, inputs in product(weights, space.activation_bits):
+        yield replace(weight, activation_bits=inputs)
 
 
 def _way_out(spec: JobSpec, target: Target, precision: Precision) -> tuple[Place, str]:
@@ -101,8 +100,9 @@ def _way_out(spec: JobSpec, target: Target, precision: Precision) -> tuple[Place
             f"{target.name} has no kernel for {precision} with {ranges} ranges of inputs: write "
             f"{' or '.join(others)}, or search {names}",
         )
-    if all(one.weight_bits != precision.weight_bits for one in near):
-        return ("space", "weight_bits"), _nearest_text(target, precision, names, others)
+    is_named = precision.format or (spec.space.formats and precision.quantizes_weight)
+    if is_named or all(one.weight_bits != precision.weight_bits for one in near):
+        return ("space", spec.space.width_setting), _nearest_text(target, precision, names, others)
     same_inputs = [one for one in near if one.activation_bits == precision.activation_bits]
     place = ("space", "groups" if same_inputs else "activation_bits")
     return place, _nearest_text(target, precision, names, others)

@@ -79,7 +79,8 @@ def packed_weight(
 
     Returns:
         At 16 bits `weight`, float16 `(rows, columns)`. Below, `codes`, the packed bytes;
-        `scale`, float16 `(rows, groups)`; and, if asymmetric, `zero`, uint8 `(rows, groups)`.
+        `scale`, `(rows, groups)`, float16 or as the format stores it; if asymmetric, `zero`, uint8
+        `(rows, groups)`; and where the format has one, `tensor_scale`, float32 `()`.
 
     Raises:
         InvalidModel: The weight has one dimension, is empty, or holds NaN or infinity.
@@ -94,6 +95,8 @@ def packed_codes(quantized: QuantizedWeight) -> dict[str, Tensor]:
     tensors = {"codes": pack_codes(quantized.codes, quantized.bits), "scale": quantized.scale}
     if quantized.zero is not None:
         tensors["zero"] = quantized.zero
+    if quantized.tensor_scale is not None:
+        tensors["tensor_scale"] = quantized.tensor_scale
     return tensors
 
 
@@ -127,23 +130,31 @@ def unpacked_codes(
     Raises:
         InvalidModel: As for `unpacked_weight`.
     """
-    bits = precision.weight_bits
+    bits, form = precision.weight_bits, precision.form
     grid = (rows, group_count(columns, precision.group))
     length = (packed_length(rows * columns, bits),)
     codes = unpack_codes(_stored(tensors, "codes", length, torch.uint8), bits, rows * columns)
+    codes = codes.reshape(rows, columns)
+    if form is not None:
+        scale = _stored(tensors, "scale", grid, getattr(torch, form.scale.value))
+        whole = _stored(tensors, "tensor_scale", (), torch.float32) if form.scales_tensor else None
+        return QuantizedWeight(codes, scale, None, bits, precision.group, form, whole)
     scale = _stored(tensors, "scale", grid, torch.float16)
     symmetric = quantizer.scheme == "symmetric"
     zero = None if symmetric else _stored(tensors, "zero", grid, torch.uint8)
-    return QuantizedWeight(codes.reshape(rows, columns), scale, zero, bits, precision.group)
+    return QuantizedWeight(codes, scale, zero, bits, precision.group)
 
 
 def weight_nbytes(rows: int, columns: int, precision: Precision, quantizer: QuantizerSpec) -> int:
     """The bytes of the tensors that `packed_weight` stores, by arithmetic."""
     if not precision.quantizes_weight:
         return 2 * rows * columns
-    grid_nbytes = 2 if quantizer.scheme == "symmetric" else 3  # scale, and the zero point's byte
     scales = rows * group_count(columns, precision.group)
-    return packed_length(rows * columns, precision.weight_bits) + scales * grid_nbytes
+    codes = packed_length(rows * columns, precision.weight_bits)
+    if precision.form is not None:
+        return codes + scales * precision.form.scale_nbytes + precision.form.tensor_nbytes
+    grid_nbytes = 2 if quantizer.scheme == "symmetric" else 3  # scale, and the zero point's byte
+    return codes + scales * grid_nbytes
 
 
 def _stored(

@@ -4,11 +4,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float16, Float32, UInt8
+from jaxtyping import Float, Float16, Float32, Shaped, UInt8
 from torch import Tensor
 
 from bitfront.errors import InvalidModel, SpecError
+from bitfront.formats import WeightFormat
 from bitfront.precision import WEIGHT_BITS, Precision
+from bitfront.quant.floats import (
+    codes_of,
+    fitted_scale,
+    levels_of_codes,
+    nearest_levels,
+    stored_scale,
+    tensor_scale,
+)
 from bitfront.quant.grid import covering_grid, saturated, searched_grid
 from bitfront.spec import QuantizerSpec
 
@@ -20,27 +29,44 @@ _CUDA_CHUNK = 2**24
 class QuantizedWeight:
     """A weight matrix as codes.
 
-    A weight is `scale * (code - zero * 2**(bits - 8))`, exactly, in float32. Compared by
-    identity, as tensors are.
+    An integer weight is `scale * (code - zero * 2**(bits - 8))`, exactly, in float32. In another
+    number format it is the code's level times the scale. Compared by identity, as tensors are.
 
     Attributes:
         codes: `(rows, columns)`, from 0 to `2**bits - 1`.
-        scale: `(rows, groups)`; positive.
+        scale: `(rows, groups)`; positive; float16, or the type that the format stores.
         zero: `(rows, groups)`, the code that stands for zero, in steps of `2**(bits - 8)`;
             None if symmetric, where it is the code `2**(bits - 1)`.
         bits: Width of a code.
         group: Columns that share a scale; the last group may be short; 0 is the whole row.
+        form: The number format; None for integers.
+        tensor_scale: What multiplies every scale; None where the format has no such scale.
     """
 
     codes: UInt8[Tensor, "rows columns"]
-    scale: Float16[Tensor, "rows groups"]
+    scale: Shaped[Tensor, "rows groups"]
     zero: UInt8[Tensor, "rows groups"] | None
     bits: int
     group: int
+    form: WeightFormat | None = None
+    tensor_scale: Float32[Tensor, ""] | None = None
+
+    @property
+    def scales(self) -> Float32[Tensor, "rows groups"]:
+        """What each group's levels are multiplied with."""
+        scale = self.scale.float()
+        return scale if self.tensor_scale is None else scale * self.tensor_scale
+
+    @property
+    def points(self) -> Float32[Tensor, "rows columns"]:
+        """What each code stands for before scale and zero point."""
+        return self.codes.float() if self.form is None else levels_of_codes(self.codes, self.form)
 
     @property
     def zero_codes(self) -> Float32[Tensor, "rows groups"]:
-        """The zero points in codes, exactly; the middle code if symmetric."""
+        """The zero points in codes, exactly; the middle code if symmetric; 0 beside levels."""
+        if self.form is not None:
+            return torch.zeros(self.scale.shape, device=self.scale.device)
         if self.zero is None:
             return torch.full_like(self.scale.float(), 2 ** (self.bits - 1))
         steps: int = 2 ** (8 - self.bits)  # an integer power is Any to the type checker
@@ -92,14 +118,43 @@ def quantize_weight(
     return QuantizedWeight(codes, scale, None if symmetric else zero, bits, group)
 
 
+def quantize_floats(
+    weight: Float[Tensor, "*shape"], form: WeightFormat, *, group: int = 0, search: bool = True
+) -> QuantizedWeight:
+    """The codes of a weight matrix in a number format of `bitfront.formats`.
+
+    Each weight gets the nearest level, ties go to the even code, and what is beyond the levels
+    saturates.
+
+    Args:
+        weight: As for `quantize_weight`.
+        form: The format.
+        group: Columns that share a scale; the last group may be short; 0 is the whole row.
+        search: Choose each scale by squared error; otherwise as the format's standard does.
+
+    Raises:
+        InvalidModel: The weight has one dimension, is empty, or holds NaN or infinity.
+        SpecError: `group` is not the size of the format's blocks, or negative.
+    """
+    if group < 0 or (form.block and group != form.block):
+        raise SpecError(f"blocks of {form.name} have {form.block} columns, not {group}")
+    matrix = _finite_matrix(weight)
+    whole = tensor_scale(matrix, form)
+    parts = [_quantize_levels(part, form, whole, search=search) for part in _groups(matrix, group)]
+    codes, scales = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+    shared = whole if form.scales_tensor else None
+    stored = stored_scale(scales, form, whole)
+    return QuantizedWeight(codes, stored, None, form.bits, group, form, shared)
+
+
 def dequantize_weight(quantized: QuantizedWeight) -> Float32[Tensor, "rows columns"]:
     """The weights that the codes stand for: `(rows, columns)`, float32, without rounding."""
     zero = quantized.zero_codes
-    weight = quantized.codes.float()
+    weight, scales = quantized.points, quantized.scales
     first = 0
     for part in _groups(weight, quantized.group):  # views of `weight`
         groups = slice(first, first + part.shape[1])
-        part.sub_(zero[:, groups, None]).mul_(quantized.scale[:, groups, None].float())
+        part.sub_(zero[:, groups, None]).mul_(scales[:, groups, None])
         first = groups.stop
     return weight
 
@@ -131,6 +186,10 @@ def quantize_for(
     weight: Float[Tensor, "*shape"], precision: Precision, quantizer: QuantizerSpec
 ) -> QuantizedWeight:
     """The codes of a weight as its layer's precision and the job's quantizer ask."""
+    if precision.form is not None:
+        return quantize_floats(
+            weight, precision.form, group=precision.group, search=quantizer.scale_search
+        )
     return quantize_weight(
         weight,
         precision.weight_bits,
@@ -174,15 +233,20 @@ def _groups(matrix: Tensor, group: int) -> Iterator[Tensor]:
         yield matrix[:, full * width :].unsqueeze(1)
 
 
+def _chunks(groups: Tensor) -> tuple[Tensor, ...]:
+    """The runs of equally long groups, `(runs, width)`, a few at a time."""
+    chunk = _CUDA_CHUNK if groups.is_cuda else _CHUNK
+    return torch.split(groups.reshape(-1, groups.shape[-1]), max(1, chunk // groups.shape[-1]))
+
+
 def _quantize_groups(
     groups: Tensor, bits: int, *, symmetric: bool, search: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes `(rows, columns)`, scales and zero bytes `(rows, groups)` of equally long groups."""
-    rows, count, width = groups.shape
+    rows, count, _ = groups.shape
     fit = searched_grid if search else covering_grid
-    chunk = _CUDA_CHUNK if groups.is_cuda else _CHUNK
     codes, grids = [], []
-    for runs in torch.split(groups.reshape(rows * count, width), max(1, chunk // width)):
+    for runs in _chunks(groups):
         grid = fit(runs, bits, symmetric=symmetric)
         codes.append(grid.encode(runs).to(torch.uint8))
         grids.append(grid)
@@ -190,3 +254,16 @@ def _quantize_groups(
     zero = (torch.cat([grid.zero for grid in grids]) * 2 ** (8 - bits)).to(torch.uint8)
     shape = (rows, count)
     return torch.cat(codes).reshape(rows, -1), scale.reshape(shape), zero.reshape(shape)
+
+
+def _quantize_levels(
+    groups: Tensor, form: WeightFormat, whole: Tensor, *, search: bool
+) -> tuple[Tensor, Tensor]:
+    """Codes `(rows, columns)` and scales `(rows, groups)` of equally long groups."""
+    codes, scales = [], []
+    for runs in _chunks(groups):
+        scale = fitted_scale(runs, form, whole, search=search)
+        codes.append(codes_of(nearest_levels(runs / scale, form), form))
+        scales.append(scale)
+    rows, count, _ = groups.shape
+    return torch.cat(codes).reshape(rows, -1), torch.cat(scales).reshape(rows, count)

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS
+from bitfront.errors import SpecError
+from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, weight_precision, weight_text
 from bitfront.units import parse_nbytes, parse_share
 
 AUTO: Final = "auto"
@@ -20,6 +21,13 @@ def _activation_bits(bits: int) -> int:
     if bits not in ACTIVATION_BITS:
         raise ValueError(f"activation bits must be among {', '.join(map(str, ACTIVATION_BITS))}")
     return bits
+
+
+def _weight_format(text: str) -> str:
+    try:
+        return weight_text(weight_precision(text))
+    except SpecError as error:
+        raise ValueError(str(error)) from error
 
 
 # What a file may hold where a number is meant, for editors: see `bitfront.job.json_schema`.
@@ -53,6 +61,7 @@ WeightBits = Annotated[
 ActivationBits = Annotated[
     int, BeforeValidator(_activation_bits), WithJsonSchema(_ACTIVATION_SCHEMA, "validation")
 ]
+WeightFormatName = Annotated[str, AfterValidator(_weight_format)]
 Percentile = Annotated[float, Field(gt=0.5, le=1.0)]
 
 

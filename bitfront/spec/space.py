@@ -1,11 +1,19 @@
 """The section `space`: what the search may choose."""
 
+from itertools import chain
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from bitfront.plan import ClassPosition, TeacherText
-from bitfront.spec.section import ActivationBits, Percentile, Section, WeightBits
+from bitfront.precision import FULL, Precision, weight_precision
+from bitfront.spec.section import (
+    ActivationBits,
+    Percentile,
+    Section,
+    WeightBits,
+    WeightFormatName,
+)
 
 
 class DistilSpace(Section):
@@ -83,6 +91,10 @@ class SpaceSpec(Section):
     end) to a fixed weight width: those layers are not variable, and nothing measured breaks it.
     Each pattern must match a layer, and no layer may have two widths.
 
+    `formats` is the long form of `weight_bits` and `groups`, in their place: each entry is a number
+    format of weights with its groups, such as `int4-g128`, `nvfp4` or `fp8`; see
+    `bitfront.formats`.
+
     `clips` are the percentiles that static input ranges may be cut at; several are no further
     options, but searched for each option (see `profile.clip_search`).
     """
@@ -90,6 +102,7 @@ class SpaceSpec(Section):
     weight_bits: tuple[WeightBits, ...] = (2, 3, 4, 6, 8)
     activation_bits: tuple[ActivationBits, ...] = (8,)
     groups: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    formats: tuple[WeightFormatName, ...] = ()
     clips: tuple[Percentile, ...] = (1.0,)
     keep: dict[str, WeightBits] = Field({})
     recovery: RecoverySpace | None = None
@@ -104,11 +117,57 @@ class SpaceSpec(Section):
         """What a distillation may choose from; None where no plan is distilled."""
         return None if self.recovery is None else self.recovery.distil
 
+    @property
+    def weights(self) -> tuple[Precision, ...]:
+        """What a weight may be stored as, with inputs in 16 bits, the narrowest first."""
+        if self.formats:
+            named = map(weight_precision, self.formats)
+            return tuple(sorted(named, key=lambda one: one.weight_bits))
+        return tuple(chain.from_iterable(map(self.of_width, sorted(self.weight_bits))))
+
+    @property
+    def uniform_weights(self) -> tuple[Precision, ...]:
+        """Those that uniform plans have: every format, and of `weight_bits` the first group."""
+        if self.formats:
+            return self.weights
+        return tuple(self.of_width(bits)[0] for bits in sorted(self.weight_bits))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths that are searched, the narrowest first."""
+        return tuple(sorted({one.weight_bits for one in self.weights}))
+
+    @property
+    def width_setting(self) -> str:
+        """The setting that says which widths these are."""
+        return "formats" if self.formats else "weight_bits"
+
+    @property
+    def kept_weights(self) -> tuple[Precision, ...]:
+        """What the weights of layers that `keep` names are stored as."""
+        return tuple(chain.from_iterable(map(self.of_width, sorted({*self.keep.values()}))))
+
+    def of_width(self, bits: int) -> tuple[Precision, ...]:
+        """Integer weights of one width in every group, or the one in 16 bits."""
+        if bits == FULL.weight_bits:
+            return (FULL,)
+        return tuple(Precision(bits, group=group) for group in self.groups)
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> Self:
+        for name in ("weight_bits", "groups"):
+            if self.formats and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"space.formats stands in the place of space.{name}: leave {name} out, and "
+                    "write formats such as int4 or int4-g128"
+                )
+        return self
+
     @model_validator(mode="after")
     def _is_not_empty(self) -> Self:
-        for name in ("weight_bits", "activation_bits", "groups", "clips"):
+        for name in ("weight_bits", "activation_bits", "groups", "formats", "clips"):
             values = getattr(self, name)
-            if not values:
+            if not values and name != "formats":
                 raise ValueError(f"space.{name} is empty: there is nothing to search")
             if len(set(values)) != len(values):
                 raise ValueError(f"space.{name} names a value twice: {list(values)}")

@@ -155,7 +155,7 @@ class PlanSwitch:
         self._searched = searched
         self._cache_nbytes = cache_nbytes
         self._cached_nbytes = 0
-        self._weights: OrderedDict[tuple[str, int, int], Tensor] = OrderedDict()
+        self._weights: OrderedDict[tuple[str, int, int, str], Tensor] = OrderedDict()
         self._trained: TrainedPlan | None = None
         self._vectors: Mapping[str, Tensor] = {}
         self._applied: dict[str, LayerForm] = {}
@@ -293,7 +293,7 @@ class PlanSwitch:
         precision = form.precision
         if form.trained and precision.quantizes_weight:
             return read_back(self._codes(layer, form), self._model.weight(layer))
-        key = (layer, precision.weight_bits, precision.group)
+        key = (layer, precision.weight_bits, precision.group, precision.format)
         weight = self._weights.pop(key, None)
         if weight is None:
             weight = self.fake_quantized_weight(layer, precision)

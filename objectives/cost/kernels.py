@@ -52,6 +52,8 @@ def find_kernels(
 def _kernels(
     precision: Precision, columns: int, device: torch.device, quantizer: QuantizerSpec
 ) -> Iterator[Kernel]:
+    if precision.format:
+        return
     match precision.weight_bits, precision.activation_bits:
         case 16, 16:
             yield FLOAT32

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from bitfront.artefact.architectures import RUNTIME, Architecture
 from bitfront.artefact.example import EXAMPLE, example_script
+from bitfront.artefact.packed import format_levels
 from bitfront.artefact.runtime.packed_model import CLASSES, FORMAT, WEIGHTS
 from bitfront.plan import Configuration
 from objectives.evaluation.card import write_card
@@ -56,6 +57,7 @@ def write_packed(
         "adapter": checkpoint.adapter,
         "architecture": {"source": architecture.source, "config": dict(architecture.config)},
         "layers": checkpoint.layers,
+        "formats": format_levels(configuration.plan),
         "kept": list(checkpoint.kept),
     }
     _write_sources(architecture, card, folder)

@@ -257,12 +257,14 @@ def _read_plan(text: str, evaluator: "Evaluator") -> Plan:
 
     if not Path(text).is_file():
         wanted = Precision.parse(text)
-        bits = wanted.weight_bits, wanted.activation_bits
         model: LayeredModel = evaluator.model
         space, quantizer = evaluator.spec.space, evaluator.spec.quantizer
+        if not wanted.format and not wanted.group:
+            own = space.of_width(wanted.weight_bits)[0]
+            wanted = replace(own, activation_bits=wanted.activation_bits)
         return Plan.of(
             {
-                layer.name: uniform_precision(layer, *bits, space, quantizer)
+                layer.name: uniform_precision(layer, wanted, space, quantizer)
                 for layer in model.layers
             }
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from bitfront.errors import FailedBuild, SpecError
+from bitfront.errors import FailedBuild, InvalidModel, SpecError
 from bitfront.failpoints import failpoint
 from bitfront.files import file_digest, sync_folder
 from bitfront.plan import Configuration
@@ -123,11 +123,13 @@ def build_artefact(
 
     Raises:
         FailedBuild: The artefact is not what was measured, or cannot be written.
-        InvalidModel: The model's architecture is not known.
+        InvalidModel: The model's architecture is not known, or weights are in number formats that
+            the target's files have no place for.
     """
     out = out.absolute()
-    _remove_left_over(out)
     configuration = trial.configuration
+    _refuse_other_formats(target, trial)
+    _remove_left_over(out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     with _sentences(out):
         temporary.mkdir()
@@ -148,6 +150,17 @@ def build_artefact(
         raise
     failpoint("build.placed")
     return Built(card, found)
+
+
+def _refuse_other_formats(target: str, trial: Trial) -> None:
+    held = target_of(target).number_formats
+    others = {one.format for _, one in trial.configuration.plan if one.format} - held
+    if others:
+        raise InvalidModel(
+            f"--to {target} has no place for {' and '.join(sorted(others))}, in which trial "
+            f"{trial.number} has weights: name a trial with integer weights, or build it with "
+            f"--to {PACKED}"
+        )
 
 
 def _verified(

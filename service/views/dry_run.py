@@ -95,7 +95,10 @@ def _hints(estimate: DryRun, spec: JobSpec) -> Iterator[str]:
             yield "profile.cells: adaptive, which measures only what the program's plans use"
         if spec.profile.measure is ErrorMeasure.OUTPUT_KL:
             yield "profile.measure: gauss_newton, which takes a pass or two for all cells"
-        yield "fewer of space.weight_bits, space.activation_bits and space.groups"
+        if spec.space.formats:
+            yield "fewer of space.formats and space.activation_bits"
+        else:
+            yield "fewer of space.weight_bits, space.activation_bits and space.groups"
         yield f"data.samples.calibration below {spec.data.samples.calibration}"
     else:
         if spec.space.recovery is not None:

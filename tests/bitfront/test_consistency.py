@@ -284,6 +284,21 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
             "no plan has 6 bits a weight or more, since the most of space.weight_bits is 4",
         ),
         (
+            {**BUNDLED, "space.formats": ["nvfp4"], "search.to_bits": 3},
+            "search.to_bits",
+            "no plan has 3 bits a weight or fewer, since the least of space.formats is 4",
+        ),
+        (
+            {**BUNDLED, "space.formats": ["nvfp4"], "space.recovery.distil.steps": [5]},
+            "space.recovery.distil",
+            "it trains zero points of integers, and the space has formats: leave it out",
+        ),
+        (
+            {**BUNDLED, "space.formats": ["int4-g32", "mxfp4"], "target": "onnxruntime"},
+            "space.formats",
+            "onnxruntime has no kernel for mxfp4a8: the nearest that it has is",
+        ),
+        (
             {**BUNDLED, "space.weight_bits": [4], "constraints.max_bits": 3.5},
             "constraints.max_bits",
             "no plan has 3.5 bits a weight or fewer",

@@ -74,7 +74,7 @@ def plan_nbytes(footprint: Footprint, layers: Sequence[Layer], spec: JobSpec) ->
     weights depend on the layers before them, it keeps codes (a byte each) and activations of the
     calibration samples too; the moments and the full model's inputs are in the footprint.
     """
-    widths = len(spec.space.weight_bits)
+    widths = len(spec.space.uniform_weights)
     weights = 4 * widths * sum(layer.weights for layer in layers)
     features = 0 if spec.space.p4q is None else _KEPT_FEATURES
     activations = _activation_nbytes(layers, spec)

@@ -101,14 +101,16 @@ class PackedWeight(nn.Module):
     """A weight as it is stored: codes as a dense stream of bits, scales and zero points.
 
     Code `i` takes the bits from `bits * i` on, least significant first. A weight is
-    `scale * (code - zero * 2**(bits - 8))`; without zero points, zero is the middle code.
+    `scale * (code - zero * 2**(bits - 8))`; without zero points, zero is the middle code. With
+    levels it is `scale * tensor_scale * levels[code]`.
 
     Args:
-        tensors: `codes`, `scale` and perhaps `zero`; or `weight`, in 16 bits.
+        tensors: `codes`, `scale` and perhaps `zero` or `tensor_scale`; or `weight`, in 16 bits.
         shape: Of the weight; all dimensions but the first are columns.
         bits: Width of a code.
         group: Columns that share a scale, 0 for a whole row.
         dtype: Of the unpacked weight.
+        levels: `(2**bits,)`, what each code stands for; None for whole numbers.
     """
 
     def __init__(
@@ -118,10 +120,12 @@ class PackedWeight(nn.Module):
         bits: int,
         group: int,
         dtype: torch.dtype,
+        levels: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("levels", levels)
         self.shape, self.bits, self.group, self.dtype = shape, bits, group, dtype
-        for name in ("weight", "codes", "scale", "zero"):
+        for name in ("weight", "codes", "scale", "zero", "tensor_scale"):
             self.register_buffer(name, tensors.get(name))
 
     def forward(self) -> Tensor:
@@ -150,8 +154,11 @@ class PackedWeight(nn.Module):
 
     def _levels(self, codes: Tensor, rows: slice | Tensor) -> Tensor:
         stored: dict[str, Tensor] = dict(self.named_buffers())
-        scale = stored["scale"][rows].float()
-        if "zero" in stored:
+        scale = stored["scale"].float()[rows] * stored.get("tensor_scale", 1.0)
+        points = codes.float() if "levels" not in stored else stored["levels"][codes.int()]
+        if "levels" in stored:
+            zero = torch.zeros_like(scale)
+        elif "zero" in stored:
             zero = stored["zero"][rows].float() / 2 ** (8 - self.bits)
         else:
             zero = torch.full_like(scale, 2 ** (self.bits - 1))
@@ -160,7 +167,7 @@ class PackedWeight(nn.Module):
             scale, zero = (
                 part.repeat_interleave(self.group, dim=1)[:, :columns] for part in (scale, zero)
             )
-        return codes.float().sub_(zero).mul_(scale)
+        return points.sub_(zero).mul_(scale)
 
 
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -306,12 +313,17 @@ def fill(
         The names of the tensors that it took.
     """
     used: set[str] = set()
+    levels = {
+        name: torch.tensor([0.0 if level is None else level for level in known])
+        for name, known in card.get("formats", {}).items()
+    }
     for name, layer in card["layers"].items():
         prefix = f"{name}."
         own = {key.removeprefix(prefix): tensors[key] for key in layer["tensors"]}
         used.update(layer["tensors"])
         shape = tuple(layer["shape"])
-        packed = PackedWeight(own, shape, layer["weight_bits"], layer["group"], dtype)
+        form = levels.get(layer.get("format", ""))
+        packed = PackedWeight(own, shape, layer["weight_bits"], layer["group"], dtype, form)
         for path in layer["modules"]:
             target = module.get_submodule(path)
             _give_weight(target, packed, unpack=unpack)

@@ -24,6 +24,19 @@ def _compiled(function: _F) -> _F:
 
 
 @_compiled
+def nearest(place: float, top: float, points: NDArray[np.float64]) -> float:
+    """The point nearest to a place: a whole number up to `top`, or one of `points` in order."""
+    if points.size == 0:
+        return float(min(max(np.rint(place), 0.0), top))
+    above = np.searchsorted(points, place)
+    if above == 0:
+        return float(points[0])
+    if above == points.size or place - points[above - 1] <= points[above] - place:
+        return float(points[above - 1])
+    return float(points[above])
+
+
+@_compiled
 def sweep(
     gradient: NDArray[np.float64],
     codes: NDArray[np.float64],
@@ -32,17 +45,19 @@ def sweep(
     hessian: NDArray[np.float64],
     order: NDArray[np.int64],
     top: float,
+    points: NDArray[np.float64],
 ) -> bool:
     """Gives each code its best value with the others fixed; whether one changed.
 
     Args:
         gradient: `(T - Q) H`, `(rows, columns)`; changes with the codes, in place.
-        codes: `(rows, columns)`, whole numbers; changes in place.
+        codes: `(rows, columns)`, whole numbers or points; changes in place.
         scale: `(rows, groups)`.
         group_of: The group of each column.
         hessian: `H`, `(columns, columns)`.
         order: The columns as they are visited.
         top: The largest code.
+        points: The levels of another format than integers, in order; empty for integers.
     """
     rows, columns = codes.shape
     has_changed = False
@@ -52,8 +67,8 @@ def sweep(
             curvature = line[column]
             for row in range(first, min(first + _ROWS, rows)):
                 step, code = scale[row, group], codes[row, column]
-                best = np.rint(code + gradient[row, column] / (curvature * step))
-                best = min(max(best, 0.0), top)
+                place = code + gradient[row, column] / (curvature * step)
+                best = nearest(place, top, points)
                 if best != code:
                     moved = (best - code) * step
                     for other in range(columns):
@@ -73,6 +88,7 @@ def spread(
     order: NDArray[np.int64],
     factor: NDArray[np.float64],
     top: float,
+    points: NDArray[np.float64],
 ) -> None:
     """Gives each code its nearest level, and spreads its error over the columns after it.
 
@@ -86,6 +102,7 @@ def spread(
         order: The columns as they are visited.
         factor: The upper Cholesky factor of the inverse Hessian, in the order of `order`.
         top: The largest code.
+        points: The levels of another format than integers, in order; empty for integers.
     """
     rows, columns = codes.shape
     for first in range(0, rows, _ROWS):
@@ -94,7 +111,7 @@ def spread(
             group = group_of[column]
             for row in range(first, min(first + _ROWS, rows)):
                 step, level = scale[row, group], zero[row, group]
-                code = min(max(np.rint(rest[row, place] / step + level), 0.0), top)
+                code = nearest(rest[row, place] / step + level, top, points)
                 codes[row, column] = code
                 error = (rest[row, place] - step * (code - level)) / line[place]
                 for other in range(place + 1, columns):

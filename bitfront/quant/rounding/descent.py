@@ -1,10 +1,12 @@
 """Coordinate descent over codes, as QuantEase (https://arxiv.org/abs/2309.01885), with a refit."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitfront.quant.grid import storable_scale, storable_zero
+from bitfront.quant.grid import storable_zero
 from bitfront.quant.rounding.gptq import gptq_on
 from bitfront.quant.rounding.levels import Levels, levels_of, stored
 from bitfront.quant.rounding.nearest import nearest
@@ -38,17 +40,15 @@ def descent(problem: RoundingProblem, rounds: int = 6) -> QuantizedWeight:
 
 
 def _stacked(parts: list[Levels]) -> Levels:
-    codes, scale, zero = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scale", "zero")
+    points, scale, zero = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("points", "scale", "zero")
     )
-    return Levels(codes, scale, zero, parts[0].group_of, parts[0].bits)
+    return replace(parts[0], points=points, scale=scale, zero=zero)
 
 
 def _halves(levels: Levels) -> list[Levels]:
-    parts = zip(levels.codes.chunk(2), levels.scale.chunk(2), levels.zero.chunk(2), strict=True)
-    return [
-        Levels(codes, scale, zero, levels.group_of, levels.bits) for codes, scale, zero in parts
-    ]
+    parts = zip(levels.points.chunk(2), levels.scale.chunk(2), levels.zero.chunk(2), strict=True)
+    return [replace(levels, points=own, scale=scale, zero=zero) for own, scale, zero in parts]
 
 
 def _better(
@@ -62,17 +62,18 @@ def _better(
     zero = best.zero
     if candidate.zero is not None and best.zero is not None:
         zero = torch.where(chosen, candidate.zero, best.zero)
-    return QuantizedWeight(codes, scale, zero, best.bits, best.group)
+    return replace(best, codes=codes, scale=scale, zero=zero)
 
 
 def _refit(problem: RoundingProblem, gradient: Tensor, levels: Levels) -> None:
     """Fits each group's scale and zero point to its codes; gradient and levels change in place."""
     for group, columns in enumerate(column_groups(gradient.shape[1], problem.group)):
         hessian, slope = problem.hessian[columns, columns], gradient[:, columns]
-        codes, scale, zero = levels.codes[:, columns], levels.scale[:, group], levels.zero[:, group]
-        fitted, fitted_zero = _fit(codes, scale, zero, hessian, slope, problem)
-        old = scale[:, None] * (codes - zero[:, None])
-        change = fitted[:, None] * (codes - fitted_zero[:, None]) - old
+        scale, zero = levels.scale[:, group], levels.zero[:, group]
+        points = levels.points[:, columns]
+        fitted, fitted_zero = _fit(levels, group, columns, hessian, slope, problem)
+        old = scale[:, None] * (points - zero[:, None])
+        change = fitted[:, None] * (points - fitted_zero[:, None]) - old
         pull = change @ problem.hessian[columns]
         gain = 2 * (change * slope).sum(1) - (pull[:, columns] * change).sum(1)
         chosen = gain > 0  # false for NaN: where all codes are the same there is no fit
@@ -82,9 +83,9 @@ def _refit(problem: RoundingProblem, gradient: Tensor, levels: Levels) -> None:
 
 
 def _fit(
-    codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
+    levels: Levels,
+    group: int,
+    columns: slice,
     hessian: Tensor,
     slope: Tensor,
     problem: RoundingProblem,
@@ -93,16 +94,17 @@ def _fit(
 
     The zero point is the best one for the scale as it is stored.
     """
-    if problem.symmetric:
+    codes, scale, zero = levels.points[:, columns], levels.scale[:, group], levels.zero[:, group]
+    if problem.symmetric or problem.form is not None:
         shape = codes - zero[:, None]
         step = (shape * slope).sum(1) / ((shape @ hessian) * shape).sum(1)
-        return storable_scale(scale + step).double(), zero
+        return levels.storable(scale + step), zero
     weighted = codes @ hessian
     squares, mixed, ones = (weighted * codes).sum(1), weighted.sum(1), hessian.sum()
     along, total = (codes * slope).sum(1), slope.sum(1)
     # The weight is scale * codes - offset: solve for the changes of scale and offset.
     step = (along * ones - total * mixed) / (squares * ones - mixed.square())
-    fitted = storable_scale(scale + step).double()
+    fitted = levels.storable(scale + step)
     offset = scale * zero + ((fitted - scale) * mixed - total) / ones
     return fitted, storable_zero(offset / fitted, problem.bits)
 
@@ -114,12 +116,13 @@ def _sweep_compiled(problem: RoundingProblem, gradient: Tensor, levels: Levels) 
     order = problem.hessian.diagonal().argsort(descending=True, stable=True)
     return compiled.sweep(
         gradient.numpy(),
-        levels.codes.numpy(),
+        levels.points.numpy(),
         levels.scale.contiguous().numpy(),
         np.array(levels.group_of),
         problem.hessian.contiguous().numpy(),
         order.numpy(),
         float(2**problem.bits - 1),
+        levels.ordered(),
     )
 
 
@@ -128,27 +131,27 @@ def _sweep(problem: RoundingProblem, gradient: Tensor, levels: Levels) -> bool:
 
     Gradient and levels change in place.
 
-    The best value of a code is a whole number away from where it is: the gradient says how far,
-    in codes. So a column takes seven operations on its rows, and few of them allocate.
+    The gradient says how far the best value of a point is from where it is, in points. So a
+    column of integers takes seven operations on its rows, and few of them allocate.
     """
-    hessian, top = problem.hessian, 2**problem.bits - 1
+    hessian = problem.hessian
     # Transposed: a column of the weight is then contiguous.
     slope_of = gradient.T.contiguous()
-    codes = levels.codes.T.contiguous()
+    points = levels.points.T.contiguous()
     scale = levels.scale.T.contiguous()
     steps = scale.reciprocal()
     diagonal = hessian.diagonal()
     order = diagonal.argsort(descending=True, stable=True).tolist()
     inverse = diagonal.reciprocal().tolist()
-    slopes, own, lines = slope_of.unbind(), codes.unbind(), hessian.unbind()
+    slopes, own, lines = slope_of.unbind(), points.unbind(), hessian.unbind()
     scales, reciprocals = scale.unbind(), steps.unbind()
     for column in order:
-        group, code = levels.group_of[column], own[column]
-        best = torch.addcmul(code, slopes[column], reciprocals[group], value=inverse[column])
-        change = best.round_().clamp_(0, top).sub_(code)
-        code.add_(change)
+        group, point = levels.group_of[column], own[column]
+        best = torch.addcmul(point, slopes[column], reciprocals[group], value=inverse[column])
+        change = levels.rounded(best).sub_(point)
+        point.add_(change)
         slope_of.addr_(lines[column], change.mul_(scales[group]), alpha=-1)
-    has_changed = not torch.equal(codes.T, levels.codes)
-    levels.codes = codes.T.contiguous()
+    has_changed = not torch.equal(points.T, levels.points)
+    levels.points = points.T.contiguous()
     gradient.copy_(slope_of.T)
     return has_changed

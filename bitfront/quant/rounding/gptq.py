@@ -35,13 +35,14 @@ def _spread_compiled(rest: Tensor, levels: Levels, order: Tensor, factor: Tensor
 
     compiled.spread(
         rest.contiguous().numpy(),
-        levels.codes.numpy(),
+        levels.points.numpy(),
         levels.scale.contiguous().numpy(),
         levels.zero.contiguous().numpy(),
         np.array(levels.group_of),
         order.numpy(),
         factor.contiguous().numpy(),
         float(2**levels.bits - 1),
+        levels.ordered(),
     )
 
 
@@ -49,7 +50,7 @@ def _spread(rest: Tensor, levels: Levels, order: Tensor, factor: Tensor) -> None
     """Chooses the codes column by column, in place, all rows at once."""
     rest = rest.T.contiguous()  # a column is then contiguous
     for place, column in enumerate(order.tolist()):
-        codes = levels.encode(column, rest[place])
-        levels.codes[:, column] = codes
-        error = (rest[place] - levels.decode(column, codes)).div_(factor[place, place])
+        points = levels.nearest(column, rest[place])
+        levels.points[:, column] = points
+        error = (rest[place] - levels.decode(column, points)).div_(factor[place, place])
         rest[place + 1 :].addr_(factor[place, place + 1 :], error, alpha=-1)

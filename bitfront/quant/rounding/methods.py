@@ -64,5 +64,6 @@ def rounded_target(
         precision.group,
         quantizer.scheme == "symmetric",
         quantizer.scale_search,
+        precision.form,
     )
     return METHODS[quantizer.rounding](problem)

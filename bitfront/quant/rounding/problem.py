@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from bitfront.errors import InvalidModel
+from bitfront.formats import WeightFormat
 from bitfront.quant.weights import QuantizedWeight, dequantize_weight
 
 
@@ -23,6 +24,7 @@ class RoundingProblem:
         group: Columns that share a scale; the last group may be short; 0 is the whole row.
         symmetric: The zero point is the code `2**(bits - 1)`.
         scale_search: Whether the nearest codes, where every method starts, have searched scales.
+        form: The number format of the codes; None for integers.
     """
 
     target: Float[Tensor, "rows columns"]
@@ -31,6 +33,7 @@ class RoundingProblem:
     group: int = 0
     symmetric: bool = False
     scale_search: bool = True
+    form: WeightFormat | None = None
 
     def __post_init__(self) -> None:
         columns = self.target.shape[-1]

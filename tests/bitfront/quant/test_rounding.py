@@ -84,12 +84,12 @@ def test_compiled_loops_choose_the_codes_that_tensor_operations_choose(
     ):
         levels = levels_of(start)
         spread(problem.target.double()[:, order], levels, order, factor)
-        after_spread = levels.codes.clone()
+        after_spread = levels.points.clone()
         gradient = (problem.target.double() - levels.values()) @ problem.hessian
         assert sweep(problem, gradient, levels)
         rest = (problem.target.double() - levels.values()) @ problem.hessian
         torch.testing.assert_close(gradient, rest)
-        found.append((after_spread, levels.codes))
+        found.append((after_spread, levels.points))
 
     assert all(map(torch.equal, *found))
 

@@ -1,6 +1,7 @@
 """A configuration as a packed checkpoint: as large as promised, and what was measured."""
 
 import json
+import random
 import struct
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from bitfront.artefact.runtime.packed_model import (
     load,
 )
 from bitfront.errors import InvalidModel
-from bitfront.plan import Configuration, Distillation, Recovery
+from bitfront.formats import FORMATS
+from bitfront.plan import Configuration, Distillation, Plan, Recovery
+from bitfront.precision import weight_precision
 from bitfront.quant.packing import pack_codes
 from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA
 from objectives.data.classification import ClassificationTask
@@ -97,6 +100,20 @@ def test_any_configuration_takes_the_promised_bytes_and_computes_what_was_measur
     configuration = random_configuration(kept, seed, None)
 
     check_packed(kept, configuration, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", MODELS)
+def test_every_number_format_takes_the_promised_bytes_and_computes_what_was_measured(
+    name: str, seed: int, tmp_path: Path
+) -> None:
+    kept = evaluator(name)
+    draw = random.Random(seed)
+    names = [*FORMATS, "int4-g32", "float16", "nf4-g16", "fp8_e4m3-g32"]
+    drawn = {layer.name: weight_precision(draw.choice(names)) for layer in kept.model.layers}
+    assert {one.format for one in drawn.values()} > set(FORMATS)
+
+    check_packed(kept, Configuration(Plan.of(drawn)), tmp_path)
 
 
 @pytest.mark.parametrize("recovery", [None, Recovery(context_length=3, reduction=4, steps=2)])
