@@ -102,7 +102,9 @@ def measure(spec: JobSpec) -> dict[str, Figures]:
         is_integer = wanted.quantizes_weight and not wanted.format
         if spec.quantizer.scheme == "asymmetric" and not is_integer:
             continue
-        (plan,) = uniform_plans(model.layers, spec.space.model_copy(update={"formats": (name,)}))
+        (plan,) = uniform_plans(
+            model.layers, spec.space.model_copy(update={"formats": (name,)}), spec.quantizer
+        )
         wrong = total = 0.0
         evaluator.switch.to(plan)
         for layer, weight in weights.items():

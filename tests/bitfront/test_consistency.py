@@ -117,7 +117,7 @@ INDEPENDENT = {
     *(f"data.samples.{split}" for split in ("calibration", "tuning", "selection", "test")),
     *("data.seed", "data.batch_size", "data.task", "data.measure"),
     *(f"quantizer.{name}" for name in ("scheme", "scale_search", "rounding", "activations")),
-    *(f"space.{name}" for name in ("weight_bits", "activation_bits", "groups", "keep")),
+    *(f"space.{name}" for name in ("weight_bits", "activation_bits", "groups", "formats", "keep")),
     *(f"space.recovery.{name}" for name in ("context_length", "reduction")),
     *(f"space.recovery.distil.{name}" for name in ("steps", "share", "codes")),
     "space.recovery.distil.learning_rate_multiplier",
@@ -294,7 +294,7 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
             "it trains zero points of integers, and the space has formats: leave it out",
         ),
         (
-            {**BUNDLED, "space.formats": ["int4-g32", "mxfp4"], "target": "onnxruntime"},
+            {**BUNDLED, "space.formats": ["int4", "mxfp4"], "target": "onnxruntime"},
             "space.formats",
             "onnxruntime has no kernel for mxfp4a8: the nearest that it has is",
         ),

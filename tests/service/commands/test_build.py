@@ -59,6 +59,9 @@ def _fill_symmetric(store: Store) -> None:
     found = Configuration(Plan.uniform(layers, Precision(4, 16)))
     store.start_trial(lease, Trial(SYMMETRIC, 0, found, Origin.BASELINE, {}))
     assert complete(store, lease, 0, {"error": 0.5, "nbytes": 1.0})
+    floats = Configuration(Plan.uniform(layers, Precision.parse("nvfp4a16")))
+    store.start_trial(lease, Trial(SYMMETRIC, 1, floats, Origin.BASELINE, {}))
+    assert complete(store, lease, 1, {"error": 0.5, "nbytes": 1.0})
 
 
 def _fill(store: Store, name: str, spec: JobSpec) -> None:
@@ -330,6 +333,22 @@ def test_a_trial_that_promises_nothing_is_refused(
 
     assert result.exit_code == 2
     assert said in result.stderr
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "compressed-tensors", "gguf"])
+def test_number_formats_that_a_target_has_no_place_for_are_refused(
+    database: Path, tmp_path: Path, target: str
+) -> None:
+    out = tmp_path / "model"
+
+    result = run(database, "build", SYMMETRIC, "--trial", "1", "--to", target, "--out", str(out))
+
+    assert result.exit_code == 2
+    assert (
+        f"--to {target} has no place for nvfp4, in which trial 1 has weights: name a trial with "
+        "integer weights, or build it with --to packed"
+    ) in result.stderr
     assert names(tmp_path) == []
 
 
