@@ -48,6 +48,7 @@ SCORES: Final = (
     "lim",
     "zd",
     "masked",
+    "relevance",
 )
 
 Run = dict[str, object]
@@ -83,13 +84,13 @@ def held_out(spec: JobSpec, samples: int) -> JobSpec:
     return spec.model_copy(update={"data": spec.data.model_copy(update={"samples": splits})})
 
 
-def run(spec: JobSpec) -> dict[str, Run]:
-    """What each way costs and brings in one job."""
+def run(spec: JobSpec, asked_for: Sequence[str] = ()) -> dict[str, Run]:
+    """What each way costs and brings in one job, or those that are asked for."""
     found: dict[str, Run] = {}
     known: dict[Plan, dict[str, float]] = {}
     true: dict[tuple[str, Option], float] = {}
     cells = 1
-    for name in ("all cells", *ways(1)):
+    for name in ("all cells", *(asked_for or ways(1))):
         if name in found:
             continue
         section = ways(cells)[name]
@@ -161,15 +162,17 @@ def _at(row: Run, place: int) -> float:
 @click.command()
 @click.option("--seeds", default="200,201,202,203,204", show_default=True)
 @click.option("--models", default=",".join(MODELS), show_default=True)
+@click.option("--ways", default="", help="Which profiles, beside all cells; all by default.")
 @click.option("--samples", default=1024, help="Held-out samples of each seed.")
 @click.option("--steps", default=1400, help="Training steps of the third model.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("scores.json"))
-def main(seeds: str, models: str, samples: int, steps: int, out: Path) -> None:
+def main(seeds: str, models: str, ways: str, samples: int, steps: int, out: Path) -> None:
     """Runs what is not known yet, and prints the tables."""
     torch.set_num_threads(1)
     known: dict[str, dict[str, Run]] = json.loads(out.read_text()) if out.exists() else {}
     folder = out.parent / "shapes"
     named = models.split(",")
+    named_ways = [name for name in ways.split(",") if name]
     if "shapes-clip" in named and not (folder / "pictures").exists():
         shapes.train(folder / "model", 0, steps)
         shapes.save_pictures(folder / "pictures", 80, 0)
@@ -177,7 +180,7 @@ def main(seeds: str, models: str, samples: int, steps: int, out: Path) -> None:
         for model in named:
             name = f"{model}-{seed}"
             if name not in known:
-                known[name] = run(held_out(job(model, int(seed), folder), samples))
+                known[name] = run(held_out(job(model, int(seed), folder), samples), named_ways)
                 out.write_text(json.dumps(known))
                 click.echo(f"{name} is done", err=True)
     for model in named:

@@ -203,6 +203,11 @@ METHODS: Final = (
         "relative error times what a random mask does: OHQ, arXiv:2309.01945",
     ),
     Method(
+        "profile.measure",
+        "relevance",
+        "relative error times the relevance that runs through a layer: LRP-QViT, arXiv:2401.11243",
+    ),
+    Method(
         "search.allocator",
         "program",
         "integer program over cells, as in HAWQ-V3, arXiv:2011.10680",

@@ -60,6 +60,7 @@ class ErrorMeasure(StrEnum):
     LIM = "lim"
     ZD = "zd"
     MASKED = "masked"
+    RELEVANCE = "relevance"
 
 
 class CellSelection(StrEnum):

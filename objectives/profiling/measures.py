@@ -26,6 +26,7 @@ from objectives.profiling.layerwise import layer_input_modification, z_score_dis
 from objectives.profiling.loss_delta import LossDelta
 from objectives.profiling.masked import masked_sensitivity
 from objectives.profiling.relative import RelativeError
+from objectives.profiling.relevance import layer_relevance
 
 ENTROPY_BITS = 4
 
@@ -191,3 +192,5 @@ def build_measure(
             return RelativeError(reference, z_score_distribution)
         case ErrorMeasure.MASKED:
             return RelativeError(reference, masked_sensitivity)
+        case ErrorMeasure.RELEVANCE:
+            return RelativeError(reference, layer_relevance)

@@ -36,6 +36,7 @@ MEASURES: Final = {
     ErrorMeasure.LIM: "relative error weighted by what a block changes",
     ErrorMeasure.ZD: "relative error weighted by the spread of the weights",
     ErrorMeasure.MASKED: "relative error weighted by what a mask does",
+    ErrorMeasure.RELEVANCE: "relative error weighted by a layer's relevance",
 }
 _LIMITED: Final = ("nbytes", "latency_s", "token_s", "error")
 _LOG_LINES: Final = 40
