@@ -10,8 +10,9 @@ is saved, loaded, calibrated, written and verified as `bitfront build` does it. 
 every layer 2, 4 or 8 bits, drawn from `--seed` so that a weight of the decoder has 4 bits in the
 mean. Reading a prompt and writing a token are timed in turns, on one thread's processor time: the
 plans in float32 and with inputs in groups, the model in 16 bits in the same runtime (OpenVINO in
-bfloat16 too), and in torch in bfloat16. The processor's limits are measured in the same process.
-torch and transformers have no kernel for inputs in groups: there the plan is the mixed one alone.
+bfloat16 too), and in torch in bfloat16 and float32. The processor's limits are measured in the same
+process. torch and transformers have no kernel for inputs in groups: there the plan is the mixed one
+alone.
 """
 
 import gc
@@ -26,7 +27,6 @@ from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any, Final
-from unittest import mock
 
 import click
 import numpy as np
@@ -47,8 +47,8 @@ from transformers import (
 )
 
 from bitfront.artefact.onnx.products import ROUNDED
-from bitfront.artefact.runtime import exported_model, packed_model
-from bitfront.artefact.runtime.exported_model import Answerer, load
+from bitfront.artefact.runtime import packed_model
+from bitfront.artefact.runtime.exported_model import FLOAT, Answerer, load
 from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
@@ -92,6 +92,8 @@ GROUPED: Final = {32: "groups of 32", 128: "groups of 128"}
 """The names of the plans whose inputs are rounded in groups of so many columns."""
 RUNTIMES: Final = ("openvino", "onnx")
 """Those with kernels for integers."""
+
+TORCH: Final = {"torch": torch.bfloat16, "torch float32": torch.float32}
 
 Call = Callable[[], object]
 
@@ -152,9 +154,11 @@ def _processor() -> LlavaProcessor:
     )
 
 
-def evaluator(folder: Path, activations: str, group: int = 32) -> Evaluator:
-    """The saved model with symmetric weights, calibrated."""
-    content = {
+def job(
+    folder: Path, activations: str, group: int = 32, target: str = "openvino"
+) -> dict[str, Any]:
+    """What is said of the saved model, with symmetric weights."""
+    return {
         "study": "large",
         "model": {"source": "transformers", "name": str(folder), "device": "cpu"},
         "data": {
@@ -172,8 +176,15 @@ def evaluator(folder: Path, activations: str, group: int = 32) -> Evaluator:
             "activations": activations,
             "activation_group": group,
         },
+        "target": "gguf" if target == "gguf" else "any",
     }
-    return Evaluator.from_spec(JobSpec.model_validate(content))
+
+
+def evaluator(
+    folder: Path, activations: str, group: int = 32, target: str = "openvino"
+) -> Evaluator:
+    """The saved model with symmetric weights, calibrated."""
+    return Evaluator.from_spec(JobSpec.model_validate(job(folder, activations, group, target)))
 
 
 def mixed(kept: Evaluator, inputs: int, seed: int) -> Configuration:
@@ -215,30 +226,8 @@ WRITERS: Final[dict[str, Callable[..., object]]] = {
 }
 
 
-def in_bfloat16(folder: Path) -> Answerer:
-    """An artefact that OpenVINO computes in bfloat16."""
-    import openvino
-
-    def opened(path: Path, threads: int, _group: int) -> exported_model.Graph:
-        settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads}
-        compiled = openvino.Core().compile_model(path, "CPU", settings)
-        request = compiled.create_infer_request()
-        names = [output.names for output in compiled.outputs]
-
-        def run(given: dict[str, exported_model.Array]) -> dict[str, exported_model.Array]:
-            request.infer(given, share_inputs=True)
-            outputs = [np.array(tensor.data) for tensor in request.output_tensors]
-            pairs = zip(names, outputs, strict=True)
-            return {name: output for known, output in pairs for name in known}
-
-        return run
-
-    with mock.patch.object(exported_model, "_in_openvino", opened):
-        return _opened(folder)
-
-
-def _opened(folder: Path) -> Answerer:
-    model = load(folder, threads=1)
+def _opened(folder: Path, dtype: str = FLOAT) -> Answerer:
+    model = load(folder, 1, dtype)
     assert isinstance(model, Answerer)
     model.ends = frozenset()
     return model
@@ -265,13 +254,15 @@ def transformers_writer(
     return partial(model.generate, tokens, pixels)
 
 
-def in_torch(folder: Path, tokens: torch.Tensor, pixels: torch.Tensor) -> Callable[[int], object]:
-    """The model in bfloat16 in torch, which writes so many tokens."""
+def in_torch(
+    folder: Path, tokens: torch.Tensor, pixels: torch.Tensor, dtype: torch.dtype
+) -> Callable[[int], object]:
+    """The model in torch, in a dtype, which writes so many tokens."""
     torch.set_num_threads(1)
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
 
     def write(limit: int) -> object:
-        given: dict[str, Any] = {"input_ids": tokens, "pixel_values": pixels.bfloat16()}
+        given: dict[str, Any] = {"input_ids": tokens, "pixel_values": pixels.to(dtype)}
         with torch.inference_mode():
             for _ in range(limit):
                 found = model(**given, use_cache=True)
@@ -367,11 +358,14 @@ def main(target: str, repeats: int, seed: int) -> None:
                 writers[name] = transformers_writer(Path(made) / name, *given)
         if target == "packed":
             writers["mixed, unpacked"] = packed_writer(Path(made) / "mixed", *given, unpack=True)
-        bases = ["full", "torch"]
+        bases = ["full", *TORCH]
         if target == "openvino":
-            writers["bfloat16"] = partial(in_bfloat16(Path(made) / "full").generate, tokens, pixels)
+            writers["bfloat16"] = partial(
+                _opened(Path(made) / "full", "bf16").generate, tokens, pixels
+            )
             bases.append("bfloat16")
-        writers["torch"] = in_torch(folder, *given)
+        for name, dtype in TORCH.items():
+            writers[name] = in_torch(folder, *given, dtype)
         tell_times(writers, repeats, bases)
         click.echo(f"{psutil.Process().memory_info().rss / 1e9:.1f} GB in the end")
 

@@ -3,13 +3,15 @@
     BITFRONT_RUNTIME_THREADS=1 python -m benchmarks.latency --to onnx --model ViT-B-32 --batch 1
     BITFRONT_RUNTIME_THREADS=1 python -m benchmarks.latency --to onnx --model digit-clip
     BITFRONT_RUNTIME_THREADS=1 python -m benchmarks.latency --to onnx --model digit-llava
+    BITFRONT_RUNTIME_THREADS=1 python -m benchmarks.latency --to onnx --model large-llava
 
 `digit-clip` is searched with `target` set and `latency_s` as an objective, and every point of its
 front is built, verified and timed. `ViT-B-32` has random weights and no search: plans are drawn,
 each from some of the precisions, so that they differ in more than their order. `digit-llava` has
-drawn plans too, whose inputs have 8 bits in groups, and its `token_s` is compared. Whole models
-run in turns, medians of the repeats. With one thread its processor time counts, so that other work
-on the machine counts little.
+drawn plans too, whose inputs have 8 bits in groups, and its `token_s` is compared; `large-llava` is
+that of `benchmarks.large_llava`, with groups of 128 in ONNX Runtime. Whole models run in turns,
+medians of the repeats. With one thread its processor time counts, so that other work on the machine
+counts little.
 """
 
 import os
@@ -20,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import click
 import numpy as np
@@ -31,6 +34,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import bitfront as bf
+from benchmarks import large_llava
 from bitfront.artefact.onnx.products import ROUNDED
 from bitfront.artefact.runtime.exported_model import Answerer, Classifier, load, open_graph
 from bitfront.layers import LayerKind, Tower
@@ -156,21 +160,33 @@ def shaped(to: str, batch: int, plans: int, repeats: int, seed: int) -> None:
         tell(f"ViT-B-32 {to} batch {batch}", predicted, in_turns(calls, repeats, threads), batch)
 
 
-def written(to: str, plans: int, repeats: int, seed: int) -> None:
-    """Tokens of random plans of the bundled LLaVA."""
-    threads = int(os.environ.get(THREADS, "0"))
-    job = {
+def answering(model: str, to: str, folder: Path, seed: int) -> dict[str, Any]:
+    """A job of the bundled LLaVA, or of the large one, which is saved first."""
+    objectives = {"objectives": ["error", "token_s"], "target": target_of(to).name.value}
+    space = {"weight_bits": [2, 4, 8], "activation_bits": [8]}
+    if model == "large-llava":
+        large_llava.save(folder, seed)
+        group = 128 if to == "onnx" else 32
+        job = large_llava.job(folder, "grouped", group)
+        return {**job, **objectives, "space": {**space, "groups": [0, group]}}
+    return {
         "study": "tokens",
-        "model": {"source": "reference", "name": "digit-llava", "device": "cpu"},
+        "model": {"source": "reference", "name": model, "device": "cpu"},
         "data": {"source": "reference", "samples": {**SAMPLES, "selection": 64}},
         "quantizer": {"scheme": "symmetric", "activations": "grouped", "rounding": "nearest"},
-        "space": {"weight_bits": [2, 4, 8], "activation_bits": [8]},
-        "objectives": ["error", "token_s"],
-        "target": target_of(to).name.value,
+        "space": space,
+        **objectives,
     }
+
+
+def written(label: str, to: str, plans: int, repeats: int, seed: int) -> None:
+    """Tokens of random plans of a LLaVA."""
+    threads = int(os.environ.get(THREADS, "0"))
     with tempfile.TemporaryDirectory() as made:
         os.environ["BITFRONT_CACHE"] = str(Path(made) / "cache")  # times of its own
-        kept = Evaluator.from_spec(JobSpec.model_validate(job))
+        source = Path(made) / "source"
+        source.mkdir()
+        kept = Evaluator.from_spec(JobSpec.model_validate(answering(label, to, source, seed)))
         (meter,) = kept.latency_meters
         chosen = {FULL: Plan(())}
         for number in range(plans):
@@ -209,7 +225,7 @@ def written(to: str, plans: int, repeats: int, seed: int) -> None:
             ]
             for name in chosen
         }
-        tell(f"digit-llava {to} a token", predicted, seconds, 1)
+        tell(f"{label} {to} a token", predicted, seconds, 1)
 
 
 def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
@@ -251,13 +267,13 @@ def searched(to: str, batch: int, repeats: int, seed: int, trials: int) -> None:
 
 @click.command()
 @click.option(
-    "--model", type=click.Choice(["digit-clip", "digit-llava", "ViT-B-32"]), default="ViT-B-32"
+    "--model",
+    type=click.Choice(["digit-clip", "digit-llava", "large-llava", "ViT-B-32"]),
+    default="ViT-B-32",
 )
 @click.option("--to", type=click.Choice(list(RUNTIMES)), default="onnx")
 @click.option("--batch", default=1, show_default=True)
-@click.option(
-    "--plans", default=10, show_default=True, help="Random ones of ViT-B-32 and digit-llava."
-)
+@click.option("--plans", default=10, show_default=True, help="Random ones of all but digit-clip.")
 @click.option("--trials", default=60, show_default=True, help="Of the search on digit-clip.")
 @click.option("--repeats", default=9, show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -265,8 +281,8 @@ def main(model: str, to: str, batch: int, plans: int, trials: int, repeats: int,
     """Compare predicted latencies with those of whole models."""
     if model == "digit-clip":
         searched(to, batch, repeats, seed, trials)
-    elif model == "digit-llava":
-        written(to, plans, repeats, seed)
+    elif model.endswith("llava"):
+        written(model, to, plans, repeats, seed)
     else:
         shaped(to, batch, plans, repeats, seed)
 

@@ -1,21 +1,14 @@
 """Verifying an artefact: it runs in a process of its own, and is held against what was measured."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load, save
 from torch import Tensor
 
-from bitfront.artefact.architectures import RUNTIME
-from bitfront.artefact.runtime.serve import receive, send
 from bitfront.errors import FailedBuild
 from bitfront.objective import Objective
 from bitfront.plan import Configuration
@@ -30,30 +23,26 @@ from objectives.data.split_name import SplitName
 from objectives.data.written import WrittenTask
 from objectives.evaluation.agreement_scorers import WrittenScorer
 from objectives.evaluation.answer_scorer import AnswerScorer
+from objectives.evaluation.artefact_process import ArtefactProcess
 from objectives.evaluation.choice_scorer import ChoiceScorer
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.speed import (
+    TOKENS,
+    Reference,
+    WriteReference,
+    reference_folder,
+    take_times,
+)
 from objectives.execution.streams import token_log_p
-
-_OWN = ("bitfront", "objectives", "search", "service", "storage", "workers")
-BLOCKED = {
-    "packed": _OWN,
-    "onnx": (*_OWN, "torch", "onnx"),
-    "openvino": (*_OWN, "torch", "onnx", "onnxruntime"),
-    "compressed-tensors": (*_OWN, "onnx", "onnxruntime", "openvino"),
-    "gguf": (*_OWN, "torch", "transformers", "onnx", "onnxruntime", "openvino"),
-}
-"""What an artefact's process cannot import, by the kind of artefact."""
 
 # Outputs may differ by this share of their own spread: what was measured in float32 but is stored
 # in 16 bits (norms, biases) moves them, and where inputs are quantized single codes flip.
 DIFFERENCE_SHARE = 0.02
 _SPREADS = 1.96  # standard errors of a 95 % interval
-_REPEATS = 7
 _LEAST_COSINE = 0.98
 _CAPTIONS = 64
 _TIMED_BATCHES = (1, 32)
-_TIMED_TOKENS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +62,16 @@ class Verification:
         tensors_nbytes: Bytes of the packed tensors.
         files_nbytes: Bytes of all files.
         resident_nbytes: Memory that loading the model took.
-        latency_s: Seconds of a forward by batch size, the median of seven.
+        latency_s: Seconds of a forward by batch size, the median of `repeats`.
         text_cosine: The mean cosine of captions' features with those of the configuration's text
             tower; None for a model without one.
-        token_s: Seconds of one more token at batch size 1, the median of seven; None for a model
-            that writes none. `latency_s` is then that of reading a prompt.
+        token_s: Seconds of one more token at batch size 1, the median; None for a model that writes
+            none. `latency_s` is then that of reading a prompt.
+        references: The model at full precision in the same runtime, timed in turns with the
+            artefact; empty where it was not timed.
+        untimed: Why it was not timed; None where it was, or was not asked for.
+        repeats: How many the medians are of, by batch size, and `token` for writing one: seven,
+            more where they take next to no time, and fewer where they take a minute.
     """
 
     largest_difference: float
@@ -95,6 +89,9 @@ class Verification:
     latency_s: dict[str, float]
     text_cosine: float | None = None
     token_s: float | None = None
+    references: tuple[Reference, ...] = ()
+    untimed: str | None = None
+    repeats: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON content."""
@@ -130,6 +127,7 @@ def verify(
     folder: Path,
     measured_error: float,
     kind: str,
+    write_reference: WriteReference | None = None,
 ) -> Verification:
     """Runs the artefact in a folder beside the configuration that it is of.
 
@@ -139,25 +137,25 @@ def verify(
         folder: The artefact.
         measured_error: What its trial recorded, on the selection split.
         kind: What it is built as, such as `packed`.
+        write_reference: Writes the model at full precision for the same target, to be timed beside
+            the artefact and removed again; None times the artefact alone.
 
     Raises:
         FailedBuild: It cannot be loaded or run.
     """
     verifier = _verifier(evaluator)
     differences, predictions, spreads = [], [], []
-    with Runner(folder, kind) as runner:
+    with ArtefactProcess(folder, kind, reference_folder(folder)) as process:
         for given, wanted in verifier.calibration(configuration):
-            found = runner.run(given)
+            found = process.run(given)
             differences.append((found - wanted).abs().flatten())
             predictions.append((found.argmax(-1) == wanted.argmax(-1)).flatten())
             spreads.append(wanted.flatten())
-        text_cosine = verifier.text_cosine(runner)
-        errors = verifier.errors(runner).double().numpy()
-        latency_s = {}
-        for size in _timed_batches(evaluator):
-            latency_s[str(size)] = runner.time(verifier.sample(size))
-        token_s = verifier.token_s(runner)
-        resident = runner.resident_nbytes
+        text_cosine = verifier.text_cosine(process)
+        errors = verifier.errors(process).double().numpy()
+        sizes = _timed_batches(evaluator)
+        speed = take_times(process, verifier, sizes, folder, kind, write_reference)
+        resident = process.resident_nbytes
     error = float(errors.mean())
     low, high = wilson(error, effective_count(errors))
     files = [path.stat().st_size for path in folder.iterdir()]
@@ -174,9 +172,12 @@ def verify(
         tensors_nbytes=sum(evaluator.nbytes(configuration).values()),
         files_nbytes=sum(files),
         resident_nbytes=resident,
-        latency_s=latency_s,
+        latency_s=speed.latency_s,
         text_cosine=text_cosine,
-        token_s=token_s,
+        token_s=speed.token_s,
+        references=speed.references,
+        untimed=speed.untimed,
+        repeats=speed.repeats,
     )
 
 
@@ -194,86 +195,6 @@ def wilson(share: float, samples: float) -> tuple[float, float]:
     root = math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
     reach = z * root / (1 + z * z / samples)
     return max(0.0, middle - reach), min(1.0, middle + reach)
-
-
-class Runner:
-    """An artefact in a process of its own, where nothing of bitfront can be imported.
-
-    Attributes:
-        resident_nbytes: Memory that loading it took.
-    """
-
-    resident_nbytes: int
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self._folder = folder
-        self._kind = kind
-
-    def __enter__(self) -> Self:
-        """Starts it.
-
-        Raises:
-            FailedBuild: It cannot be loaded.
-        """
-        script, blocked = str(RUNTIME / "serve.py"), BLOCKED[self._kind]
-        command = [sys.executable, "-IB", script, self._kind, str(self._folder), *blocked]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        self.resident_nbytes = int(self._read()["resident_nbytes"])
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Ends it."""
-        self._process.kill()
-        self._process.communicate()
-
-    def run(self, given: dict[str, Tensor]) -> Tensor:
-        """The outputs for some samples.
-
-        Raises:
-            FailedBuild: It cannot run them.
-        """
-        self._write(given)
-        return self._read()["outputs"]
-
-    def time(self, given: dict[str, Tensor]) -> float:
-        """The median seconds of a forward."""
-        self._write({**given, "repeats": torch.tensor(_REPEATS)})
-        return float(self._read()["seconds"].median())
-
-    def _write(self, given: dict[str, Tensor]) -> None:
-        try:
-            contiguous = {name: tensor.contiguous() for name, tensor in given.items()}
-            send(_open(self._process.stdin), save(contiguous))
-        except BrokenPipeError:
-            self._fail()
-
-    def _read(self) -> dict[str, Tensor]:
-        found = receive(_open(self._process.stdout))
-        if found is None:
-            self._fail()
-        assert found is not None
-        return load(found)
-
-    def _fail(self) -> None:
-        _, said = self._process.communicate()
-        last = said.decode(errors="replace").strip().rpartition("\n")[2]
-        reason = last or f"it ended with {self._process.returncode}"
-        raise FailedBuild(
-            f"{self._kind} refuses the model, in a process of its own: {reason}; --to packed takes "
-            "every plan"
-        )
-
-
-def _open(stream: IO[bytes] | None) -> IO[bytes]:
-    assert stream is not None
-    return stream
 
 
 def _verifier(evaluator: Evaluator) -> "_Classes | _Answers":
@@ -306,18 +227,18 @@ class _Classes:
         for pixels in self._batches(SplitName.CALIBRATION):
             yield {"pixels": pixels}, self._scorer.logits(configuration, pixels).cpu()
 
-    def errors(self, runner: Runner) -> Float[Tensor, " n"]:
+    def errors(self, process: ArtefactProcess) -> Float[Tensor, " n"]:
         """Each image's share in the error of the selection split."""
-        found = [runner.run({"pixels": pixels}) for pixels in self._batches(SplitName.SELECTION)]
+        found = [process.run({"pixels": pixels}) for pixels in self._batches(SplitName.SELECTION)]
         logits = torch.cat(found).to(self._task.model.device)
         return self._scorer.errors(logits, SplitName.SELECTION).cpu()
 
-    def text_cosine(self, runner: Runner) -> float:
+    def text_cosine(self, process: ArtefactProcess) -> float:
         """How near captions' features are to those of the text tower that has the last plan on."""
         captions = self._task.captions[:_CAPTIONS].cpu()
         with torch.no_grad():
             wanted = self._task.model.encode_texts(captions).float().cpu()
-        found = runner.run({"captions": captions})
+        found = process.run({"captions": captions})
         return float(torch.nn.functional.cosine_similarity(found, wanted, dim=-1).mean())
 
     def sample(self, size: int) -> dict[str, Tensor]:
@@ -325,9 +246,8 @@ class _Classes:
         pixels = next(self._batches(SplitName.CALIBRATION))
         return {"pixels": _repeated(pixels, size)}
 
-    def token_s(self, runner: Runner) -> None:
+    def writing(self) -> None:
         """Always None, because such a model writes nothing."""
-        del runner
 
     def _batches(self, name: SplitName) -> Iterator[Tensor]:
         split, size = self._task.split(name), self._task.batch_size
@@ -351,13 +271,13 @@ class _Answers:
             batch = split.read(number)
             yield _taught(batch), self._scorer.logits(configuration, batch).float().cpu()
 
-    def errors(self, runner: Runner) -> Float[Tensor, " n"]:
+    def errors(self, process: ArtefactProcess) -> Float[Tensor, " n"]:
         """Each question's share in the error of the selection split: 1 where it is wrong."""
         split, task = self._task.split(SplitName.SELECTION), self._task
         wrong = torch.zeros(len(split))
         for number, places in enumerate(split.batches):
             given = _given(split.read(number)) | {"limit": torch.tensor(task.answer_tokens)}
-            rows: Sequence[Sequence[int]] = runner.run(given).tolist()
+            rows: Sequence[Sequence[int]] = process.run(given).tolist()
             for place, row in zip(places.tolist(), rows, strict=True):
                 tokens = [token for token in row if token >= 0]
                 answer = None
@@ -366,9 +286,9 @@ class _Answers:
                 wrong[place] = not task.judge(SplitName.SELECTION, place, answer)
         return wrong
 
-    def text_cosine(self, runner: Runner) -> None:
+    def text_cosine(self, process: ArtefactProcess) -> None:
         """Always None, because such a model has no text tower of its own."""
-        del runner
+        del process
 
     def sample(self, size: int) -> dict[str, Tensor]:
         """A batch of a size."""
@@ -376,13 +296,12 @@ class _Answers:
         tensors = {name: _repeated(tensor, size) for name, tensor in given.items()}
         return tensors | {"kept": torch.tensor(1)}
 
-    def token_s(self, runner: Runner) -> float:
-        """Seconds of one more token, from answers of two lengths."""
-        given = self.sample(1) | {"endless": torch.tensor(1)}
-        first, all_of_them = (
-            runner.time(given | {"limit": torch.tensor(1 + count)}) for count in (0, _TIMED_TOKENS)
-        )
-        return max(0.0, all_of_them - first) / _TIMED_TOKENS
+    def writing(self) -> dict[str, Tensor]:
+        """A prompt, and answers of two lengths: their difference is what further tokens take."""
+        return self.sample(1) | {
+            "endless": torch.tensor(1),
+            "limits": torch.tensor([1, 1 + TOKENS]),
+        }
 
 
 class _Written(_Answers):
@@ -392,11 +311,11 @@ class _Written(_Answers):
         super().__init__(task, scorer)
         self._written = scorer
 
-    def errors(self, runner: Runner) -> Float[Tensor, " n"]:
+    def errors(self, process: ArtefactProcess) -> Float[Tensor, " n"]:
         """Each picture's share in the error of the selection split."""
         split = self._task.split(SplitName.SELECTION)
         batches = [split.read(number) for number in range(len(split.batches))]
-        logits = torch.cat([runner.run(_taught(batch)).flatten(0, 1) for batch in batches])
+        logits = torch.cat([process.run(_taught(batch)).flatten(0, 1) for batch in batches])
         return self._written.errors(logits.to(self._task.model.device), split.name).cpu()
 
 
@@ -408,13 +327,13 @@ class _Choices(_Answers):
         self._choices = task
         self._options = scorer
 
-    def errors(self, runner: Runner) -> Float[Tensor, " n"]:
+    def errors(self, process: ArtefactProcess) -> Float[Tensor, " n"]:
         """Each question's share in the error of the selection split: 1 where it is wrong."""
         if self._choices.measure is TaskMeasure.LETTER:
-            return super().errors(runner)
+            return super().errors(process)
         split = self._choices.options[SplitName.SELECTION]
         batches = [split.read(number) for number in range(len(split.batches))]
-        log_p = [token_log_p(runner.run(_taught(batch)), batch.answers) for batch in batches]
+        log_p = [token_log_p(process.run(_taught(batch)), batch.answers) for batch in batches]
         return self._options.wrong(
             self._options.by_option(torch.cat(log_p), split.name), split.name
         )

@@ -151,6 +151,7 @@ class FoundConfiguration:
         *,
         to: str = "packed",
         accuracy_level: int = 4,
+        reference: bool = True,
         on_start: Callable[[], None] = lambda: None,
     ) -> "Built":
         """Builds a model that runs without bitfront, and verifies it before it gets its name.
@@ -159,6 +160,8 @@ class FoundConfiguration:
             out: The folder to make; it must not be there.
             to: What to build, as for `bitfront build --to`.
             accuracy_level: Of `onnx`: 4 lets the runtime round inputs to 8 bits, 0 does not.
+            reference: Whether the model at full precision is written too, timed in turns with what
+                is built, and removed: that takes its disk, memory and time.
             on_start: Called as soon as the work begins.
 
         Raises:
@@ -178,7 +181,16 @@ class FoundConfiguration:
         check_trial(self.study, self.trial)
         check_place(place)
         on_start()
-        return build_artefact(self.load(), record, self.trial, place, store, target=to, write=write)
+        return build_artefact(
+            self.load(),
+            record,
+            self.trial,
+            place,
+            store,
+            target=to,
+            write=write,
+            reference=reference,
+        )
 
     def tune(
         self,

@@ -51,6 +51,14 @@ if TYPE_CHECKING:
     required=True,
     help="The folder to make; it must not be there.",
 )
+@click.option(
+    "--reference/--no-reference",
+    default=True,
+    show_default=True,
+    help="Time the model at full precision too, in turns with what is built: it is written for the "
+    "same target, loaded in each number format of the runtime, and removed, which takes as much "
+    "disk, memory and time as that model does.",
+)
 @click.option("--format", "form", type=TEXT_OR_JSON, default="table", show_default=True)
 @database_option
 def build(
@@ -59,6 +67,7 @@ def build(
     target: str,
     accuracy_level: str,
     out: Path,
+    reference: bool,
     form: str,
     url: str,
     **limits: Unpack["LimitOptions"],
@@ -78,12 +87,14 @@ def build(
             out,
             to=target,
             accuracy_level=int(accuracy_level),
+            reference=reference,
             on_start=lambda: tell(f"trial {found.number} of study {study}"),
         )
     if form == "json":
         click.echo(json.dumps({"folder": str(out), "trial": found.number, **built.card}))
         return
-    click.echo(_report(out, found.trial, built, _predicted(known.spec, found.trial, target)))
+    predicted = _predicted(known.spec, found.trial, target)
+    click.echo(_report(out, found.trial, built, target, predicted))
     requires = ", ".join(map(str, cast("list[str]", built.card["requires"])))
     click.echo(f"\nIt needs {requires}. Use it as {out / 'example.py'} does:\n")
     click.echo(read_example(out))
@@ -104,8 +115,11 @@ def _predicted(spec: "JobSpec", trial: "Trial", target: str) -> list[str]:
     return found
 
 
-def _report(out: Path, trial: "Trial", built: "Built", predicted: "Sequence[str]") -> str:
+def _report(
+    out: Path, trial: "Trial", built: "Built", target: str, predicted: "Sequence[str]"
+) -> str:
     from bitfront.units import size_text
+    from service.views.speed import speed_pairs
     from service.views.tables import pairs_text
 
     found = built.verification
@@ -122,16 +136,13 @@ def _report(out: Path, trial: "Trial", built: "Built", predicted: "Sequence[str]
         f"{size_text(found.tensors_nbytes)} of the trial's tensors, as promised to the byte; "
         f"{size_text(found.files_nbytes)} with all files"
     )
-    times = [f"{1000 * s:.3g} ms at batch {size}" for size, s in found.latency_s.items()]
     pairs = [
         ("size", size),
         ("outputs", outputs),
         ("error", error),
         ("memory", f"{size_text(found.resident_nbytes)} when loaded"),
-        ("latency", ", ".join(times)),
+        *speed_pairs(found.to_dict(), target),
     ]
-    if found.token_s is not None:
-        pairs.append(("writing", f"{1000 * found.token_s:.3g} ms a token at batch 1"))
     if predicted:
         pairs.append(("predicted", ", ".join(predicted)))
     changes = cast("list[str]", built.card.get("changes", []))
@@ -148,6 +159,7 @@ def artefacts(study: str, form: str, url: str) -> None:
     from bitfront.units import size_text
     from service.api.database import open_database
     from service.study.build import artefact_state
+    from service.views.speed import speed_cell, time_cell
     from service.views.tables import table
 
     with open_database(url) as database:
@@ -177,12 +189,15 @@ def artefacts(study: str, form: str, url: str) -> None:
             record.target,
             size_text(record.nbytes),
             f"{100 * float(str(record.verification['error'])):.2f} %",
+            time_cell(record.verification),
+            speed_cell(record.verification),
             state,
             record.path,
         ]
         for record, state in zip(records, states, strict=True)
     ]
-    click.echo(table(["trial", "target", "size", "error", "state", "folder"], rows, left=(1, 4, 5)))
+    header = ["trial", "target", "size", "error", "latency", "speed", "state", "folder"]
+    click.echo(table(header, rows, left=(1, 6, 7)))
 
 
 @click.command()

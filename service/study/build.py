@@ -14,12 +14,13 @@ from safetensors import SafetensorError
 from bitfront.errors import FailedBuild, InvalidModel, SpecError
 from bitfront.failpoints import failpoint
 from bitfront.files import file_digest, sync_folder
-from bitfront.plan import Configuration
+from bitfront.plan import Configuration, Plan
 from bitfront.targets import target_of
 from bitfront.trial import Trial, TrialState
 from objectives.evaluation.card import write_card
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.packed import write_packed
+from objectives.evaluation.speed import WriteReference
 from objectives.evaluation.verification import Verification, verify
 from service.study.heartbeat import is_running
 from storage.artefacts import ArtefactRecord
@@ -115,11 +116,23 @@ def build_artefact(
     *,
     target: str = PACKED,
     write: Writer = write_packed,
+    reference: bool = True,
 ) -> Built:
     """Builds a trial's artefact into a folder, which is not there yet.
 
     Whatever ends this before its end leaves no folder of that name; what it leaves beside it, the
     next build removes.
+
+    Args:
+        evaluator: With the model and data that the trial was measured on.
+        study: The study.
+        trial: The trial.
+        out: The folder.
+        store: Where it is recorded.
+        target: What it is built as.
+        write: What writes it.
+        reference: Whether the model at full precision is written too, timed in turns with the
+            artefact, and removed.
 
     Raises:
         FailedBuild: The artefact is not what was measured, or cannot be written.
@@ -137,7 +150,8 @@ def build_artefact(
         with _sentences(out):
             card = write(evaluator, configuration, temporary, _facts(evaluator, study, trial))
             failpoint("build.written")
-            found = _verified(evaluator, configuration, temporary, trial, target)
+            beside = partial(_write_reference, evaluator, write) if reference else None
+            found = _verified(evaluator, configuration, temporary, trial, target, beside)
             card["verification"] = found.to_dict()
             write_card(card, temporary)
             _sync(temporary)
@@ -163,10 +177,22 @@ def _refuse_other_formats(target: str, trial: Trial) -> None:
         )
 
 
+def _write_reference(evaluator: Evaluator, write: Writer, folder: Path) -> None:
+    """Writes the model that no plan changes, for the same target."""
+    write(evaluator, Configuration(Plan(())), folder, {})
+    failpoint("build.reference")
+
+
 def _verified(
-    evaluator: Evaluator, configuration: Configuration, folder: Path, trial: Trial, target: str
+    evaluator: Evaluator,
+    configuration: Configuration,
+    folder: Path,
+    trial: Trial,
+    target: str,
+    write_reference: WriteReference | None,
 ) -> Verification:
-    found = verify(evaluator, configuration, folder, trial.values["error"], target)
+    error = trial.values["error"]
+    found = verify(evaluator, configuration, folder, error, target, write_reference)
     failpoint("build.verified")
     found.check()
     return found

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+FLOAT = "f32"
 CARD, CONTEXT, TOKENIZER = "card.json", "context.npy", "tokenizer.json"
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,12 +28,13 @@ class DamagedArtefact(ValueError):
     """A file of the folder is missing, or is not the one that was written."""
 
 
-def load(folder: str | Path, threads: int = 0) -> "Classifier | Answerer":
+def load(folder: str | Path, threads: int = 0, dtype: str = FLOAT) -> "Classifier | Answerer":
     """The model in a folder.
 
     Args:
         folder: What `bitfront build` wrote.
         threads: Of the runtime; 0 leaves it to the runtime.
+        dtype: As `open_graph` takes it.
 
     Raises:
         DamagedArtefact: A file is missing, or its digest is not the one on the card.
@@ -44,7 +46,7 @@ def load(folder: str | Path, threads: int = 0) -> "Classifier | Answerer":
         raise DamagedArtefact(f"{folder} holds no readable {CARD}: {error}") from error
     check_files(folder, card)
     kind = Classifier if card["task"] == "classification" else Answerer
-    return kind(folder, card, threads)
+    return kind(folder, card, threads, dtype)
 
 
 def check_files(folder: Path, card: dict[str, Any]) -> None:
@@ -65,7 +67,9 @@ def check_files(folder: Path, card: dict[str, Any]) -> None:
             )
 
 
-def open_graph(folder: Path, name: str, threads: int, activation_group: int = 0) -> Graph:
+def open_graph(
+    folder: Path, name: str, threads: int, activation_group: int = 0, dtype: str = FLOAT
+) -> Graph:
     """A model by the name of its file without the ending: named arrays to named arrays.
 
     Args:
@@ -74,9 +78,11 @@ def open_graph(folder: Path, name: str, threads: int, activation_group: int = 0)
         threads: Of the runtime; 0 leaves it to the runtime.
         activation_group: Columns of an input that OpenVINO rounds with one scale, where a layer's
             weight asks for it; 0 for none. What ONNX Runtime rounds stands in the model.
+        dtype: What OpenVINO computes in: `f32` as the trial was measured, or `bf16`, where it is
+            free to round what it likes. ONNX Runtime computes in the former.
     """
     if (folder / f"{name}.xml").is_file():
-        return _in_openvino(folder / f"{name}.xml", threads, activation_group)
+        return _in_openvino(folder / f"{name}.xml", threads, activation_group, dtype)
     return _in_onnxruntime(folder / f"{name}.onnx", threads)
 
 
@@ -94,15 +100,16 @@ def _in_onnxruntime(path: Path, threads: int) -> Graph:
     return run
 
 
-def _in_openvino(path: Path, threads: int, activation_group: int) -> Graph:
+def _in_openvino(path: Path, threads: int, activation_group: int, dtype: str) -> Graph:
     import openvino
 
     core = openvino.Core()
     model = core.read_model(path)
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
-        "EXECUTION_MODE_HINT": "ACCURACY",  # inputs that the trial left alone stay in float32
-        "INFERENCE_PRECISION_HINT": "f32",
+        # In accuracy mode inputs that the trial left alone stay in float32.
+        "EXECUTION_MODE_HINT": "ACCURACY" if dtype == FLOAT else "PERFORMANCE",
+        "INFERENCE_PRECISION_HINT": dtype,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": activation_group,
         "ENABLE_MMAP": True,
     }
@@ -159,11 +166,14 @@ class Classifier:
         classes: The names of the classes.
     """
 
-    def __init__(self, folder: Path, card: dict[str, Any], threads: int) -> None:
+    def __init__(
+        self, folder: Path, card: dict[str, Any], threads: int, dtype: str = FLOAT
+    ) -> None:
         self.card = card
         self.classes: list[str] = card["classes"]
         self._folder = folder
         self._threads = threads
+        self._dtype = dtype
         self._image = self._opened("image")
 
     def classify(self, picture: Any, top: int = 3) -> list[tuple[str, float]]:  # noqa: ANN401  # Pillow's
@@ -184,7 +194,8 @@ class Classifier:
         return self._opened("text")({"tokens": tokens})["features"]
 
     def _opened(self, name: str) -> Graph:
-        return open_graph(self._folder, name, self._threads, self.card["activation_group"])
+        group = self.card["activation_group"]
+        return open_graph(self._folder, name, self._threads, group, self._dtype)
 
 
 class Decoder:
@@ -195,14 +206,20 @@ class Decoder:
         cache: How many `layers` the cache has, and each of them `groups` of keys of a `size`.
         threads: Of the runtime; 0 leaves it to the runtime.
         activation_group: As `open_graph` takes it.
+        dtype: The same.
     """
 
     def __init__(
-        self, folder: Path, cache: dict[str, int], threads: int, activation_group: int
+        self,
+        folder: Path,
+        cache: dict[str, int],
+        threads: int,
+        activation_group: int,
+        dtype: str = FLOAT,
     ) -> None:
         self._cache = cache
         self._embed, self._decoder = (
-            open_graph(folder, name, threads, activation_group)
+            open_graph(folder, name, threads, activation_group, dtype)
             for name in ("embed_tokens", "decoder_model_merged")
         )
 
@@ -244,12 +261,14 @@ class Answerer:
         ends: The tokens that end an answer.
     """
 
-    def __init__(self, folder: Path, card: dict[str, Any], threads: int) -> None:
+    def __init__(
+        self, folder: Path, card: dict[str, Any], threads: int, dtype: str = FLOAT
+    ) -> None:
         self.card = card
         self.ends: frozenset[int] = frozenset(card["ends"])
         group = card["activation_group"]
-        self._vision = open_graph(folder, "vision_encoder", threads, group)
-        self._decoder = Decoder(folder, card["cache"], threads, group)
+        self._vision = open_graph(folder, "vision_encoder", threads, group, dtype)
+        self._decoder = Decoder(folder, card["cache"], threads, group, dtype)
         self._words = Words(folder, card)
         context = folder / CONTEXT
         self._context = np.load(context).astype(np.float32) if context.is_file() else None

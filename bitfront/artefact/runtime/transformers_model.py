@@ -91,7 +91,7 @@ class TransformersClassifier:
     def logits(self, pixels: Tensor) -> Tensor:
         """The scaled cosines `(n, classes)` of pixels `(n, 3, h, w)` with every class."""
         features = self.model.get_image_features(pixel_values=pixels).pooler_output
-        unit = torch.nn.functional.normalize(features, dim=-1)
+        unit = torch.nn.functional.normalize(features.float(), dim=-1)
         scale = float(self.model.logit_scale.exp())
         return scale * unit @ self.class_features.T
 

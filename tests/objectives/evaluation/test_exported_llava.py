@@ -20,11 +20,11 @@ from bitfront.spec import REFERENCE_LLAVA
 from objectives.data.questions import QuestionTask
 from objectives.data.split_name import SplitName
 from objectives.evaluation.answer_scorer import AnswerScorer
+from objectives.evaluation.artefact_process import ArtefactProcess
 from objectives.evaluation.card import write_card
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.onnx_models import WEIGHTS, write_onnx
 from objectives.evaluation.packed import write_packed
-from objectives.evaluation.verification import Runner
 from tests.support.artefacts import evaluator, llava_folder, random_configuration
 from tests.support.llava_models import Build
 
@@ -237,7 +237,7 @@ def test_a_runtime_that_refuses_an_operator_is_one_sentence(tmp_path: Path) -> N
     path.write_bytes(model.SerializeToString())
     write_card(card, tmp_path)
 
-    with pytest.raises(FailedBuild) as caught, Runner(tmp_path, "onnx"):
+    with pytest.raises(FailedBuild) as caught, ArtefactProcess(tmp_path, "onnx"):
         pass
 
     said = str(caught.value)
@@ -254,7 +254,7 @@ def test_it_is_run_where_neither_torch_nor_onnx_can_be_imported(tmp_path: Path) 
     batch = kept.task.split(SplitName.TEST).read(0)
     assert batch.pixels is not None
 
-    with Runner(tmp_path, "onnx") as runner:
+    with ArtefactProcess(tmp_path, "onnx") as runner:
         given = {"tokens": batch.prompts, "pixels": batch.pixels, "limit": torch.tensor(5)}
         written = runner.run(given)
         longer = runner.run({**given, "endless": torch.tensor(1)})

@@ -25,10 +25,11 @@ from bitfront.reference.scenes import MEAN, STD, picture
 from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA, ConstraintSpec, JobSpec
 from bitfront.targets import DeploymentTarget
 from objectives.cost.costs import kept_nbytes
+from objectives.evaluation.artefact_process import ArtefactProcess
 from objectives.evaluation.card import write_card
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.gguf_models import write_gguf
-from objectives.evaluation.verification import Runner, verify
+from objectives.evaluation.verification import verify
 from objectives.profiling.cells import CellMeter
 from search.resources import job_limits
 from tests.support.artefacts import SAMPLES, evaluator, llava_folder
@@ -202,7 +203,7 @@ def test_a_flipped_byte_is_refused(bundled: Evaluator, tmp_path: Path) -> None:
     content[-100] ^= 1
     path.write_bytes(bytes(content))
 
-    with pytest.raises(FailedBuild, match="is damaged"), Runner(tmp_path, "gguf"):
+    with pytest.raises(FailedBuild, match="is damaged"), ArtefactProcess(tmp_path, "gguf"):
         pass
 
 
@@ -213,7 +214,7 @@ def test_what_llama_cpp_cannot_load_is_one_sentence(bundled: Evaluator, tmp_path
     write_card(card, tmp_path)
 
     said = r"llama\.cpp refuses .*decoder\.gguf"
-    with pytest.raises(FailedBuild, match=said), Runner(tmp_path, "gguf"):
+    with pytest.raises(FailedBuild, match=said), ArtefactProcess(tmp_path, "gguf"):
         pass
 
 

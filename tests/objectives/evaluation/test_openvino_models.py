@@ -11,9 +11,10 @@ from bitfront.precision import Precision
 from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA
 from objectives.data.classification import ClassificationTask
 from objectives.data.split_name import SplitName
+from objectives.evaluation.artefact_process import ArtefactProcess
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.openvino_models import write_openvino
-from objectives.evaluation.verification import Runner, verify
+from objectives.evaluation.verification import verify
 from tests.support.artefacts import evaluator, random_configuration
 
 pytestmark = pytest.mark.runtime
@@ -50,7 +51,7 @@ def test_weights_alone_agree_to_the_last_digits_and_stay_packed(tmp_path: Path) 
     pixels = kept.task.split(SplitName.CALIBRATION).read(0, 8)
 
     card = write_openvino(kept, configuration, tmp_path, {})
-    with Runner(tmp_path, "openvino") as runner:
+    with ArtefactProcess(tmp_path, "openvino") as runner:
         found = runner.run({"pixels": pixels})
 
     assert torch.allclose(found, kept.scorer.logits(configuration, pixels), atol=1e-4)

@@ -112,7 +112,10 @@ def test_a_build_says_what_it_found_and_how_to_use_it(built: tuple[Path, Result]
     assert "as promised to the byte" in result.stdout
     assert "100.0 % of the predictions are the same" in result.stdout
     assert re.search(r"error .* of 40 samples \(.* to .* %\), measured ", result.stdout)
-    assert re.search(r"latency .* ms at batch 1, .* ms at batch 32", result.stdout)
+    for label in ("latency", "float32", "bfloat16"):
+        assert re.search(rf"\n{label} +.* ms at batch 1, .* ms at batch 32\n", result.stdout)
+    for size in (1, 32):
+        assert re.search(rf"\nspeed +at batch {size} .* times as fast", result.stdout)
     assert "It needs torch, safetensors, pillow." in result.stdout
     assert result.stdout.endswith((out / "example.py").read_text() + "\n")
 
@@ -129,6 +132,11 @@ def test_the_card_says_where_the_model_comes_from(
     assert card["verification"]["same_predictions"] == 1
     assert card["verification"]["error"] == card["measured"]["error"]
     assert card["verification"]["tensors_nbytes"] == card["measured"]["nbytes"]
+    references = card["verification"]["references"]
+    assert [one["dtype"] for one in references] == ["float32", "bfloat16"]
+    for one in references:
+        assert set(one["latency_s"]) == set(one["speedup"]) == {"1", "32"}
+    assert min(card["verification"]["repeats"].values()) >= 7
     assert card["templates"] == ["a picture of {}"]
     assert len(card["classes"]) == 200
     assert names(out) == sorted([*card["files"], "card.json"])
@@ -145,6 +153,7 @@ def test_what_was_built_is_listed_with_its_digests(
 
     assert found["state"] == "whole"
     assert found["trial"] == 0
+    assert re.search(r"\d x (float32|bfloat16) +whole", table)
     assert set(found["files"]) == set(names(out))  # type: ignore[call-overload]  # a dict
     assert str(out) in table
     assert "whole" in table
@@ -209,6 +218,7 @@ def test_a_model_for_onnxruntime_is_verified_there_and_recorded(
     exported: tuple[Path, Result], database: Path
 ) -> None:
     out, result = exported
+    said = result.stdout
 
     assert result.exit_code == 0, result.stderr
     assert "It needs onnxruntime, numpy, pillow." in result.stdout
@@ -219,6 +229,8 @@ def test_a_model_for_onnxruntime_is_verified_there_and_recorded(
     assert card["verification"]["text_cosine"] > 0.99
     assert card["verification"]["error_low"] <= card["measured"]["error"]
     assert set(card["kernels"].values()) == {"MatMulIntegerToFloat"}
+    assert [one["dtype"] for one in card["verification"]["references"]] == ["float32"]
+    assert re.search(r"float32 .* \(16 bits on disk, which ONNX Runtime computes in 32\)", said)
     assert card["changes"] == []
     (found,) = [known for known in listed(database, CLIP) if known["path"] == str(out)]
     assert (found["target"], found["state"]) == ("onnx", "whole")
@@ -297,7 +309,9 @@ def test_a_model_for_openvino_is_verified_there_and_recorded(
 
     assert result.exit_code == 0, result.stderr
     assert "It needs openvino, numpy, pillow." in result.stdout
-    assert re.search(r"writing +[0-9.]+ ms a token at batch 1", result.stdout)
+    for label in ("latency", "float32", "bfloat16"):
+        assert re.search(rf"\n{label} .* ms at batch 32, [0-9.]+ ms a token\n", result.stdout)
+    assert re.search(r"\nspeed +writing a token .* times as fast", result.stdout)
     (found,) = [known for known in listed(database, LLAVA) if known["path"] == str(out)]
     assert (found["target"], found["state"]) == ("openvino", "whole")
 
@@ -394,6 +408,7 @@ def start(database: Path, out: Path, **environment: str) -> subprocess.Popen[byt
     "point",
     [
         pytest.param("build.written", marks=pytest.mark.slow),
+        "build.reference",
         pytest.param("build.verified", marks=pytest.mark.slow),
         "put.before_commit",
         pytest.param("build.recorded", marks=pytest.mark.slow),
@@ -419,10 +434,22 @@ def test_a_build_that_was_killed_leaves_no_artefact_and_builds_again(
 
 FULL = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+size = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 from service.cli import main
-main(sys.argv[1:])
+main(sys.argv[2:])
 """
+
+
+def run_on_a_full_disk(nbytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The limit on a file's size stands for the disk: it fails a write in the same place."""
+    return subprocess.run(
+        [sys.executable, "-c", FULL, str(nbytes), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
 
 
 @pytest.mark.parametrize(
@@ -439,22 +466,51 @@ main(sys.argv[1:])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     database: Path, tmp_path: Path, study: str, target: str
 ) -> None:
-    """The limit on a file's size stands for the disk: it fails a write in the same place."""
     out = tmp_path / "model"
-    arguments = ["build", study, "--trial", "0", "--to", target, "--out", str(out)]
-    ran = subprocess.run(
-        [sys.executable, "-c", FULL, *arguments, "--db", str(database)],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
-    )
+    arguments = ("build", study, "--trial", "0", "--to", target, "--out", str(out))
+
+    ran = run_on_a_full_disk(100_000, *arguments, "--db", str(database))
 
     assert ran.returncode == 2, ran.stderr
     last = ran.stderr.strip().splitlines()[-1]
     assert last.startswith(f"Error: {out} cannot be built: ")
     assert "Traceback" not in ran.stderr
     assert names(tmp_path) == []
+
+
+def test_a_disk_without_room_for_the_full_model_builds_without_its_times(
+    database: Path, tmp_path: Path
+) -> None:
+    """238 kB are written, and the 828 kB of full precision are not."""
+    out = tmp_path / "model"
+    small = tmp_path / "small.db"
+    small.write_bytes(database.read_bytes())
+    arguments = ("build", CLIP, "--trial", "0", "--out", str(out), "--db", str(small))
+
+    ran = run_on_a_full_disk(700_000, *arguments)
+
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(
+        r"speed +the model at full precision was not timed beside it: .*File too large", ran.stdout
+    )
+    assert re.search(r"\nlatency +.* ms at batch 1, .* ms at batch 32\n", ran.stdout)
+    assert names(tmp_path) == ["model", "small.db"]
+    (found,) = [known for known in listed(small, CLIP) if known["path"] == str(out)]
+    assert found["state"] == "whole"
+
+
+def test_times_of_full_precision_can_be_left_out(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model"
+    monkeypatch.setenv("BITFRONT_FAILPOINT", "build.reference")  # nothing may come there
+
+    result = run(database, "build", CLIP, "--trial", "0", "--no-reference", "--out", str(out))
+
+    assert result.exit_code == 0, result.stderr
+    assert "float32" not in result.stdout
+    assert "speed" not in result.stdout
+    assert json.loads((out / "card.json").read_text())["verification"]["references"] == []
 
 
 def test_nothing_built_yet_is_a_sentence(database: Path, tmp_path: Path) -> None:
