@@ -356,7 +356,8 @@ OPENVINO: Final = Target(
         ),
     ),
     rest="codes of 3, 5 and 6 bits lie in 4 and 8 bits, also in the file; other rounded inputs, "
-    "and those beside zero points, are rounded as in the trial and multiplied in float32",
+    "and those beside fractional zero points, are rounded as in the trial and multiplied in "
+    "float32",
     is_timed=True,
 )
 

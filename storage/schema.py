@@ -44,6 +44,7 @@ REVISIONS = (
     "0031",
     "0032",
     "0033",
+    "0034",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -124,6 +124,7 @@ DECISIONS: Final = MappingProxyType(
             Part.RANGES,
         ),
         "quantizer.scheme": _EVERY_KEY,
+        "quantizer.zero_points": _EVERY_KEY,
         "quantizer.scale_search": _EVERY_KEY,
         "quantizer.activations": _EVERY_KEY,
         "quantizer.activation_group": _EVERY_KEY,

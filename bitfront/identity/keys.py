@@ -290,12 +290,15 @@ def _range_content(ranges: RangeTable) -> dict[str, dict[str, list[float]]]:
 def _quantizer_content(quantizer: QuantizerSpec) -> dict[str, object]:
     """The settings that count wherever a weight is rounded.
 
-    Without the default rounding method and the usual groups of inputs, so that older digests stay
-    valid; target and ranges count for some keys only, which name them themselves.
+    Without the default rounding method, fractional zero points and the usual groups of inputs, so
+    that older digests stay valid; target and ranges count for some keys only, which name them
+    themselves.
     """
     content: dict[str, object] = quantizer.model_dump(mode="json", exclude={"target", "ranges"})
     if quantizer.rounding is Rounding.NEAREST:
         del content["rounding"]
+    if quantizer.zero_points == "fractional":
+        del content["zero_points"]
     if quantizer.activation_group == SMALLEST_INPUT_GROUP:
         del content["activation_group"]
     return content

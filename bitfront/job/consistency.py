@@ -208,6 +208,10 @@ DEPENDENT: Final = {
     "data.skip_unreadable": _Dependent(
         lambda job: job.data.source is not DataSource.REFERENCE, _OF_PICTURES
     ),
+    "quantizer.zero_points": _Dependent(
+        lambda job: job.quantizer.scheme == "asymmetric",
+        "symmetric weights have no zero points: leave it out, or set quantizer.scheme: asymmetric",
+    ),
     "quantizer.target": _Dependent(
         lambda job: job.quantizer.rounding is not Rounding.NEAREST,
         "quantizer.rounding: nearest fits the codes to nothing but the weights: leave it out, or "

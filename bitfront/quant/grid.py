@@ -93,7 +93,9 @@ class Grid:
         return Grid(scale, torch.where(chosen, self.zero, other.zero), self.bits)
 
 
-def covering_grid(runs: Float[Tensor, "runs size"], bits: int, *, symmetric: bool) -> Grid:
+def covering_grid(
+    runs: Float[Tensor, "runs size"], bits: int, *, symmetric: bool, whole: bool = False
+) -> Grid:
     """The finest grid that reaches from the smallest weight of each run to the largest.
 
     A grid always reaches zero too. Where all weights of a run are the same, that value,
@@ -104,6 +106,7 @@ def covering_grid(runs: Float[Tensor, "runs size"], bits: int, *, symmetric: boo
         bits: Width of a code.
         symmetric: The zero point is the middle code, `2**(bits - 1)`, so that codes are
             signed numbers; there is one more level below zero than above.
+        whole: An asymmetric zero point is a code.
     """
     low, high = torch.aminmax(runs, dim=-1, keepdim=True)
     if symmetric:
@@ -112,26 +115,33 @@ def covering_grid(runs: Float[Tensor, "runs size"], bits: int, *, symmetric: boo
         zero = constant_zero = torch.full_like(scale, middle)
     else:
         scale, place = covering_range(low, high, bits)
-        zero, constant_zero = storable_zero(place, bits), (low < 0).float()
+        zero, constant_zero = storable_zero(place, bits, whole=whole), (low < 0).float()
     size = low.abs()
     constant = Grid(storable_scale(size), constant_zero, bits)
     return constant.where((low == high) & (size <= LARGEST_SCALE), Grid(scale, zero, bits))
 
 
-def searched_grid(runs: Float[Tensor, "runs size"], bits: int, *, symmetric: bool) -> Grid:
+def searched_grid(
+    runs: Float[Tensor, "runs size"], bits: int, *, symmetric: bool, whole: bool = False
+) -> Grid:
     """A grid with a small squared error for each run, never worse than `covering_grid`.
 
-    The range is shrunk step by step, with several zero points each time; the best grid is
-    then fitted by least squares to the codes it gives, several times. Every candidate is
-    judged with the scale and zero point as they are stored. Arguments as in `covering_grid`.
+    The range is shrunk step by step, with several zero points each time, or with the best of all
+    codes where it is to be whole; the best grid is then fitted by least squares to the codes it
+    gives, several times. Every candidate is judged with the scale and zero point as they are
+    stored. Arguments as in `covering_grid`.
     """
-    best = covering_grid(runs, bits, symmetric=symmetric)
+    best = covering_grid(runs, bits, symmetric=symmetric, whole=whole)
     error = best.error(runs)
-    shrunk = _shrunk_symmetric(best) if symmetric else _shrunk_asymmetric(runs, best)
+    if symmetric:
+        shrunk = _shrunk_symmetric(best)
+    else:
+        shrunk = _shrunk_whole(runs, best) if whole else _shrunk_asymmetric(runs, best)
+    fitted = _fitted_scale if symmetric else _fitted_whole if whole else _fitted
     for candidate in shrunk:
         best, error = _better(runs, candidate, best, error)
     for _ in range(_REFINEMENTS):
-        best, error = _better(runs, _fitted(runs, best, symmetric=symmetric), best, error)
+        best, error = _better(runs, fitted(runs, best), best, error)
     return best
 
 
@@ -159,26 +169,73 @@ def _shrunk_asymmetric(runs: Tensor, grid: Grid) -> Iterator[Grid]:
             yield Grid(scale, zero, grid.bits)
 
 
+def _shrunk_whole(runs: Tensor, grid: Grid) -> Iterator[Grid]:
+    """Shrunk ranges, each with the code at zero that has the least error."""
+    for factor in _factors(grid.bits, _SHRINKS):
+        scale = storable_scale(grid.scale * factor)
+        yield Grid(scale, best_whole_zero(runs, scale, grid.bits), grid.bits)
+
+
+def best_whole_zero(
+    runs: Float[Tensor, "runs size"], scale: Float[Tensor, "runs 1"], bits: int
+) -> Float[Tensor, "runs 1"]:
+    """The code at zero with the least squared error of each run, for a scale; the lowest of equals.
+
+    A whole zero point moves the window of levels along the multiples of the scale. What a weight
+    loses beyond the window's ends is convex in its place, and what it loses within is the same for
+    all, so the place where the error stops falling is found by halving.
+    """
+    multiples = runs / scale
+    nearest = multiples.round()
+    top = 2**bits - 1
+    low, high = torch.zeros_like(scale), torch.full_like(scale, top)
+    for _ in range(bits):
+        middle = ((low + high) / 2).floor()
+        # One code up: the level -middle - 1 comes, and the level top - middle goes.
+        gained = torch.where(nearest < -middle, -2 * (multiples + middle) - 1, 0)
+        lost = torch.where(nearest >= top - middle, 2 * (multiples - top + middle) + 1, 0)
+        falls = gained.sum(-1, keepdim=True) > lost.sum(-1, keepdim=True)
+        low = torch.where(falls & (middle < high), middle + 1, low)
+        high = torch.where(falls, high, middle)
+    return low
+
+
 def _factors(bits: int, count: int) -> Iterator[float]:
     """Factors from 1 down, evenly spaced in their logarithm."""
     lowest = _LOWEST_FACTORS.get(bits, 0.5)
     return (lowest ** (step / (count - 1)) for step in range(count))
 
 
-def _fitted(runs: Tensor, grid: Grid, *, symmetric: bool) -> Grid:
+def _fitted(runs: Tensor, grid: Grid) -> Grid:
     """The grid nearest to the weights if each keeps its code; NaN where all share one code."""
     codes = grid.encode(runs)
-    center = grid.zero if symmetric else codes.mean(dim=-1, keepdim=True)
-    codes = codes.sub_(center)
-    slope = (codes * runs).sum(-1, keepdim=True) / codes.square().sum(-1, keepdim=True)
-    scale = storable_scale(slope)
-    if symmetric:
-        return Grid(scale, grid.zero, grid.bits)
+    center = codes.mean(dim=-1, keepdim=True)
+    scale = _slope(runs, codes.sub_(center))
     zero = storable_zero(center - runs.mean(dim=-1, keepdim=True) / scale, grid.bits)
     return Grid(scale, zero, grid.bits)
 
 
-def storable_zero(zero: Tensor, bits: int) -> Tensor:
-    """The nearest zero point that one byte holds: a multiple of `2**(bits - 8)`. NaN stays."""
-    steps: int = 2 ** (8 - bits)  # an integer power is Any to the type checker
+def _fitted_scale(runs: Tensor, grid: Grid) -> Grid:
+    """As `_fitted`, with the zero point that there is."""
+    return Grid(_slope(runs, grid.encode(runs).sub_(grid.zero)), grid.zero, grid.bits)
+
+
+def _fitted_whole(runs: Tensor, grid: Grid) -> Grid:
+    """As `_fitted`, with the nearest whole zero point, and the scale that is best beside it."""
+    zero = storable_zero(_fitted(runs, grid).zero, grid.bits, whole=True)
+    return Grid(_slope(runs, grid.encode(runs).sub_(zero)), zero, grid.bits)
+
+
+def _slope(runs: Tensor, codes: Tensor) -> Tensor:
+    """The storable scale that brings centred codes nearest to the weights."""
+    slope = (codes * runs).sum(-1, keepdim=True) / codes.square().sum(-1, keepdim=True)
+    return storable_scale(slope)
+
+
+def storable_zero(zero: Tensor, bits: int, *, whole: bool = False) -> Tensor:
+    """The nearest zero point that one byte holds: a multiple of `2**(bits - 8)`. NaN stays.
+
+    A whole one is a code.
+    """
+    steps: int = 1 if whole else 2 ** (8 - bits)  # an integer power is Any to the type checker
     return (zero * steps).round().clamp(0, (2**bits - 1) * steps).div(steps)

@@ -26,7 +26,11 @@ class TrainedWeight(nn.Module):
     """
 
     def __init__(
-        self, start: QuantizedWeight, weight: Float[Tensor, "rows columns"] | None = None
+        self,
+        start: QuantizedWeight,
+        weight: Float[Tensor, "rows columns"] | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         """Starts where rounding ended.
 
@@ -34,9 +38,10 @@ class TrainedWeight(nn.Module):
             start: The weight as it was rounded.
             weight: In full precision, where the codes are trained: a latent starts on the side of
                 its code that the weight lies on. None leaves the codes as they are.
+            whole: Zero points are codes.
         """
         super().__init__()
-        self._start = start
+        self._start, self._whole = start, whole
         self._scale = start.scale.detach().float().clone()
         self._zero = start.zero_codes.clone()
         self._codes = start.codes.detach().float()
@@ -67,7 +72,7 @@ class TrainedWeight(nn.Module):
         scale = _straight_through(scale, storable_scale(scale.detach()))
         if self.shift is not None:
             zero = zero + self.shift
-            zero = _straight_through(zero, storable_zero(zero.detach(), bits))
+            zero = _straight_through(zero, storable_zero(zero.detach(), bits, whole=self._whole))
         if self.codes is not None:
             rounded = self.codes.detach().round().clamp(0, 2**bits - 1)
             codes = _straight_through(self.codes, rounded)

@@ -84,6 +84,7 @@ def quantize_weight(
     *,
     group: int = 0,
     symmetric: bool = False,
+    whole: bool = False,
     search: bool = True,
 ) -> QuantizedWeight:
     """The codes of a weight matrix.
@@ -98,6 +99,7 @@ def quantize_weight(
         bits: 2, 3, 4, 5, 6 or 8.
         group: Columns that share a scale; the last group may be short; 0 is the whole row.
         symmetric: Codes are signed numbers around zero, with no zero point.
+        whole: Zero points are codes.
         search: Choose each scale (and zero point) by squared error; otherwise the levels
             reach from the smallest to the largest weight.
 
@@ -111,7 +113,7 @@ def quantize_weight(
         raise SpecError(f"a weight group must not be negative, got {group}")
     matrix = _finite_matrix(weight)
     parts = [
-        _quantize_groups(part, bits, symmetric=symmetric, search=search)
+        _quantize_groups(part, bits, symmetric=symmetric, whole=whole, search=search)
         for part in _groups(matrix, group)
     ]
     codes, scale, zero = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
@@ -195,6 +197,7 @@ def quantize_for(
         precision.weight_bits,
         group=precision.group,
         symmetric=quantizer.scheme == "symmetric",
+        whole=quantizer.has_whole_zeros,
         search=quantizer.scale_search,
     )
 
@@ -240,14 +243,14 @@ def _chunks(groups: Tensor) -> tuple[Tensor, ...]:
 
 
 def _quantize_groups(
-    groups: Tensor, bits: int, *, symmetric: bool, search: bool
+    groups: Tensor, bits: int, *, symmetric: bool, whole: bool, search: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes `(rows, columns)`, scales and zero bytes `(rows, groups)` of equally long groups."""
     rows, count, _ = groups.shape
     fit = searched_grid if search else covering_grid
     codes, grids = [], []
     for runs in _chunks(groups):
-        grid = fit(runs, bits, symmetric=symmetric)
+        grid = fit(runs, bits, symmetric=symmetric, whole=whole)
         codes.append(grid.encode(runs).to(torch.uint8))
         grids.append(grid)
     scale = torch.cat([grid.scale for grid in grids]).half()

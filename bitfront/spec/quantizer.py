@@ -58,6 +58,8 @@ class RangeKind(StrEnum):
 class QuantizerSpec(Section):
     """How weights and inputs are mapped to codes, for all layers alike.
 
+    `zero_points` is for asymmetric weights: `whole` ones are codes, which is what integer kernels
+    hold; `fractional` ones use all bits of their byte, which is better below 5 bits.
     `target` says what every rounding but `nearest` fits the codes to.
     `ranges` is for static activations.
     `activations` says where the range of an input's codes is from: `static`, from the calibration
@@ -69,6 +71,7 @@ class QuantizerSpec(Section):
     """
 
     scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
+    zero_points: Literal["fractional", "whole"] = "fractional"
     scale_search: bool = True
     rounding: Rounding = Rounding.AUTO
     target: Target = Target.AUTO
@@ -81,6 +84,11 @@ class QuantizerSpec(Section):
         if kind is LayerKind.CONVOLUTION:
             return self.activations != "dynamic_symmetric"
         return kind is not LayerKind.EMBEDDING
+
+    @property
+    def has_whole_zeros(self) -> bool:
+        """Whether the zero point of a weight is a code."""
+        return self.scheme == "symmetric" or self.zero_points == "whole"
 
     @property
     def is_sequential(self) -> bool:

@@ -182,7 +182,9 @@ class DistilTraining:
         for name, own in layers.items():
             if own.codes is not None:
                 weight = self._model.weight(name) if self._settings.codes else None
-                self._weights[name] = TrainedWeight(own.codes, weight)
+                self._weights[name] = TrainedWeight(
+                    own.codes, weight, whole=self._switch.quantizer.has_whole_zeros
+                )
             if own.quantize is not None and own.quantize.range is not None:
                 self._ranges[name] = TrainedRange(own.quantize, self._model.device)
 

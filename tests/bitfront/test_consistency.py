@@ -54,6 +54,7 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.answer_tokens": (3, ASKING, CHOOSING),
     "data.background": ("black", FOLDER, BUNDLED),
     "data.skip_unreadable": (True, FOLDER, BUNDLED),
+    "quantizer.zero_points": ("whole", BUNDLED, {**BUNDLED, "quantizer.scheme": "symmetric"}),
     "quantizer.target": ("output", BUNDLED, {**BUNDLED, "quantizer.rounding": "nearest"}),
     "quantizer.ranges": ("searched", BUNDLED, {**BUNDLED, "quantizer.activations": "dynamic"}),
     "quantizer.activation_group": (

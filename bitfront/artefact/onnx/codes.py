@@ -77,6 +77,14 @@ class PackedLayer:
         codes = unpack_codes(self.tensors["codes"], self.weight_bits, count)
         return codes.view(self.rows, self.columns)
 
+    @property
+    def has_whole_zeros(self) -> bool:
+        """Whether every zero point is a code; a symmetric layer's is."""
+        if self.is_symmetric:
+            return True
+        steps: int = 2 ** (BYTE - self.weight_bits)  # an integer power is Any to the type checker
+        return not bool((self.tensors["zero"] % steps).any())
+
     def key(self, part: str) -> str:
         """The name of one of its tensors."""
         return f"{self.name}.{part}"

@@ -73,7 +73,12 @@ def _grid(layer: PackedLayer) -> tuple[NDArray[Any], NDArray[Any]]:
         # With a zero point in floating point OpenVINO rounds no inputs.
         kind = np.uint8 if rounds_itself(layer) else np.float16
         return _array(scale), np.full((1, 1), 2 ** (layer.weight_bits - 1), kind)
-    exact = layer.tensors["zero"].float() / 2 ** (BYTE - layer.weight_bits - shift)
+    steps: int = 2 ** (BYTE - layer.weight_bits - shift)
+    if layer.has_whole_zeros:
+        return _array(scale.float() / 2**shift if shift else scale), _array(
+            layer.tensors["zero"] // steps
+        )
+    exact = layer.tensors["zero"].float() / steps
     return _array(scale.float() / 2**shift if shift else scale), _array(exact.half())
 
 

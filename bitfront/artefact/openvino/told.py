@@ -54,8 +54,8 @@ def is_integer(layer: PackedLayer) -> bool:
 def rounds_itself(layer: PackedLayer) -> bool:
     """Whether OpenVINO's dynamic quantization rounds a layer's input, in groups of its columns.
 
-    It does where the zero points of codes are integers, one or several groups of inputs fit into a
-    group of weights, and a row has a whole group of inputs.
+    It does where the zero points of codes are codes themselves, one or several groups of inputs fit
+    into a group of weights, and a row has a whole group of inputs.
     """
     size = layer.activation_group
     return (
@@ -63,7 +63,7 @@ def rounds_itself(layer: PackedLayer) -> bool:
         and layer.activation_bits == BYTE
         and layer.weight_bits <= BYTE
         and layer.group % size == 0
-        and layer.is_symmetric
+        and layer.has_whole_zeros
     )
 
 
@@ -85,7 +85,9 @@ def format_of(layer: PackedLayer) -> str:
     told = [form.value]
     if form is Form.PACKED:
         group = f"groups of {layer.group}" if layer.group else "rows"
-        told += [f"{container_bits(layer)} bits", group, layer.scheme]
+        is_whole = layer.has_whole_zeros and not layer.is_symmetric
+        scheme = "whole zero points" if is_whole else layer.scheme
+        told += [f"{container_bits(layer)} bits", group, scheme]
     return ", ".join([*told, *rounding_of(layer), *(["by its kernel"] * rounds_itself(layer))])
 
 
@@ -109,12 +111,12 @@ def changes(layers: Sequence[PackedLayer]) -> list[str]:
     zeros = sum(
         tensors_nbytes({"zero": layer.tensors["zero"]})
         for layer in quantized
-        if not layer.is_symmetric
+        if not layer.has_whole_zeros
     )
     if zeros:
         found.append(
             f"zero points take 16 bits instead of 8, {size_text(zeros)} more than in the trial: "
-            "quantizer.scheme: symmetric has none"
+            "quantizer.zero_points: whole keeps them in 8, quantizer.scheme: symmetric has none"
         )
     return found
 

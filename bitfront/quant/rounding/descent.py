@@ -92,13 +92,13 @@ def _fit(
 ) -> tuple[Tensor, Tensor]:
     """The storable scale and zero point of least squares, `(rows,)` each; NaN without a fit.
 
-    The zero point is the best one for the scale as it is stored.
+    The zero point is the best one for the scale as it is stored; a whole one is the nearest to it,
+    with the scale that is best beside it.
     """
     codes, scale, zero = levels.points[:, columns], levels.scale[:, group], levels.zero[:, group]
     if problem.symmetric or problem.form is not None:
-        shape = codes - zero[:, None]
-        step = (shape * slope).sum(1) / ((shape @ hessian) * shape).sum(1)
-        return levels.storable(scale + step), zero
+        fitted = _fitted_scale(codes, scale, zero, zero, hessian, slope)
+        return levels.storable(fitted), zero
     weighted = codes @ hessian
     squares, mixed, ones = (weighted * codes).sum(1), weighted.sum(1), hessian.sum()
     along, total = (codes * slope).sum(1), slope.sum(1)
@@ -106,7 +106,22 @@ def _fit(
     step = (along * ones - total * mixed) / (squares * ones - mixed.square())
     fitted = levels.storable(scale + step)
     offset = scale * zero + ((fitted - scale) * mixed - total) / ones
-    return fitted, storable_zero(offset / fitted, problem.bits)
+    fitted_zero = storable_zero(offset / fitted, problem.bits, whole=problem.whole)
+    if problem.whole:
+        fitted = _fitted_scale(codes, scale, zero, fitted_zero, hessian, slope)
+        return levels.storable(fitted), fitted_zero
+    return fitted, fitted_zero
+
+
+def _fitted_scale(
+    codes: Tensor, scale: Tensor, zero: Tensor, fitted_zero: Tensor, hessian: Tensor, slope: Tensor
+) -> Tensor:
+    """The scale of least squares `(rows,)` beside a zero point that is chosen."""
+    shape = codes - fitted_zero[:, None]
+    moved = scale[:, None] * (zero - fitted_zero)[:, None]  # what the weight changes by without it
+    bent = shape @ hessian
+    left = (shape * slope).sum(1) - (bent * moved).sum(1)
+    return scale + left / (bent * shape).sum(1)
 
 
 def _sweep_compiled(problem: RoundingProblem, gradient: Tensor, levels: Levels) -> bool:

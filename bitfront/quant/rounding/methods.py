@@ -62,8 +62,9 @@ def rounded_target(
         hessian,
         precision.weight_bits,
         precision.group,
-        quantizer.scheme == "symmetric",
-        quantizer.scale_search,
-        precision.form,
+        symmetric=quantizer.scheme == "symmetric",
+        whole=quantizer.has_whole_zeros,
+        scale_search=quantizer.scale_search,
+        form=precision.form,
     )
     return METHODS[quantizer.rounding](problem)

@@ -15,5 +15,6 @@ def nearest(problem: RoundingProblem) -> QuantizedWeight:
         problem.bits,
         group=problem.group,
         symmetric=problem.symmetric,
+        whole=problem.whole,
         search=problem.scale_search,
     )

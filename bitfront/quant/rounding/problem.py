@@ -23,6 +23,7 @@ class RoundingProblem:
         bits: Width of a code: 2, 3, 4, 5, 6 or 8.
         group: Columns that share a scale; the last group may be short; 0 is the whole row.
         symmetric: The zero point is the code `2**(bits - 1)`.
+        whole: An asymmetric zero point is a code.
         scale_search: Whether the nearest codes, where every method starts, have searched scales.
         form: The number format of the codes; None for integers.
     """
@@ -32,6 +33,7 @@ class RoundingProblem:
     bits: int
     group: int = 0
     symmetric: bool = False
+    whole: bool = False
     scale_search: bool = True
     form: WeightFormat | None = None
 

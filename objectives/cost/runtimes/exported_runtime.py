@@ -265,8 +265,10 @@ def _packed(
     layer: Layer, precision: Precision, quantizer: QuantizerSpec, *, with_codes: bool = False
 ) -> PackedLayer:
     """A layer with a random weight; without codes it only shows what tensors it has."""
-    weight = torch.ones(1, 1)
-    if with_codes:
+    weight = torch.tensor([[-0.3, 1.0]])  # whose zero point lies between two codes where it may
+    if not with_codes:
+        quantizer = quantizer.model_copy(update={"scale_search": False})
+    else:
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(layer.rows, layer.columns, generator=generator)
     tensors = packed_weight(weight, precision, quantizer)

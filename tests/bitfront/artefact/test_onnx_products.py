@@ -35,7 +35,9 @@ def packed(
     ranges: tuple[float, float] | None = None,
     activation_group: int = 0,
 ) -> PackedLayer:
-    quantizer = QuantizerSpec.model_validate({"scheme": scheme, "scale_search": False})
+    whole = {"scheme": "asymmetric", "zero_points": "whole"} if scheme == "whole" else {}
+    given = {"scheme": scheme, "scale_search": False, **whole}
+    quantizer = QuantizerSpec.model_validate(given)
     tensors = packed_weight(weight, precision, quantizer)
     if ranges is not None:
         low, high = map(torch.tensor, ranges)

@@ -45,7 +45,7 @@ def multiplied(layer: PackedLayer, inputs: Tensor, folder: Path) -> Tensor:
     return run(graph, layer, inputs, folder)
 
 
-@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize("scheme", ["asymmetric", "whole", "symmetric"])
 @pytest.mark.parametrize(("columns", "group"), [(63, 0), (64, 24), (150, 32), (63, 5)])
 @pytest.mark.parametrize("bits", [*WIDTHS, 16])
 def test_every_weight_is_multiplied_as_it_was_measured(
@@ -60,7 +60,7 @@ def test_every_weight_is_multiplied_as_it_was_measured(
 
 
 @pytest.mark.parametrize("ranges", [(-1.5, 2.0), (0.0, 3.0), None])
-@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize("scheme", ["asymmetric", "whole", "symmetric"])
 @pytest.mark.parametrize(("bits", "inputs", "group"), [(2, 4, 0), (5, 6, 0), (8, 8, 0), (4, 8, 16)])
 def test_every_input_is_rounded_as_it_was_measured(
     bits: int,
@@ -79,7 +79,7 @@ def test_every_input_is_rounded_as_it_was_measured(
     assert float(differences.max()) < 0.5
 
 
-@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize("scheme", ["asymmetric", "whole", "symmetric"])
 @pytest.mark.parametrize(
     ("columns", "group", "inputs_group"),
     [
@@ -143,6 +143,8 @@ def test_what_this_machine_changes_is_said() -> None:
         ("w4a8", 24, "symmetric", False),
         ("w4a8g16", 64, "symmetric", False),
         ("w4a8", 64, "asymmetric", False),
+        ("w4a8", 64, "whole", True),
+        ("w8a8", 64, "asymmetric", True),
         ("w4a6", 64, "symmetric", False),
         ("w16a8", 64, "symmetric", False),
         ("w4a16", 64, "symmetric", False),
@@ -158,7 +160,7 @@ def test_the_kernel_rounds_inputs_where_it_can(
     assert rounds_itself(layer) is is_by_kernel
 
 
-@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize("scheme", ["asymmetric", "whole", "symmetric"])
 @pytest.mark.parametrize("group", [0, 5, 16])
 @pytest.mark.parametrize("bits", [*WIDTHS, 16])
 def test_an_embedding_looks_up_the_measured_rows(

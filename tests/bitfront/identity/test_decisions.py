@@ -40,6 +40,7 @@ OTHERS: dict[str, object] = {
     "quantizer.scale_search": False,
     "quantizer.activations": "dynamic",
     "quantizer.activation_group": 128,
+    "quantizer.zero_points": "whole",
     "quantizer.rounding": "gptq",
     "quantizer.target": "output",
     "quantizer.ranges": "searched",

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,22 @@ def test_no_row_rises_from_round_to_round(bits: int, group: int, symmetric: bool
         assert (later <= earlier * (1 + 1e-9)).all()
     assert (errors[0] <= rounding_error(problem, nearest(problem))).all()
     assert (errors[0] <= rounding_error(problem, gptq(problem))).all()
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("group", [0, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_whole_zero_points_stay_codes_in_every_method(
+    bits: int, group: int, method: RoundingMethod
+) -> None:
+    problem = replace(_problem(_inputs(100, 24), bits=bits, group=group), whole=True)
+
+    found = method(problem)
+
+    assert found.zero is not None
+    assert not (found.zero % 2 ** (8 - bits)).any()
+    start = rounding_error(problem, nearest(problem))
+    assert (rounding_error(problem, found) <= start * (1 + 1e-9)).all() or method is gptq
 
 
 @pytest.mark.parametrize("bits", [2, 3])

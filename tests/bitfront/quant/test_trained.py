@@ -48,6 +48,19 @@ def test_a_weight_in_training_is_what_is_stored_of_it(
     assert (trained.stored().zero is None) is symmetric
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_whole_zero_points_stay_codes_in_training(bits: int) -> None:
+    weight = torch.randn(5, 10, generator=torch.Generator().manual_seed(0))
+    start = quantize_weight(weight, bits, group=4, whole=True)
+    trained = moved(TrainedWeight(start, whole=True), 1, 1.5)
+
+    stored = trained.stored()
+
+    assert stored.zero is not None
+    assert not (stored.zero % 2 ** (8 - bits)).any()
+    assert torch.equal(trained(), dequantize_weight(stored))
+
+
 @pytest.mark.parametrize("codes", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_weight_starts_as_it_was_rounded(bits: int, codes: bool) -> None:

@@ -12,6 +12,13 @@ from torch import Tensor
 
 from bitfront.errors import InvalidModel, SpecError
 from bitfront.precision import Precision
+from bitfront.quant.grid import (
+    Grid,
+    best_whole_zero,
+    covering_grid,
+    searched_grid,
+    storable_scale,
+)
 from bitfront.quant.weights import (
     QuantizedWeight,
     dequantize_weight,
@@ -133,6 +140,51 @@ def test_asymmetric_weights_are_those_of_torch(bits: int) -> None:
     scale = quantized.scale[:, 0].float()
     expected = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, 0, 2**bits - 1)
     torch.testing.assert_close(dequantize_weight(quantized), expected, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(widths, seeds, st.integers(1, 40), st.sampled_from([0.0, 0.5, 3.0]), st.booleans())
+def test_whole_zero_points_are_the_best_of_all_for_every_scale_that_is_tried(
+    bits: int, seed: int, columns: int, mean: float, heavy: bool
+) -> None:
+    """Against each code as the zero point of each scale."""
+    runs = normal(4, columns, seed)
+    runs = (runs**3 if heavy else runs) + mean
+    covering = covering_grid(runs, bits, symmetric=False, whole=True)
+    scales = [storable_scale(covering.scale * 0.2 ** (step / 9)) for step in range(10)]
+
+    found = [best_whole_zero(runs, scale, bits) for scale in scales]
+    searched = searched_grid(runs, bits, symmetric=False, whole=True)
+
+    for scale, zero in zip(scales, found, strict=True):
+        every = [
+            Grid(scale, torch.full_like(scale, code), bits).error(runs) for code in range(2**bits)
+        ]
+        least = torch.cat(every, dim=1).amin(dim=1, keepdim=True)
+        loss = Grid(scale, zero, bits).error(runs) - least
+        assert (loss <= 1e-4 * least + 1e-6 * 2**bits * scale).all()
+    assert torch.equal(searched.zero, searched.zero.round().clamp(0, 2**bits - 1))
+    first = Grid(scales[0], found[0], bits).error(runs)
+    assert (searched.error(runs) <= first * (1 + 1e-6)).all()
+    assert (searched.error(runs) <= covering.error(runs)).all()
+
+
+@pytest.mark.parametrize("search", [False, True])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_whole_zero_points_are_codes_and_fractional_ones_are_seldom_worse(
+    bits: int, search: bool
+) -> None:
+    weight = normal(40, 64, seed=bits) + 0.2
+
+    whole = quantize_weight(weight, bits, group=32, whole=True, search=search)
+    free = quantize_weight(weight, bits, group=32, search=search)
+
+    assert whole.zero is not None
+    assert not (whole.zero % 2 ** (8 - bits)).any()
+    errors = [float((dequantize_weight(one) - weight).square().sum()) for one in (whole, free)]
+    assert errors[1] <= errors[0] * 1.02
+    if bits == 8 and not search:
+        assert torch.equal(whole.codes, free.codes)
 
 
 @settings(max_examples=40)

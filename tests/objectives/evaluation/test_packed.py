@@ -141,6 +141,24 @@ def test_a_distilled_plan_is_stored_as_it_was_measured(
     assert len(moved) > 0.9 * len(kept.model.vectors)
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "descent"])
+def test_whole_zero_points_take_the_byte_that_they_are_counted_with(
+    rounding: str, tmp_path: Path
+) -> None:
+    kept = evaluator(REFERENCE_CLIP, rounding=rounding, zero_points="whole")
+    configuration = random_configuration(kept, 1, None, of=3)
+
+    check_packed(kept, configuration, tmp_path)
+
+    found, zeros = load_file(tmp_path / "model.safetensors"), 0
+    for layer, precision in configuration.plan:
+        if precision.quantizes_weight:
+            steps = 2 ** (8 - precision.weight_bits)
+            assert not (found[f"{layer}.zero"] % steps).any()
+            zeros += found[f"{layer}.zero"].nbytes
+    assert zeros
+
+
 @pytest.mark.parametrize(
     ("name", "rounding", "scheme", "activations"),
     [
