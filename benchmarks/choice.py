@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 from benchmarks import shapes
 from benchmarks.in_process import profile
 from benchmarks.made_up_trials import OBJECTIVES, complete
+from benchmarks.p4q import interval
 from bitfront.plan import Configuration
 from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec, Sampler
@@ -198,10 +199,17 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return float(table.mean()), float(table.std(ddof=1)) if len(table) > 1 else float("nan")
 
 
-def report(model: str, studies: Sequence[Sequence[Row]]) -> None:
-    """Prints the table of a model."""
+def report(model: str, studies: Sequence[Sequence[Row]], draws: int) -> None:
+    """Prints the table of a model.
+
+    Args:
+        model: Its name.
+        studies: Each study once for every draw of selection samples, the draws of one together.
+        draws: How many draws each study has.
+    """
     chosen = [answers(rows) for rows in studies]
-    click.echo(f"\n{model}: {len(studies)} draws, {len(studies[0])} trials a study")
+    count = len(studies) // draws
+    click.echo(f"\n{model}: {count} studies, {draws} draws each, {len(studies[0])} trials a study")
     names = list(chosen[0][0])
     click.echo("bits  " + "".join(f"{name:>26s}" for name in names))
     for place, bits in enumerate(BUDGETS):
@@ -214,6 +222,7 @@ def report(model: str, studies: Sequence[Sequence[Row]]) -> None:
         click.echo(f"{bits:4.2f}  " + "".join(f"{cell:>26s}" for cell in cells))
     for figure in ("divergence", "error"):
         _report_distance(chosen, figure)
+        _report_studies(chosen, figure, draws)
     _report_estimator(studies)
 
 
@@ -233,6 +242,24 @@ def _report_distance(chosen: Sequence[Sequence[Mapping[str, Row]]], figure: str)
         f"{figure}: from the oracle, raw {raw[0]:.5f} ± {raw[1]:.5f}, best {best[0]:.5f} ± "
         f"{best[1]:.5f} ({1 - best[0] / raw[0] if raw[0] else 0:.0%} of the distance gone); "
         f"best less the program's plan {plan[0]:+.5f} ± {plan[1]:.5f}"
+    )
+
+
+def _report_studies(chosen: Sequence[Sequence[Mapping[str, Row]]], figure: str, draws: int) -> None:
+    """The same with 95 % intervals over the studies, each the mean of its draws and budgets."""
+
+    def means(name: str, base: str) -> Vector:
+        less = [
+            [getattr(at[name], figure) - getattr(at[base], figure) for at in own] for own in chosen
+        ]
+        found: Vector = 1000 * np.array(less).mean(axis=1).reshape(-1, draws).mean(axis=1)
+        return found
+
+    raw, best = means("raw", f"oracle, {figure}"), means("best", f"oracle, {figure}")
+    told = [interval(own.tolist()) for own in (raw, best, raw - best, means("best", "program"))]
+    click.echo(
+        f"{figure} times 1,000 over the studies: raw less the oracle {told[0]}, best {told[1]}, "
+        f"raw less best {told[2]}, best less the program's plan {told[3]}"
     )
 
 
@@ -316,7 +343,7 @@ def main(calibrations: int, draws: int, trials: int, models: str, steps: int, ou
             if name.rpartition("-")[0] == model
         ]
         if pools:
-            report(model, [drawn(pool, seed) for pool in pools for seed in range(draws)])
+            report(model, [drawn(pool, seed) for pool in pools for seed in range(draws)], draws)
 
 
 if __name__ == "__main__":

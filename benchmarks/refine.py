@@ -183,13 +183,14 @@ def main(seeds: str, models: str, widths: str, further: int, steps: int, out: Pa
     for seed in seeds.split(","):
         for model in named:
             name = f"{model}-{seed}"
-            if name not in known:
+            rows = known.setdefault(name, {})
+            missing = [bits for bits in map(float, widths.split(",")) if f"{bits:g}" not in rows]
+            if missing:
                 spec = with_splits(job(model, int(seed), folder))
                 measured, _ = profile(spec)
                 evaluator = model_cache.evaluator(WorkerConfig(spec))
-                known[name] = {}
-                for bits in map(float, widths.split(",")):
-                    known[name][f"{bits:g}"] = run(spec, measured, evaluator, bits, further)
+                for bits in missing:
+                    rows[f"{bits:g}"] = run(spec, measured, evaluator, bits, further)
                     out.write_text(json.dumps(known))
                 click.echo(f"{name} is done", err=True)
                 model_cache.release()
