@@ -7,8 +7,7 @@ stay in full precision.
     OMP_NUM_THREADS=1 python -m benchmarks.kv_cache --seeds 0,1,2,3,4
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Final
 
@@ -18,11 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bitfront.layers import Tower
-from bitfront.quant.kv_cache import KvFormat, keys_nbytes, values_nbytes
+from bitfront.kv_cache import Kept, KvFormat
 from bitfront.spec import REFERENCE_LLAVA, DataSpec, ModelSpec
 from bitfront.vlm import GenerativeModel, QuestionBatch, load_model
-from bitfront.vlm.kv_rounding import KvRounding, KvSettings, fit_cache, show_cache
+from bitfront.vlm.kv_rounding import (
+    FittedPlace,
+    cache_places,
+    fit_place,
+    rounded_cache,
+    show_cache,
+)
 from objectives.data.answers import parse
 from objectives.data.questions import QuestionTask, load_questions
 from objectives.data.split_name import SplitName
@@ -37,30 +41,31 @@ KINDS: Final = {
 CONTEXT_TOKENS: Final = 8000
 
 
-def settings_of(bits: int, kind: str, *, is_rotated: bool) -> KvSettings:
-    """Keys and values alike."""
+def form_of(kept: Kept, bits: int, kind: str, *, is_rotated: bool) -> KvFormat:
+    """Keys and values alike, but for the rotary embedding."""
     outliers, is_uniform = KINDS[kind]
-    form = KvFormat(bits, outliers, is_uniform)
-    return KvSettings(form, form, is_rotated)
+    return KvFormat(bits, outliers, is_uniform, is_rotated and kept is Kept.KEYS)
 
 
-def loss_of(model: GenerativeModel, batch: QuestionBatch) -> Callable[[], Tensor]:
-    """The cross-entropy of a batch's right answers."""
+def losses_of(model: GenerativeModel, batches: Sequence[QuestionBatch]) -> Callable[[], None]:
+    """Sends the gradients of the right answers' cross-entropy back, batch by batch."""
 
-    def loss() -> Tensor:
-        logits = model.answer_logits(batch).flatten(0, 1)
-        return functional.cross_entropy(logits, batch.answers.flatten())
+    def run() -> None:
+        for batch in batches:
+            with torch.enable_grad():
+                logits = model.answer_logits(batch).flatten(0, 1)
+                functional.cross_entropy(logits, batch.answers.flatten()).backward()  # type: ignore[no-untyped-call]
 
-    return loss
+    return run
 
 
 def answered(
-    task: QuestionTask, rounding: KvRounding | None, split: SplitName
+    task: QuestionTask, cache: Mapping[str, FittedPlace], split: SplitName
 ) -> tuple[float, Tensor]:
     """The share of questions that are answered wrongly, and the logits at the right answers."""
     model, questions = task.model, task.split(split)
     wrong, logits = 0, []
-    with nullcontext() if rounding is None else rounding.on(model), torch.no_grad():
+    with rounded_cache(model.module, cache), torch.no_grad():
         for number, places in enumerate(questions.batches):
             batch = questions.read(number)
             expected = model.answer_logits(batch)
@@ -74,17 +79,11 @@ def answered(
     return wrong / len(questions), torch.cat(logits)
 
 
-def cache_nbytes(model: GenerativeModel, settings: KvSettings) -> int:
+def held_nbytes(model: GenerativeModel, bits: int, kind: str) -> int:
     """Bytes of all layers' caches at the stated length of the context."""
-    widths = [
-        layer.rows
-        for layer in model.layers
-        if layer.tower is Tower.LANGUAGE and layer.name.endswith(".k_proj.weight")
-    ]
     return sum(
-        keys_nbytes(settings.keys, width, CONTEXT_TOKENS)
-        + values_nbytes(settings.values, width, CONTEXT_TOKENS)
-        for width in widths
+        place.nbytes(form_of(place.kept, bits, kind, is_rotated=False), CONTEXT_TOKENS)
+        for place in cache_places(model)
     )
 
 
@@ -96,6 +95,8 @@ def main(seeds: str, test: int) -> None:
     torch.set_num_threads(1)
     model = load_model(ModelSpec.model_validate({"source": "reference", "name": REFERENCE_LLAVA}))
     assert isinstance(model, GenerativeModel)
+    places = {place.name: place for place in cache_places(model)}
+    keys = [name for name, place in places.items() if place.kept is Kept.KEYS]
     found: dict[tuple[str, int, bool], tuple[list[float], list[float]]] = {}
     full: list[float] = []
     for seed in map(int, seeds.split(",")):
@@ -103,23 +104,32 @@ def main(seeds: str, test: int) -> None:
         data = {"source": "reference", "samples": samples, "seed": seed}
         task = load_questions(DataSpec.model_validate(data), model)
         split = task.split(SplitName.CALIBRATION)
-        losses = [loss_of(model, split.read(number)) for number in range(len(split.batches))]
-        error, reference = answered(task, None, SplitName.TEST)
+        run = losses_of(model, [split.read(number) for number in range(len(split.batches))])
+        error, reference = answered(task, {}, SplitName.TEST)
         full.append(error)
-        shown = {turned: show_cache(model, losses, is_rotated=turned) for turned in (False, True)}
+        shown = {
+            turned: show_cache(model.module, run, places, keys if turned else ())
+            for turned in (False, True)
+        }
         for kind, bits, is_rotated in product(KINDS, BITS, (False, True)):
-            settings = settings_of(bits, kind, is_rotated=is_rotated)
-            rounding = fit_cache(shown[is_rotated], settings)
-            error, logits = answered(task, rounding, SplitName.TEST)
+            cache = {
+                name: fit_place(
+                    place.kept,
+                    form_of(place.kept, bits, kind, is_rotated=is_rotated),
+                    shown[is_rotated][name],
+                )
+                for name, place in places.items()
+            }
+            error, logits = answered(task, cache, SplitName.TEST)
             nats = divergence_nats(reference, logits)
             errors, divergences = found.setdefault((kind, bits, is_rotated), ([], []))
             errors.append(error)
             divergences.append(nats)
-    held = cache_nbytes(model, settings_of(16, "uniform", is_rotated=False))
+    held = held_nbytes(model, 16, "uniform")
     print(f"16 bits | {spread(full)} | | {held}")
     print("levels | bits | keys | error in % | divergence in nats | bytes at 8,000 tokens")
     for (kind, bits, is_rotated), (errors, divergences) in found.items():
-        held = cache_nbytes(model, settings_of(bits, kind, is_rotated=is_rotated))
+        held = held_nbytes(model, bits, kind)
         where = "after" if is_rotated else "before"
         shown_nats = f"{np.mean(divergences):.4f} ± {deviation(divergences):.4f}"
         print(f"{kind} | {bits} | {where} | {spread(errors)} | {shown_nats} | {held}")

@@ -4,9 +4,10 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import product
 
+from bitfront.kv_cache import KV_FULL, Kept, KvFormat
 from bitfront.layers import Layer
 from bitfront.precision import Precision
-from bitfront.spec import QuantizerSpec, SpaceSpec
+from bitfront.spec import KeySide, KvCacheSpace, KvLevels, QuantizerSpec, SpaceSpec
 
 
 def short_name(name: str) -> str:
@@ -51,3 +52,26 @@ def fitted(precision: Precision, layer: Layer) -> Precision:
     is_fixed = precision.form is not None and precision.form.block
     coarse = not precision.quantizes_weight or precision.group >= layer.columns
     return replace(precision, group=0) if coarse and not is_fixed else precision
+
+
+def cache_formats(kept: Kept, space: KvCacheSpace) -> list[KvFormat]:
+    """What keys or values may take, narrow first, without two ways to say the same.
+
+    16 bits have neither levels nor outliers, and no rotary embedding is about values.
+    """
+    sides = space.rotary if kept is Kept.KEYS else (KeySide.BEFORE,)
+    found = [
+        KV_FULL
+        if bits == KV_FULL.bits
+        else KvFormat(bits, share, levels is KvLevels.UNIFORM, side is KeySide.AFTER)
+        for bits, levels, side, share in product(
+            sorted(space.bits), space.levels, sides, sorted(space.outliers)
+        )
+    ]
+    return list(dict.fromkeys(found))
+
+
+def cache_forms(space: SpaceSpec) -> list[tuple[Kept, KvFormat]]:
+    """All that keys and values may take; nothing where the cache is not searched."""
+    cache = space.kv_cache
+    return [] if cache is None else [(kept, x) for kept in Kept for x in cache_formats(kept, cache)]

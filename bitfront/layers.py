@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
+
+from bitfront.kv_cache import names_cache
 
 
 class Tower(StrEnum):
@@ -62,11 +65,24 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Neighbouring layers of one tower that are searched together."""
+    """Neighbouring layers of one tower that are searched together.
+
+    Or a place of the KV cache, as its one layer.
+    """
 
     name: str
     tower: Tower
     layers: tuple[str, ...]
+
+    @classmethod
+    def of_place(cls, place: str) -> Self:
+        """The block that a place of the KV cache is, given by its name."""
+        return cls(place, Tower.LANGUAGE, (place,))
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is a place of the KV cache."""
+        return names_cache(self.name)
 
 
 def input_groups(block: Block, layers: Mapping[str, Layer]) -> list[Block]:

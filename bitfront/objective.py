@@ -22,6 +22,8 @@ class Objective(StrEnum):
     LATENCY_S = "latency_s"
     TOKEN_S = "token_s"
     ACTIVATION_NBYTES = "activation_nbytes"
+    KV_NBYTES = "kv_nbytes"
+    MEMORY_NBYTES = "memory_nbytes"
     DIVERGENCE = "divergence"
 
 
@@ -179,6 +181,30 @@ FIGURES: Final = (
         on_demand=True,
     ),
     Figure(
+        name="kv_nbytes",
+        label="KV cache",
+        limit="max_kv_nbytes",
+        limit_help="Largest KV cache of one sequence of context_tokens, such as 2GB.",
+        quantity=Quantity.NBYTES,
+        metavar="SIZE",
+        write=size_text,
+        unit="of KV cache",
+        is_additive=True,
+        on_demand=True,
+    ),
+    Figure(
+        name="memory_nbytes",
+        label="memory",
+        limit="max_memory_nbytes",
+        limit_help="Largest checkpoint and KV cache together, such as 24GB.",
+        quantity=Quantity.NBYTES,
+        metavar="SIZE",
+        write=size_text,
+        unit="of weights and KV cache",
+        is_additive=True,
+        on_demand=True,
+    ),
+    Figure(
         name="divergence",
         label="divergence",
         limit="max_divergence",
@@ -194,6 +220,9 @@ FIGURES: Final = (
 
 TIMES: Final = (Objective.LATENCY_S, Objective.TOKEN_S)
 """The figures that are measured by a clock."""
+
+CACHE_SIZES: Final = (Objective.KV_NBYTES, Objective.MEMORY_NBYTES)
+"""The figures that count the KV cache of a context of some length."""
 
 OBJECTIVES: Final = tuple(figure for figure in FIGURES if figure.is_objective)
 """The figures that a job can minimise; each has a second column for the test split."""

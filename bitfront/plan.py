@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Self, cast
 
 from bitfront.errors import SpecError
+from bitfront.kv_cache import KV_FULL, KvFormat, names_cache, names_keys, projection
 from bitfront.layers import Block, Layer
 from bitfront.precision import ACTIVATION_BITS, FULL, WEIGHT_BITS, Precision
 
@@ -28,12 +29,24 @@ def digest(value: object) -> str:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Option:
-    """One joint assignment of precisions to the layers of a block, in the block's order."""
+    """One joint assignment of precisions to the layers of a block, in the block's order.
+
+    Attributes:
+        precisions: Of the layers; empty for a place of the KV cache.
+        form: Of a place of the KV cache; None for layers.
+    """
 
     precisions: tuple[Precision, ...]
+    form: KvFormat | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.precisions) == (self.form is not None):
+            raise SpecError("an option has precisions of layers, or a format of a KV cache")
 
     def __str__(self) -> str:
-        """The short form, such as `w4a8+w3a8`."""
+        """The short form, such as `w4a8+w3a8` or `kv4`."""
+        if self.form is not None:
+            return str(self.form)
         return "+".join(str(precision) for precision in self.precisions)
 
     @classmethod
@@ -43,7 +56,16 @@ class Option:
         Raises:
             SpecError: `text` is not a short form of an option.
         """
+        if KvFormat.is_one(text):
+            return cls((), KvFormat.parse(text))
         return cls(tuple(Precision.parse(part) for part in text.split("+")))
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The width of each layer's weights, or that of a place's codes."""
+        if self.form is not None:
+            return (self.form.bits,)
+        return tuple(precision.weight_bits for precision in self.precisions)
 
 
 @dataclass(frozen=True, slots=True, order=True, kw_only=True)
@@ -120,15 +142,23 @@ class Plan:
     Attributes:
         assignments: The layers with their precisions.
         distil: How the tensors that rounding gives are trained; None where they stay.
+        cache: The places of the KV cache that hold codes with their formats, sorted by name;
+            all others hold 16 bits.
     """
 
     assignments: tuple[tuple[str, Precision], ...]
     distil: Distillation | None = None
+    cache: tuple[tuple[str, KvFormat], ...] = ()
 
     def __post_init__(self) -> None:
-        names = [name for name, _ in self.assignments]
-        if names != sorted(set(names)):
-            raise SpecError("a plan's layers must be sorted and named once: use Plan.of")
+        for parts in (self.assignments, self.cache):
+            names = [name for name, _ in parts]
+            if names != sorted(set(names)):
+                raise SpecError("a plan's layers must be sorted and named once: use Plan.of")
+        if any(form.bits == KV_FULL.bits for _, form in self.cache):
+            raise SpecError("a plan names the places of its cache that hold codes only")
+        if any(form.is_rotated and not names_keys(name) for name, form in self.cache):
+            raise SpecError("only keys pass a rotary embedding: values of a cache have no 'r'")
 
     @classmethod
     def of(cls, precisions: Mapping[str, Precision]) -> Self:
@@ -148,23 +178,35 @@ class Plan:
             SpecError: An option has another number of precisions than its block has layers.
         """
         precisions: dict[str, Precision] = {}
+        places: dict[str, KvFormat] = {}
         for block, option in choices:
-            if len(option.precisions) != len(block.layers):
+            if option.form is not None and block.is_cache:
+                places[block.name] = option.form
+                continue
+            if len(option.precisions) != len(block.layers) or block.is_cache:
                 raise SpecError(
                     f"block {block.name} has {len(block.layers)} layers, "
                     f"but option {option} has {len(option.precisions)} precisions"
                 )
             precisions.update(zip(block.layers, option.precisions, strict=True))
-        return cls.of(precisions)
+        return cls.of(precisions).with_cache(places)
+
+    def with_cache(self, places: Mapping[str, KvFormat]) -> Self:
+        """The same layers with another cache: every other place holds 16 bits."""
+        coded = {name: form for name, form in places.items() if form.bits < KV_FULL.bits}
+        return replace(self, cache=tuple(sorted(coded.items())))
 
     @classmethod
     def from_dict(cls, texts: Mapping[str, str]) -> Self:
         """The plan that `to_dict` wrote."""
-        return cls.of({name: Precision.parse(text) for name, text in texts.items()})
+        places = {name: text for name, text in texts.items() if names_cache(name)}
+        layers = {name: text for name, text in texts.items() if name not in places}
+        plan = cls.of({name: Precision.parse(text) for name, text in layers.items()})
+        return plan.with_cache({name: KvFormat.parse(text) for name, text in places.items()})
 
     def to_dict(self) -> dict[str, str]:
-        """Layer names to precisions in their short form."""
-        return {name: str(precision) for name, precision in self.assignments}
+        """Names of layers to precisions, and of places to formats, in their short forms."""
+        return {name: str(own) for name, own in (*self.assignments, *self.cache)}
 
     def __iter__(self) -> Iterator[tuple[str, Precision]]:
         return iter(self.assignments)
@@ -176,12 +218,25 @@ class Plan:
         """The layer's precision; full precision where the plan does not name it."""
         return dict(self.assignments).get(layer, FULL)
 
+    def option(self, block: Block) -> Option:
+        """What it gives a block."""
+        if block.is_cache:
+            return Option((), dict(self.cache).get(block.name, KV_FULL))
+        precisions = dict(self.assignments)
+        return Option(tuple(precisions.get(name, FULL) for name in block.layers))
+
     def part(self, layers: Iterable[str]) -> "Plan":
-        """The plan restricted to some layers; a distilled one stays whole, as it was trained."""
+        """The plan restricted to some layers and to what is kept of their outputs.
+
+        A distilled one stays whole, as it was trained.
+        """
         if self.distil is not None:
             return self
         wanted = frozenset(layers)
-        return Plan(tuple(pair for pair in self.assignments if pair[0] in wanted))
+        return Plan(
+            tuple(pair for pair in self.assignments if pair[0] in wanted),
+            cache=tuple(pair for pair in self.cache if projection(pair[0]) in wanted),
+        )
 
     @property
     def rounded(self) -> "Plan":

@@ -33,6 +33,8 @@ class Resource(StrEnum):
     BIT_OPERATIONS = "bit_operations"
     LATENCY_S = "latency_s"
     TOKEN_S = "token_s"
+    KV_NBYTES = "kv_nbytes"
+    MEMORY_NBYTES = "memory_nbytes"
 
     @property
     def is_time(self) -> bool:
@@ -55,6 +57,8 @@ class Cell:
         latency_s: Seconds of a sample in the kernels of the block's layers; None where it was
             not measured, or where a precision has no kernel on the job's device.
         token_s: The same for a token that a model writes.
+        kv_nbytes: Bytes of the KV cache at the job's context, where the block is a place of it; 0
+            for layers; None where it was not counted.
         is_estimate: Whether the error is a corrected score and no measurement.
     """
 
@@ -66,7 +70,13 @@ class Cell:
     weight_bits: int | None = None
     latency_s: float | None = None
     token_s: float | None = None
+    kv_nbytes: int | None = None
     is_estimate: bool = False
+
+    @property
+    def memory_nbytes(self) -> int | None:
+        """The bytes of both; None where those of the KV cache were not counted."""
+        return None if self.kv_nbytes is None else self.nbytes + self.kv_nbytes
 
     def amount(self, resource: Resource) -> float | None:
         """How much of a resource the option takes; None where it is not known."""
@@ -101,6 +111,7 @@ class Profile:
         fixed_nbytes: Bytes that no option changes (norms, biases, positions).
         fixed_times: Seconds that no option changes, by the name of the time that is measured.
         pairs: What options of neighbouring blocks do beside one another, where so asked.
+        fixed_kv_nbytes: Bytes of the KV cache at the job's context that no option changes.
     """
 
     layers: tuple[Layer, ...]
@@ -109,6 +120,7 @@ class Profile:
     fixed_nbytes: int
     fixed_times: Mapping[str, float] = field(default_factory=dict)
     pairs: tuple[PairTerm, ...] = ()
+    fixed_kv_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 
-from bitfront.choices import layer_precisions
+from bitfront.choices import cache_formats, layer_precisions
 from bitfront.errors import SpecError
+from bitfront.kv_cache import KvPlace
 from bitfront.layers import Block, Layer
 from bitfront.plan import Option
 from bitfront.precision import Precision
@@ -51,6 +52,18 @@ def block_options(
     return [Option(tuple(one[first.get(name, name)] for name in block.layers)) for one in found]
 
 
+def cache_options(places: Sequence[KvPlace], space: SpaceSpec) -> dict[Block, list[Option]]:
+    """The places of a KV cache that are searched, each as a block with its options."""
+    if space.kv_cache is None:
+        return {}
+    return {
+        Block.of_place(place.name): [
+            Option((), form) for form in cache_formats(place.kept, space.kv_cache)
+        ]
+        for place in places
+    }
+
+
 def screen(
     block: Block,
     options: Sequence[Option],
@@ -94,7 +107,7 @@ def _predict(
 
 
 def _is_even(option: Option) -> bool:
-    return len({precision.weight_bits for precision in option.precisions}) == 1
+    return len(set(option.bits)) == 1
 
 
 def undominated(

@@ -20,6 +20,8 @@ _OF_FIGURE = {
     "bit_operations": Resource.BIT_OPERATIONS,
     "latency_s": Resource.LATENCY_S,
     "token_s": Resource.TOKEN_S,
+    "kv_nbytes": Resource.KV_NBYTES,
+    "memory_nbytes": Resource.MEMORY_NBYTES,
 }
 """The resource behind every figure that is additive."""
 
@@ -84,6 +86,8 @@ def job_limits(spec: JobSpec, profile: Profile) -> list[Limit]:
     fixed = {
         Resource.NBYTES: float(profile.fixed_nbytes),
         Resource.WEIGHT_BITS: float(_FULL_BITS * fixed_weights),
+        Resource.KV_NBYTES: float(profile.fixed_kv_nbytes),
+        Resource.MEMORY_NBYTES: float(profile.fixed_nbytes + profile.fixed_kv_nbytes),
         **{Resource(name): seconds for name, seconds in profile.fixed_times.items()},
     }
     weights = fixed_weights + sum(layer.weights for layer in profile.layers)

@@ -7,7 +7,7 @@ from typing import Self
 
 from bitfront.layers import Block
 from bitfront.plan import Configuration, Distillation, Option, Plan, Recovery
-from bitfront.precision import FULL, Precision
+from bitfront.precision import Precision
 from bitfront.spec import DistilSpace, RecoverySpace
 
 Params = Mapping[str, int | float | str]
@@ -67,7 +67,7 @@ class SearchSpace:
         self._kept = dict(kept)
         self._recovery = recovery if recovery is not None and recovery.has_p4q else None
         self._distil = None if recovery is None else recovery.distil
-        self._given: Distillation | None = None
+        self._given = Plan(())
         self._always_recovers = always_recovers
         self.variables = self._list_variables()
         self.conditional = self._list_conditional()
@@ -76,7 +76,7 @@ class SearchSpace:
     def of_recoveries(cls, plan: Plan, recovery: RecoverySpace) -> Self:
         """The space of one plan's recoveries: their settings are all that is searched."""
         space = cls((), {}, dict(plan), recovery, always_recovers=True)
-        space._given = plan.distil
+        space._given = plan
         return space
 
     def _list_variables(self) -> tuple[Variable, ...]:
@@ -119,13 +119,17 @@ class SearchSpace:
             (block, self.options[block.name][int(params.get(f"block:{block.name}", 0))])
             for block in self.blocks
         ]
-        precisions = {**self._kept, **dict(Plan.from_options(chosen))}
-        plan = replace(Plan.of(precisions), distil=self._distilled(params))
+        searched = Plan.from_options(chosen)
+        plan = replace(
+            Plan.of({**self._kept, **dict(searched)}),
+            distil=self._distilled(params),
+            cache=self._given.cache or searched.cache,
+        )
         return Configuration(plan, self._recover(params))
 
     def _distilled(self, params: Params) -> Distillation | None:
         if self._distil is None or not int(params.get("distil", 0)):
-            return self._given
+            return self._given.distil
         return Distillation(
             **{
                 field: getattr(self._distil, field)[int(params.get(f"distil.{field}", 0))]
@@ -147,10 +151,8 @@ class SearchSpace:
     def params(self, configuration: Configuration) -> dict[str, int] | None:
         """The indices of a configuration, or None where it lies outside of the space."""
         params: dict[str, int] = {}
-        precisions = dict(configuration.plan)
         for block in self.blocks:
-            option = Option(tuple(precisions.get(layer, FULL) for layer in block.layers))
-            index = self._indices[block.name].get(option)
+            index = self._indices[block.name].get(configuration.plan.option(block))
             if index is None:
                 return None
             if len(self.options[block.name]) > 1:

@@ -116,7 +116,11 @@ def load(connection: Connection, name: str) -> ProfileRecord | None:
             for row in rows
         ),
         blocks=tuple(
-            Block(row.name, Tower(row.tower), tuple(layer for _, layer in sorted(members[row.id])))
+            Block(
+                row.name,
+                Tower(row.tower),
+                tuple(layer for _, layer in sorted(members.get(row.id, [(0, row.name)]))),
+            )
             for row in connection.execute(blocks.order_by(tables.Block.position))
         ),
         entropies=tuple(
@@ -210,6 +214,7 @@ def save_options(connection: Connection, lease: Lease, records: Iterable[OptionR
             "block_id": block_ids[record.cell.block],
             "survives": record.survives,
             "certificate": dict(record.certificate),
+            "kv_nbytes": record.cell.kv_nbytes,
             **_cell_columns(record.cell),
         }
         for record in records
@@ -233,7 +238,11 @@ def options(connection: Connection, name: str) -> list[OptionRecord]:
     )
     return [
         OptionRecord(
-            replace(_cell(row), is_estimate="estimated_by" in row.certificate),
+            replace(
+                _cell(row),
+                kv_nbytes=row.kv_nbytes,
+                is_estimate="estimated_by" in row.certificate,
+            ),
             row.survives,
             row.certificate,
         )

@@ -45,6 +45,7 @@ REVISIONS = (
     "0032",
     "0033",
     "0034",
+    "0035",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

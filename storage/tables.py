@@ -237,6 +237,7 @@ class Option(Base):
         _finite("bit_operations", "0"),
         _finite("latency_s", "0"),
         _finite("token_s", "0"),
+        CheckConstraint("kv_nbytes >= 0", name="kv_nbytes_positive"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -246,6 +247,7 @@ class Option(Base):
     bit_operations: Mapped[float]
     latency_s: Mapped[float | None]
     token_s: Mapped[float | None]
+    kv_nbytes: Mapped[int | None] = mapped_column(BigInteger)
     error: Mapped[float]
     survives: Mapped[bool]
     certificate: Mapped[dict[str, object]]

@@ -157,6 +157,11 @@ DECISIONS: Final = MappingProxyType(
         "space.recovery.distil.share": _CONTENT,
         "space.recovery.distil.codes": _CONTENT,
         "space.recovery.distil.learning_rate_multiplier": _CONTENT,
+        "space.kv_cache": _CONTENT,
+        "space.kv_cache.bits": _CONTENT,
+        "space.kv_cache.levels": _CONTENT,
+        "space.kv_cache.outliers": _CONTENT,
+        "space.kv_cache.rotary": _CONTENT,
         "partition.granularity": _CONTENT,
         "partition.depth": _CONTENT,
         "partition.threshold": _CONTENT,
@@ -212,6 +217,8 @@ DECISIONS: Final = MappingProxyType(
         "stop.time_s": _END,
         "stop.patience": _END,
         "tracking.mlflow": _irrelevant("says where results are copied to"),
+        # Of the bytes of the KV cache, which every evaluation of a job with a context has.
+        "context_tokens": _enters(Key.EVALUATION),
         # Of latencies, which are measured in it, and of a runtime that rounds inputs in its own
         # way; else it only refuses jobs.
         "target": _enters(Key.CELL, Key.CLIPS, Key.EVALUATION, Key.FEATURES, Part.DEVICE),

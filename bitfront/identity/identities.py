@@ -79,7 +79,8 @@ class CellKey:
     @classmethod
     def of(cls, model: str, data: str, quantizer: str, block: Block, option: Option) -> Self:
         """The key of one option of a block."""
-        names = [[layer, str(p)] for layer, p in zip(block.layers, option.precisions, strict=True)]
+        chosen = option.precisions if option.form is None else (option.form,)
+        names = [[layer, str(own)] for layer, own in zip(block.layers, chosen, strict=True)]
         return cls(model, data, quantizer, digest(names))
 
     @property

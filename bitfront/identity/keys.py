@@ -164,6 +164,9 @@ def evaluation_key(
         content["on demand"] = {"figures": needed, "batch_size": spec.data.batch_size}
     if spec.timed_in is not None:
         content["timed on"] = ids.quantizer  # which holds the runtime with its version
+    if spec.context_tokens is not None:
+        content["context"] = spec.context_tokens
+    content |= _levels_entry(spec, configuration.plan)
     return digest(content)
 
 
@@ -319,6 +322,12 @@ def _searched_entry(quantizer: QuantizerSpec, precisions: Iterable[Precision]) -
     widths = {p.activation_bits for p in precisions if p.clip == 1.0}
     searched = sorted(bits for bits in widths if quantizer.searches_range(bits))
     return {"searched": searched} if searched else {}
+
+
+def _levels_entry(spec: JobSpec, plan: Plan) -> dict[str, object]:
+    """What levels of a KV cache depend on that are fitted with labels drawn at random."""
+    is_fitted = any(not form.is_uniform for _, form in plan.cache)
+    return {"levels": {"seed": spec.data.seed}} if is_fitted else {}
 
 
 def _measure_entry(data: DataSpec) -> dict[str, str]:

@@ -7,11 +7,13 @@ from typing import Final, cast
 
 from pydantic import BaseModel
 
+from bitfront.choices import cache_forms
 from bitfront.errors import SpecError
 from bitfront.installed_tasks import installed_task
 from bitfront.job.deployable import name_of, place_of, undeployable
 from bitfront.job.document import Place
-from bitfront.objective import TIMES, Objective
+from bitfront.kv_cache import Kept
+from bitfront.objective import CACHE_SIZES, TIMES, Objective
 from bitfront.spec import (
     REFERENCE_CLIP,
     REFERENCE_LLAVA,
@@ -21,6 +23,7 @@ from bitfront.spec import (
     ErrorMeasure,
     Granularity,
     JobSpec,
+    KvCacheSpace,
     ModelSource,
     RecoverySpace,
     Rounding,
@@ -45,6 +48,7 @@ _MEASURES_OF_PAIRS: Final = (
     ErrorMeasure.LOSS_DELTA,
     ErrorMeasure.GAUSS_NEWTON,
 )
+_OF_OUTPUTS: Final = (ErrorMeasure.OUTPUT_KL, ErrorMeasure.LOSS_DELTA)
 _MEASURES_ALL: Final = "every cell is measured: leave it out, or set profile.cells: adaptive"
 _DEVICE: Final = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?")
 
@@ -118,6 +122,11 @@ def _may_classify(spec: JobSpec) -> bool:
 def _recovery(spec: JobSpec) -> RecoverySpace:
     assert spec.space.recovery is not None
     return spec.space.recovery
+
+
+def _cache(spec: JobSpec) -> KvCacheSpace:
+    assert spec.space.kv_cache is not None
+    return spec.space.kv_cache
 
 
 def _vision(spec: JobSpec) -> VisionSpec:
@@ -263,6 +272,18 @@ DEPENDENT: Final = {
         lambda job: any(_recovery(job).reduction),
         "no recovery has an adapter: leave it out, or add a reduction above 0",
     ),
+    **{
+        f"space.kv_cache.{name}": _Dependent(
+            lambda job: min(_cache(job).bits) < _UNQUANTIZED,
+            "a cache of 16 bits has no codes: leave it out, or add fewer space.kv_cache.bits",
+        )
+        for name in ("levels", "outliers", "rotary")
+    },
+    "context_tokens": _Dependent(
+        lambda job: job.counts_cache or job.space.kv_cache is not None,
+        "nothing counts the bytes of a KV cache: leave it out, or name kv_nbytes or memory_nbytes "
+        "among the objectives or in a limit",
+    ),
     "partition.depth": _Dependent(
         lambda job: job.partition.granularity is not Granularity.LAYER,
         "each layer is a block of its own: leave it out, or choose another partition.granularity",
@@ -340,6 +361,7 @@ def _contradictions(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             "space.recovery.distil: it trains zero points of integers, and the space has formats: "
             "leave it out, or search weight_bits and groups",
         )
+    yield from _of_the_cache(spec)
     yield from _impossible_widths(spec)
     yield from undeployable(spec)
 
@@ -454,6 +476,60 @@ def _of_another_kind(spec: JobSpec) -> Iterator[tuple[Place, str]]:
                 "what it is built for: set target: onnxruntime or openvino, or put bit_operations "
                 f"in place of {figure}",
             )
+
+
+def _of_the_cache(spec: JobSpec) -> Iterator[tuple[Place, str]]:
+    """A KV cache of a model without one, one of no length, and one that nothing is to choose."""
+    place, cache = ("space", "kv_cache"), spec.space.kv_cache
+    if spec.compares:
+        if cache is not None:
+            yield (
+                place,
+                "space.kv_cache is for models that answer questions, since others keep no keys and "
+                "values of earlier tokens: leave it out",
+            )
+        for figure in filter(spec.needs, CACHE_SIZES):
+            where = place_of(spec, figure)
+            yield (
+                where,
+                f"{name_of(where)}: {figure} is of a model that answers questions: leave it out, "
+                "or put nbytes in its place",
+            )
+        return
+    if spec.counts_cache and spec.context_tokens is None:
+        figure = next(filter(spec.needs, CACHE_SIZES))
+        yield (
+            ("context_tokens",),
+            f"context_tokens: {figure} is of a sequence of some length: write how many tokens it "
+            "has, such as context_tokens: 8000",
+        )
+    if cache is None:
+        return
+    if len(cache_forms(spec.space)) > len(Kept) and not spec.counts_cache:
+        yield (
+            place,
+            "space.kv_cache: nothing counts the cache's bytes, so the widest would always be the "
+            "best: name memory_nbytes or kv_nbytes among the objectives or in a limit, with "
+            "context_tokens",
+        )
+    if spec.profile.measure not in _OF_OUTPUTS:
+        yield (
+            ("profile", "measure"),
+            f"profile.measure: {spec.profile.measure} looks at layers, and space.kv_cache rounds "
+            f"what they give: write {' or '.join(_OF_OUTPUTS)}",
+        )
+    if spec.space.distil is not None:
+        yield (
+            ("space", "recovery", "distil"),
+            "space.recovery.distil: plans that round the KV cache are not distilled: leave it or "
+            "space.kv_cache out",
+        )
+    if spec.target is not DeploymentTarget.ANY:
+        yield (
+            place,
+            f"space.kv_cache: what is built for {spec.target} keeps keys and values as its runtime "
+            "does: leave it out, or leave target out",
+        )
 
 
 def _impossible_widths(spec: JobSpec) -> Iterator[tuple[Place, str]]:

@@ -7,40 +7,11 @@ values have one for each token, which is found as the token is written. A vector
 3.2); values beyond the ends are kept as they are (section 3.3).
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitfront.errors import SpecError
-
-KV_BITS = (2, 3, 4, 8, 16)
-_END_NBYTES = 2  # float16
-_OUTLIER_NBYTES = 2 + 4  # float16 and its place
 _ITERATIONS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class KvFormat:
-    """How one of a layer's two caches is stored.
-
-    Attributes:
-        bits: Of a code; 16 stores no codes.
-        outliers: The share of a vector that is kept apart, half of it at each end.
-        is_uniform: Whether levels are equally far apart; others are stored beside the codes.
-    """
-
-    bits: int
-    outliers: float = 0.0
-    is_uniform: bool = True
-
-    def __post_init__(self) -> None:
-        if self.bits not in KV_BITS:
-            known = ", ".join(map(str, KV_BITS))
-            raise SpecError(f"bits of a KV cache must be among {known}, got {self.bits}")
-        if not 0 <= self.outliers < 1:
-            raise SpecError(f"the share of outliers must be in [0, 1), got {self.outliers}")
 
 
 def vector_ends(
@@ -163,31 +134,6 @@ def round_values(
     low, high = vector_ends(tokens, outliers)
     read = round_vectors(tokens, low, high, levels, keeps_outliers=outliers > 0)
     return read.reshape(values.shape)
-
-
-def keys_nbytes(form: KvFormat, channels: int, tokens: int) -> int:
-    """Bytes of a layer's keys: codes token by token, two ends a channel, levels, outliers.
-
-    Outliers are as many as the share says of the tokens of each channel, at most.
-    """
-    if form.bits == 16:
-        return 2 * channels * tokens
-    codes = tokens * -(-channels * form.bits // 8)
-    return codes + 2 * _END_NBYTES * channels + _apart_nbytes(form, channels, tokens)
-
-
-def values_nbytes(form: KvFormat, channels: int, tokens: int) -> int:
-    """Bytes of a layer's values: codes token by token, two ends a token, levels, outliers."""
-    if form.bits == 16:
-        return 2 * channels * tokens
-    codes = tokens * -(-channels * form.bits // 8)
-    return codes + 2 * _END_NBYTES * tokens + _apart_nbytes(form, tokens, channels)
-
-
-def _apart_nbytes(form: KvFormat, vectors: int, length: int) -> int:
-    """Bytes of the levels of a layer, and of the outliers of so many vectors."""
-    levels = 0 if form.is_uniform else 2 * 2**form.bits
-    return levels + vectors * 2 * int(form.outliers * length / 2) * _OUTLIER_NBYTES
 
 
 def _nearest(values: Tensor, levels: Tensor) -> Tensor:

@@ -27,7 +27,14 @@ from bitfront.spec.search import (
     StopSpec,
 )
 from bitfront.spec.section import AUTO, ErrorShare, Nbytes, Section
-from bitfront.spec.space import DistilSpace, RecoverySpace, SpaceSpec
+from bitfront.spec.space import (
+    DistilSpace,
+    KeySide,
+    KvCacheSpace,
+    KvLevels,
+    RecoverySpace,
+    SpaceSpec,
+)
 from bitfront.spec.tracking import SQLITE, TrackingSpec, tracking_uri
 
 __all__ = [
@@ -50,6 +57,9 @@ __all__ = [
     "ErrorShare",
     "Granularity",
     "JobSpec",
+    "KeySide",
+    "KvCacheSpace",
+    "KvLevels",
     "ModelSource",
     "ModelSpec",
     "Nbytes",

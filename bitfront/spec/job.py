@@ -1,10 +1,10 @@
 """A whole job."""
 
-from typing import Self
+from typing import Final, Self
 
 from pydantic import Field, model_validator
 
-from bitfront.objective import TIMES, Objective
+from bitfront.objective import CACHE_SIZES, TIMES, Objective
 from bitfront.plan import digest
 from bitfront.spec.data import DataSource, DataSpec
 from bitfront.spec.model import ModelSource, ModelSpec
@@ -17,6 +17,7 @@ from bitfront.spec.tracking import TrackingSpec
 from bitfront.targets import DeploymentTarget, target_named
 from bitfront.tasks import TaskKind, meant_tasks
 
+MOST_TOKENS: Final = 1 << 30
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -25,7 +26,8 @@ class JobSpec(Section):
 
     `target` is the runtime that the results are for: what it has no kernel for is refused,
     latencies are measured in it, and for gguf bytes are counted and inputs rounded as llama.cpp
-    does it.
+    does it. `context_tokens` is how many tokens of one sequence `kv_nbytes` and `memory_nbytes` are
+    counted for.
     """
 
     study: str = Field(pattern=STUDY_NAME)
@@ -41,6 +43,7 @@ class JobSpec(Section):
     stop: StopSpec = StopSpec()
     tracking: TrackingSpec = TrackingSpec()
     target: DeploymentTarget = DeploymentTarget.ANY
+    context_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
 
     @model_validator(mode="after")
     def _has_objectives(self) -> Self:
@@ -53,6 +56,11 @@ class JobSpec(Section):
     def needs(self, objective: Objective) -> bool:
         """Whether the job minimises or limits it, and so has to measure it."""
         return objective in self.objectives or objective in self.constraints.limits
+
+    @property
+    def counts_cache(self) -> bool:
+        """Whether the bytes of the KV cache are minimised or limited, alone or with others."""
+        return any(map(self.needs, CACHE_SIZES))
 
     @property
     def is_timed(self) -> bool:

@@ -19,6 +19,8 @@ class ConstraintSpec(Section):
     max_latency_s: float | None = Field(None, gt=0)
     max_token_s: float | None = Field(None, gt=0)
     max_activation_nbytes: Nbytes | None = None
+    max_kv_nbytes: Nbytes | None = None
+    max_memory_nbytes: Nbytes | None = None
     max_divergence: float | None = Field(None, gt=0)
 
     @property

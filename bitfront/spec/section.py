@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from bitfront.errors import SpecError
+from bitfront.kv_cache import KV_BITS
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, weight_precision, weight_text
 from bitfront.units import parse_nbytes, parse_share
 
@@ -30,6 +31,12 @@ def _weight_format(text: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _kv_bits(bits: int) -> int:
+    if bits not in KV_BITS:
+        raise ValueError(f"bits of a KV cache must be among {', '.join(map(str, KV_BITS))}")
+    return bits
+
+
 # What a file may hold where a number is meant, for editors: see `bitfront.job.json_schema`.
 _SIZE_SCHEMA: Final[dict[str, Any]] = {
     "anyOf": [
@@ -45,6 +52,7 @@ _SHARE_SCHEMA: Final[dict[str, Any]] = {
 }
 _WEIGHT_SCHEMA: Final[dict[str, Any]] = {"enum": list(WEIGHT_BITS)}
 _ACTIVATION_SCHEMA: Final[dict[str, Any]] = {"enum": list(ACTIVATION_BITS)}
+_KV_SCHEMA: Final[dict[str, Any]] = {"enum": list(KV_BITS)}
 
 Nbytes = Annotated[
     int, BeforeValidator(parse_nbytes), Field(gt=0), WithJsonSchema(_SIZE_SCHEMA, "validation")
@@ -62,6 +70,7 @@ ActivationBits = Annotated[
     int, BeforeValidator(_activation_bits), WithJsonSchema(_ACTIVATION_SCHEMA, "validation")
 ]
 WeightFormatName = Annotated[str, AfterValidator(_weight_format)]
+KvBits = Annotated[int, BeforeValidator(_kv_bits), WithJsonSchema(_KV_SCHEMA, "validation")]
 Percentile = Annotated[float, Field(gt=0.5, le=1.0)]
 
 

@@ -1,14 +1,17 @@
 """The section `space`: what the search may choose."""
 
+from enum import StrEnum
 from itertools import chain
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bitfront.kv_cache import KV_BITS
 from bitfront.plan import ClassPosition, TeacherText
 from bitfront.precision import FULL, Precision, weight_precision
 from bitfront.spec.section import (
     ActivationBits,
+    KvBits,
     Percentile,
     Section,
     WeightBits,
@@ -84,8 +87,45 @@ class RecoverySpace(Section):
         return any(self.context_length) or any(self.reduction)
 
 
+class KvLevels(StrEnum):
+    """How the levels of a KV cache's codes are found."""
+
+    UNIFORM = "uniform"
+    KMEANS = "kmeans"
+
+
+class KeySide(StrEnum):
+    """On which side of the rotary embedding keys are rounded."""
+
+    BEFORE = "before"
+    AFTER = "after"
+
+
+class KvCacheSpace(Section):
+    """How the keys and the values of each decoder layer may be stored; see `KvFormat`.
+
+    `outliers` are shares of a vector that are kept apart, `levels: kmeans` are fitted on
+    calibration samples, and `rotary` is about keys only.
+    """
+
+    bits: tuple[KvBits, ...] = KV_BITS
+    levels: tuple[KvLevels, ...] = (KvLevels.UNIFORM,)
+    outliers: tuple[Annotated[float, Field(ge=0, le=0.5)], ...] = (0.0,)
+    rotary: tuple[KeySide, ...] = (KeySide.BEFORE,)
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        for name in type(self).model_fields:
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"kv_cache.{name} has no value to choose from")
+            if len(set(values)) != len(values):
+                raise ValueError(f"kv_cache.{name} names a value twice: {list(values)}")
+        return self
+
+
 class SpaceSpec(Section):
-    """What the search may choose: the precisions of every layer, and the recovery.
+    """What the search may choose: the precisions of every layer, the KV cache, the recovery.
 
     `keep` maps patterns of layer names (shell wildcards, with or without the `weight` at a name's
     end) to a fixed weight width: those layers are not variable, and nothing measured breaks it.
@@ -97,6 +137,8 @@ class SpaceSpec(Section):
 
     `clips` are the percentiles that static input ranges may be cut at; several are no further
     options, but searched for each option (see `profile.clip_search`).
+
+    Without `kv_cache` keys and values of earlier tokens stay in 16 bits.
     """
 
     weight_bits: tuple[WeightBits, ...] = (2, 3, 4, 6, 8)
@@ -106,6 +148,7 @@ class SpaceSpec(Section):
     clips: tuple[Percentile, ...] = (1.0,)
     keep: dict[str, WeightBits] = Field({})
     recovery: RecoverySpace | None = None
+    kv_cache: KvCacheSpace | None = None
 
     @property
     def p4q(self) -> RecoverySpace | None:

@@ -1,6 +1,7 @@
 """A plan on a model that a person loaded: put on in place, and taken off exactly."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bitfront.errors import InvalidModel, SpecError
+from bitfront.vlm.kv_rounding import FittedPlace, rounded_cache
 from bitfront.vlm.layers.rewrite import call_every_weight
 from bitfront.vlm.models.weights_digest import model_identity
 from bitfront.vlm.plan_switch import ShownLayer, input_hook
@@ -63,6 +65,7 @@ class AttachedPlan:
         vectors: Mapping[str, Tensor] = MappingProxyType({}),
         identity: str,
         adapt: Adapt | None = None,
+        cache: Mapping[str, FittedPlace] = MappingProxyType({}),
     ) -> None:
         """Puts the plan on.
 
@@ -72,6 +75,7 @@ class AttachedPlan:
             vectors: What norms and biases have, by name; the others keep their own.
             identity: What `model_identity` gives for the model that was measured.
             adapt: What the image features go through afterwards; None for nothing.
+            cache: What keys and values pass through, by the places of the KV cache.
 
         Raises:
             InvalidModel: It is another model, has other weights, or has a plan on already.
@@ -84,6 +88,7 @@ class AttachedPlan:
         self._saved = [_Saved.of(module) for module in model.modules()]
         self._data = [(parameter, parameter.data) for parameter in model.parameters()]
         self._handles: list[RemovableHandle] = []
+        self._kept = ExitStack()
         # A parameter that stays the model's own tells where the model is moved to.
         self._witness = next(model.parameters())
         self._place = (self._witness.device, self._witness.dtype)
@@ -98,6 +103,7 @@ class AttachedPlan:
             self._place = (self._witness.device, self._witness.dtype)
             if adapt is not None:
                 self._handles.append(_adapting(model, adapt))
+            self._kept.enter_context(rounded_cache(model, cache))
         except BaseException:
             self.take_off()
             raise
@@ -118,6 +124,7 @@ class AttachedPlan:
 
         Where the model was moved to another device or dtype meanwhile, its own weights follow.
         """
+        self._kept.close()
         for handle in self._handles:
             handle.remove()
         for saved in reversed(self._saved):

@@ -1,10 +1,11 @@
 """Rounding what a decoder keeps of earlier tokens: its keys and values pass through codes."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
+from types import ModuleType
 from typing import TypeAlias
 
 import torch
@@ -12,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bitfront.errors import SpecError
+from bitfront.kv_cache import Kept, KvFormat, KvPlace, projection
 from bitfront.layers import Tower
 from bitfront.quant.kv_cache import (
-    KvFormat,
     fitted_levels,
     normalised,
     round_keys,
@@ -23,208 +24,290 @@ from bitfront.quant.kv_cache import (
     vector_ends,
 )
 from bitfront.vlm.models.generative import GenerativeModel
+from bitfront.vlm.models.layered import LayeredModel
 
 _KEYS = ".k_proj.weight"
 _ROTARY = "apply_rotary_pos_emb"  # what transformers' decoders call it, in the file of each
+_MOST_VALUES = 1 << 20  # that levels are fitted to
+
+Touch: TypeAlias = Callable[[Float[Tensor, "n tokens channels"]], Tensor]
+"""Takes the keys or the values of an attention, and gives what is kept of them."""
 
 
-class Kept(StrEnum):
-    """What of a token is kept."""
+def cache_places(model: LayeredModel) -> tuple[KvPlace, ...]:
+    """The keys and values of every attention of a decoder, in order of execution.
 
-    KEYS = "keys"
-    VALUES = "values"
+    Raises:
+        SpecError: It is no decoder whose attention has layers `k_proj` and `v_proj`.
+    """
+    if not isinstance(model, GenerativeModel):
+        raise SpecError(
+            "only a model that answers questions keeps keys and values of earlier tokens: leave "
+            "space.kv_cache and context_tokens out"
+        )
+    modules, layers = dict(model.module.named_modules()), {x.name: x for x in model.layers}
+    decoder = [name for name, layer in layers.items() if layer.tower is Tower.LANGUAGE]
+    attentions = [name.removesuffix(_KEYS) for name in decoder if name.endswith(_KEYS)]
+    found = [
+        KvPlace(name, kept, layers[layer].rows, _window(modules[name]))
+        for name in attentions
+        for kept in Kept
+        if (layer := projection(f"{name}:{kept}")) in layers
+    ]
+    if not found or len(found) < 2 * len(attentions):
+        raise SpecError(
+            "the decoder has no attention with layers k_proj and v_proj, as transformers' decoders "
+            "have it, so its KV cache is neither counted nor rounded: leave space.kv_cache and "
+            "context_tokens out"
+        )
+    return tuple(found)
 
 
-Touch: TypeAlias = Callable[[str, Kept, Float[Tensor, "n tokens channels"]], Tensor]
-"""Takes the name of an attention, which of the two it is, and what it is; gives what is kept."""
+def _window(attention: nn.Module) -> int | None:
+    tokens = getattr(attention, "sliding_window", None)
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
-class KvSettings:
-    """How the keys and the values of all layers are stored.
+class FittedPlace:
+    """A format with what calibration found for a place.
 
     Attributes:
-        keys: Of the keys, by channel.
-        values: Of the values, by token.
-        is_rotated: Whether keys are rounded after the rotary embedding, and not before.
+        kept: Keys or values.
+        form: The format.
+        levels: Between -1 and 1; empty for 16 bits.
+        ends: The lowest and the highest key of each channel; None for values.
     """
 
-    keys: KvFormat
-    values: KvFormat
-    is_rotated: bool = False
+    kept: Kept
+    form: KvFormat
+    levels: Tensor
+    ends: tuple[Tensor, Tensor] | None = None
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KvRounding:
-    """Settings with what calibration found for each attention.
-
-    Attributes:
-        settings: The settings.
-        ends: The lowest and the highest key of each channel.
-        levels: Of keys and of values.
-    """
-
-    settings: KvSettings
-    ends: Mapping[str, tuple[Tensor, Tensor]]
-    levels: Mapping[tuple[str, Kept], Tensor]
-
-    @contextmanager
-    def on(self, model: GenerativeModel) -> Iterator[None]:
-        """Within it the model attends to keys and values as they are read back."""
-        with touched_cache(model, self._round, is_rotated=self.settings.is_rotated):
-            yield
-
-    def _round(self, name: str, kept: Kept, given: Tensor) -> Tensor:
-        levels = self.levels[name, kept]
-        if kept is Kept.VALUES:
-            form = self.settings.values
-            return given if form.bits == 16 else round_values(given, levels, form.outliers)
-        form = self.settings.keys
-        if form.bits == 16:
+    def __call__(self, given: Float[Tensor, "n tokens channels"]) -> Tensor:
+        """What is read back; gradients pass as if nothing were rounded."""
+        if self.form.bits == 16:
             return given
-        low, high = self.ends[name]
-        return round_keys(given, low, high, levels, keeps_outliers=form.outliers > 0)
+        with torch.no_grad():
+            read = self._read(given)
+        if not (given.requires_grad and torch.is_grad_enabled()):
+            return read
+        passed: Tensor = _StraightThrough.apply(given, read)
+        return passed
+
+    def _read(self, given: Tensor) -> Tensor:
+        if self.ends is None:
+            return round_values(given, self.levels, self.form.outliers)
+        low, high = self.ends
+        return round_keys(given, low, high, self.levels, keeps_outliers=self.form.outliers > 0)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """A tensor in another's place, whose gradient it gets."""
+
+    @staticmethod
+    def forward(_ctx: object, _given: Tensor, read: Tensor) -> Tensor:
+        return read.clone()
+
+    @staticmethod
+    def backward(_ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ShownCache:
-    """What calibration showed of each attention's keys and values.
+class ShownPlace:
+    """What calibration showed of an attention's keys or values.
 
     Attributes:
-        is_rotated: Whether keys are those after the rotary embedding.
         tokens: `(tokens, channels)`, of all batches.
-        weights: The squared gradient of the loss at each value.
+        weights: The squared gradient of the loss at each value, with gradients on.
     """
 
-    is_rotated: bool
-    tokens: Mapping[tuple[str, Kept], Tensor]
-    weights: Mapping[tuple[str, Kept], Tensor]
+    tokens: Float[Tensor, "tokens channels"]
+    weights: Float[Tensor, "tokens channels"]
 
 
 def show_cache(
-    model: GenerativeModel, losses: Sequence[Callable[[], Tensor]], *, is_rotated: bool = False
-) -> ShownCache:
-    """The keys and values of some batches, with the squared gradients of their losses.
+    model: nn.Module,
+    run: Callable[[], None],
+    places: Collection[str],
+    rotated: Collection[str] = (),
+    *,
+    repeats: int = 1,
+) -> dict[str, ShownPlace]:
+    """What is kept at some places while samples run, with the squared gradients that come back.
 
     Args:
         model: The model, in full precision.
-        losses: Each runs a batch and gives its loss.
-        is_rotated: Whether keys are taken after the rotary embedding.
+        run: Runs the samples, and where levels are to be fitted sends gradients back.
+        places: Names of the places.
+        rotated: Those whose keys are taken after the rotary embedding.
+        repeats: How often it runs the same samples; squared gradients are means over them.
 
     Raises:
         SpecError: The model's attention is of another kind.
     """
-    shown: dict[tuple[str, Kept], list[Tensor]] = {}
+    shown: dict[str, list[Tensor]] = {place: [] for place in places}
 
-    def show(name: str, kept: Kept, given: Tensor) -> Tensor:
-        leaf = given.detach().requires_grad_()
-        shown.setdefault((name, kept), []).append(leaf)
-        return leaf
+    def showing(place: str) -> Touch:
+        def show(given: Tensor) -> Tensor:
+            leaf = given.detach().requires_grad_(torch.is_grad_enabled())
+            shown[place].append(leaf)
+            return leaf
 
-    with torch.enable_grad(), touched_cache(model, show, is_rotated=is_rotated):
-        for loss in losses:
-            loss().backward()  # type: ignore[no-untyped-call]  # torch does not type it
-    tokens, weights = {}, {}
-    for place, parts in shown.items():
-        tokens[place] = torch.cat([part.detach().flatten(0, 1) for part in parts])
-        gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in parts]
-        weights[place] = torch.cat([one.flatten(0, 1) for one in gradients]).square()
-    return ShownCache(is_rotated, tokens, weights)
+        return show
+
+    with touched_cache(model, {place: showing(place) for place in places}, rotated):
+        run()
+    return {place: _shown(parts, repeats) for place, parts in shown.items()}
 
 
-def fit_cache(shown: ShownCache, settings: KvSettings) -> KvRounding:
+def _shown(parts: Sequence[Tensor], repeats: int) -> ShownPlace:
+    gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in parts]
+    each = len(parts) // repeats
+    squares = torch.cat([one.flatten(0, 1) for one in gradients]).square()
+    return ShownPlace(
+        torch.cat([part.detach().flatten(0, 1) for part in parts[:each]]),
+        squares.view(repeats, -1, squares.shape[-1]).mean(dim=0),
+    )
+
+
+def fit_place(kept: Kept, form: KvFormat, shown: ShownPlace) -> FittedPlace:
     """The ends of the keys' channels and the levels, on what calibration showed.
 
     Levels that are not uniform weigh each value by the squared gradient of the loss, the diagonal
-    of the empirical Fisher information (KVQuant, section 3.2).
-
-    Raises:
-        SpecError: The keys that were shown are turned and those of the settings not, or the other
-            way round.
+    of the Fisher information (KVQuant, section 3.2); of more than a million values, so many that
+    are evenly spread.
     """
-    if shown.is_rotated != settings.is_rotated:
-        raise SpecError("keys are fitted on the same side of the rotary embedding")
-    ends, levels = {}, {}
-    for (name, kept), tokens in shown.tokens.items():
-        are_keys = kept is Kept.KEYS
-        form = settings.keys if are_keys else settings.values
-        weights = shown.weights[name, kept]
-        if are_keys:
-            tokens, weights = tokens.T.contiguous(), weights.T.contiguous()  # noqa: PLW2901
-        low, high = vector_ends(tokens, form.outliers)
-        if are_keys:
-            ends[name] = low, high
-        levels[name, kept] = uniform_levels(form.bits) if form.bits < 16 else torch.empty(0)
-        if not form.is_uniform:
-            inside = (tokens >= low[:, None]) & (tokens <= high[:, None])
-            places = normalised(tokens, low, high)
-            levels[name, kept] = fitted_levels(places[inside], weights[inside], form.bits)
-    return KvRounding(settings, ends, levels)
+    if form.bits == 16:
+        return FittedPlace(kept, form, torch.empty(0))
+    are_keys = kept is Kept.KEYS
+    tokens, weights = (x.T.contiguous() if are_keys else x for x in (shown.tokens, shown.weights))
+    low, high = vector_ends(tokens, form.outliers)
+    levels = uniform_levels(form.bits)
+    if not form.is_uniform:
+        inside = (tokens >= low[:, None]) & (tokens <= high[:, None])
+        values, own = normalised(tokens, low, high)[inside], weights[inside]
+        step = -(-len(values) // _MOST_VALUES) if len(values) else 1
+        levels = fitted_levels(values[::step], own[::step], form.bits)
+    return FittedPlace(kept, form, levels, (low, high) if are_keys else None)
 
 
 @contextmanager
-def touched_cache(model: GenerativeModel, touch: Touch, *, is_rotated: bool) -> Iterator[None]:
-    """Within it the keys and values of every decoder layer are what `touch` makes of them.
+def touched_cache(
+    model: nn.Module, touches: Mapping[str, Touch], rotated: Collection[str] = ()
+) -> Iterator[None]:
+    """Within it what is kept at some places is what their `touches` make of it.
 
     Args:
-        model: The model.
-        touch: Gets the outputs of the layers' key and value projections.
-        is_rotated: Whether it gets keys after the rotary embedding, their heads side by side.
+        model: The model, as its library has it or rewritten.
+        touches: What gets the output of the place's projection, by the place's name.
+        rotated: Places that get keys after the rotary embedding, their heads side by side.
 
     Raises:
-        SpecError: The decoder has no attention with `k_proj` and `v_proj`, or no rotary embedding.
+        SpecError: The decoder has no such place, or no rotary embedding.
     """
-    modules = dict(model.module.named_modules())
-    names = [
-        layer.name.removesuffix(_KEYS)
-        for layer in model.layers
-        if layer.tower is Tower.LANGUAGE and layer.name.endswith(_KEYS)
-    ]
-    if not names or any(f"{name}.v_proj" not in modules for name in names):
-        raise SpecError(
-            "the decoder has no attention with k_proj and v_proj: its cache is not rounded"
-        )
+    modules = dict(model.named_modules())
     with ExitStack() as stack:
-        for name in names:
-            kinds = {Kept.VALUES: "v_proj"} | ({} if is_rotated else {Kept.KEYS: "k_proj"})
-            for kept, projection in kinds.items():
-                hook = _after(touch, name, kept)
-                module = modules[f"{name}.{projection}"]
-                stack.callback(module.register_forward_hook(hook).remove)
-        if is_rotated:
-            stack.enter_context(_after_rotation({modules[name]: name for name in names}, touch))
+        for place, touch in touches.items():
+            projected = modules.get(projection(place).removesuffix(".weight"))
+            if projected is None:
+                raise SpecError(f"the model has no KV cache {place!r}: it is of another model")
+            if place in rotated:
+                attention = modules[place.rpartition(":")[0]]
+                stack.enter_context(_touched_after_rotation(attention, touch))
+            else:
+                stack.callback(projected.register_forward_hook(_after(touch)).remove)
         yield
-
-
-def _after(touch: Touch, name: str, kept: Kept) -> Callable[[nn.Module, object, Tensor], Tensor]:
-    return lambda _module, _args, output: touch(name, kept, output)
 
 
 @contextmanager
-def _after_rotation(attentions: Mapping[nn.Module, str], touch: Touch) -> Iterator[None]:
-    """Within it keys are touched after the function that turns them."""
-    running: list[str] = []
-    files = {sys.modules[type(module).__module__] for module in attentions}
-    if any(not hasattr(file, _ROTARY) for file in files):
-        raise SpecError("the decoder has no rotary embedding: its keys are rounded as they are")
-
-    def begin(module: nn.Module, _args: object) -> None:
-        running[:] = [attentions[module]]
-
-    def turned(rotate: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., object]:
-        def both(*args: object, **settings: object) -> tuple[Tensor, Tensor]:
-            queries, keys = rotate(*args, **settings)
-            side_by_side = keys.transpose(1, 2).flatten(2)  # heads are the second dimension
-            kept = touch(running[0], Kept.KEYS, side_by_side)
-            return queries, kept.view(keys.transpose(1, 2).shape).transpose(1, 2)
-
-        return both
-
-    with ExitStack() as stack:
-        for module in attentions:
-            stack.callback(module.register_forward_pre_hook(begin).remove)
-        for file in files:
-            rotate = getattr(file, _ROTARY)
-            setattr(file, _ROTARY, turned(rotate))
-            stack.callback(setattr, file, _ROTARY, rotate)
+def rounded_cache(model: nn.Module, fitted: Mapping[str, FittedPlace]) -> Iterator[None]:
+    """Within it a model attends to what is read back at some places, given by their names."""
+    rotated = {place for place, own in fitted.items() if own.form.is_rotated}
+    with touched_cache(model, fitted, rotated):
         yield
+
+
+def refuse_rotated(model: GenerativeModel) -> None:
+    """Refuses a decoder whose rotary embedding is not known.
+
+    Raises:
+        SpecError: It is not.
+    """
+    modules = dict(model.module.named_modules())
+    for place in cache_places(model):
+        if not hasattr(_file_of(modules[place.attention]), _ROTARY):
+            raise SpecError(
+                "space.kv_cache.rotary: the decoder turns its keys in a way that is not known, if "
+                "at all: write [before]"
+            )
+
+
+def _after(touch: Touch) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    return lambda _module, _args, output: touch(output)
+
+
+def _file_of(module: nn.Module) -> ModuleType:
+    return sys.modules[type(module).__module__]
+
+
+class _Turning:
+    """Stands in for the function of a file that turns queries and keys.
+
+    Attributes:
+        touches: What the keys of some attentions go through afterwards.
+    """
+
+    def __init__(self, rotate: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self.rotate = rotate
+        self.touches: dict[nn.Module, Touch] = {}
+        self._running = threading.local()
+
+    def begin(self, module: nn.Module, _args: object) -> None:
+        """A forward pre-hook of an attention: what is turned next is its own."""
+        self._running.module = module
+
+    def end(self, _module: nn.Module, _args: object, _output: object) -> None:
+        """A forward hook of an attention: what is turned next is another's."""
+        self._running.module = None
+
+    def __call__(self, *args: object, **settings: object) -> tuple[Tensor, Tensor]:
+        queries, keys = self.rotate(*args, **settings)
+        touch = self.touches.get(getattr(self._running, "module", None))  # type: ignore[arg-type]
+        if touch is None:
+            return queries, keys
+        by_token = keys.transpose(1, 2)  # heads are the second dimension
+        return queries, touch(by_token.flatten(2)).view(by_token.shape).transpose(1, 2)
+
+
+_TURNING: dict[ModuleType, _Turning] = {}
+
+
+@contextmanager
+def _touched_after_rotation(attention: nn.Module, touch: Touch) -> Iterator[None]:
+    """Within it an attention's keys are touched after the function that turns them.
+
+    The function belongs to a file and so to all its models: it is put back with the last touch.
+    """
+    file = _file_of(attention)
+    if not hasattr(file, _ROTARY):
+        raise SpecError("the decoder has no rotary embedding: its keys are rounded as they are")
+    if file not in _TURNING:
+        _TURNING[file] = _Turning(getattr(file, _ROTARY))
+        setattr(file, _ROTARY, _TURNING[file])
+    turning = _TURNING[file]
+    turning.touches[attention] = touch
+    hooks = [
+        attention.register_forward_pre_hook(turning.begin),
+        attention.register_forward_hook(turning.end, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        del turning.touches[attention]
+        if not turning.touches:
+            setattr(file, _ROTARY, turning.rotate)
+            del _TURNING[file]

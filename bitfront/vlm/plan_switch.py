@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bitfront.errors import SpecError
+from bitfront.kv_cache import KvFormat
 from bitfront.layers import LayerKind
 from bitfront.plan import Plan
 from bitfront.precision import Precision
@@ -32,6 +34,7 @@ from bitfront.quant.weights import (
     round_weight,
 )
 from bitfront.spec import QuantizerSpec, Rounding
+from bitfront.vlm.kv_rounding import FittedPlace, rounded_cache
 from bitfront.vlm.models.layered import LayeredModel
 
 # A layer's name and its activation bits to the range that was searched for its input; None
@@ -129,9 +132,11 @@ class PlanSwitch:
         ranges: The same as the argument.
         bounds: The same as the argument.
         distil: Finds what a distilled plan puts onto the model; it may train it first.
+        cache: Fits a format to a place of the KV cache; it may run samples first.
     """
 
     distil: Callable[[Plan], TrainedPlan]
+    cache: Callable[[str, KvFormat], FittedPlace]
 
     def __init__(
         self,
@@ -160,6 +165,8 @@ class PlanSwitch:
         self._vectors: Mapping[str, Tensor] = {}
         self._applied: dict[str, LayerForm] = {}
         self._hooks: dict[str, list[RemovableHandle]] = {}
+        self._kept: tuple[tuple[str, KvFormat], ...] = ()
+        self._kept_hooks = ExitStack()
 
     def to(self, plan: Plan) -> int:
         """Brings the model to the plan.
@@ -171,6 +178,7 @@ class PlanSwitch:
             SpecError: The plan names an unknown layer, or one whose input range is not known.
         """
         trained = None if plan.distil is None else self.distil(plan)
+        self.fitted(plan)
         self._take_over()
         for layer, precision in plan:
             self.input_quantizer(layer, precision)
@@ -182,6 +190,7 @@ class PlanSwitch:
         for name in changed:
             self._set(name, wanted.get(name))
         self._put_vectors({} if trained is None else trained.vectors)
+        self._put_cache(plan)
         return len(changed)
 
     def shown(self, plan: Plan) -> dict[str, ShownLayer]:
@@ -263,6 +272,26 @@ class PlanSwitch:
         for name in list(self._applied):
             self._set(name, None)
         self._put_vectors({})
+        self._put_cache(Plan(()))
+
+    def fitted(self, plan: Plan) -> dict[str, FittedPlace]:
+        """What a plan makes of the KV cache, by the names of its places; samples may run first.
+
+        Raises:
+            SpecError: The model has no such place.
+        """
+        return {place: self.cache(place, form) for place, form in plan.cache}
+
+    def _put_cache(self, plan: Plan) -> None:
+        """Lets keys and values pass through a plan's codes."""
+        if plan.cache == self._kept:
+            return
+        self._kept_hooks.close()
+        self._kept = ()
+        if plan.cache:
+            fitted = self.fitted(plan)
+            self._kept_hooks.enter_context(rounded_cache(self._model.module, fitted))
+        self._kept = plan.cache
 
     def _put_vectors(self, vectors: Mapping[str, Tensor]) -> None:
         if vectors is not self._vectors:

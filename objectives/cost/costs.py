@@ -1,7 +1,8 @@
 """What a configuration costs: bytes of its packed checkpoint, bits, and bit operations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from bitfront.kv_cache import KV_FULL, KvPlace
 from bitfront.layers import Layer, LayerKind
 from bitfront.plan import Configuration, Plan, Recovery
 from bitfront.precision import Precision
@@ -74,6 +75,12 @@ def blocked_parts(model: LayeredModel, plan: Plan) -> dict[str, int]:
 def kept_nbytes(model: LayeredModel, *, is_blocked: bool) -> int:
     """The bytes of what no plan changes: in 16 bits, and beside blocks in 32."""
     return model.fixed_nbytes // _KEPT_NBYTES * (KEPT_NBYTES if is_blocked else _KEPT_NBYTES)
+
+
+def cache_nbytes(places: Iterable[KvPlace], plan: Plan, tokens: int) -> int:
+    """The bytes of a KV cache that holds so many tokens of one sequence."""
+    forms = dict(plan.cache)
+    return sum(place.nbytes(forms.get(place.name, KV_FULL), tokens) for place in places)
 
 
 def bits_per_weight(model: LayeredModel, configuration: Configuration) -> float:

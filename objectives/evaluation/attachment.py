@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitfront.plan import Configuration
 from bitfront.vlm.attached import AttachedPlan
+from bitfront.vlm.kv_rounding import FittedPlace
 from bitfront.vlm.plan_switch import ShownLayer
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.scorer import Outputs
@@ -28,12 +29,14 @@ class Attachment:
         vectors: What trained norms and biases have, by their names in the rewritten model.
         outputs: What it does behind the layers.
         identity: The hash of the architecture and the weights that it is for.
+        cache: What keys and values pass through, by the places of the KV cache.
     """
 
     layers: Mapping[str, ShownLayer]
     vectors: Mapping[str, Tensor]
     outputs: Outputs
     identity: str
+    cache: Mapping[str, FittedPlace]
 
     @classmethod
     def of(cls, evaluator: Evaluator, configuration: Configuration) -> Self:
@@ -41,7 +44,9 @@ class Attachment:
         with torch.no_grad():
             outputs = evaluator.scorer.outputs(configuration)
             layers = evaluator.switch.shown(configuration.plan)
-        return cls(layers, evaluator.switch.vectors, outputs, evaluator.model.weights_identity)
+            cache = evaluator.switch.fitted(configuration.plan)
+        identity = evaluator.model.weights_identity
+        return cls(layers, evaluator.switch.vectors, outputs, identity, cache)
 
     def put_on(self, model: TorchModel) -> "Attached":
         """Puts it onto a model.
@@ -71,6 +76,7 @@ class Attached:
             vectors=attachment.vectors,
             identity=attachment.identity,
             adapt=outputs.adapt,
+            cache=attachment.cache,
         )
         self.model = model
         self.classes = outputs.classes

@@ -11,6 +11,7 @@ from typing import Self
 from torch import Tensor
 
 from bitfront.attempt import IntermediateValue
+from bitfront.choices import cache_forms
 from bitfront.errors import InvalidMetric
 from bitfront.files import SharedPath
 from bitfront.identity.keys import features_key, recovery_checkpoint_key
@@ -20,11 +21,13 @@ from bitfront.quant.inputs import LearnedBounds, bounds_to_json
 from bitfront.spec import JobSpec, Rounding
 from bitfront.trial import Evaluation
 from bitfront.vlm import PlanSwitch, load_model
+from bitfront.vlm.kv_rounding import cache_places
 from objectives.cost.activations import ActivationMemory
 from objectives.cost.costs import (
     bit_operations,
     bits_per_weight,
     blocked_parts,
+    cache_nbytes,
     configuration_nbytes,
 )
 from objectives.cost.latency import LatencyMeter, LatencyTable
@@ -36,6 +39,7 @@ from objectives.evaluation.limits import refuse_limits, with_unreached_experts
 from objectives.evaluation.scorer import PartialScore, ScoringContext
 from objectives.execution.feature_store import MEMORY_NBYTES, FeatureStore
 from objectives.execution.stopwatch import Stopwatch
+from objectives.profiling.cache_calibration import CacheCalibration
 from objectives.profiling.calibration import Ranges, calibrate, range_table
 from objectives.profiling.moments import measure_moments, missing_note
 from objectives.profiling.range_search import RangeSearch
@@ -73,6 +77,7 @@ class Evaluator:
         cell_switch: What cells are measured with: it rounds each layer on the inputs of the full
             model. The same as `switch` where no weight depends on the layers before it.
         scorer: What measures how well a configuration does.
+        cache_places: The places of the model's KV cache, for a job that counts or rounds it.
         latency_meters: What times a configuration; none for a job that needs no time.
     """
 
@@ -92,6 +97,8 @@ class Evaluator:
         self.spec = spec
         family.check(spec)
         refuse_limits(spec, family.task.model)
+        asks = spec.context_tokens is not None or spec.space.kv_cache is not None
+        self.cache_places = cache_places(family.task.model) if asks else ()
         self.family = family
         self.task = family.task
         self.model = family.task.model
@@ -122,6 +129,10 @@ class Evaluator:
             )
         self._stopwatch = Stopwatch(self.model.device)
         self._raced = ""
+        calibration = CacheCalibration(
+            self.task, self.cell_switch, cache_forms(spec.space), spec.data.seed
+        )
+        self.switch.cache = self.cell_switch.cache = calibration
         self.latency_meters = self._build_latency_meters(latencies)
         # Hashing the samples takes a while: only what is written to files needs it.
         identity = self.identity if features is not None else ""
@@ -311,6 +322,11 @@ class Evaluator:
             "bits_per_weight": bits_per_weight(self.model, configuration),
             Objective.BIT_OPERATIONS.value: bit_operations(self.model, configuration),
         }
+        if self.spec.context_tokens is not None:
+            kept = cache_nbytes(self.cache_places, configuration.plan, self.spec.context_tokens)
+            counted[Objective.KV_NBYTES.value] = float(kept)
+            whole = counted[Objective.NBYTES.value] + kept
+            counted[Objective.MEMORY_NBYTES.value] = whole
         if self.spec.needs(Objective.ACTIVATION_NBYTES):
             held = self._activations.peak_nbytes(configuration.plan)
             counted[Objective.ACTIVATION_NBYTES.value] = float(held)
@@ -349,6 +365,7 @@ class Evaluator:
         """
         for layer, _ in configuration.plan:
             self.model.modules(layer)  # refuses an unknown one, whatever the caches know
+        self.switch.fitted(configuration.plan)  # refuses one of another model as well
         self._begin(configuration)
         self._raced = ""
         score = self.scorer.score(configuration, split)

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from bitfront.errors import SpecError
 from bitfront.quant.inputs import InputRange
-from bitfront.spec import ErrorMeasure, JobSpec
+from bitfront.spec import ErrorMeasure, JobSpec, KeySide
 from bitfront.vlm import GenerativeModel, LayeredModel
+from bitfront.vlm.kv_rounding import cache_places, refuse_rotated
 from bitfront.vlm.models.layered import LeftReason
 from bitfront.vlm.models.whole import NO_PARTS
 from objectives.profiling.calibration import Ranges
@@ -25,6 +26,11 @@ def refuse_limits(spec: JobSpec, model: LayeredModel) -> None:
             raise SpecError(f"space.p4q {NO_PARTS}")
         if spec.profile.vision is not None:
             raise SpecError(f"profile.vision {NO_PARTS}")
+    cache = spec.space.kv_cache
+    if cache is not None or spec.context_tokens is not None:
+        cache_places(model)
+    if cache is not None and isinstance(model, GenerativeModel) and KeySide.AFTER in cache.rotary:
+        refuse_rotated(model)
     if not model.has_experts:
         return
     measure = spec.profile.measure

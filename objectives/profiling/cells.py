@@ -66,6 +66,8 @@ class CellMeter:
             self._switch.to(FULL_PLAN)
         if not 0.0 <= error < float("inf"):
             raise InvalidMetric(f"{self._spec.profile.measure} of {block.name}", str(error))
+        if block.is_cache:
+            return self._cache_cell(block, option, error)
         members = [
             (self._layers[name], precision)
             for name, precision in zip(block.layers, option.precisions, strict=True)
@@ -79,6 +81,20 @@ class CellMeter:
             sum(layer.weights * precision.weight_bits for layer, precision in members),
             latency_s=self._seconds(Objective.LATENCY_S, members),
             token_s=self._seconds(Objective.TOKEN_S, members),
+        )
+
+    def _cache_cell(self, block: Block, option: Option, error: float) -> Cell:
+        """A place of the KV cache takes nothing of what layers take."""
+        timed = {meter.stage.figure: 0.0 for meter in self._latency_meters}
+        return Cell(
+            block.name,
+            option,
+            0,
+            0.0,
+            error,
+            0,
+            latency_s=timed.get(Objective.LATENCY_S),
+            token_s=timed.get(Objective.TOKEN_S),
         )
 
     def _nbytes(self, layer: Layer, precision: Precision) -> int:

@@ -28,11 +28,13 @@ class FullPrecisionReference:
         seed: Of what is drawn.
     """
 
-    def __init__(self, task: Task, switch: PlanSwitch, seed: int) -> None:
+    def __init__(
+        self, task: Task, switch: PlanSwitch, seed: int, *, cache_nbytes: int = 1 << 30
+    ) -> None:
         self.model = task.model
         self.task = task
         self.switch = switch
-        self.runner = StreamRunner(task.model, switch)
+        self.runner = StreamRunner(task.model, switch, cache_nbytes)
         self.streams = task.streams(SplitName.CALIBRATION)
         self.outputs = {stream.key: self.runner.run(stream, FULL_PLAN) for stream in self.streams}
         self.seed = seed

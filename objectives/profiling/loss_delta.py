@@ -1,5 +1,6 @@
 """The error of an option as what it adds to the all-8-bit model (CalibTIP, arXiv:2006.10518)."""
 
+from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor
@@ -35,7 +36,7 @@ class LossDelta:
     def error(self, block: Block, plan: Plan) -> float:
         """What the plan adds; 0 where it takes away."""
         stream = self._reference.stream(block.tower)
-        changed = Plan.of({**self._base, **dict(plan)})
+        changed = replace(Plan.of({**self._base, **dict(plan)}), cache=plan.cache)
         output = self._reference.runner.run(stream, changed, keep=False)
         return max(0.0, self._loss({**self._outputs, stream.key: output}) - self._base_loss)
 

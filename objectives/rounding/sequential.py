@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitfront.errors import SpecError
+from bitfront.kv_cache import projection
 from bitfront.layers import Layer
 from bitfront.plan import Plan, digest
 from bitfront.precision import Precision
@@ -148,15 +149,17 @@ class SequentialSwitch(PlanSwitch):
         if plan.distil is not None:
             return super()._forms(plan)
         wanted, forms = dict(plan), {}
+        kept = {projection(place): str(form) for place, form in plan.cache}
         for stream in self._streams if wanted else ():
             prefix, known = digest(stream.key), self._full_inputs(stream) is not None
             for layer in self._order[stream.key]:
-                if layer not in wanted:
-                    continue
-                precision = wanted[layer]
-                follows = known and self._follows(layer, precision)
-                forms[layer] = LayerForm(precision, prefix if follows else "")
-                prefix = digest([prefix, layer, str(precision)])
+                if layer in wanted:
+                    precision = wanted[layer]
+                    follows = known and self._follows(layer, precision)
+                    forms[layer] = LayerForm(precision, prefix if follows else "")
+                    prefix = digest([prefix, layer, str(precision)])
+                if layer in kept:
+                    prefix = digest([prefix, kept[layer]])
         return forms
 
     def _follows(self, layer: str, precision: Precision) -> bool:
@@ -193,6 +196,7 @@ class SequentialSwitch(PlanSwitch):
         missing = {layer for layer, form in wanted if (layer, form) not in self._held}
         if missing:
             self.take_off()
+            self._put_cache(plan)
         for stream in self._streams:
             layers = self._order[stream.key]
             if not missing.isdisjoint(layers):

@@ -19,4 +19,6 @@ class LimitOptions(TypedDict, total=False):
     max_latency_s: float | None
     max_token_s: float | None
     max_activation_nbytes: float | str | None
+    max_kv_nbytes: float | str | None
+    max_memory_nbytes: float | str | None
     max_divergence: float | None

@@ -2,9 +2,35 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
+from bitfront.kv_cache import KvFormat, names_cache
 from bitfront.layers import Layer
 from bitfront.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class BitsCell:
+    """The bits of a layer's weights, or of a place of the KV cache.
+
+    Attributes:
+        bits: So many.
+        text: The short form of precision or format.
+        input_bits: Of the layer's input, where they are worth telling.
+    """
+
+    bits: int
+    text: str
+    input_bits: int | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The cell of a short form."""
+        if KvFormat.is_one(text):
+            return cls(KvFormat.parse(text).bits, text)
+        own = Precision.parse(text)
+        inputs = None if own.activation_bits in (8, 16) else own.activation_bits
+        return cls(own.weight_bits, text, inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,44 +41,47 @@ class BitsTable:
         tower: Its name.
         prefix: What the names of all blocks begin with.
         modules: The names of the columns.
-        rows: The rest of each block's name, and a precision for each module that it has.
+        rows: The rest of each block's name, and a cell for each module that it has.
         singles: The layers outside of blocks, by name.
     """
 
     tower: str
     prefix: str
     modules: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Precision | None, ...]], ...]
-    singles: tuple[tuple[str, Precision], ...]
+    rows: tuple[tuple[str, tuple[BitsCell | None, ...]], ...]
+    singles: tuple[tuple[str, BitsCell], ...]
 
 
-def bits_tables(layers: Sequence[Layer], plan: Mapping[str, Precision]) -> list[BitsTable]:
-    """The tables of a configuration, in order of execution.
+def bits_tables(layers: Sequence[Layer], plan: Mapping[str, str]) -> list[BitsTable]:
+    """The tables of a configuration, in order of execution, and last that of a cache with codes.
 
     Args:
         layers: Of the model; empty where they are not recorded, then there is one list of singles.
-        plan: The precision of each layer.
+        plan: The short forms, by the names of layers and of places of the KV cache.
     """
+    cells = {name: BitsCell.of(text) for name, text in plan.items()}
+    cache = {name: cell for name, cell in cells.items() if names_cache(name)}
     if not layers:
-        return [BitsTable("layers", "", (), (), tuple(plan.items()))]
-    return [
-        _table(tower, [layer for layer in layers if layer.tower == tower], plan)
+        return [BitsTable("layers", "", (), (), tuple(cells.items()))]
+    tables = [
+        _table(tower, [layer for layer in layers if layer.tower == tower], cells)
         for tower in dict.fromkeys(layer.tower for layer in layers)
     ]
+    return [*tables, BitsTable("KV cache", "", (), (), tuple(cache.items()))] if cache else tables
 
 
-def _table(tower: str, layers: Sequence[Layer], plan: Mapping[str, Precision]) -> BitsTable:
-    scopes: dict[str, dict[str, Precision]] = {}
-    singles: list[tuple[str, Precision]] = []
+def _table(tower: str, layers: Sequence[Layer], plan: Mapping[str, BitsCell]) -> BitsTable:
+    scopes: dict[str, dict[str, BitsCell]] = {}
+    singles: list[tuple[str, BitsCell]] = []
     for layer in layers:
-        precision = plan.get(layer.name)
-        if precision is None:
+        cell = plan.get(layer.name)
+        if cell is None:
             continue
         if layer.name.startswith(f"{layer.scope}."):
             leaf = layer.name.removeprefix(f"{layer.scope}.")
-            scopes.setdefault(layer.scope, {})[_short(leaf)] = precision
+            scopes.setdefault(layer.scope, {})[_short(leaf)] = cell
         else:
-            singles.append((_short(layer.name), precision))
+            singles.append((_short(layer.name), cell))
     modules = tuple(dict.fromkeys(module for found in scopes.values() for module in found))
     prefix = _prefix(list(scopes))
     rows = [

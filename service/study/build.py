@@ -50,15 +50,21 @@ def check_place(out: Path) -> None:
 
 
 def check_trial(study: str, trial: Trial) -> None:
-    """Refuses a trial that was not measured.
+    """Refuses a trial that was not measured, or that no artefact can hold.
 
     Raises:
-        SpecError: It is not complete.
+        SpecError: It is not complete, or its KV cache has codes.
     """
     if trial.state is not TrialState.COMPLETE:
         raise SpecError(
             f"trial {trial.number} of study {study!r} is {trial.state}, so nothing is promised of "
             f"it: name a complete one, as 'bitfront front {study}' lists them"
+        )
+    if trial.configuration.plan.cache:
+        raise SpecError(
+            f"trial {trial.number} of study {study!r} rounds its KV cache, which no artefact does: "
+            "put it onto the model in Python with 'apply', or build a trial of a job without "
+            "space.kv_cache"
         )
 
 

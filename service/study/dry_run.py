@@ -10,7 +10,7 @@ from bitfront.layers import Block, Layer
 from bitfront.plan import Configuration, Distillation, Option, Plan, Recovery
 from bitfront.spec import AllocatorKind, CellSelection, JobSpec, RecoverySpace
 from search.keep import check_keep
-from search.options import block_options
+from search.options import block_options, cache_options
 from search.partition import neighbouring, partition
 from search.ties import ties_of
 from service.study.room import trials_nbytes
@@ -42,11 +42,15 @@ def dry_run(spec: JobSpec, on_stage: Callable[[str], None]) -> DryRun:
         block.name: block_options(block, info.layers, spec.space, spec.quantizer, ties)
         for block in blocks
     }
+    cache = cache_options(info.cache, spec.space)
     timed = [
         (block, _spread(options[block.name])) for block in dict.fromkeys((blocks[0], blocks[-1]))
     ]
     first, last = (
-        Plan.from_options([(block, options[block.name][place]) for block in blocks])
+        Plan.from_options(
+            [(block, options[block.name][place]) for block in blocks]
+            + [(block, own[place]) for block, own in cache.items()]
+        )
         for place in (0, -1)
     )
     distil, space = spec.space.distil, spec.space.p4q
@@ -64,10 +68,10 @@ def dry_run(spec: JobSpec, on_stage: Callable[[str], None]) -> DryRun:
     return DryRun(
         layers=len(info.layers),
         weights=sum(layer.weights for layer in info.layers),
-        blocks=len(blocks),
+        blocks=len(blocks) + len(cache),
         options=max(map(len, options.values())),
-        log10_plans=sum(math.log10(len(choices)) for choices in options.values()),
-        cells=_count_cells(spec, blocks, info.layers, options),
+        log10_plans=sum(map(math.log10, map(len, (*options.values(), *cache.values())))),
+        cells=_count_cells(spec, blocks, info.layers, options) + sum(map(len, cache.values())),
         start_s=start_s,
         cell_s=times.cell_s,
         trials=spec.stop.trials,

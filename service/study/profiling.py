@@ -7,12 +7,13 @@ from itertools import product
 
 from bitfront.identity.identities import CellKey, Identities
 from bitfront.identity.keys import cell_key
+from bitfront.kv_cache import KV_FULL, KvPlace
 from bitfront.layers import Block, Layer
 from bitfront.plan import Option
 from bitfront.profile import Cell, PairTerm, Profile
 from bitfront.spec import AllocatorKind, CellSelection, JobSpec
 from search.cell_estimates import Place, corrected, most_used, place_of
-from search.options import block_options, screen, undominated
+from search.options import block_options, cache_options, screen, undominated
 from search.partition import neighbouring, partition
 from search.resources import counted_resources, measured_cells
 from search.ties import ties_of
@@ -44,6 +45,7 @@ class _Measuring:
     pool: ProfilingPool
     identities: Identities
     layers: Mapping[str, Layer]
+    places: Mapping[str, KvPlace]
     reporter: Reporter
     metrics: Metrics
 
@@ -74,8 +76,8 @@ class _Measuring:
         """A cell for every option, with its score as the error, block by block."""
         found: dict[Place, Cell] = {}
 
-        def keep(_block: Block, cell: Cell) -> None:
-            found[place_of(cell)] = cell
+        def keep(block: Block, cell: Cell) -> None:
+            found[place_of(cell)] = self._completed(cell, block)
             self.reporter.advance()
 
         places = [(block.name, option) for block, options in work for option in options]
@@ -84,11 +86,16 @@ class _Measuring:
         return [found[place] for place in places]
 
     def _completed(self, cell: Cell, block: Block) -> Cell:
-        """A stored cell under this partition's name of the same layers."""
+        """A cell under this partition's name of the same layers, with what follows from the job."""
+        if block.is_cache:
+            form, tokens = cell.option.form, self.spec.context_tokens
+            assert form is not None
+            counted = None if tokens is None else self.places[block.name].nbytes(form, tokens)
+            return replace(cell, weight_bits=0, kv_nbytes=counted)
         layers = [self.layers[name] for name in block.layers]
-        members = zip(layers, cell.option.precisions, strict=True)
-        weight_bits = sum(layer.weights * precision.weight_bits for layer, precision in members)
-        return replace(cell, block=block.name, weight_bits=weight_bits)
+        members = zip(layers, cell.option.bits, strict=True)
+        weight_bits = sum(layer.weights * bits for layer, bits in members)
+        return replace(cell, block=block.name, weight_bits=weight_bits, kv_nbytes=0)
 
     def _measure(
         self, missing: Mapping[Block, list[Option]], found: dict[str, dict[Option, Cell]]
@@ -101,7 +108,7 @@ class _Measuring:
             key = self._key(block, cell.option)
             self.store.put_cells(self.lease, [(key, cell, now_s - last_s)])
             last_s = now_s
-            found[block.name][cell.option] = cell
+            found[block.name][cell.option] = self._completed(cell, block)
             self.reporter.advance()
 
         work = [
@@ -129,12 +136,18 @@ def measure_profile(
     """
     ties = ties_of(spec.target, model_info.layers)
     blocks = partition(model_info.layers, model_info.entropies, spec.partition, ties)
+    cache = cache_options(model_info.cache, spec.space)
     store.save_profile(
-        lease, model_info.layers, blocks, model_info.entropies, fixed_nbytes=model_info.fixed_nbytes
+        lease,
+        model_info.layers,
+        (*blocks, *cache),
+        model_info.entropies,
+        fixed_nbytes=model_info.fixed_nbytes,
     )
     layers = {layer.name: layer for layer in model_info.layers}
     ids = model_info.identities
-    measuring = _Measuring(spec, store, lease, pool, ids, layers, reporter, metrics)
+    places = {place.name: place for place in model_info.cache}
+    measuring = _Measuring(spec, store, lease, pool, ids, layers, places, reporter, metrics)
     options = {
         block.name: block_options(block, model_info.layers, spec.space, spec.quantizer, ties)
         for block in blocks
@@ -147,9 +160,10 @@ def measure_profile(
             block.name: screen(block, options[block.name], singles, spec.profile.slack)
             for block in blocks
         }
+    kept = measuring.cells("cells of the KV cache", list(cache.items())) if cache else {}
     work = [(block, options[block.name]) for block in blocks]
     if is_adaptive:
-        found = _measure_used(measuring, model_info, work)
+        found = _measure_used(measuring, model_info, work, kept)
     else:
         found = measuring.cells("joint cells" if is_joint else _SINGLE_CELLS, work)
     if has_clips(spec):
@@ -160,25 +174,38 @@ def measure_profile(
         for name, clipped in measuring.cells("cells with clips", work).items():
             found[name] |= clipped
     cells = [found[block.name][option] for block in blocks for option in found[block.name]]
-    profile = _profile(model_info, blocks, cells)
+    profile = _profile(spec, model_info, blocks, cells, kept)
     if spec.search.allocator is not AllocatorKind.PAIRWISE:
         return profile
     worthy_cells = {name: _worthy(spec, known) for name, known in found.items()}
     return replace(profile, pairs=_measure_pairs(measuring, blocks, worthy_cells))
 
 
-def _profile(model_info: ModelInfo, blocks: Sequence[Block], cells: Sequence[Cell]) -> Profile:
+def _profile(
+    spec: JobSpec,
+    model_info: ModelInfo,
+    blocks: Sequence[Block],
+    cells: Sequence[Cell],
+    kept: Mapping[str, Mapping[Option, Cell]],
+) -> Profile:
+    """The profile of blocks of layers with their cells, and of the KV cache with its own."""
+    tokens = spec.context_tokens or 0
+    fixed = [place for place in model_info.cache if place.name not in kept]
     return Profile(
         model_info.layers,
-        tuple(blocks),
-        tuple(cells),
+        (*blocks, *map(Block.of_place, kept)),
+        (*cells, *(cell for own in kept.values() for cell in own.values())),
         model_info.fixed_nbytes,
         model_info.fixed_times,
+        fixed_kv_nbytes=sum(place.nbytes(KV_FULL, tokens) for place in fixed),
     )
 
 
 def _measure_used(
-    measuring: _Measuring, model_info: ModelInfo, work: _Work
+    measuring: _Measuring,
+    model_info: ModelInfo,
+    work: _Work,
+    kept: Mapping[str, Mapping[Option, Cell]],
 ) -> dict[str, dict[Option, Cell]]:
     """Scores every option, and measures those that the program uses at some budget.
 
@@ -194,7 +221,8 @@ def _measure_used(
     measured: dict[Place, Cell] = {}
     while True:
         cells = corrected(scored, measured)
-        search = ProxySearch(asked, _profile(model_info, tuple(blocks.values()), cells))
+        profile = _profile(spec, model_info, tuple(blocks.values()), cells, kept)
+        search = ProxySearch(asked, profile)
         wanted = most_used(solution.choice for solution in search.solutions)
         if spec.profile.max_passes is not None:
             left = spec.profile.max_passes - len(measured)

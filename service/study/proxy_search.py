@@ -12,7 +12,6 @@ import numpy as np
 
 from bitfront.choices import kept_width
 from bitfront.errors import UnavailableDevice
-from bitfront.layers import Block
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Cell, Profile, Resource
 from bitfront.samples import SampleResults
@@ -163,7 +162,7 @@ class ProxySearch:
         known = {(cell.block, cell.option): cell for cell in measured}
         found = []
         for plan in uniform_plans(self._profile.layers, self._spec.space, self._spec.quantizer):
-            places = [(block.name, _option(plan, block)) for block in self._profile.blocks]
+            places = [(block.name, plan.option(block)) for block in self._profile.blocks]
             if all(place in known for place in places):
                 found.append(self._cost(known[place] for place in places))
         return found
@@ -199,7 +198,7 @@ class ProxySearch:
             if pruned is not None:
                 survivors = set(pruned.survivors[name])
                 kept = [cell for cell in cells if cell.option in survivors]
-            ordered = sorted(kept, key=lambda cell: (cell.nbytes, -cell.error))
+            ordered = sorted(kept, key=lambda cell: (cell.nbytes, cell.kv_nbytes or 0, -cell.error))
             options[name] = [cell.option for cell in ordered]
         return SearchSpace(self._profile.blocks, options, {}, self._spec.space.recovery)
 
@@ -383,7 +382,7 @@ class ProxySearch:
 
     def _places(self, plan: Plan) -> list[Place] | None:
         """The cells of a plan by block and option; None where one was not measured."""
-        places = [(block.name, _option(plan, block)) for block in self._profile.blocks]
+        places = [(block.name, plan.option(block)) for block in self._profile.blocks]
         return places if all(place in self._errors for place in places) else None
 
     def correlation(
@@ -455,8 +454,3 @@ class ProxySearch:
 def _gap(low: int, high: int) -> tuple[float, int, int]:
     """A gap between two costs, as a heap of the widest first holds it."""
     return -math.log(max(high, 1) / max(low, 1)), low, high
-
-
-def _option(plan: Plan, block: Block) -> Option:
-    """What a plan gives a block."""
-    return Option(tuple(plan.precision(layer) for layer in block.layers))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from bitfront.kv_cache import place_behind
 from bitfront.layers import Layer
 from bitfront.objective import BY_LIMIT, Budget
 from bitfront.plan import Configuration, Distillation, Plan, Recovery
@@ -125,9 +126,12 @@ def reported_budget(study: "StudyRecord") -> Budget | None:
 
 
 def layer_lines(plan: Plan, layers: Iterable[Layer]) -> list[str]:
-    """The precision of every layer: a line for each scope, in order of execution."""
+    """The precision of every layer: a line for each scope, in order of execution.
+
+    A layer whose outputs are kept in codes has the format of its cache beside its own.
+    """
     lines: list[str] = []
-    tower, scope = "", ""
+    tower, scope, cache = "", "", dict(plan.cache)
     for layer in layers:
         if layer.tower != tower:
             tower, scope = layer.tower, ""
@@ -137,6 +141,9 @@ def layer_lines(plan: Plan, layers: Iterable[Layer]) -> list[str]:
         entry = (
             f"{leaf.removesuffix('.weight').removesuffix('_weight')} {plan.precision(layer.name)}"
         )
+        place = place_behind(layer.name)
+        if place in cache:
+            entry += f" (its {place.rpartition(':')[2]} {cache[place]})"
         if inside and layer.scope == scope:
             lines[-1] += f", {entry}"
         else:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bitfront.objective import FIGURES
-from bitfront.plan import Option
 from bitfront.units import duration_text, percent_text, size_text
 from service.views.describe import origin_text
 from service.views.render import best_pairs, precision_lines
@@ -93,10 +92,11 @@ def _block_lines(answer: "Answer", profile: "ProfileRecord") -> str:
     layers = {layer.name: layer for layer in profile.layers}
     rows = []
     for block in profile.blocks:
-        option = Option(tuple(plan.precision(name) for name in block.layers))
-        weights = sum(layers[name].weights for name in block.layers)
-        bits = sum(layers[name].weights * plan.precision(name).weight_bits for name in block.layers)
-        rows.append([f"  {block.name}", str(option), f"{bits / weights:.2f}"])
+        option = plan.option(block)
+        sizes = [] if block.is_cache else [layers[name].weights for name in block.layers]
+        bits = sum(size * own for size, own in zip(sizes, option.bits, strict=False))
+        mean = f"{bits / sum(sizes):.2f}" if sizes else "-"
+        rows.append([f"  {block.name}", str(option), mean])
     return table(["  block", "option", "bits/weight"], rows, left=(0, 1))
 
 
@@ -131,10 +131,7 @@ def dossier_dict(
             for name, value in trial.metrics.items()
             if name not in {figure.name for figure in FIGURES}
         },
-        "blocks": {
-            block.name: str(Option(tuple(plan.precision(name) for name in block.layers)))
-            for block in blocks
-        },
+        "blocks": {block.name: str(plan.option(block)) for block in blocks},
         "attempts": [
             {
                 "attempt": one.attempt,

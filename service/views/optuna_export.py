@@ -121,8 +121,7 @@ def _choices(
 
 
 def _bits(option: str) -> tuple[int, str]:
-    precisions = Option.parse(option).precisions
-    return sum(precision.weight_bits for precision in precisions), option
+    return sum(Option.parse(option).bits), option
 
 
 def _trial(

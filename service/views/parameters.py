@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Final
 
 from bitfront.layers import Block
-from bitfront.plan import Configuration, Option, Plan
+from bitfront.plan import Configuration, Plan
 from bitfront.trial import Trial, TrialState
 from service.views.describe import recovery_details
 
@@ -37,13 +37,13 @@ def parameters(configuration: Configuration, blocks: Sequence[Block]) -> dict[st
 
 def option_text(plan: Plan, block: Block) -> str:
     """The precisions of a block's layers, such as `w4a8+w8a8`."""
-    return str(Option(tuple(plan.precision(layer) for layer in block.layers)))
+    return str(plan.option(block))
 
 
 def attributes(trial: Trial) -> dict[str, object]:
     """What is known of a trial beside its parameters and values; what is unknown is left out."""
     configuration = trial.configuration
-    counts = Counter(str(precision) for _, precision in configuration.plan)
+    counts = Counter(configuration.plan.to_dict().values())
     facts: dict[str, object] = {
         "origin": str(trial.origin),
         "attempts": trial.attempts,

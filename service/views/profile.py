@@ -8,6 +8,7 @@ from bitfront.units import size_text
 from service.views.tables import table
 
 if TYPE_CHECKING:
+    from bitfront.profile import Cell
     from storage.records import OptionRecord, ProfileRecord
 
 
@@ -41,6 +42,7 @@ def option_rows(options: Sequence["OptionRecord"]) -> list[dict[str, object]]:
             "block": record.cell.block,
             "option": str(record.cell.option),
             "nbytes": record.cell.nbytes,
+            "kv_nbytes": record.cell.kv_nbytes,
             "error": record.cell.error,
             "measured": not record.cell.is_estimate,
             "survives": record.survives,
@@ -56,7 +58,7 @@ def cells_table(options: Sequence["OptionRecord"]) -> str:
         by_block[record.cell.block].append(record)
     rows = []
     for name, records in by_block.items():
-        cells = sorted((record.cell for record in records), key=lambda cell: cell.nbytes)
+        cells = sorted((record.cell for record in records), key=_held)
         kept = sum(record.survives for record in records)
         rows.append(
             [
@@ -64,9 +66,9 @@ def cells_table(options: Sequence["OptionRecord"]) -> str:
                 str(len(records)),
                 str(sum(not record.cell.is_estimate for record in records)),
                 str(kept),
-                size_text(cells[0].nbytes),
+                size_text(_held(cells[0])),
                 f"{cells[0].error:.3g}",
-                size_text(cells[-1].nbytes),
+                size_text(_held(cells[-1])),
                 f"{cells[-1].error:.3g}",
             ]
         )
@@ -81,3 +83,8 @@ def cells_table(options: Sequence["OptionRecord"]) -> str:
         "its error",
     ]
     return table(header, rows, left=(0,))
+
+
+def _held(cell: "Cell") -> int:
+    """Bytes of a block's layers, or of the KV cache that it is a place of."""
+    return cell.nbytes + (cell.kv_nbytes or 0)

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bitfront.objective import FIGURES, OBJECTIVES, Figure, Quantity
 from bitfront.plan import Plan, canonical_json
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from storage.records import ProfileRecord
 
 MISSING = "-"
+CACHE_TARGETS: Final = "none rounds a KV cache: 'apply' of the Python interface does, in torch"
 _SHOWN_PEERS = 3
 _MOST_SAMPLES = 1e7
 
@@ -318,7 +319,7 @@ def precision_lines(plan: Plan, profile: "ProfileRecord | None") -> list[str]:
     """The precision of every layer: as the model runs, where its layers are known."""
     if profile is not None:
         return layer_lines(plan, profile.layers)
-    return [f"  {name} {precision}" for name, precision in plan]
+    return [f"  {name} {text}" for name, text in plan.to_dict().items()]
 
 
 def best_pairs(
@@ -350,7 +351,8 @@ def best_pairs(
             recovery_details(trial.configuration.recovery, trial.configuration.plan.distil),
         )
     )
-    pairs.append(("targets", deployable_text(targets)))
+    rounds_cache = bool(trial.configuration.plan.cache)
+    pairs.append(("targets", CACHE_TARGETS if rounds_cache else deployable_text(targets)))
     if answer.peers:
         pairs.append(("chance", peers_text(answer, names)))
     return pairs

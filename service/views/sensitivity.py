@@ -3,21 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bitfront.layers import Block
-from bitfront.plan import Option, Plan
 from bitfront.trial import Trial
 from storage.records import OptionRecord, ProfileRecord
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSensitivity:
-    """What a layer's bits do to the model's output.
+    """What the bits of a layer, or of a place of the KV cache, do to the model's output.
 
     Attributes:
         layer: Its name.
         tower: Its tower.
         block: The block that it is searched in.
-        errors: Weight bits to the least error of an option of the block in which the layer has
+        errors: Its bits to the least error of an option of the block in which the layer has
             these bits: the others are as wide as was measured, so it is mostly the layer's own.
     """
 
@@ -40,7 +38,6 @@ def layer_sensitivities(
     profile: ProfileRecord, options: Sequence[OptionRecord]
 ) -> list[LayerSensitivity]:
     """Every layer of a block in order of execution, with its errors by bits."""
-    towers = {layer.name: str(layer.tower) for layer in profile.layers}
     by_block: dict[str, list[OptionRecord]] = {}
     for record in options:
         by_block.setdefault(record.cell.block, []).append(record)
@@ -49,10 +46,10 @@ def layer_sensitivities(
         for place, name in enumerate(block.layers):
             errors: dict[int, float] = {}
             for record in by_block.get(block.name, []):
-                bits = record.cell.option.precisions[place].weight_bits
+                bits = record.cell.option.bits[place]
                 errors[bits] = min(record.cell.error, errors.get(bits, record.cell.error))
             found.append(
-                LayerSensitivity(name, towers[name], block.name, dict(sorted(errors.items())))
+                LayerSensitivity(name, str(block.tower), block.name, dict(sorted(errors.items())))
             )
     return found
 
@@ -67,12 +64,8 @@ def proxy_pairs(
         if trial.configuration.trained_by or "error" not in trial.values:
             continue
         plan = trial.configuration.plan
-        cells = [errors.get((block.name, _option(plan, block))) for block in profile.blocks]
+        cells = [errors.get((block.name, plan.option(block))) for block in profile.blocks]
         if all(error is not None for error in cells):
             proxy = sum(error for error in cells if error is not None)
             found.append(ProxyPair(trial.number, proxy, trial.values["error"]))
     return found
-
-
-def _option(plan: Plan, block: Block) -> Option:
-    return Option(tuple(plan.precision(name) for name in block.layers))

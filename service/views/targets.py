@@ -151,7 +151,7 @@ def deployable(store: "Store", trial: Trial) -> list[Deployable]:
     ]
     data = spec["data"]
     tasks = meant_tasks(data["source"], data.get("task"), asks=answers)
-    if not all(task.is_built for task in tasks):
+    if not all(task.is_built for task in tasks) or trial.configuration.plan.cache:
         return []
     found = []
     recovery = trial.configuration.recovery is not None

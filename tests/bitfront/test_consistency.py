@@ -91,6 +91,15 @@ CASES: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "space.recovery.views": ([2], BUNDLED, ASKING),
     "space.recovery.adapter_bits": ([4], BUNDLED, {**BUNDLED, f"{RECOVERY}.reduction": [0]}),
     "space.recovery.blend": ([0.3], BUNDLED, {**BUNDLED, f"{RECOVERY}.reduction": [0]}),
+    **{
+        f"space.kv_cache.{name}": (
+            value,
+            {**ASKING, "space.kv_cache.bits": [4]},
+            {**ASKING, "space.kv_cache.bits": [16]},
+        )
+        for name, value in {"levels": ["kmeans"], "outliers": [0.1], "rotary": ["after"]}.items()
+    },
+    "context_tokens": (100, {**ASKING, "constraints.max_kv_nbytes": "1kB"}, ASKING),
     "partition.depth": (2, BUNDLED, {**BUNDLED, "partition.granularity": "layer"}),
     "partition.threshold": (
         0.1,
@@ -128,8 +137,10 @@ INDEPENDENT = {
     *(f"constraints.max_{name}" for name in ("nbytes", "error", "bits", "bit_operations")),
     *(
         f"constraints.max_{name}"
-        for name in ("latency_s", "token_s", "activation_nbytes", "divergence")
+        for name in ("latency_s", "token_s", "activation_nbytes", "kv_nbytes")
     ),
+    *(f"constraints.max_{name}" for name in ("memory_nbytes", "divergence")),
+    "space.kv_cache.bits",
     *(f"search.{name}" for name in ("sampler", "seed", "workers", "gpus_per_worker", "prune")),
     *(f"search.{name}" for name in ("budgets", "from_bits", "to_bits", "min_correlation")),
     *(f"search.{name}" for name in ("max_attempts", "checkpoint_s", "warm_start")),
@@ -197,6 +208,41 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
     [
         ({**BUNDLED, "model.name": "digit"}, "model.name", "there is no bundled model 'digit'"),
         ({**BUNDLED, "model.device": "gpu"}, "model.device", "'gpu' is not possible: write auto"),
+        (
+            {**BUNDLED, "space.kv_cache.bits": [4]},
+            "space.kv_cache",
+            "since others keep no keys and values of earlier tokens: leave it out",
+        ),
+        (
+            {**BUNDLED, "objectives": ["error", "memory_nbytes"]},
+            "objectives",
+            "memory_nbytes is of a model that answers questions: leave it out, or put nbytes in",
+        ),
+        (
+            {**ASKING, "constraints.max_memory_nbytes": "24GB"},
+            "context_tokens",
+            "memory_nbytes is of a sequence of some length: write how many tokens it has, such as",
+        ),
+        (
+            {**ASKING, "space.kv_cache.bits": [4, 8]},
+            "space.kv_cache",
+            "nothing counts the cache's bytes, so the widest would always be the best: name",
+        ),
+        (
+            {**ASKING, "space.kv_cache.bits": [4], "profile.measure": "fisher"},
+            "profile.measure",
+            "fisher looks at layers, and space.kv_cache rounds what they give: write output_kl",
+        ),
+        (
+            {**ASKING, "space.kv_cache.bits": [4], "space.recovery.distil": {}},
+            "space.recovery.distil",
+            "plans that round the KV cache are not distilled",
+        ),
+        (
+            {**ASKING, "space.kv_cache.bits": [4], "target": "onnxruntime"},
+            "space.kv_cache",
+            "what is built for onnxruntime keeps keys and values as its runtime does",
+        ),
         ({**CLIP, "data.source": "questions"}, "data.source", "but the model tells classes apart"),
         ({**FOLDER, "model.name": "digit-llava"}, "data.source", "but the model answers questions"),
         (

@@ -32,9 +32,12 @@ def make_cell(
     weight_bits: int | None = None,
     latency_s: float | None = None,
     token_s: float | None = None,
+    kv_nbytes: int | None = None,
 ) -> Cell:
     option = Option((PRECISIONS[index],))
-    return Cell(block, option, nbytes, operations, error, weight_bits, latency_s, token_s)
+    return Cell(
+        block, option, nbytes, operations, error, weight_bits, latency_s, token_s, kv_nbytes
+    )
 
 
 @st.composite
@@ -57,6 +60,7 @@ def instances(draw: st.DrawFn) -> Cells:
                 draw(st.integers(0, 6)),
                 draw(st.integers(0, 6)) / 1000,
                 draw(st.integers(0, 6)) / 1000,
+                draw(st.integers(0, 6)),
             )
             for i in range(count)
         ]

@@ -5,6 +5,7 @@ import pytest
 
 from bitfront.errors import InvalidMetric
 from bitfront.identity.identities import CellKey
+from bitfront.kv_cache import KvFormat
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Option
 from bitfront.precision import Precision
@@ -45,6 +46,21 @@ def test_a_profile_comes_back_in_its_order(store: Store) -> None:
 
     profile = ProfileRecord(LAYERS, BLOCKS, ENTROPIES, 2**33)
     assert store.load_profile("digits") == profile
+
+
+def test_a_place_of_the_cache_is_a_block_of_its_own(store: Store) -> None:
+    lease = running(store)
+    blocks = (*BLOCKS, Block.of_place("z.self_attn:keys"))
+    store.save_profile(lease, LAYERS, blocks, ENTROPIES, fixed_nbytes=1)
+    held = Cell("z.self_attn:keys", Option((), KvFormat(3, 0.01)), 0, 0.0, 0.5, kv_nbytes=2**40)
+    record = OptionRecord(held, survives=True, certificate={})
+
+    store.save_options(lease, [record])
+
+    profile = store.load_profile("digits")
+    assert profile is not None
+    assert profile.blocks == blocks
+    assert store.options("digits") == [record]
 
 
 def test_saving_a_profile_again_keeps_its_options(store: Store) -> None:

@@ -162,8 +162,8 @@ REQUESTS = (
     Request(
         "a misspelt limit", "GET", "/studies/digits/best?max_size=5MB", 422,
         "the parameter 'max_size' is not known here: the parameters are by, max_activation_nbytes, "
-        "max_bit_operations, max_bits, max_divergence, max_error, max_latency_s, max_nbytes, "
-        "max_token_s",
+        "max_bit_operations, max_bits, max_divergence, max_error, max_kv_nbytes, "
+        "max_latency_s, max_memory_nbytes, max_nbytes, max_token_s",
     ),
     Request(
         "a limit that nothing holds", "GET", "/studies/digits/best?max_nbytes=7", 404,

@@ -121,6 +121,7 @@ def inspect(config: WorkerConfig) -> Iterator[str | ModelInfo]:
             *left_notes(model),
             *loaded.notes,
         ),
+        cache=loaded.cache_places,
         fixed_times={meter.stage.figure.value: meter.fixed_seconds() for meter in meters},
     )
 

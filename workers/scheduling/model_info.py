@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bitfront.identity.identities import Identities
+from bitfront.kv_cache import KvPlace
 from bitfront.layers import Layer
 from bitfront.profile import LayerEntropy
 from bitfront.trial import Evaluation
@@ -24,6 +25,7 @@ class ModelInfo:
         provenance: Versions, host and device.
         model_parts: The hashes and settings that the model's identity is made of, by name.
         fixed_times: Seconds that no plan changes, by the name of the time that is measured.
+        cache: The places of its KV cache, for a job that counts or rounds it.
         warnings: What a person should look at before they trust the results.
     """
 
@@ -36,6 +38,7 @@ class ModelInfo:
     provenance: Mapping[str, str]
     model_parts: Mapping[str, str] = field(default_factory=dict)
     fixed_times: Mapping[str, float] = field(default_factory=dict)
+    cache: tuple[KvPlace, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property

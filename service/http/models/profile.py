@@ -27,8 +27,8 @@ class CellRow(Content):
     """An option of a block: precisions joined by `+`, its size, its cost, its effect in error.
 
     `error` is in nats for an output KL, and an estimate where it was not `measured`; `latency_s` is
-    in seconds a sample, `token_s` in seconds a token. `survives` says whether the search may take
-    it.
+    in seconds a sample, `token_s` in seconds a token; `kv_nbytes` is of the KV cache. `survives`
+    says whether the search may take it.
     """
 
     block: str
@@ -37,6 +37,7 @@ class CellRow(Content):
     bit_operations: float
     latency_s: float | None
     token_s: float | None
+    kv_nbytes: int | None
     error: float
     measured: bool
     survives: bool
@@ -52,6 +53,7 @@ class CellRow(Content):
             bit_operations=cell.bit_operations,
             latency_s=cell.latency_s,
             token_s=cell.token_s,
+            kv_nbytes=cell.kv_nbytes,
             error=cell.error,
             measured=not cell.is_estimate,
             survives=record.survives,

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
 from bitfront.objective import BY_NAME, FIGURES
-from bitfront.precision import Precision
 from search.choice import Ranking
 from service.http.bits import BitsTable, bits_tables
 from service.http.models.results import Best, Front, RankedTrial
@@ -105,7 +104,7 @@ def _figure_rows(ranked: RankedTrial) -> list[tuple[str, str, str, str]]:
 def _tables(service: Service, study: str, plan: Mapping[str, str]) -> list[BitsTable]:
     profile = service.store.load_profile(study)
     layers = () if profile is None else profile.layers
-    return bits_tables(layers, {name: Precision.parse(text) for name, text in plan.items()})
+    return bits_tables(layers, plan)
 
 
 @router.get("/studies/{study}/trials/{number}")

@@ -58,6 +58,7 @@ OTHERS: dict[str, object] = {
     "profile.vision.error_weight": 2.0,
     "profile.vision.output_weight": 2.0,
     "objectives": ["error", "bit_operations"],
+    "context_tokens": 8000,
     **{f"constraints.{figure.limit}": 1 for figure in FIGURES if figure.on_demand},
     "search.seed": 1,
     "target": "gguf",

@@ -11,16 +11,14 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from bitfront.errors import SpecError
+from bitfront.kv_cache import Kept, KvFormat, KvPlace
 from bitfront.quant.kv_cache import (
-    KvFormat,
     fitted_levels,
-    keys_nbytes,
     normalised,
     round_keys,
     round_values,
     round_vectors,
     uniform_levels,
-    values_nbytes,
     vector_ends,
 )
 
@@ -181,14 +179,34 @@ def test_bytes_are_those_of_what_is_written(bits: int, share: float, *, is_unifo
     apart = int(((stored < low[:, None]) | (stored > high[:, None])).sum()) if share else 0
 
     ends = np.zeros((channels, 2), np.float16).nbytes
-    assert keys_nbytes(form, channels, tokens) == whole + ends + apart * outlier
+    keys, values = (KvPlace("decoder", kept, channels) for kept in Kept)
+    assert keys.nbytes(form, tokens) == whole + ends + apart * outlier
     ends = np.zeros((tokens, 2), np.float16).nbytes
     apart = tokens * 2 * math.floor(share * channels / 2)
-    assert values_nbytes(form, channels, tokens) == whole + ends + apart * outlier
+    assert values.nbytes(form, tokens) == whole + ends + apart * outlier
 
 
 def test_sixteen_bits_are_stored_as_they_are() -> None:
-    assert keys_nbytes(KvFormat(16), 8, 5) == values_nbytes(KvFormat(16), 8, 5) == 80
+    assert all(KvPlace("decoder", kept, 8).nbytes(KvFormat(16), 5) == 80 for kept in Kept)
+
+
+@pytest.mark.parametrize("kept", list(Kept))
+def test_of_a_sliding_window_no_more_is_held_than_it_looks_back_at(kept: Kept) -> None:
+    window, whole = KvPlace("decoder", kept, 8, window=100), KvPlace("decoder", kept, 8)
+    for form in (KvFormat(16), KvFormat(3, 0.1)):
+        assert window.nbytes(form, 8000) == whole.nbytes(form, 100)
+        assert window.nbytes(form, 60) == whole.nbytes(form, 60)
+
+
+@pytest.mark.parametrize("text", ["kv2", "kv3k", "kv4r", "kv8o0.01", "kv2kro0.05", "kv16"])
+def test_a_short_form_is_read_as_it_was_written(text: str) -> None:
+    assert str(KvFormat.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["kv5", "kv", "w4a8", "kv4rk", "kv4o1", "kv4 "])
+def test_another_short_form_is_refused(text: str) -> None:
+    with pytest.raises(SpecError):
+        KvFormat.parse(text)
 
 
 @pytest.mark.parametrize(("bits", "outliers"), [(5, 0.0), (1, 0.0), (4, 1.0), (4, -0.1)])

@@ -7,6 +7,7 @@ from itertools import islice, product
 import pytest
 
 from bitfront.errors import InfeasibleBudget, UnavailableDevice
+from bitfront.kv_cache import Kept, KvFormat, KvPlace
 from bitfront.layers import Block, Layer, LayerKind, Tower
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.precision import Precision
@@ -391,3 +392,91 @@ def test_the_greedy_walk_makes_the_plans_where_it_is_asked_for() -> None:
     }
     assert further
     assert set(further) <= walked
+
+
+PLACES = [KvPlace(f"l{n}.self_attn", kept, 16) for n in range(2) for kept in Kept]
+
+
+def with_cache(profile: Profile, *, is_searched: bool) -> Profile:
+    """The profile with a cache of 100 tokens; keys of later layers err more than values."""
+    forms = [KvFormat(bits) for bits in (2, 4, 16)]
+    if not is_searched:
+        return replace(
+            profile, fixed_kv_nbytes=sum(place.nbytes(KvFormat(16), 100) for place in PLACES)
+        )
+    cells = [
+        Cell(
+            place.name,
+            Option((), form),
+            0,
+            0.0,
+            0.0 if form.bits == 16 else (3.0 + number) * 4.0**-form.bits,
+            0,
+            kv_nbytes=place.nbytes(form, 100),
+        )
+        for number, place in enumerate(PLACES)
+        for form in forms
+    ]
+    counted = [replace(cell, kv_nbytes=0) for cell in profile.cells]
+    blocks = (*profile.blocks, *(Block.of_place(place.name) for place in PLACES))
+    return replace(profile, blocks=blocks, cells=(*counted, *cells))
+
+
+def test_weights_and_cache_share_a_limit_on_the_memory() -> None:
+    whole = with_cache(make_profile(), is_searched=True)
+    profile = replace(whole, cells=tuple(c for c in whole.cells if "a4" not in str(c.option)))
+    spec = make_spec(
+        model={"source": "reference", "name": "digit-llava"},
+        objectives=objectives("memory_nbytes"),
+        constraints={"max_memory_nbytes": 15_000},
+        context_tokens=100,
+        search={"budgets": 5},
+    )
+
+    best = ProxySearch(spec, profile).solutions[-1]
+
+    by_block = [[c for c in profile.cells if c.block == block.name] for block in profile.blocks]
+    feasible = [
+        sum(cell.error for cell in cells)
+        for cells in product(*by_block)
+        if sum(cell.memory_nbytes or 0 for cell in cells) + FIXED_NBYTES <= 15_000
+    ]
+    assert best.error == pytest.approx(min(feasible), rel=1e-12)
+    assert best.amount(Resource.MEMORY_NBYTES) + FIXED_NBYTES <= 15_000
+    assert best.amount(Resource.KV_NBYTES) > 0
+
+
+def test_a_cache_that_is_not_searched_takes_its_share_of_the_memory() -> None:
+    profile = with_cache(make_profile(), is_searched=False)
+    fixed = profile.fixed_kv_nbytes
+    profile = replace(profile, cells=tuple(replace(c, kv_nbytes=0) for c in profile.cells))
+    spec = make_spec(
+        objectives=objectives("memory_nbytes"),
+        constraints={"max_memory_nbytes": 20_000},
+        context_tokens=100,
+    )
+
+    most = max(x.amount(Resource.NBYTES) for x in ProxySearch(spec, profile).solutions)
+
+    assert fixed == 4 * 2 * 16 * 100
+    assert most + FIXED_NBYTES + fixed <= 20_000
+    small = {**spec.model_dump(mode="json"), "constraints": {"max_memory_nbytes": fixed}}
+    with pytest.raises(InfeasibleBudget, match="max_memory_nbytes"):
+        ProxySearch(JobSpec.model_validate(small), profile)
+
+
+def test_the_sampler_chooses_formats_of_the_cache() -> None:
+    profile = with_cache(make_profile(), is_searched=True)
+    spec = make_spec(objectives=objectives("memory_nbytes"), context_tokens=100)
+    space = ProxySearch(spec, profile).space
+
+    params = {variable.name: variable.size - 1 for variable in space.variables}
+    plan = space.configuration(params).plan
+
+    chosen = dict(plan.cache)
+    assert {place.name for place in PLACES} >= set(chosen)
+    assert space.params(space.configuration(params)) == params
+    narrow = dict.fromkeys(params, 0)
+    assert dict(space.configuration(narrow).plan.cache) == {
+        place.name: KvFormat(2) for place in PLACES
+    }
