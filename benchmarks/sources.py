@@ -1,6 +1,10 @@
 """How fast, and in how much memory, two workers read each source of data, beside a DataLoader.
 
-python -m benchmarks.sources --samples 100000 --read 6000
+Pictures of 16 x 16 random pixels in all forms, some of them read in a random order in batches. Of
+bitfront two processes each open the source and read half, as its workers do; a DataLoader with two
+workers brings the same pictures into one process, those of shards from end to end.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.sources --samples 100000 --read 6000 --repeats 3
 """
 
 import io
@@ -35,6 +39,12 @@ CLASSES: Final = 10
 SHARD: Final = 10_000
 BATCH: Final = 64
 WORKERS: Final = 2
+LOOK: Final = 20
+"""Batches of a DataLoader from one look at its memory to the next."""
+
+
+Figures = tuple[float, float, int]
+"""Samples a second, seconds to open, and bytes of all processes together."""
 
 
 class Readable(Protocol):
@@ -55,7 +65,7 @@ class Reading:
         opened_s: Seconds until the samples were listed.
         read_s: Seconds of reading and decoding.
         count: Samples that were read.
-        nbytes: Memory that the source and its reading took, not shared with another process.
+        nbytes: Memory that the source and its reading took, beyond what was imported before.
     """
 
     opened_s: float
@@ -65,10 +75,10 @@ class Reading:
 
 
 def held_nbytes() -> int:
-    """The memory that this process and its own take and share with no other."""
+    """The memory of this process and its own; what several share counts once."""
     here = psutil.Process()
     tree = [here, *here.children(recursive=True)]
-    return sum(int(process.memory_full_info().uss) for process in tree)
+    return sum(int(process.memory_full_info().pss) for process in tree)
 
 
 def pixels_of(image: Image.Image) -> Tensor:
@@ -79,7 +89,7 @@ def pixels_of(image: Image.Image) -> Tensor:
 def open_source(settings: dict[str, Any]) -> Readable:
     """The source of a job's data."""
     spec = DataSpec.model_validate(settings)
-    if spec.source == "captions":
+    if spec.source == "captions" or spec.task == "retrieval":
         return open_caption_source(spec)
     return open_question_source(spec) if spec.source == "questions" else open_labelled_source(spec)
 
@@ -148,19 +158,27 @@ class Shards(IterableDataset[Tensor]):
 
 def torch_dataset(settings: dict[str, Any], count: int) -> Dataset[Tensor]:
     """The same source as a person reads it with torch alone."""
-    kind, path = settings["source"], Path(settings["path"])
+    kind, path = settings["source"], Path(settings["path"].removeprefix("file://"))
     if kind == "datasets":
         return Rows(str(path))
     if kind == "webdataset":
         return Shards(sorted(map(str, path.glob("*.tar"))), count)
     if kind == "image_folder":
         return Files(sorted(map(str, path.rglob("*.png"))))
-    if kind == "table":
-        import pandas as pd
+    return Files([str(path.parent / name) for name in names_in(path)])
 
-        return Files([str(path.parent / name) for name in pd.read_csv(path)["image"]])
+
+def names_in(path: Path) -> Sequence[str]:
+    """The images that a table or a file of captions or questions names."""
+    import pandas as pd
+
+    if path.suffix in (".csv", ".parquet"):
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        return list(table["image"])
     with path.open() as file:
-        return Files([str(path.parent / json.loads(line)["image"]) for line in file])
+        if path.suffix == ".json":
+            return [image["file_name"] for image in json.load(file)["images"]]
+        return [json.loads(line)["image"] for line in file]
 
 
 def read_by_torch(settings: dict[str, Any], indices: list[int]) -> Reading:
@@ -170,22 +188,28 @@ def read_by_torch(settings: dict[str, Any], indices: list[int]) -> Reading:
     dataset = torch_dataset(settings, len(indices))
     opened = time.perf_counter()
     sampler = None if isinstance(dataset, IterableDataset) else indices
-    loader = DataLoader(dataset, BATCH, sampler=sampler, num_workers=WORKERS)
+    # As it is by default on Linux; in a spawned process it would spawn workers.
+    loader = DataLoader(
+        dataset, BATCH, sampler=sampler, num_workers=WORKERS, multiprocessing_context="fork"
+    )
     batches = iter(loader)
     next(batches)
     begun = time.perf_counter()  # the workers have started
-    count, held = 0, 0
-    for batch in batches:
+    count, most, looking_s = 0, 0, 0.0
+    for number, batch in enumerate(batches):
         count += len(batch)
-        if not held and 2 * count > len(indices):
-            held = held_nbytes() - base
+        if number % LOOK == 0:
+            looked = time.perf_counter()
+            most = max(most, held_nbytes())
+            looking_s += time.perf_counter() - looked
     end = time.perf_counter()
-    return Reading(opened - start, end - begun, count, held)
+    return Reading(opened - start, end - begun - looking_s, count, most - base)
 
 
 def make(root: Path, count: int, seed: int) -> dict[str, dict[str, Any]]:
-    """The same small pictures in every form; gives the section `data` of each."""
+    """The same small pictures in every form; gives the section `data` of each by its name."""
     import datasets
+    import pandas as pd
 
     draw = np.random.default_rng(seed)
     contents, names = [], []
@@ -203,8 +227,17 @@ def make(root: Path, count: int, seed: int) -> dict[str, dict[str, Any]]:
     (files / "captions.jsonl").write_text("\n".join(captions))
     questions = [{"image": name, "question": "what?", "answers": ["that"]} for name in names]
     (files / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
-    rows = "\n".join(f"{name},{name[:7]}" for name in names)
-    (files / "table.csv").write_text(f"image,label\n{rows}\n")
+    coco = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        "annotations": [
+            {"id": number, "image_id": number, "caption": f"picture {name}"}
+            for number, name in enumerate(names)
+        ],
+    }
+    (files / "coco.json").write_text(json.dumps(coco))
+    table = pd.DataFrame({"image": names, "label": [name[:7] for name in names]})
+    table.to_csv(files / "table.csv", index=False)
+    table.to_parquet(files / "table.parquet")
     shards = root / "shards"
     shards.mkdir()
     for first in range(0, count, SHARD):
@@ -228,20 +261,25 @@ def make(root: Path, count: int, seed: int) -> dict[str, dict[str, Any]]:
     }
     saved = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
     saved.save_to_disk(str(root / "dataset"))
-    paths = {
-        "image_folder": files,
-        "table": files / "table.csv",
-        "captions": files / "captions.jsonl",
-        "questions": files / "questions.jsonl",
-        "datasets": root / "dataset",
-        "webdataset": shards,
+    return {
+        title: {"source": source, "path": str(path)}
+        for title, source, path in (
+            ("image folder", "image_folder", files),
+            ("CSV", "table", files / "table.csv"),
+            ("Parquet", "table", files / "table.parquet"),
+            ("captions, JSON Lines", "captions", files / "captions.jsonl"),
+            ("captions as COCO", "captions", files / "coco.json"),
+            ("questions, JSON Lines", "questions", files / "questions.jsonl"),
+            ("dataset on disk", "datasets", root / "dataset"),
+            ("webdataset", "webdataset", shards),
+            ("webdataset by fsspec", "webdataset", shards.as_uri()),
+        )
     }
-    return {kind: {"source": kind, "path": str(path)} for kind, path in paths.items()}
 
 
 def measured(
     pool: Pool, read: Callable[[dict[str, Any], list[int]], Reading], work: list[tuple[Any, ...]]
-) -> tuple[float, float, int]:
+) -> Figures:
     """Samples a second, seconds to open, and bytes of all processes together."""
     found = pool.starmap(read, work, chunksize=1)
     rate = sum(one.count for one in found) / max(one.read_s for one in found)
@@ -254,15 +292,22 @@ def measured(
 @click.option("--read", default=6_000, show_default=True, help="Samples that are read of them.")
 @click.option("--repeats", default=3, show_default=True, help="Of each, in turn.")
 @click.option("--seed", default=0, show_default=True, help="Of pictures and of the order.")
-def main(samples: int, read: int, repeats: int, seed: int) -> None:
+@click.option("--only", default="", help="Sources whose names contain this.")
+def main(samples: int, read: int, repeats: int, seed: int, only: str) -> None:
     """Prints a row for each source: medians, bitfront's two workers beside a DataLoader's."""
     torch.set_num_threads(1)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="sources-") as folder:
         sources = make(Path(folder), samples, seed)
         order = np.random.default_rng(seed).permutation(samples)[:read].tolist()
-        print("source | samples/s | DataLoader | ratio | open s | DataLoader | MiB | DataLoader")
-        for kind, settings in sources.items():
+        header = (
+            *("source", "samples a second", "DataLoader", "ratio"),
+            *("open, s", "DataLoader", "MiB", "DataLoader"),
+        )
+        print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+        for title, settings in sources.items():
+            if only not in title:
+                continue
             ours, theirs = [], []
             for _ in range(repeats):
                 # A process for each measurement: peaks of memory do not go down.
@@ -271,18 +316,29 @@ def main(samples: int, read: int, repeats: int, seed: int) -> None:
                     ours.append(measured(pool, read_here, halves))
                 # A pool's processes may have no children of their own.
                 theirs.append(alone(context, settings, order))
-            rate, opened, held = (statistics.median(column) for column in zip(*ours, strict=True))
-            other = [statistics.median(column) for column in zip(*theirs, strict=True)]
-            print(
-                f"{kind} | {rate:.0f} | {other[0]:.0f} | {rate / other[0]:.2f} | {opened:.2f} | "
-                f"{other[1]:.2f} | {held / 2**20:.0f} | {other[2] / 2**20:.0f}",
-                flush=True,
-            )
+            print(row(title, ours, theirs), flush=True)
+
+
+def row(title: str, ours: Sequence[Figures], theirs: Sequence[Figures]) -> str:
+    """A source's line of the table: medians, the two rates with their range."""
+    rates = []
+    for found in (ours, theirs):
+        each = [rate for rate, _, _ in found]
+        rates.append(f"{statistics.median(each):,.0f} ({min(each):,.0f} to {max(each):,.0f})")
+    (rate, opened, nbytes), (other, other_opened, other_nbytes) = (
+        [statistics.median(column) for column in zip(*found, strict=True)]
+        for found in (ours, theirs)
+    )
+    cells = (
+        *(title, *rates, f"{rate / other:.1f}", f"{opened:.2f}", f"{other_opened:.2f}"),
+        *(f"{nbytes / 2**20:.0f}", f"{other_nbytes / 2**20:.0f}"),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def alone(
     context: multiprocessing.context.SpawnContext, settings: dict[str, Any], order: list[int]
-) -> tuple[float, float, int]:
+) -> Figures:
     """The same of a DataLoader, in a process of its own."""
     queue: multiprocessing.Queue[Reading] = context.Queue()
     process = context.Process(target=put_reading, args=(queue, settings, order))
