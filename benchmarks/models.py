@@ -4,12 +4,14 @@ The model is saved as its library saves it and named by a job; the study goes fr
 the front on the test split, with its database and spool, in this process.
 
     OMP_NUM_THREADS=1 python -m benchmarks.models --seed 0
+    OMP_NUM_THREADS=1 python -m benchmarks.models --rounding gptq --input-bits 8
     OMP_NUM_THREADS=1 python -m benchmarks.models --only Qwen
 """
 
 import json
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -30,9 +32,19 @@ _CLASSES = ("one", "two")
 _SAMPLES = {"calibration": 6, "tuning": 2, "selection": 8, "test": 8}
 
 
-def job(small: SmallModel, folder: Path, trials: int, seed: int) -> JobSpec:
-    """A search with a layer a block: weights of 3 or 8 bits, inputs of 16."""
-    data: dict[str, object] = {"samples": _SAMPLES, "seed": seed, "batch_size": 8}
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is searched, and how often."""
+
+    trials: int
+    seed: int
+    rounding: str
+    input_bits: int
+
+
+def job(small: SmallModel, folder: Path, settings: Settings) -> JobSpec:
+    """A search with a layer a block: weights of 3 or 8 bits."""
+    data: dict[str, object] = {"samples": _SAMPLES, "seed": settings.seed, "batch_size": 8}
     if small.writes:
         data |= {"source": "questions", "path": str(folder / "questions.jsonl"), "answer_tokens": 4}
     else:
@@ -42,11 +54,11 @@ def job(small: SmallModel, folder: Path, trials: int, seed: int) -> JobSpec:
             "study": "small",
             "model": small.spec(folder / "model").model_dump(mode="json"),
             "data": data,
-            "quantizer": {"rounding": "nearest", "scale_search": False},
+            "quantizer": {"rounding": settings.rounding, "scale_search": False},
             "partition": {"granularity": "layer"},
-            "space": {"weight_bits": [3, 8], "activation_bits": [16]},
-            "search": {"seed": seed, "workers": 1},
-            "stop": {"trials": trials},
+            "space": {"weight_bits": [3, 8], "activation_bits": [settings.input_bits]},
+            "search": {"seed": settings.seed, "workers": 1},
+            "stop": {"trials": settings.trials},
         }
     )
 
@@ -73,14 +85,14 @@ def save_samples(folder: Path, seed: int) -> None:
     (folder / "questions.jsonl").write_text("\n".join(lines))
 
 
-def row(small: SmallModel, trials: int, seed: int) -> str:
+def row(small: SmallModel, settings: Settings) -> str:
     """A family's line of the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "model").mkdir()
         small.save(folder / "model")
-        save_samples(folder, seed)
-        spec, url = job(small, folder, trials, seed), f"sqlite:///{folder}/bitfront.db"
+        save_samples(folder, settings.seed)
+        spec, url = job(small, folder, settings), f"sqlite:///{folder}/bitfront.db"
         started_s = time.perf_counter()
         search(spec, url)
         seconds = time.perf_counter() - started_s
@@ -101,17 +113,20 @@ def row(small: SmallModel, trials: int, seed: int) -> str:
 @click.command()
 @click.option("--trials", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=0, show_default=True, help="Of samples and search.")
+@click.option("--rounding", default="nearest", show_default=True, help="How codes are chosen.")
+@click.option("--input-bits", default=16, show_default=True, type=click.IntRange(2, 16))
 @click.option("--only", default="", help="Families whose names contain this.")
-def main(trials: int, seed: int, only: str) -> None:
+def main(trials: int, seed: int, rounding: str, input_bits: int, only: str) -> None:
     """Prints a line a family: layers, weights found and left, trials, the front, and seconds."""
     header = (
         *("family", "layers", "weights in layers", "left at 16 bits", "of these matrices"),
         *("trials", "on the front", "seconds"),
     )
     click.echo(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    settings = Settings(trials, seed, rounding, input_bits)
     for small in SMALL_MODELS:
         if only in small.name:
-            click.echo(row(small, trials, seed))
+            click.echo(row(small, settings))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Where a person's own captions come from: JSON Lines, a file as COCO has it, a table, shards."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from bitfront.errors import InvalidSample
 from bitfront.spec import DataSource, DataSpec
@@ -55,25 +56,28 @@ class _Line(BaseModel):
         return tuple(caption.strip() for caption in own if caption.strip())
 
 
-class _CocoImage(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _CocoImage:
     """An image of COCO's."""
 
     id: int | str
     file_name: str
 
 
-class _CocoAnnotation(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _CocoAnnotation:
     """A caption of COCO's."""
 
     image_id: int | str
     caption: str
 
 
-class _Coco(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _Coco:
     """A file as COCO has captions; further keys are not read."""
 
-    images: tuple[_CocoImage, ...]
-    annotations: tuple[_CocoAnnotation, ...]
+    images: list[_CocoImage]
+    annotations: list[_CocoAnnotation]
 
 
 class ListedCaptions:
@@ -105,7 +109,7 @@ class ListedCaptions:
 
     def _coco(self) -> dict[str, list[str]]:
         try:
-            content = _Coco.model_validate_json(self._listing.read())
+            content = TypeAdapter(_Coco).validate_json(self._listing.read())
         except ValidationError as error:
             raise InvalidSample(
                 f"{self._listing.path} has no captions as COCO has them: "

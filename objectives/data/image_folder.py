@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -50,6 +50,11 @@ class ImageFolder:
     left_out: Counter[str] = field(default_factory=Counter)
 
     @property
+    def names(self) -> list[str]:
+        """The path of every image from the root on."""
+        return names_below(self.root, self.files)
+
+    @property
     def summary(self) -> str:
         """What was found and what was left out, in one line."""
         found = f"{len(self.files)} images in {len(self.classes)} classes"
@@ -75,8 +80,8 @@ def list_images(root: Path) -> ImageFolder:
     for entry in _entries(root):
         if _is_foreign(entry.name):
             left_out["hidden or system names"] += 1
-        elif entry.is_dir():
-            folders.append(entry)
+        elif _is_folder(entry):
+            folders.append(Path(entry.path))
         else:
             left_out["files beside the class folders"] += 1
     if len(folders) < 2:
@@ -126,6 +131,12 @@ def list_pictures(root: Path) -> tuple[list[Path], Counter[str]]:
     return files, left_out
 
 
+def names_below(root: Path, files: Sequence[Path]) -> list[str]:
+    """The paths of files that were listed, from the folder on where they were."""
+    start = len(os.path.join(root, "")) if root.parts else 0
+    return [str(path)[start:] for path in files]
+
+
 def shown(path: Path | str) -> str:
     """A path as text that can be printed and stored, whatever bytes its name is made of.
 
@@ -134,13 +145,18 @@ def shown(path: Path | str) -> str:
     return one_line(os.fsencode(path).decode(errors="backslashreplace"))
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     """What lies in a folder, sorted by name alike on every file system."""
     try:
-        found = list(folder.iterdir())
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: (_normal(entry.name), os.fsencode(entry.name)))
     except OSError as error:
         raise MissingData(f"the folder {shown(folder)} cannot be read: {error.strerror}") from error
-    return sorted(found, key=lambda path: (_normal(path.name), os.fsencode(path.name)))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, or a link to one; only links cost a look at the disk."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
 
 
 def _images_below(
@@ -153,19 +169,22 @@ def _images_below(
         return
     seen.add(place)
     for entry in _entries(folder):
-        suffix = entry.suffix.lower()
+        suffix = os.path.splitext(entry.name)[1].lower()
+        is_link = entry.is_symlink()
         if _is_foreign(entry.name):
             left_out["hidden or system names"] += 1
-        elif entry.is_dir():
-            yield from _images_below(entry, left_out, seen)
-        elif not entry.exists():
+        elif _is_folder(entry):
+            yield from _images_below(Path(entry.path), left_out, seen)
+        elif is_link and not os.path.exists(entry.path):
             left_out["broken links"] += 1
         elif suffix in _UNREADABLE:
             left_out[f"{suffix} files (convert them to JPEG or PNG)"] += 1
-        elif suffix not in SUFFIXES or not entry.is_file():
+        elif suffix not in SUFFIXES or not (
+            os.path.isfile(entry.path) if is_link else entry.is_file(follow_symlinks=False)
+        ):
             left_out["files that are not images"] += 1
         else:
-            yield entry
+            yield Path(entry.path)
 
 
 def _is_foreign(name: str) -> bool:

@@ -1,5 +1,6 @@
 """A file that lists samples and names their images, which lie beside it or in a folder."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +43,7 @@ class Listing:
                 "the images"
             )
         self.folder = folder.resolve()
+        self._resolved: dict[str, str] = {}  # many images lie in one folder
 
     def read(self) -> str:
         """The file's text.
@@ -83,10 +85,15 @@ class Listing:
         Raises:
             InvalidSample: It lies outside.
         """
-        path = (self.folder / name).resolve()
-        if not path.is_relative_to(self.folder):
+        parent, last = os.path.split(os.path.join(self.folder, name))
+        if parent not in self._resolved:
+            self._resolved[parent] = os.path.realpath(parent)
+        path = os.path.join(self._resolved[parent], last)
+        if last in ("", ".", "..") or os.path.islink(path):
+            path = os.path.realpath(path)
+        if not path.startswith(os.path.join(self.folder, "")):
             raise InvalidSample(f"{where} has an image outside of {self.folder}: {name}")
-        return Sample(path)
+        return Sample(Path(path))
 
 
 def problem(error: ValidationError, whole: str) -> str:

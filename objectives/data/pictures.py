@@ -7,7 +7,7 @@ from PIL import Image
 from bitfront.errors import SpecError
 from bitfront.spec import DataSpec
 from objectives.data.captions import class_names, names_in
-from objectives.data.image_folder import existing_folder, list_pictures, shown
+from objectives.data.image_folder import existing_folder, list_pictures, names_below, shown
 from objectives.data.images import decode_image
 from objectives.data.inspection import Sample
 
@@ -24,7 +24,7 @@ class PictureSource:
         self.title = f"folder {shown(root)}"
         left = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
         self.summary = f"{len(self._files)} images" + (f"; left out: {left}" if left else "")
-        self.names = [path.relative_to(root).as_posix() for path in self._files]
+        self.names = names_below(root, self._files)
         self._background = spec.background
 
     def group(self, index: int) -> str:

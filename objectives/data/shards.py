@@ -233,25 +233,61 @@ def _members(
     shard: str, file: IO[bytes], tar: tarfile.TarFile
 ) -> Iterator[tuple[str, str, Part | str]]:
     """Key, suffix, and the place of an image or the text of each member that is one."""
-    while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # or it would keep them all
-        folder, _, name = member.name.removeprefix("./").rpartition("/")
+    for path, offset, nbytes in _files(file, tar):
+        folder, _, name = path.removeprefix("./").rpartition("/")
         stem, _, suffix = name.partition(".")
         suffix = suffix.lower()
         key = f"{folder}/{stem}" if folder else stem
-        if not member.isfile() or not stem:
+        if not stem:
             continue
         if f".{suffix.rpartition('.')[2]}" in SUFFIXES:
-            yield key, suffix, Part(shard, member.offset_data, member.size)
-        elif suffix in _TEXTS and member.size <= _LARGEST_TEXT:
-            file.seek(member.offset_data)
+            yield key, suffix, Part(shard, offset, nbytes)
+        elif suffix in _TEXTS and nbytes <= _LARGEST_TEXT:
+            file.seek(offset)
             try:
-                yield key, suffix, file.read(member.size).decode()
+                yield key, suffix, file.read(nbytes).decode()
             except UnicodeDecodeError as error:
                 raise InvalidSample(
                     f"the sample {key!r} of {shard} has a .{suffix} that is not UTF-8 text "
                     f"({error}): correct it"
                 ) from error
+
+
+def _files(file: IO[bytes], tar: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
+    """The name of every file in a tar, where it begins, and how long it is."""
+    while (member := tar.next()) is not None:
+        if member.isfile():
+            yield member.name, member.offset_data, member.size
+        while (plain := _plain_file(file, tar)) is not None:
+            yield plain
+        tar.members = []  # type: ignore[attr-defined]  # or it would keep them all
+
+
+def _plain_file(file: IO[bytes], tar: tarfile.TarFile) -> tuple[str, int, int] | None:
+    """The next file where its header is a plain one, which is passed over; None otherwise.
+
+    `tarfile` takes several times as long for a header, and reads all others. The layout is that
+    of `ustar` in POSIX.1-1988.
+    """
+    start = tar.offset
+    file.seek(start)
+    header = file.read(_BLOCK)
+    if len(header) < _BLOCK or header[156:157] != tarfile.REGTYPE or tar.pax_headers:
+        return None
+    name, prefix = (
+        header[first:last].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        for first, last in ((0, 100), (345, 500))
+    )
+    try:
+        nbytes, found = (
+            int(header[first:last].strip(b" \0"), 8) for first, last in ((124, 136), (148, 156))
+        )
+    except ValueError:
+        return None
+    if found != sum(header[:148]) + sum(header[156:]) + 8 * ord(" ") or nbytes < 0:
+        return None
+    tar.offset = start + _BLOCK + math.ceil(nbytes / _BLOCK) * _BLOCK
+    return f"{prefix}/{name}" if prefix else name, start + _BLOCK, nbytes
 
 
 def _refuse_cut(shard: str, file: IO[bytes], end: int) -> None:

@@ -50,8 +50,7 @@ class FolderSource:
         self.summary = self._folder.summary
         self.classes = class_names(self._folder.classes, spec.classes, self.title)
         self.labels = self._folder.labels
-        root = self._folder.root
-        self.names = [path.relative_to(root).as_posix() for path in self._folder.files]
+        self.names = self._folder.names
 
     def group(self, index: int) -> str:
         """The file's name: each one stands alone."""
