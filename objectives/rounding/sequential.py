@@ -163,13 +163,18 @@ class SequentialSwitch(PlanSwitch):
         return forms
 
     def _follows(self, layer: str, precision: Precision) -> bool:
-        """Whether a layer's form depends on the plan before it."""
+        """Whether a layer's form depends on the plan before it.
+
+        An expert's does not: behind quantized layers other tokens reach it than in the full model,
+        so that there is no input of the full model to compare with.
+        """
         target = self.quantizer.target_for(precision.activation_bits)
         return (
             precision.quantizes_weight
             and target is not Target.OWN
             and bool(self._model.multiplying(layer))
             and not self._model.acts_from_the_start(layer)
+            and not self._model.is_of_expert(layer)
             and (layer in self._moments or self.quantizer.rounding is not Rounding.AUTO)
         )
 

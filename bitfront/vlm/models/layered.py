@@ -208,6 +208,10 @@ class LayeredModel(ABC):
             raise SpecError(f"the model has no layer {layer!r}: its first is {self.layers[0].name}")
         return self._sites[layer].modules
 
+    def is_of_expert(self, layer: str) -> bool:
+        """Whether a layer is one of an expert, which only some tokens reach."""
+        return self.has_experts and "experts" in layer.split(".")
+
     def multiplying(self, layer: str) -> tuple[nn.Module, ...]:
         """Those of the layer's modules that multiply an input: all but embeddings."""
         return tuple(m for m in self.modules(layer) if not isinstance(m, nn.Embedding))
