@@ -1,28 +1,25 @@
 """How well a configuration does a person's own task, by the task's own errors."""
 
-from collections.abc import Mapping
-from typing import NoReturn
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bitfront.errors import SpecError
 from bitfront.plan import Configuration, Plan
+from bitfront.tasks import own_task
 from objectives.data.own import InstalledPackageTask
 from objectives.data.split_name import SplitName
-from objectives.evaluation.scorer import Score, Scorer, ScoringContext
+from objectives.evaluation.scorer import PlanScorer, Score, ScoringContext
 from objectives.execution.feature_store import FeatureKey
 from objectives.execution.runner import StreamRunner
 from objectives.execution.similarity import divergences_nats
 from objectives.profiling.full_precision import FULL_PLAN
-from objectives.recovery.training import Training
 
 
-class OwnScorer(Scorer):
+class OwnScorer(PlanScorer):
     """Scores a model by what an installed task makes of its logits."""
 
     def __init__(self, task: InstalledPackageTask, context: ScoringContext) -> None:
+        super().__init__(own_task(task.package.name))
         self._task = task
         self._stopwatch = context.stopwatch
         self._features = context.features
@@ -34,31 +31,14 @@ class OwnScorer(Scorer):
         A sample's divergence is the mean over its rows of `KL(p || q)`, `p` and `q` being the
         softmax in full precision and under the configuration.
         """
-        if configuration.recovery is not None:
-            refuse_recovery()
-        full = self._full(split)
+        plan, full = self._plan(configuration), self._full(split)
         with self._stopwatch.timed("predictions"):
-            logits = self._run(configuration.plan, split)
+            logits = self._run(plan, split)
         count = sum(self._task.stream(split).sizes)
         divergence = divergences_nats(full, logits).reshape(count, -1).mean(dim=-1)
         if not bool(logits.isfinite().all()):
             return Score.of(torch.ones(count), torch.full((count,), torch.nan), {})
         return Score.of(self._task.errors(split, logits), divergence, {})
-
-    def begin(self, configuration: Configuration) -> Training:
-        """Refuses a recovery."""
-        del configuration
-        refuse_recovery()
-
-    def keep(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> None:
-        """Refuses a recovery."""
-        del configuration, stored
-        refuse_recovery()
-
-    def stored(self, configuration: Configuration) -> dict[str, Tensor]:
-        """Refuses a recovery."""
-        del configuration
-        refuse_recovery()
 
     def _full(self, split: SplitName) -> Float[Tensor, "rows classes"]:
         key = FeatureKey(f"{split}/own", FULL_PLAN)
@@ -70,15 +50,3 @@ class OwnScorer(Scorer):
 
     def _run(self, plan: Plan, split: SplitName) -> Float[Tensor, "rows classes"]:
         return self._runner.run(self._task.stream(split), plan, keep=len(plan) > 0)
-
-
-def refuse_recovery() -> NoReturn:
-    """Refuses a recovery.
-
-    Raises:
-        SpecError: Always.
-    """
-    raise SpecError(
-        "space.recovery: P4Q trains prompts and adapters on classes or on answers, and a task of "
-        "your own may have neither: leave it out"
-    )

@@ -1,7 +1,7 @@
 """How well a configuration finds images by their captions, and captions by their images."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -14,10 +14,9 @@ from bitfront.plan import Configuration
 from bitfront.tasks import RETRIEVAL, TaskMeasure
 from objectives.data.retrieval import RetrievalTask
 from objectives.data.split_name import SplitName
-from objectives.evaluation.scorer import Score, Scorer, ScoringContext
+from objectives.evaluation.scorer import PlanScorer, Score, ScoringContext
 from objectives.evaluation.tower_features import TowerFeatures
 from objectives.execution.similarity import divergences_nats
-from objectives.recovery.training import Training
 
 DEPTHS: Final = {
     TaskMeasure.RECALL_AT_1: 1,
@@ -29,7 +28,7 @@ DEPTHS: Final = {
 _ROWS = 1024  # queries that are compared with all candidates at a time
 
 
-class RetrievalScorer(Scorer):
+class RetrievalScorer(PlanScorer):
     """Scores a dual encoder as CLIP_benchmark's `zeroshot_retrieval` does.
 
     A query is right at K if one of the K candidates with the highest cosine belongs to it: of a
@@ -38,6 +37,7 @@ class RetrievalScorer(Scorer):
     """
 
     def __init__(self, task: RetrievalTask, context: ScoringContext) -> None:
+        super().__init__(RETRIEVAL)
         self._task = task
         self._towers = TowerFeatures(task.model, context)
 
@@ -50,9 +50,7 @@ class RetrievalScorer(Scorer):
         two directions, `p` and `q` being the softmax over the candidates in full precision and
         under the configuration; `loss_nats` is the mean cross-entropy of the two.
         """
-        task, plan = self._task, configuration.plan
-        if configuration.recovery is not None:
-            refuse_recovery()
+        task, plan = self._task, self._plan(configuration)
         images, captions = task.images(split), task.captions(split)
         full = _unit(self._towers.full(images)), _unit(self._towers.full(captions))
         found = (
@@ -82,21 +80,6 @@ class RetrievalScorer(Scorer):
             of_images -= float(log_p.masked_fill(others, -torch.inf).logsumexp(dim=-1).sum())
         return {"loss_nats": (of_captions / len(texts) + of_images / len(images)) / 2}
 
-    def begin(self, configuration: Configuration) -> Training:
-        """Refuses a recovery."""
-        del configuration
-        refuse_recovery()
-
-    def keep(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> None:
-        """Refuses a recovery."""
-        del configuration, stored
-        refuse_recovery()
-
-    def stored(self, configuration: Configuration) -> dict[str, Tensor]:
-        """Refuses a recovery."""
-        del configuration
-        refuse_recovery()
-
     def classify(
         self, configuration: Configuration, pictures: Sequence[Image], top: int
     ) -> list[list[tuple[str, float]]]:
@@ -110,15 +93,6 @@ class RetrievalScorer(Scorer):
             "the study is of retrieval, and has no classes: put its configuration onto a loaded "
             "model with 'apply', as docs/python.md shows"
         )
-
-
-def refuse_recovery() -> NoReturn:
-    """Refuses a recovery.
-
-    Raises:
-        SpecError: Always.
-    """
-    raise SpecError(f"space.recovery: {RETRIEVAL.without_recovery}: leave it out")
 
 
 def misses(

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Self, TypeVar
+from typing import Generic, NoReturn, Self, TypeVar
 
 from cachetools import LRUCache
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from bitfront.objective import Objective
 from bitfront.plan import Configuration, Plan
 from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec
+from bitfront.tasks import TaskKind
 from bitfront.vlm import PlanSwitch
 from objectives.data.split_name import SplitName
 from objectives.execution.feature_store import FeatureStore
@@ -192,6 +193,51 @@ class Scorer(ABC):
         raise SpecError(
             "the model of this study does not answer questions: use 'bitfront classify'"
         )
+
+
+class PlanScorer(Scorer):
+    """Measures plans alone: no recovery has a loss for the task.
+
+    Args:
+        kind: The task.
+    """
+
+    def __init__(self, kind: TaskKind) -> None:
+        self._kind = kind
+
+    def begin(self, configuration: Configuration) -> Training:
+        """Refuses a recovery."""
+        del configuration
+        refuse_recovery(self._kind)
+
+    def keep(self, configuration: Configuration, stored: Mapping[str, Tensor]) -> None:
+        """Refuses a recovery."""
+        del configuration, stored
+        refuse_recovery(self._kind)
+
+    def stored(self, configuration: Configuration) -> dict[str, Tensor]:
+        """Refuses a recovery."""
+        del configuration
+        refuse_recovery(self._kind)
+
+    def _plan(self, configuration: Configuration) -> Plan:
+        """What there is to measure of a configuration.
+
+        Raises:
+            SpecError: It has a recovery.
+        """
+        if configuration.recovery is not None:
+            refuse_recovery(self._kind)
+        return configuration.plan
+
+
+def refuse_recovery(kind: TaskKind) -> NoReturn:
+    """Refuses the recoveries of a task that has none.
+
+    Raises:
+        SpecError: Always.
+    """
+    raise SpecError(f"space.recovery: {kind.without_recovery}: leave it out")
 
 
 class Recoveries(Generic[Finished]):

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Self
 
 from bitfront.spec import DataSpec, JobSpec
+from bitfront.tasks import own_task
 from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch
 from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.data.own import InstalledPackageTask, load_own
 from objectives.evaluation.families.family import Family
 from objectives.evaluation.families.retrieval import image_meter
-from objectives.evaluation.own_scorer import OwnScorer, refuse_recovery
-from objectives.evaluation.scorer import ScoringContext
+from objectives.evaluation.own_scorer import OwnScorer
+from objectives.evaluation.scorer import ScoringContext, refuse_recovery
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class OwnFamily(Family):
             SpecError: The job asks for one.
         """
         if spec.space.recovery is not None:
-            refuse_recovery()
+            refuse_recovery(own_task(self.task.package.name))
 
     def latency_meters(
         self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable

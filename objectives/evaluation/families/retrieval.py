@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from bitfront.spec import DataSpec, JobSpec
+from bitfront.tasks import RETRIEVAL
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.cost.latency import LatencyMeter, LatencyTable
 from objectives.cost.runtimes.stages import image_stage
@@ -11,8 +12,8 @@ from objectives.cost.runtimes.torch_runtime import TorchRuntime
 from objectives.data.inspection import Inspector
 from objectives.data.retrieval import RetrievalTask, load_retrieval
 from objectives.evaluation.families.family import Family
-from objectives.evaluation.retrieval_scorer import RetrievalScorer, refuse_recovery
-from objectives.evaluation.scorer import ScoringContext
+from objectives.evaluation.retrieval_scorer import RetrievalScorer
+from objectives.evaluation.scorer import ScoringContext, refuse_recovery
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RetrievalFamily(Family):
             SpecError: The job asks for one.
         """
         if spec.space.recovery is not None:
-            refuse_recovery()
+            refuse_recovery(RETRIEVAL)
 
     def latency_meters(
         self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable
