@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import s3fs
-from moto.moto_api._internal.models import moto_api_backend
 from moto.server import ThreadedMotoServer
 from upath import UPath
 
@@ -16,6 +15,7 @@ from bitfront.errors import UnusableSpool
 from bitfront.files import shared_path
 from bitfront.trial import Evaluation
 from objectives.recovery.checkpoint import read_checkpoint, write_checkpoint
+from tests.support.buckets import served_bucket
 from tests.support.studies import Study
 from workers.scheduling.spool import Spool
 
@@ -29,21 +29,9 @@ RESULT = re.compile(r"\d+-\d+\.json|\d+\.safetensors|end-\d+")
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
-    """A server with the bucket `studies`; s3fs finds it by the environment, as it would S3."""
-    running = ThreadedMotoServer(port=0)
-    running.start()
-    host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("studies")
-    yield running
-    running.stop()
-    moto_api_backend.reset()
-    s3fs.S3FileSystem.clear_instance_cache()
+    """A server with the bucket `studies`."""
+    with served_bucket("studies", monkeypatch) as running:
+        yield running
 
 
 def bucket() -> UPath:
