@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 
 from bitfront.errors import InvalidSample
 from bitfront.spec import DataSource, DataSpec
-from objectives.data.inspection import Sample
-from objectives.data.listing import Listing, problem
+from objectives.data.listing import CaptionedImages, Listing, problem
+from objectives.data.sample import Sample
 from objectives.data.shards import ShardCaptions
 from objectives.data.splits import Source
 from objectives.data.tables import TableCaptions
@@ -25,6 +25,9 @@ class CaptionSource(Source, Protocol):
 
     def captions(self, index: int) -> Sequence[str]:
         """The captions of an image."""
+
+    def sample(self, index: int) -> Sample:
+        """The encoded image of a sample, or where it is."""
 
     def content(self, index: int) -> bytes:
         """The encoded image.
@@ -80,7 +83,7 @@ class _Coco:
     annotations: list[_CocoAnnotation]
 
 
-class ListedCaptions:
+class ListedCaptions(CaptionedImages):
     """Captions of a file; the images that it names are the samples.
 
     JSON Lines: `{"image": "cat.jpg", "captions": ["..."]}` or `"caption": "..."` a line; lines of
@@ -88,65 +91,45 @@ class ListedCaptions:
     """
 
     def __init__(self, spec: DataSpec) -> None:
-        self._listing = Listing(spec, "caption")
-        self.title = f"caption file {self._listing.path}"
-        found = self._coco() if self._is_coco() else self._lines()
-        self.names = list(found)
-        self._captions = list(found.values())
-        self.count = sum(map(len, self._captions))
+        listing = Listing(spec, "caption")
+        found = _coco(listing) if _is_coco(listing) else _lines(listing)
+        super().__init__(listing, f"caption file {listing.path}", found)
 
-    def _is_coco(self) -> bool:
-        """Whether it is one object, on one line or on many: a line of its own is whole."""
-        with self._listing.path.open("rb") as file:
-            first = file.readline().strip()
-        return b'"annotations"' in first or not first.endswith(b"}")
 
-    def _lines(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for _, line in self._listing.lines(_Line, _EXAMPLE):
-            found.setdefault(line.image, []).extend(line.all_of_them)
-        return found
+def _is_coco(listing: Listing) -> bool:
+    """Whether it is one object, on one line or on many: a line of its own is whole."""
+    with listing.path.open("rb") as file:
+        first = file.readline().strip()
+    return b'"annotations"' in first or not first.endswith(b"}")
 
-    def _coco(self) -> dict[str, list[str]]:
-        try:
-            content = TypeAdapter(_Coco).validate_json(self._listing.read())
-        except ValidationError as error:
+
+def _lines(listing: Listing) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for _, line in listing.lines(_Line, _EXAMPLE):
+        found.setdefault(line.image, []).extend(line.all_of_them)
+    return found
+
+
+def _coco(listing: Listing) -> dict[str, list[str]]:
+    try:
+        content = TypeAdapter(_Coco).validate_json(listing.read())
+    except ValidationError as error:
+        raise InvalidSample(
+            f"{listing.path} has no captions as COCO has them: "
+            f"{problem(error, 'the file')}; JSON Lines such as {_EXAMPLE} are read too"
+        ) from error
+    files = {image.id: image.file_name for image in content.images}
+    found: dict[str, list[str]] = {}
+    for annotation in content.annotations:
+        if annotation.image_id not in files:
             raise InvalidSample(
-                f"{self._listing.path} has no captions as COCO has them: "
-                f"{problem(error, 'the file')}; JSON Lines such as {_EXAMPLE} are read too"
-            ) from error
-        files = {image.id: image.file_name for image in content.images}
-        found: dict[str, list[str]] = {}
-        for annotation in content.annotations:
-            if annotation.image_id not in files:
-                raise InvalidSample(
-                    f"{self._listing.path} has a caption of the image {annotation.image_id}, which "
-                    "is not among its images: add it, or remove the caption"
-                )
-            if annotation.caption.strip():
-                name = files[annotation.image_id]
-                found.setdefault(name, []).append(annotation.caption.strip())
-        return found
-
-    def captions(self, index: int) -> Sequence[str]:
-        """The captions as they are in the file."""
-        return self._captions[index]
-
-    def group(self, index: int) -> str:
-        """The image: it has all its captions with it."""
-        return self.names[index]
-
-    def sample(self, index: int) -> Sample:
-        """The image file."""
-        return self._listing.image(self.names[index], self.where(index))
-
-    def content(self, index: int) -> bytes:
-        """The file as it is on disk."""
-        return self.sample(index).read()
-
-    def where(self, index: int) -> str:
-        """The image's name in the file."""
-        return f"the image {self.names[index]!r} of {self._listing.path}"
+                f"{listing.path} has a caption of the image {annotation.image_id}, which "
+                "is not among its images: add it, or remove the caption"
+            )
+        if annotation.caption.strip():
+            name = files[annotation.image_id]
+            found.setdefault(name, []).append(annotation.caption.strip())
+    return found
 
 
 def open_caption_source(spec: DataSpec) -> CaptionSource:

@@ -13,7 +13,8 @@ from bitfront.tasks import CHOICE, TaskMeasure
 from bitfront.vlm import GenerativeModel
 from objectives.data.answers import normalise
 from objectives.data.choice_sources import ChoiceSource, ListedChoices
-from objectives.data.inspection import Inspector, Sample
+from objectives.data.decoded import DecodedImages
+from objectives.data.inspection import Inspector
 from objectives.data.questions import (
     REFERENCE_PROMPT,
     QuestionSplit,
@@ -22,6 +23,7 @@ from objectives.data.questions import (
     refuse_long_answers,
 )
 from objectives.data.reference_choices import ReferenceChoices
+from objectives.data.sample import Sample
 from objectives.data.split_name import SplitName
 from objectives.data.splits import chosen_sources
 from objectives.execution.streams import OptionStream
@@ -59,9 +61,9 @@ class Asked:
         right = self._source.right(index)
         return (ascii_uppercase[right] if self._listing else self._source.options(index)[right],)
 
-    def image(self, index: int) -> Image | None:
+    def image(self, index: int, images: DecodedImages) -> Image | None:
         """As in the source."""
-        return self._source.image(index)
+        return self._source.image(index, images)
 
     def group(self, index: int) -> str:
         """As in the source."""
@@ -90,7 +92,6 @@ class Options(Asked):
             (index, option) for index in indices for option in range(len(source.options(index)))
         ]
         self.names = [f"{index}/{option}" for index, option in self.places]
-        self._last: tuple[int, Image | None] = (-1, None)
 
     def question(self, index: int) -> str:
         """The question of an option."""
@@ -101,12 +102,9 @@ class Options(Asked):
         place, option = self.places[index]
         return (self._source.options(place)[option],)
 
-    def image(self, index: int) -> Image | None:
-        """The question's image, decoded once for options that follow each other."""
-        place = self.places[index][0]
-        if self._last[0] != place:
-            self._last = place, super().image(place)
-        return self._last[1]
+    def image(self, index: int, images: DecodedImages) -> Image | None:
+        """The question's image."""
+        return super().image(self.places[index][0], images)
 
     def where(self, index: int) -> str:
         """The question's place."""
@@ -163,6 +161,7 @@ def load_choices(
         SpecError: The prompt has no image token, or right letters are longer than answers may be.
     """
     measure = CHOICE.measure(spec.measure)
+    inspector = inspector or Inspector()
     if spec.source is DataSource.REFERENCE:
         changes = {
             name: own
@@ -173,18 +172,20 @@ def load_choices(
     else:
         check_prompt(spec, model)
     sources: dict[SplitName, tuple[ChoiceSource, Sequence[int]]] = chosen_sources(
-        spec, inspector or Inspector(), ReferenceChoices, ListedChoices
+        spec, inspector, ReferenceChoices, ListedChoices
     )
     writes = measure is TaskMeasure.LETTER
     listing = spec.option_format if writes else ""
     splits, choices, options = {}, {}, {}
     for name, (source, indices) in sources.items():
         asked = Asked(source, listing)
-        splits[name] = QuestionSplit(name, model, asked, indices, spec)
+        splits[name] = QuestionSplit(name, model, asked, indices, spec, inspector.images)
         choices[name] = [(source.options(index), source.right(index)) for index in indices]
         every = Options(source, indices)
         places = range(len(every.places))
-        options[name] = QuestionSplit(name, model, every, places, spec, key=f"{name}/options")
+        options[name] = QuestionSplit(
+            name, model, every, places, spec, inspector.images, key=f"{name}/options"
+        )
         if writes and spec.answer_pattern is None and name in (SplitName.SELECTION, SplitName.TEST):
             refuse_long_answers(name, model, asked, indices, spec.answer_tokens)
     return ChoiceTask(

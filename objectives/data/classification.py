@@ -150,8 +150,7 @@ def load_classification(
 ) -> ClassificationTask:
     """The classes and images of a job, prepared as the model wants them.
 
-    Images of a folder or a dataset are decoded batch by batch when they are used, and kept as
-    long as a split's pixels take at most `HELD_NBYTES`.
+    Images of a person's own are decoded when they are used; see `read_pixels`.
 
     Raises:
         MissingData: There is nothing at the path, a class is empty, or the samples are fewer
@@ -229,7 +228,13 @@ def _source_splits(
         _check_labels(source, is_unlabelled=spec.source is DataSource.IMAGES)
     captions = digest(_caption_recipe(one_classes(sources), spec))
     return {
-        name: _source_split(name, captions, sources[name], indices, spec, model)
+        name: _source_split(
+            name,
+            captions,
+            sources[name],
+            indices,
+            read_pixels(sources[name], indices, spec, model, inspector.images),
+        )
         for name, indices in split_samples(sources, spec, inspector).indices.items()
     }
 
@@ -254,12 +259,10 @@ def _source_split(
     captions: str,
     source: LabelledSource,
     indices: Sequence[int],
-    spec: DataSpec,
-    model: DualEncoder,
+    pixels: ReadPixels,
 ) -> Split:
     def contents() -> list[str]:
         return [fingerprint(source.content(index), str(source.labels[index])) for index in indices]
 
     labels = torch.tensor([source.labels[index] for index in indices])
-    pixels = read_pixels(source, indices, spec, model)
     return Split(name, labels, captions, pixels, contents)

@@ -8,14 +8,16 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, overload
+from typing import Final
 
-import fsspec
+from PIL.Image import Image
 
 from bitfront.errors import InvalidSample
 from bitfront.processes import FRESH
-from objectives.data.image_folder import shown
-from objectives.data.images import decode_image, read_content
+from objectives.data.decoded import DecodedImages
+from objectives.data.images import decode_image
+from objectives.data.kept import TensorFile
+from objectives.data.sample import LazySamples, Part, Sample
 
 # Goes up with whatever makes an image that was readable unreadable, or the other way round, and
 # with what is remembered of it.
@@ -25,44 +27,6 @@ _FEW: Final = 256
 _CHUNK: Final = 16
 # So many are given to the processes at a time: those of a dataset are held in memory.
 _WINDOW: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """An encoded image within a larger file.
-
-    Attributes:
-        file: The file's path, or its address as fsspec has them.
-        offset: Where it begins.
-        nbytes: How long it is.
-    """
-
-    file: str
-    offset: int
-    nbytes: int
-
-    def read(self) -> bytes:
-        """The encoded image.
-
-        Raises:
-            InvalidSample: The file cannot be read, or ends before.
-        """
-        try:
-            if "://" in self.file:
-                files, path = fsspec.core.url_to_fs(self.file)
-                content: bytes = files.cat_file(path, self.offset, self.offset + self.nbytes)
-            else:
-                with open(self.file, "rb") as file:
-                    file.seek(self.offset)
-                    content = file.read(self.nbytes)
-        except OSError as error:
-            raise InvalidSample(f"{self.file} cannot be read ({error}): look after it") from error
-        if len(content) != self.nbytes:
-            raise InvalidSample(f"{self.file} ends in the middle of a sample: copy it again")
-        return content
-
-
-Encoded = Path | bytes | Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,49 +43,30 @@ class Inspection:
     problem: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """An encoded image and where a person finds it, or the file that holds it.
-
-    Without either the sample lacks the image that it should have.
-    """
-
-    encoded: Encoded | None
-    where: str = ""
-
-    @property
-    def place(self) -> str:
-        """What a message calls it: a file by its own name, whoever names it."""
-        return shown(self.encoded) if isinstance(self.encoded, Path) else self.where
-
-    def read(self) -> bytes:
-        """The encoded image.
-
-        Raises:
-            InvalidSample: There is none, or its file cannot be read.
-        """
-        if self.encoded is None:
-            raise InvalidSample(f"{self.where} has no image: remove it")
-        if isinstance(self.encoded, Path):
-            return read_content(self.encoded)
-        return self.encoded.read() if isinstance(self.encoded, Part) else self.encoded
-
-
-def inspect_sample(sample: Sample) -> Inspection:
-    """Reads and decodes one image."""
+def inspect_sample(sample: Sample, images: DecodedImages | None = None) -> Inspection:
+    """Reads and decodes one image, which is kept where images are."""
     try:
         content = sample.read()
     except InvalidSample as error:
         return Inspection("", str(error))
     try:
-        image = decode_image(content, sample.place)
+        image = _decoded(sample, content, images)
     except InvalidSample as error:
         return Inspection(hashlib.sha256(content).hexdigest(), str(error))
     return Inspection(hashlib.sha256(f"{image.size}/".encode() + image.tobytes()).hexdigest())
 
 
+def _decoded(sample: Sample, content: bytes, images: DecodedImages | None) -> Image:
+    if images is None:
+        return decode_image(content, sample.place)
+    return images.open(sample, sample.place)
+
+
 class Inspector:
     """Inspects samples, those that are remembered at the price of a look at their file.
+
+    Attributes:
+        images: Images that were decoded in this process, for whoever uses them.
 
     Args:
         memory: An SQLite file of its own that remembers; None remembers nothing.
@@ -135,6 +80,7 @@ class Inspector:
         workers: int | None = None,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> None:
+        self.images = DecodedImages(TensorFile(memory and memory.parent))
         self._memory = memory
         self._workers = workers or os.cpu_count() or 1
         self._on_progress = on_progress
@@ -149,7 +95,9 @@ class Inspector:
         self._on_progress(len(found))
         missing = [place for place in range(len(samples)) if place not in found]
         new: list[tuple[str, Inspection]] = []
-        for place, inspection in zip(missing, self._open(_Chosen(samples, missing)), strict=True):
+        for place, inspection in zip(
+            missing, self._open(LazySamples(samples.__getitem__, missing)), strict=True
+        ):
             found[place] = inspection
             key = keys[place]
             # What could not even be read may be readable the next time, with the file unchanged.
@@ -161,7 +109,7 @@ class Inspector:
 
     def _open(self, samples: Sequence[Sample]) -> Iterable[Inspection]:
         if len(samples) < _FEW or self._workers == 1:
-            yield from map(inspect_sample, samples)
+            yield from (inspect_sample(sample, self.images) for sample in samples)
             return
         with ProcessPoolExecutor(self._workers, mp_context=FRESH) as pool:
             for start in range(0, len(samples), _WINDOW):
@@ -203,32 +151,13 @@ class Inspector:
             return
 
 
-class _Chosen(Sequence[Sample]):
-    """Some of the samples, made when they are asked for."""
-
-    def __init__(self, samples: Sequence[Sample], places: Sequence[int]) -> None:
-        self._samples, self._places = samples, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, place: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Sample]: ...
-
-    def __getitem__(self, place: int | slice) -> Sample | list[Sample]:
-        if isinstance(place, slice):
-            return [self._samples[own] for own in self._places[place]]
-        return self._samples[self._places[place]]
-
-
 def _key(sample: Sample) -> str | None:
-    """Names a file, or a part of one, as it is now; None for what is not in a file of a disk."""
+    """Names a file, or a part of one, as it is now, or the content; None for what is elsewhere."""
     encoded = sample.encoded
-    if encoded is None or isinstance(encoded, bytes):
+    if encoded is None:
         return None
+    if isinstance(encoded, bytes):
+        return hashlib.sha256(f"{_VERSION}/".encode() + encoded).hexdigest()
     part = f"{encoded.offset}+{encoded.nbytes}/" if isinstance(encoded, Part) else ""
     try:
         path = (Path(encoded.file) if isinstance(encoded, Part) else encoded).resolve()

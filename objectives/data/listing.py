@@ -1,7 +1,7 @@
 """A file that lists samples and names their images, which lie beside it or in a folder."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSpec
-from objectives.data.inspection import Sample
+from objectives.data.sample import Sample
 
 Line = TypeVar("Line", bound=BaseModel)
 
@@ -91,9 +91,55 @@ class Listing:
         path = os.path.join(self._resolved[parent], last)
         if last in ("", ".", "..") or os.path.islink(path):
             path = os.path.realpath(path)
-        if not path.startswith(os.path.join(self.folder, "")):
+        if not os.path.join(path, "").startswith(os.path.join(self.folder, "")):
             raise InvalidSample(f"{where} has an image outside of {self.folder}: {name}")
         return Sample(Path(path))
+
+
+class ListedImages:
+    """Samples of a listing that each have an image.
+
+    Attributes:
+        title: What a message calls the listing.
+        names: Of each sample's image.
+    """
+
+    def __init__(self, listing: Listing, title: str, names: Sequence[str]) -> None:
+        self._listing = listing
+        self.title, self.names = title, names
+
+    def group(self, index: int) -> str:
+        """The image: samples of one belong together."""
+        return self.names[index]
+
+    def sample(self, index: int) -> Sample:
+        """The image file."""
+        return self._listing.image(self.names[index], self.where(index))
+
+    def content(self, index: int) -> bytes:
+        """The file as it is on disk."""
+        return self.sample(index).read()
+
+    def where(self, index: int) -> str:
+        """The image's name in the listing."""
+        return f"the image {self.names[index]!r} of {self.title}"
+
+
+class CaptionedImages(ListedImages):
+    """The images of a listing with all captions that each has in it.
+
+    Attributes:
+        count: How many captions there are.
+    """
+
+    def __init__(self, listing: Listing, title: str, found: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(listing, title, list(found))
+        self._captions = list(found.values())
+        self.count = sum(map(len, self._captions))
+
+    def captions(self, index: int) -> Sequence[str]:
+        """The captions as they are in the listing."""
+        return self._captions[index]
 
 
 def problem(error: ValidationError, whole: str) -> str:

@@ -7,9 +7,9 @@ from PIL import Image
 from bitfront.errors import SpecError
 from bitfront.spec import DataSpec
 from objectives.data.captions import class_names, names_in
+from objectives.data.decoded import DecodedImages
 from objectives.data.image_folder import existing_folder, list_pictures, names_below, shown
-from objectives.data.images import decode_image
-from objectives.data.inspection import Sample
+from objectives.data.sample import Sample
 
 ASKED = "describe the picture"
 """What stands in the place of the question where a prompt has one."""
@@ -51,9 +51,9 @@ class PictureSource:
         """None: the full model says what is right."""
         return ()
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, images: DecodedImages) -> Image.Image:
         """The image in RGB."""
-        return decode_image(self.content(index), self.where(index), self._background)
+        return images.open(self.sample(index), self.where(index), self._background)
 
 
 class LabelledPictures(PictureSource):

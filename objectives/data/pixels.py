@@ -9,7 +9,9 @@ from torch import Tensor
 
 from bitfront.spec import DataSpec
 from bitfront.vlm import DualEncoder
-from objectives.data.images import decode_image
+from objectives.data.decoded import DecodedImages
+from objectives.data.kept import Kept
+from objectives.data.sample import Sample
 from objectives.data.splits import HELD_NBYTES
 from objectives.execution.streams import ImageStream
 
@@ -17,32 +19,40 @@ ReadPixels = Callable[[int, int], Float[Tensor, "n c h w"]]
 """The pixels `(stop - start, c, h, w)` of the samples `start` to `stop`."""
 
 
-class Encoded(Protocol):
+class Pictures(Protocol):
     """Encoded images by their index."""
 
-    def content(self, index: int) -> bytes:
-        """The encoded image of a sample."""
+    def sample(self, index: int) -> Sample:
+        """The encoded image."""
 
     def where(self, index: int) -> str:
         """Where a person finds it."""
 
 
 def read_pixels(
-    source: Encoded, indices: Sequence[int], spec: DataSpec, model: DualEncoder
+    source: Pictures,
+    indices: Sequence[int],
+    spec: DataSpec,
+    model: DualEncoder,
+    images: DecodedImages,
 ) -> ReadPixels:
-    """What decodes the images of a split batch by batch when they are used.
+    """What decodes the images of a split when they are used.
 
-    They are kept as long as the split's pixels take at most `HELD_NBYTES`.
+    Their pixels are kept in memory while those of the split take at most `HELD_NBYTES`, and in a
+    file beyond; where it is full they are read again.
     """
+    kept = Kept(images.file, HELD_NBYTES)
 
-    def read(start: int, stop: int) -> Tensor:
-        images = [
-            decode_image(source.content(index), source.where(index), spec.background)
-            for index in indices[start:stop]
-        ]
-        return torch.stack([model.preprocess(image) for image in images])
+    def pixels_of(index: int) -> Tensor:
+        pixels = kept.get(index)
+        if pixels is None:
+            where = source.where(index)
+            image = images.open(source.sample(index), where, spec.background, again=False)
+            pixels = model.preprocess(image)
+            kept.put(index, pixels)
+        return pixels
 
-    return _Held(read, len(indices))
+    return lambda start, stop: torch.stack([pixels_of(index) for index in indices[start:stop]])
 
 
 def image_stream(
@@ -62,20 +72,3 @@ def image_stream(
         return read(starts[batch], starts[batch] + sizes[batch])
 
     return ImageStream(model, key, sizes, read_batch, are_independent=are_independent)
-
-
-class _Held:
-    """Reads pixels, and keeps them where all of them take at most `HELD_NBYTES`."""
-
-    def __init__(self, read: ReadPixels, count: int) -> None:
-        self._read = read
-        self._count = count
-        self._kept: dict[tuple[int, int], Tensor] = {}
-
-    def __call__(self, start: int, stop: int) -> Tensor:
-        pixels = self._kept.get((start, stop))
-        if pixels is None:
-            pixels = self._read(start, stop)
-            if pixels[0].nbytes * self._count <= HELD_NBYTES:
-                self._kept[start, stop] = pixels
-        return pixels

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from bitfront.errors import SpecError
 from bitfront.spec import DataSource, DataSpec
-from objectives.data.images import decode_image
-from objectives.data.inspection import Sample
+from objectives.data.decoded import DecodedImages
 from objectives.data.listing import Listing
+from objectives.data.sample import Sample
 from objectives.data.sources import encoded, load_dataset, undecoded_images
 from objectives.data.splits import Source
 
@@ -29,8 +29,8 @@ class QuestionSource(Source, Protocol):
     def answers(self, index: int) -> Sequence[str]:
         """The right answers."""
 
-    def image(self, index: int) -> Image.Image | None:
-        """The image in RGB; None for a question without one.
+    def image(self, index: int, images: DecodedImages) -> Image.Image | None:
+        """The image in RGB, opened by `images`; None for a question without one.
 
         Raises:
             InvalidSample: It cannot be read.
@@ -78,11 +78,12 @@ class ListedQuestions(Generic[Line]):
         """The question as it is in the file."""
         return self._lines[index].question
 
-    def image(self, index: int) -> Image.Image | None:
+    def image(self, index: int, images: DecodedImages) -> Image.Image | None:
         """The image beside the file."""
-        if self._lines[index].image is None:
+        sample = self.sample(index)
+        if sample is None:
             return None
-        return decode_image(self.content(index), self.where(index), self._background)
+        return images.open(sample, self.where(index), self._background)
 
     def group(self, index: int) -> str:
         """The image that the question is about; the question itself where it has none."""
@@ -136,10 +137,12 @@ class DatasetQuestions:
         """The answer column: a text, or a list of them."""
         return self._answers[index]
 
-    def image(self, index: int) -> Image.Image | None:
+    def image(self, index: int, images: DecodedImages) -> Image.Image | None:
         """The image column; a row without one is a question without an image."""
-        content = self.content(index)
-        return decode_image(content, self.where(index), self._background) if content else None
+        sample = self.sample(index)
+        if sample is None:
+            return None
+        return images.open(sample, self.where(index), self._background)
 
     def group(self, index: int) -> str:
         """The row: each one stands alone."""

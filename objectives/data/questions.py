@@ -16,8 +16,10 @@ from bitfront.spec import DataSource, DataSpec
 from bitfront.vlm import GenerativeModel, QuestionBatch
 from bitfront.vlm.models.generative import Prompt
 from objectives.data.answers import is_right, normalise
+from objectives.data.decoded import DecodedImages
 from objectives.data.images import READING
 from objectives.data.inspection import Inspector
+from objectives.data.kept import Kept
 from objectives.data.question_sources import (
     QuestionSource,
     open_question_source,
@@ -49,8 +51,8 @@ class _Shape:
 class QuestionSplit:
     """The questions of one split, cut into batches of equal lengths.
 
-    Questions are prepared when they are first used. Their pixels are kept while those of the
-    split take at most `HELD_NBYTES`, and read again otherwise.
+    Questions are prepared when they are first used. Their pixels are kept in memory up to
+    `HELD_NBYTES` a split, and in a file beyond; where it is full they are read again.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class QuestionSplit:
         source: QuestionSource,
         indices: Sequence[int],
         spec: DataSpec,
+        images: DecodedImages,
         key: str = "",
     ) -> None:
         self.name = name
@@ -68,6 +71,8 @@ class QuestionSplit:
         self._source = source
         self._indices = indices
         self._spec = spec
+        self._images = images
+        self._pixels = Kept(images.file, HELD_NBYTES)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -154,23 +159,22 @@ class QuestionSplit:
 
     @cached_property
     def _prompts(self) -> list[Prompt]:
+        """Of pixels only the shape: they are kept apart."""
         prompts: list[Prompt] = []
-        held = 0
         for place in range(len(self)):
             prompt = self._prepare(place)
             if prompt.pixels is not None:
-                held += prompt.pixels.nbytes
-                if held > HELD_NBYTES:
-                    # Only its shape counts from here on.
-                    shape = torch.empty(prompt.pixels.shape, device="meta")
-                    prompt = replace(prompt, pixels=shape)
+                self._pixels.put(place, prompt.pixels)
+                prompt = replace(prompt, pixels=prompt.pixels.to("meta"))
             prompts.append(prompt)
         return prompts
 
     def _with_pixels(self, place: int) -> Prompt:
         prompt = self._prompts[place]
-        is_held = prompt.pixels is None or not prompt.pixels.is_meta
-        return prompt if is_held else self._prepare(place)
+        if prompt.pixels is None:
+            return prompt
+        pixels = self._pixels.get(place)
+        return self._prepare(place) if pixels is None else replace(prompt, pixels=pixels)
 
     def prepare(self, question: str, image: Image | None) -> Prompt:
         """Any question as the job puts it to the model; without an image, without its token.
@@ -186,7 +190,7 @@ class QuestionSplit:
 
     def _prepare(self, place: int) -> Prompt:
         index = self._indices[place]
-        image = self._source.image(index)
+        image = self._source.image(index, self._images)
         try:
             return self.prepare(self._source.question(index), image)
         except InvalidSample as error:
@@ -266,6 +270,7 @@ def load_questions(
         SpecError: A column is missing, the source has classes instead of questions, the
             prompt has no image token, or right answers are longer than answers may be.
     """
+    inspector = inspector or Inspector()
     if spec.source is DataSource.REFERENCE:
         is_default = spec.prompt == DataSpec.model_fields["prompt"].default
         if is_default:
@@ -274,7 +279,7 @@ def load_questions(
         for name in SplitName:
             count = int(getattr(spec.samples, name.value))
             drawn = ReferenceQuestions(name.value, count, spec.seed)
-            splits[name] = QuestionSplit(name, model, drawn, range(count), spec)
+            splits[name] = QuestionSplit(name, model, drawn, range(count), spec, inspector.images)
         return QuestionTask(model, splits, spec.answer_pattern, spec.answer_tokens)
     if spec.source in _WITHOUT_QUESTIONS:
         raise SpecError(
@@ -283,9 +288,9 @@ def load_questions(
         )
     sources = sources_of(spec, open_question_source)
     check_prompt(spec, model)
-    found = split_samples(sources, spec, inspector or Inspector()).indices
+    found = split_samples(sources, spec, inspector).indices
     splits = {
-        name: QuestionSplit(name, model, sources[name], indices, spec)
+        name: QuestionSplit(name, model, sources[name], indices, spec, inspector.images)
         for name, indices in found.items()
     }
     if spec.answer_pattern is None:  # with one, the answer is a part of what may be said

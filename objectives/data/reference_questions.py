@@ -7,7 +7,8 @@ from PIL import Image
 
 from bitfront.reference.questions import Questions, draw_questions
 from bitfront.reference.scenes import SplitTitle, picture
-from objectives.data.inspection import Sample
+from objectives.data.decoded import DecodedImages
+from objectives.data.sample import Sample
 
 
 class ReferenceQuestions:
@@ -33,9 +34,9 @@ class ReferenceQuestions:
         """The only right answer."""
         return (self.drawn.answers[index],)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, images: DecodedImages) -> Image.Image:  # noqa: ARG002 - drawn
         """The picture, in grey values."""
-        return picture(self.drawn.images[index])
+        return self._drawn_picture(index)
 
     def group(self, index: int) -> str:
         """The question: each one stands alone."""
@@ -47,8 +48,11 @@ class ReferenceQuestions:
 
     def content(self, index: int) -> bytes:
         """The picture's pixels."""
-        return self.image(index).tobytes()
+        return self._drawn_picture(index).tobytes()
 
     def where(self, index: int) -> str:
         """The question's number."""
         return f"digit question {index} of {self._split}"
+
+    def _drawn_picture(self, index: int) -> Image.Image:
+        return picture(self.drawn.images[index])

@@ -166,7 +166,7 @@ def _listed(
     for name, indices in split_samples(sources, spec, inspector).indices.items():
         source = sources[name]
         captions = [source.captions(index) for index in indices]
-        pixels = read_pixels(source, indices, spec, model)
+        pixels = read_pixels(source, indices, spec, model, inspector.images)
         splits[name] = _split(name, model, captions, source, indices, pixels, form)
     return splits
 

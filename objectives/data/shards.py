@@ -15,8 +15,8 @@ from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSpec
 from objectives.data.captions import names_in
 from objectives.data.image_folder import SUFFIXES
-from objectives.data.inspection import Part, Sample
 from objectives.data.labels import labelled
+from objectives.data.sample import Part, Sample
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NAMES: Final = "classnames.txt"  # as CLIP_benchmark has them, beside the shards or above them

@@ -8,8 +8,8 @@ from bitfront.errors import InvalidSample, MissingData, SpecError
 from bitfront.spec import DataSource, DataSpec
 from objectives.data.captions import class_names
 from objectives.data.image_folder import existing_folder, list_images, shown
-from objectives.data.inspection import Encoded, Sample
 from objectives.data.pictures import LabelledPictures
+from objectives.data.sample import Encoded, Sample
 from objectives.data.shards import ShardLabels
 from objectives.data.splits import Source, Sources
 from objectives.data.tables import TableLabels
@@ -32,6 +32,9 @@ class LabelledSource(Source, Protocol):
     @property
     def summary(self) -> str:
         """What was found and what was left out, in one line."""
+
+    def sample(self, index: int) -> Sample:
+        """The encoded image of a sample, or where it is."""
 
     def content(self, index: int) -> bytes:
         """The encoded image of a sample.

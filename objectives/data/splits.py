@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSource, DataSpec, Samples
-from objectives.data.inspection import Inspection, Inspector, Sample
+from objectives.data.inspection import Inspection, Inspector
+from objectives.data.sample import LazySamples, Sample
 from objectives.data.split_name import SplitName
 
 if TYPE_CHECKING:
@@ -246,32 +247,15 @@ def _inspected(
     source: Source, indices: Sequence[int], inspector: Inspector
 ) -> list[Inspection | None]:
     """What each sample's image is like; None for a sample that needs none."""
+
+    def sample(index: int) -> Sample:
+        own = source.sample(index)
+        assert own is not None
+        return own
+
     own = [source.sample(index) is not None for index in indices]
-    found = iter(inspector.inspect(_Samples(source, list(compress(indices, own)))))
+    found = iter(inspector.inspect(LazySamples(sample, list(compress(indices, own)))))
     return [next(found) if has_image else None for has_image in own]
-
-
-class _Samples(Sequence[Sample]):
-    """Samples of a source that have an image, read when they are asked for and not kept."""
-
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self._source, self._indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, place: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Sample]: ...
-
-    def __getitem__(self, place: int | slice) -> Sample | list[Sample]:
-        if isinstance(place, slice):
-            return [self[own] for own in range(*place.indices(len(self)))]
-        sample = self._source.sample(self._indices[place])
-        assert sample is not None
-        return sample
 
 
 def _told(source: Source, index: int, problem: str) -> str:

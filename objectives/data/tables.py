@@ -6,82 +6,63 @@ from pathlib import Path
 
 from bitfront.errors import InvalidSample, MissingData, SpecError
 from bitfront.spec import DataSpec
-from objectives.data.inspection import Sample
 from objectives.data.labels import labelled
-from objectives.data.listing import Listing
+from objectives.data.listing import CaptionedImages, ListedImages, Listing
 
 _PARQUET = (".parquet", ".pq")
 
 
-class TableSource:
-    """The rows of a table, of which two columns are read."""
-
-    def __init__(self, spec: DataSpec, column: str) -> None:
-        self._listing = Listing(spec, "row")
-        self.title = f"table {self._listing.path}"
-        rows = list(_rows(self._listing.path, (spec.image_column, column), self.title))
-        if not rows:
-            raise MissingData(f"the {self.title} has no rows: set data.path to one that has")
-        for number, (image, value) in enumerate(rows, 1):
-            for name, found in ((spec.image_column, image), (column, value)):
-                if not found:
-                    raise InvalidSample(
-                        f"row {number} of {self.title} has nothing in the column {name!r}: fill "
-                        "it, or remove the row"
-                    )
-        self.images = [image for image, _ in rows]
-        self.values = [value for _, value in rows]
-        self.names = self.images
-
-    def group(self, index: int) -> str:
-        """The image: rows of one belong together."""
-        return self.names[index]
-
-    def sample(self, index: int) -> Sample:
-        """The image file."""
-        return self._listing.image(self.names[index], self.where(index))
-
-    def content(self, index: int) -> bytes:
-        """The file as it is on disk."""
-        return self.sample(index).read()
-
-    def where(self, index: int) -> str:
-        """The row of the table, the first one being 1."""
-        return f"row {index + 1} of {self.title}"
-
-
-class TableLabels(TableSource):
+class TableLabels(ListedImages):
     """A table of images with a class each: its name, or its number in `data.classes`."""
 
     def __init__(self, spec: DataSpec) -> None:
-        super().__init__(spec, spec.label_column)
-        self.classes, self.labels = labelled(self.values, spec.classes, self.title)
+        listing, title, rows = _read(spec, spec.label_column)
+        super().__init__(listing, title, [image for image, _ in rows])
+        values = [value for _, value in rows]
+        self.classes, self.labels = labelled(values, spec.classes, self.title)
 
     @property
     def summary(self) -> str:
         """What was found, in one line."""
         return f"{len(self.names)} rows of {len(self.classes)} classes"
 
+    def where(self, index: int) -> str:
+        """The row of the table, the first one being 1."""
+        return f"row {index + 1} of {self.title}"
 
-class TableCaptions(TableSource):
+
+class TableCaptions(CaptionedImages):
     """A table of images with a caption a row; rows of one image are put together."""
 
     def __init__(self, spec: DataSpec) -> None:
-        super().__init__(spec, spec.caption_column)
+        listing, title, rows = _read(spec, spec.caption_column)
         found: dict[str, list[str]] = {}
-        for image, caption in zip(self.images, self.values, strict=True):
+        for image, caption in rows:
             found.setdefault(image, []).append(caption)
-        self.names = list(found)
-        self._captions = list(found.values())
-        self.count = len(self.values)
+        super().__init__(listing, title, found)
 
-    def captions(self, index: int) -> Sequence[str]:
-        """The captions as they are in the table."""
-        return self._captions[index]
 
-    def where(self, index: int) -> str:
-        """The image's name in the table."""
-        return f"the image {self.names[index]!r} of {self.title}"
+def _read(spec: DataSpec, column: str) -> tuple[Listing, str, list[tuple[str, str]]]:
+    """The table, what a message calls it, and the image and another column of each row.
+
+    Raises:
+        MissingData: There is no such file, or it has no rows.
+        InvalidSample: It cannot be read, or a row lacks something.
+        SpecError: A column is missing.
+    """
+    listing = Listing(spec, "row")
+    title = f"table {listing.path}"
+    rows = list(_rows(listing.path, (spec.image_column, column), title))
+    if not rows:
+        raise MissingData(f"the {title} has no rows: set data.path to one that has")
+    for number, row in enumerate(rows, 1):
+        for name, found in zip((spec.image_column, column), row, strict=True):
+            if not found:
+                raise InvalidSample(
+                    f"row {number} of {title} has nothing in the column {name!r}: fill "
+                    "it, or remove the row"
+                )
+    return listing, title, rows
 
 
 def _rows(path: Path, columns: tuple[str, str], title: str) -> Iterator[tuple[str, str]]:

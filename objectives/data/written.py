@@ -91,11 +91,12 @@ def load_written(
             spec = spec.model_copy(update={"prompt": REFERENCE_PROMPT})
     else:
         check_prompt(spec, model)
+    inspector = inspector or Inspector()
     sources: dict[SplitName, tuple[QuestionSource, Sequence[int]]] = chosen_sources(
-        spec, inspector or Inspector(), ReferenceQuestions, PictureSource
+        spec, inspector, ReferenceQuestions, PictureSource
     )
     splits = {
-        name: WrittenSplit(name, model, source, indices, spec)
+        name: WrittenSplit(name, model, source, indices, spec, inspector.images)
         for name, (source, indices) in sources.items()
     }
     measure = TEXT_AGREEMENT.measure(spec.measure)

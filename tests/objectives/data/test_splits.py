@@ -12,7 +12,8 @@ from PIL import Image
 
 from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSource, DataSpec, Samples
-from objectives.data.inspection import Inspection, Inspector, Sample, inspect_sample
+from objectives.data.inspection import Inspection, Inspector, inspect_sample
+from objectives.data.sample import Sample
 from objectives.data.split_name import SplitName
 from objectives.data.splits import Splits, sources_of, split_samples
 

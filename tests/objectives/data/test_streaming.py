@@ -6,7 +6,8 @@ from typing import ClassVar
 from PIL import Image
 
 from bitfront.spec import DataSpec
-from objectives.data.inspection import Inspector, Sample
+from objectives.data.inspection import Inspector
+from objectives.data.sample import Sample
 from objectives.data.split_name import SplitName
 from objectives.data.splits import split_samples
 

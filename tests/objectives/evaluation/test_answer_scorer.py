@@ -17,6 +17,7 @@ from bitfront.spec import DataSpec, JobSpec, QuantizerSpec
 from bitfront.vlm import GenerativeModel, PlanSwitch
 from bitfront.vlm.loaders.reference import digit_llava_model
 from objectives.data.answers import is_right, normalise, parse
+from objectives.data.decoded import DecodedImages
 from objectives.data.questions import QuestionSplit, QuestionTask, load_questions
 from objectives.data.reference_questions import ReferenceQuestions
 from objectives.data.split_name import SplitName
@@ -212,7 +213,7 @@ def with_source(
     """The task with other answers to the same questions of its selection split."""
     spec = data(prompt="<image> {}")
     source = kind("selection", COUNT, spec.seed)
-    split = QuestionSplit(SplitName.SELECTION, model, source, range(COUNT), spec)
+    split = QuestionSplit(SplitName.SELECTION, model, source, range(COUNT), spec, DecodedImages())
     return replace(task, splits={**task.splits, SplitName.SELECTION: split})
 
 
