@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from bitfront.formats import FORMATS
 from bitfront.methods import METHODS, Method
 from bitfront.spec import (
     AllocatorKind,
@@ -39,6 +40,12 @@ def test_every_value_of_a_setting_is_listed(setting: str, values: type[StrEnum])
     listed = [method.value for method in METHODS if method.setting == setting]
 
     assert sorted(listed) == sorted(values)
+
+
+def test_every_number_format_is_listed() -> None:
+    listed = [method.value for method in METHODS if method.setting == "space.formats"]
+
+    assert sorted(listed) == sorted(FORMATS)
 
 
 @pytest.mark.parametrize(
