@@ -2,14 +2,22 @@
 
 import hashlib
 from collections.abc import Hashable
+from dataclasses import dataclass
 
-import numpy as np
-import torch
 from PIL import Image
 
+from objectives.data.byte_file import ByteFile, Span
 from objectives.data.images import WHITE, decode_image
-from objectives.data.kept import Kept, TensorFile
 from objectives.data.sample import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """Where an image lies in the file, and what it is."""
+
+    span: Span
+    mode: str
+    size: tuple[int, int]
 
 
 class DecodedImages:
@@ -19,9 +27,9 @@ class DecodedImages:
         file: Where they go, and what else of the samples memory has no room for.
     """
 
-    def __init__(self, file: TensorFile | None = None) -> None:
-        self.file = file or TensorFile()
-        self._kept = Kept(self.file, 0)
+    def __init__(self, file: ByteFile | None = None) -> None:
+        self.file = file or ByteFile()
+        self._decoded: dict[Hashable, _Decoded] = {}
         self._last: tuple[Hashable, Image.Image] | None = None
 
     def open(
@@ -43,12 +51,17 @@ class DecodedImages:
         key = name, background
         if self._last is not None and self._last[0] == key:
             return self._last[1]
-        pixels = self._kept.get(key)
-        if pixels is not None:
-            image = Image.fromarray(pixels.numpy())
+        known = self._decoded.get(key)
+        if known is not None:
+            image = Image.frombytes(known.mode, known.size, bytes(self.file.get(known.span)))
         else:
             image = decode_image(sample.read(), where, background)
             if again:
-                self._kept.put(key, torch.from_numpy(np.array(image)))
+                self._put(key, image)
         self._last = key, image
         return image
+
+    def _put(self, key: Hashable, image: Image.Image) -> None:
+        span = self.file.put(image.tobytes())
+        if span is not None:
+            self._decoded[key] = _Decoded(span, image.mode, image.size)

@@ -14,9 +14,9 @@ from PIL.Image import Image
 
 from bitfront.errors import InvalidSample
 from bitfront.processes import FRESH
+from objectives.data.byte_file import ByteFile
 from objectives.data.decoded import DecodedImages
 from objectives.data.images import decode_image
-from objectives.data.kept import TensorFile
 from objectives.data.sample import LazySamples, Part, Sample
 
 # Goes up with whatever makes an image that was readable unreadable, or the other way round, and
@@ -80,7 +80,7 @@ class Inspector:
         workers: int | None = None,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.images = DecodedImages(TensorFile(memory and memory.parent))
+        self.images = DecodedImages(ByteFile(memory and memory.parent))
         self._memory = memory
         self._workers = workers or os.cpu_count() or 1
         self._on_progress = on_progress

@@ -15,10 +15,11 @@ from PIL import Image
 
 from bitfront.spec import DataSpec
 from bitfront.vlm import GenerativeModel, LayeredModel
-from objectives.data import decoded, images, kept, pixels, questions
+from objectives.data import byte_file, decoded, images, pixels, questions
+from objectives.data.byte_file import ByteFile
 from objectives.data.choices import ChoiceTask
 from objectives.data.inspection import Inspector
-from objectives.data.kept import Kept, TensorFile
+from objectives.data.kept import Kept
 from objectives.data.sample import Sample
 from objectives.data.split_name import SplitName
 from objectives.evaluation.families.registry import load_family
@@ -145,8 +146,8 @@ def test_without_room_images_are_decoded_again_and_give_the_same(
     expected = use(spec, untrained_encoder())
     counts.clear()
     monkeypatch.setattr(pixels, "HELD_NBYTES", 0)
-    monkeypatch.setattr(kept, "FILE_NBYTES", 0)
-    monkeypatch.setattr(TensorFile.__init__, "__defaults__", (None, 0))
+    monkeypatch.setattr(byte_file, "FILE_NBYTES", 0)
+    monkeypatch.setattr(ByteFile.__init__, "__defaults__", (None, 0))
 
     found = use(spec, untrained_encoder())
 
@@ -158,7 +159,7 @@ def test_without_room_images_are_decoded_again_and_give_the_same(
 def test_what_memory_has_no_room_for_comes_back_from_the_file(
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    store = Kept(TensorFile(tmp_path, limit_nbytes=3 * 24 * dtype.itemsize), 24 * dtype.itemsize)
+    store = Kept(ByteFile(tmp_path, limit_nbytes=3 * 24 * dtype.itemsize), 24 * dtype.itemsize)
     tensors = [torch.arange(n, n + 24).reshape(2, 3, 4).to(dtype) for n in range(5)]
 
     for number, tensor in enumerate(tensors):
@@ -178,7 +179,7 @@ def test_a_disk_that_is_full_keeps_nothing_more(monkeypatch: pytest.MonkeyPatch)
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    store = Kept(TensorFile(), 0)
+    store = Kept(ByteFile(), 0)
     store.put("before", torch.ones(3))
     monkeypatch.setattr(os, "pwrite", full)
 
