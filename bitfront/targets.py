@@ -361,6 +361,8 @@ OPENVINO: Final = Target(
     is_timed=True,
 )
 
+_COMPRESSED_FLOATS: Final = frozenset({"fp8_e4m3", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp4", "nvfp4"})
+
 COMPRESSED_TENSORS: Final = Target(
     name=DeploymentTarget.COMPRESSED_TENSORS,
     artefact="compressed-tensors",
@@ -377,6 +379,7 @@ COMPRESSED_TENSORS: Final = Target(
             ranges=None,
             group_multiple=1,
             held_bits=_UNPACKED,
+            number_formats=_COMPRESSED_FLOATS,
         ),
         NativeFormat(
             kernel="Linear, packed",
@@ -386,6 +389,7 @@ COMPRESSED_TENSORS: Final = Target(
             ranges="dynamic_symmetric",
             group_multiple=1,
             held_bits=_UNPACKED,
+            number_formats=_COMPRESSED_FLOATS,
         ),
         NativeFormat(
             kernel="Linear",
@@ -410,6 +414,7 @@ COMPRESSED_TENSORS: Final = Target(
     "groups that do not divide the columns; zero points and other rounded inputs are refused",
     fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
     schemes=frozenset({"symmetric"}),
+    number_formats=_COMPRESSED_FLOATS,
     ranges=frozenset({"dynamic_symmetric"}),
     recovers=False,
 )

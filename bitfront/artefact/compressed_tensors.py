@@ -9,13 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from bitfront.errors import InvalidModel
+from bitfront.formats import ScaleType
 from bitfront.precision import Precision
-from bitfront.quant.packing import unpack_codes
+from bitfront.quant.floats import levels_of_codes
+from bitfront.quant.packing import pack_codes, unpack_codes
 from bitfront.targets import COMPRESSED_TENSORS, Ranges
 
 _PACKED: Final = "pack-quantized"
 _BYTES: Final = "int-quantized"
 _VALUES: Final = "dense"
+_FLOATS: Final = {
+    "fp8_e4m3": "float-quantized",
+    "mxfp8_e4m3": "mxfp8-quantized",
+    "mxfp6_e2m3": "mxfp6-pack-quantized",
+    "mxfp4": "mxfp4-pack-quantized",
+    "nvfp4": "nvfp4-pack-quantized",
+}
 _MIXED: Final = "mixed-precision"
 _BYTE: Final = 8
 
@@ -52,8 +61,8 @@ def refuse_other_formats(
             "compressed-tensors has no place for a recovery's prompt and adapter: choose a trial "
             "without one, or build it with --to packed"
         )
-    quantized = [one for one in plan.values() if one.quantizes_weight]
-    if quantized and not symmetric:
+    integers = [one for one in plan.values() if one.quantizes_weight and not one.format]
+    if integers and not symmetric:
         raise InvalidModel(
             "compressed-tensors has whole zero points, which transformers does not load beside "
             "packed codes: search with quantizer.scheme: symmetric, or build it with --to packed"
@@ -97,7 +106,10 @@ def held_tensors(
         assert isinstance(bits, int)
         assert isinstance(inputs, int)
         assert isinstance(group, int)
-        precision, theirs = Precision(bits, inputs, group), names(f"{paths[0]}.weight")
+        form = entry["format"]
+        assert isinstance(form, str)
+        precision = Precision(bits, inputs, group, format=form)
+        theirs = names(f"{paths[0]}.weight")
         if precision.quantizes_input:
             multiplying = [place for path in paths for place in names(f"{path}.weight")]
             known = {place.removesuffix(".weight") for place in multiplying} & linears
@@ -107,18 +119,18 @@ def held_tensors(
             weights = _rows(own["weight"].view(shape), len(theirs))
             held.tensors.update(zip(theirs, weights, strict=True))
             continue
-        codes, scales = _codes(own, bits, rows, columns), own["scale"].float()
+        codes = unpack_codes(own["codes"], bits, rows * columns).view(rows, columns)
         is_packed = len(paths) == 1 and columns % (group or columns) == 0
         for place, code, scale in zip(
-            theirs, _rows(codes, len(theirs)), _rows(scales, len(theirs)), strict=True
+            theirs, _rows(codes, len(theirs)), _rows(own["scale"], len(theirs)), strict=True
         ):
             path = place.removesuffix(".weight")
+            part = _Part(code, scale, own.get("tensor_scale"), precision)
             if is_packed and path in linears:
                 held.precisions[path] = precision
-                held.tensors.update(_coded(path, code, scale, precision))
+                held.tensors.update({f"{path}.{key}": one for key, one in part.packed().items()})
             else:
-                values = _values(code, scale, group)
-                held.tensors[place] = values.view(len(code), *shape[1:])
+                held.tensors[place] = part.values().view(len(code), *shape[1:])
         if f"{theirs[0].removesuffix('.weight')}.weight_scale" not in held.tensors:
             held.unpacked.append(name)
     return held
@@ -135,42 +147,84 @@ def _rows(tensor: Tensor, count: int) -> Sequence[Tensor]:
     return tensor.chunk(count) if count > 1 else [tensor]
 
 
-def _codes(own: Mapping[str, Tensor], bits: int, rows: int, columns: int) -> Tensor:
-    """Codes around zero `(rows, columns)`, int8."""
-    codes = unpack_codes(own["codes"], bits, rows * columns).view(rows, columns)
-    signed: Tensor = codes.to(torch.int16) - 2 ** (bits - 1)
-    return signed.to(torch.int8)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """The codes of rows of a weight.
+
+    Attributes:
+        codes: `(rows, columns)`, as a packed checkpoint has them.
+        scale: `(rows, groups)`, as it is stored there.
+        tensor_scale: What multiplies every scale; None for most formats.
+        precision: Of the layer.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    tensor_scale: Tensor | None
+    precision: Precision
+
+    @property
+    def signed(self) -> Tensor:
+        """Integer codes around zero, int8."""
+        signed: Tensor = self.codes.to(torch.int16) - 2 ** (self.precision.weight_bits - 1)
+        return signed.to(torch.int8)
+
+    def values(self) -> Tensor:
+        """The weights, `(rows, columns)` float32."""
+        group, form = self.precision.group, self.precision.form
+        scale = self.scale.float()
+        if self.tensor_scale is not None:
+            scale = scale * self.tensor_scale
+        if group:
+            scale = scale.repeat_interleave(group, dim=1)[:, : self.codes.shape[1]]
+        points = self.signed.float() if form is None else levels_of_codes(self.codes, form)
+        return points * scale
+
+    def packed(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of them, by the name of the parameter."""
+        if self.precision.form is not None:
+            return self._floats()
+        from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+        scale = self.scale.float().contiguous()
+        if _format(self.precision) == _BYTES:
+            return {"weight": self.signed, "weight_scale": scale}
+        return {
+            "weight_packed": pack_to_int32(self.signed, self.precision.weight_bits),
+            "weight_scale": scale,
+            "weight_shape": torch.tensor(self.codes.shape),
+        }
+
+    def _floats(self) -> dict[str, Tensor]:
+        form = self.precision.form
+        assert form is not None
+        scale = self.scale
+        if form.scale is ScaleType.E8M0:
+            scale = scale.view(torch.uint8)
+        elif form.scale is ScaleType.FLOAT16:
+            scale = scale.float()
+        found = {"weight_scale": scale.contiguous()}
+        if self.tensor_scale is not None:  # there its reciprocal divides
+            found["weight_global_scale"] = self.tensor_scale.reciprocal().view(1)
+        if form.bits == _BYTE:
+            return found | {"weight": self.codes.view(torch.float8_e4m3fn)}
+        packed = pack_codes(self.codes, form.bits)
+        return found | {"weight_packed": packed.view(len(self.codes), -1)}
 
 
 def _format(precision: Precision) -> str:
     """How the codes of a layer lie; in bytes where vLLM wants them beside rounded inputs."""
     if not precision.quantizes_weight:
         return _VALUES
+    if precision.format:
+        return _FLOATS[precision.format]
     return _BYTES if _has_kernel_of_bytes(precision) else _PACKED
 
 
 def _has_kernel_of_bytes(precision: Precision) -> bool:
     """Whether vLLM multiplies bytes with bytes."""
     widths = precision.weight_bits, precision.activation_bits
-    return widths == (_BYTE, _BYTE) and not precision.group
-
-
-def _coded(path: str, codes: Tensor, scale: Tensor, precision: Precision) -> dict[str, Tensor]:
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
-    if _format(precision) == _BYTES:
-        return {f"{path}.weight": codes, f"{path}.weight_scale": scale.contiguous()}
-    return {
-        f"{path}.weight_packed": pack_to_int32(codes, precision.weight_bits),
-        f"{path}.weight_scale": scale.contiguous(),
-        f"{path}.weight_shape": torch.tensor(codes.shape),
-    }
-
-
-def _values(codes: Tensor, scale: Tensor, group: int) -> Tensor:
-    if group:
-        scale = scale.repeat_interleave(group, dim=1)[:, : codes.shape[1]]
-    return codes.float() * scale
+    return widths == (_BYTE, _BYTE) and not precision.group and not precision.format
 
 
 def quantization_config(
@@ -204,14 +258,21 @@ def quantization_config(
 def _weights(precision: Precision) -> dict[str, object] | None:
     if not precision.quantizes_weight:
         return None
-    grouped: dict[str, object] = {"group_size": precision.group} if precision.group else {}
+    further: dict[str, object] = {"group_size": precision.group} if precision.group else {}
+    strategy, form = "group" if precision.group else "channel", precision.form
+    if form is not None and form.scales_tensor:
+        strategy = "tensor_group"
+    if form is not None and form.scale is ScaleType.E8M0:
+        further["scale_dtype"] = "torch.uint8"
+    elif form is not None and form.scale is ScaleType.E4M3:
+        further["scale_dtype"] = "torch.float8_e4m3fn"
     return {
         "num_bits": precision.weight_bits,
-        "type": "int",
+        "type": "int" if form is None else "float",
         "symmetric": True,
-        "strategy": "group" if precision.group else "channel",
+        "strategy": strategy,
         "dynamic": False,
-        **grouped,
+        **further,
     }
 
 
@@ -235,6 +296,12 @@ def changes(held: Held) -> list[str]:
             f"the codes of {len(held.unpacked)} layers, first {held.unpacked[0]}, have no packed "
             "form there (embeddings, convolutions, tied heads, groups that do not divide the "
             "columns): their values are stored in 32 bits; space.keep: 16 for them saves half"
+        )
+    if any(one.form is not None for one in held.precisions.values()):
+        found.append(
+            "transformers unpacks number formats to bfloat16, which holds the weights, and a bare "
+            "forward then wants the whole model in dtype=torch.bfloat16; transformers_model.py "
+            "multiplies in float32, as the trial did"
         )
     rounded = [one for one in held.precisions.values() if one.quantizes_input]
     if rounded:

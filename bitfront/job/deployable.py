@@ -39,7 +39,9 @@ def undeployable(spec: JobSpec) -> Iterator[tuple[Place, str]]:
                 f"bit_operations in place of {figure}",
             )
     scheme = spec.quantizer.scheme
-    if scheme not in target.schemes:
+    weights = (*spec.space.weights, *spec.space.kept_weights)
+    has_integers = any(one.quantizes_weight and not one.format for one in weights)
+    if scheme not in target.schemes and has_integers:
         yield (
             ("quantizer", "scheme"),
             f"quantizer.scheme: {target.name} holds no {scheme} weights: write "

@@ -44,9 +44,10 @@ def levels_of_codes(
 
 
 def tensor_scale(matrix: Float[Tensor, "rows columns"], form: WeightFormat) -> Float32[Tensor, ""]:
-    """The float32 scale of a whole tensor: its largest weight has the largest scale and level.
+    """The float32 scale of a whole tensor: the power of two that keeps every scale within E4M3.
 
-    1 where the format has none, or every weight is zero.
+    With a power of two each weight is exact in bfloat16 too, in which some runtimes unpack. 1 where
+    the format has none, or every weight is zero.
     """
     largest = matrix.abs().amax().float()
     one = torch.ones_like(largest)
@@ -54,7 +55,7 @@ def tensor_scale(matrix: Float[Tensor, "rows columns"], form: WeightFormat) -> F
         return one
     # A scale of float16's size keeps what is stored, and its product, normal float32 numbers.
     wanted = (largest / (form.largest * _E4M3_LARGEST)).clamp(SMALLEST_SCALE, LARGEST_SCALE)
-    return torch.where(largest > 0, wanted, one)
+    return torch.where(largest > 0, wanted.log2().ceil().exp2(), one)
 
 
 def storable(

@@ -32,6 +32,19 @@ def load(folder: str | Path) -> "TransformersClassifier | TransformersAnswerer":
     return TransformersAnswerer(folder, card)
 
 
+def multiply_in_float32(model: torch.nn.Module) -> None:
+    """Makes weights float32 once they are unpacked, in the first forward.
+
+    compressed-tensors unpacks MX formats and NVFP4 to bfloat16, which holds them exactly.
+    """
+
+    def widen(module: torch.nn.Module, _args: Any) -> None:  # noqa: ANN401  # whatever it is given
+        handle.remove()
+        torch.nn.Module.float(module)  # transformers' own refuses
+
+    handle = model.register_forward_pre_hook(widen)
+
+
 def round_by_rows(model: torch.nn.Module) -> None:
     """Makes each row of inputs `(n, d)` a token, where inputs are rounded token by token.
 
@@ -68,6 +81,7 @@ class TransformersClassifier:
         self.model: Any = AutoModel.from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
         )
+        multiply_in_float32(self.model)
         self._unpack()
         round_by_rows(self.model)
 
@@ -119,6 +133,7 @@ class TransformersAnswerer:
         self.model: Any = LlavaForConditionalGeneration.from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
         )
+        multiply_in_float32(self.model)
         self._words = exported_model.Words(folder, card)
 
     def answer(self, picture: Any, question: str) -> str:  # noqa: ANN401  # Pillow's

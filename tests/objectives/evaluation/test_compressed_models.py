@@ -13,9 +13,9 @@ from bitfront.artefact.compressed_tensors import refuse_other_formats
 from bitfront.errors import InvalidModel
 from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan
-from bitfront.precision import Precision
+from bitfront.precision import Precision, weight_precision
 from bitfront.spec import REFERENCE_CLIP
-from bitfront.targets import Ranges
+from bitfront.targets import COMPRESSED_TENSORS, Ranges
 from objectives.evaluation.compressed_models import write_compressed
 from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.verification import verify
@@ -84,6 +84,59 @@ def test_the_loaded_weights_are_those_of_the_trial_bit_for_bit(
     for name in linears:
         given = loaded.get_parameter(name)
         assert torch.equal(given.detach(), own_weights[name]), name
+
+
+FLOATS = sorted(COMPRESSED_TENSORS.number_formats)
+
+
+def floats(kept: Evaluator) -> Configuration:
+    """Every number format that these checkpoints hold, turn by turn; integers between them."""
+    names = [*FLOATS, "fp8_e4m3-g8", "int4-g8"]
+    layers = kept.model.layers
+    plan = {x.name: weight_precision(names[n % len(names)]) for n, x in enumerate(layers)}
+    return Configuration(Plan.of(plan))
+
+
+def test_number_formats_are_loaded_bit_for_bit(own: Evaluator, tmp_path: Path) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    configuration = floats(own)
+    measured = own.evaluate(configuration).values["error"]
+
+    card = write_compressed(own, configuration, tmp_path, {})
+    found = verify(own, configuration, tmp_path, measured, "compressed-tensors")
+
+    found.check()
+    assert found.error == measured
+    changes = card["changes"]
+    assert isinstance(changes, list)
+    assert any("unpacks number formats to bfloat16" in one for one in changes)
+    loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    loaded.register_forward_pre_hook(lambda module, _: torch.nn.Module.float(module) and None)
+    tokens = torch.full((1, 9), loaded.config.image_token_id)
+    loaded(input_ids=tokens, pixel_values=torch.zeros(1, 3, SIDE, SIDE))  # unpacks the weights
+    own.switch.to(configuration.plan)
+    own_weights = dict(own.model.module.named_parameters())
+    for layer in own.model.layers:
+        if layer.kind is LayerKind.LINEAR:
+            given = loaded.get_parameter(layer.name).detach()
+            assert torch.equal(given, own_weights[layer.name]), configuration.plan.precision(
+                layer.name
+            )
+
+
+@pytest.mark.parametrize("name", ["digit-clip", "digit-llava"])
+def test_bundled_models_keep_their_answers_in_number_formats(name: str, tmp_path: Path) -> None:
+    kept = evaluator(name, rounding="nearest", scheme="symmetric")
+    configuration = floats(kept)
+    measured = kept.evaluate(configuration).values["error"]
+
+    write_compressed(kept, configuration, tmp_path, {})
+    found = verify(kept, configuration, tmp_path, measured, "compressed-tensors")
+
+    found.check()
+    assert found.same_predictions == 1
+    assert found.error == measured
 
 
 @pytest.mark.parametrize(

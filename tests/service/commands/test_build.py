@@ -59,7 +59,7 @@ def _fill_symmetric(store: Store) -> None:
     found = Configuration(Plan.uniform(layers, Precision(4, 16)))
     store.start_trial(lease, Trial(SYMMETRIC, 0, found, Origin.BASELINE, {}))
     assert complete(store, lease, 0, {"error": 0.5, "nbytes": 1.0})
-    floats = Configuration(Plan.uniform(layers, Precision.parse("nvfp4a16")))
+    floats = Configuration(Plan.uniform(layers, Precision.parse("nf4a16g64")))
     store.start_trial(lease, Trial(SYMMETRIC, 1, floats, Origin.BASELINE, {}))
     assert complete(store, lease, 1, {"error": 0.5, "nbytes": 1.0})
 
@@ -360,7 +360,7 @@ def test_number_formats_that_a_target_has_no_place_for_are_refused(
 
     assert result.exit_code == 2
     assert (
-        f"--to {target} has no place for nvfp4, in which trial 1 has weights: name a trial with "
+        f"--to {target} has no place for nf4, in which trial 1 has weights: name a trial with "
         "integer weights, or build it with --to packed"
     ) in result.stderr
     assert names(tmp_path) == []
