@@ -29,22 +29,25 @@ from storage.store import open_store
 from tests.support.store_samples import complete
 
 STUDY = "killed"
+WEIGHTS_ALONE = ("compressed-tensors", "gguf")
 SAMPLES = {"calibration": 16, "tuning": 16, "selection": 40, "test": 4}
 
 
-def prepare(url: str, name: str) -> None:
+def prepare(url: str, name: str, target: str) -> None:
     """A study of a bundled model with one measured trial."""
+    inputs = 16 if target in WEIGHTS_ALONE else 8
     content = {
+        "target": target if target == "gguf" else "any",
         "study": STUDY,
         "model": {"source": "reference", "name": name, "device": "cpu"},
         "data": {"source": "reference", "samples": SAMPLES},
-        "space": {"weight_bits": [4], "activation_bits": [8], "clips": [1.0]},
+        "space": {"weight_bits": [4], "activation_bits": [inputs], "clips": [1.0]},
         "quantizer": {"scale_search": False, "rounding": "nearest", "scheme": "symmetric"},
     }
     spec = JobSpec.model_validate(content)
     evaluator = Evaluator.from_spec(spec)
     layers = [layer.name for layer in evaluator.model.layers]
-    found = Configuration(Plan.uniform(layers, Precision(4, 8)))
+    found = Configuration(Plan.uniform(layers, Precision(4, inputs)))
     with open_store(url) as store:
         store.create_study(spec, {})
         lease = store.acquire(STUDY, "driver", 60)
@@ -92,7 +95,7 @@ def main(target: str, name: str, rounds: int, seed: int) -> None:
         folder = Path(made) / "artefacts"
         folder.mkdir()
         url = f"sqlite:///{made}/bitfront.db"
-        prepare(url, name)
+        prepare(url, name, target)
         started = time.monotonic()
         subprocess.run(command(folder / "first", url, target), check=True, capture_output=True)
         whole_s = time.monotonic() - started
