@@ -209,6 +209,7 @@ def shaped_rows(scheme: str, seed: int, folder: Path) -> dict[str, Path]:
         layers = [parts.layers[key] for key in parts.layers if key.startswith("visual")]
         stored = sum(tensors_nbytes(layer.tensors) for layer in layers)
         kept = {key: t for key, t in parts.tensors.items() if key.startswith("visual")}
+        assert parts.class_features is not None
         stored += tensors_nbytes(kept) + parts.class_features.nbytes
         size = path.stat().st_size
         click.echo(f"ViT-B/32 {scheme} {plan}: tensors {stored:,}, file {size:,} bytes")

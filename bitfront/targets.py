@@ -102,7 +102,7 @@ class Target:
         rest: What becomes of a layer that it has no kernel for.
         fused: Modules beside each other, by the last part of their names, that what loads the
             artefact multiplies as one matrix: they should share a precision.
-        dual_encoders: Whether models that tell classes apart can be built for it.
+        dual_encoders: Whether models that compare pictures with texts can be built for it.
         schemes: The grids of weights that an artefact can hold.
         ranges: The ranges of quantized inputs that an artefact can say.
         number_formats: The formats of weights that an artefact can hold beside integers.
@@ -148,7 +148,7 @@ class Target:
         )
 
     def takes(self, *, answers: bool) -> bool:
-        """Whether models that answer questions, or tell classes apart, can be built for it."""
+        """Whether models that answer questions, or dual encoders, can be built for it."""
         return answers or self.dual_encoders
 
     def native(

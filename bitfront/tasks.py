@@ -83,7 +83,6 @@ RETRIEVAL: Final = TaskKind(
     sources=("captions", "reference", "table", "webdataset"),
     measures=(TaskMeasure.RECALL_AT_1, TaskMeasure.RECALL_AT_5, TaskMeasure.RECALL_AT_10),
     recovers=False,
-    is_built=False,
 )
 ANSWERING: Final = TaskKind(
     name=TaskName.ANSWERING,

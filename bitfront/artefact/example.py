@@ -40,6 +40,27 @@ model = load(Path(__file__).parent)
 print(model.answer(Image.open(sys.argv[1]), sys.argv[2]))
 '''
 
+_FINDER: Final = '''\
+"""Puts the pictures that fit a caption best first, with {packages}.
+
+    python example.py "CAPTION" PICTURE ...
+"""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from {module} import load
+
+caption, *paths = sys.argv[1:]
+model = load(Path(__file__).parent)
+pictures = model.image_features([Image.open(path) for path in paths])
+cosines = model.similarity(pictures, model.text_features(caption))[:, 0].tolist()
+for cosine, path in sorted(zip(cosines, paths), reverse=True):
+    print(f"{{cosine:6.3f}}  {{path}}")
+'''
+
 _ONNX: Final = '''\
 """Says what a picture shows, with onnxruntime, numpy and Pillow: python example.py PICTURE"""
 
@@ -124,9 +145,13 @@ print(model.answer(Image.open(sys.argv[1]), sys.argv[2]))
 
 def exported_example(card: Mapping[str, Any]) -> str:
     """A script that lies beside exported models and their module, and uses them."""
-    is_classifier = card["task"] == "classification"
-    script = _EXPORTED_CLASSIFIER if is_classifier else _EXPORTED_ANSWERER
-    return script.format(packages=", ".join(card["requires"]))
+    scripts = {
+        "classification": _EXPORTED_CLASSIFIER,
+        "retrieval": _FINDER,
+        "answering": _EXPORTED_ANSWERER,
+    }
+    packages = ", ".join(card["requires"])
+    return scripts[card["task"]].format(packages=packages, module="exported_model")
 
 
 def transformers_example(card: Mapping[str, Any]) -> str:
@@ -140,6 +165,8 @@ def gguf_example(card: Mapping[str, Any]) -> str:
     return script.format(packages=", ".join(card["requires"]))
 
 
-def example_script(card: Mapping[str, object]) -> str:
+def example_script(card: Mapping[str, Any]) -> str:
     """A script that loads the folder it lies in, and uses the model."""
+    if card["task"] == "retrieval":
+        return _FINDER.format(packages=", ".join(card["requires"]), module="packed_model")
     return _CLASSIFIER if card["task"] == "classification" else _ANSWERER

@@ -14,6 +14,7 @@ from bitfront.quant.inputs import input_group
 from bitfront.vlm import DualEncoder, GenerativeModel
 from objectives.data.classification import ClassificationTask
 from objectives.data.questions import QuestionTask
+from objectives.data.retrieval import RetrievalTask
 from objectives.data.split_name import SplitName
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
@@ -32,8 +33,8 @@ class Checkpoint:
         kept: Names of the tensors that no plan changes.
         adapter: The adapter's settings; None without one.
         task: What a card says of the task.
-        class_features: Of length 1; None for a model that answers questions. They follow from the
-            rest, and are not among its bytes.
+        class_features: Of length 1; None for a task without classes. They follow from the rest,
+            and are not among its bytes.
     """
 
     architecture: Architecture
@@ -44,16 +45,21 @@ class Checkpoint:
     task: Mapping[str, object]
     class_features: Float[Tensor, "classes d"] | None
 
+    @property
+    def answers(self) -> bool:
+        """Whether the model answers questions; another compares pictures with texts."""
+        return self.task["task"] == "answering"
+
 
 def read_checkpoint(evaluator: Evaluator, configuration: Configuration) -> Checkpoint:
     """The checkpoint of a configuration; a recovery that is not known is trained.
 
     Raises:
-        InvalidModel: The model's architecture is not known, or its tensors do not take the
-            promised bytes.
+        InvalidModel: The model's architecture or its tokenizer is not known, or its tensors do not
+            take the promised bytes.
     """
     model = evaluator.model
-    architecture = describe(model)
+    architecture = describe(model, reads_captions=isinstance(evaluator.task, RetrievalTask))
     tensors, layers = packed_layers(model, evaluator.switch, configuration.plan)
     kept = architecture.renamed(kept_tensors(model))
     tensors |= kept
@@ -85,6 +91,8 @@ def _task_part(evaluator: Evaluator) -> dict[str, object]:
             "classes": list(task.classes),
             "templates": list(task.templates),
         }
+    if isinstance(task, RetrievalTask):
+        return {"task": "retrieval"}
     assert isinstance(task, QuestionTask)
     return {
         "task": "answering",

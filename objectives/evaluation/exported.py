@@ -27,7 +27,7 @@ def model_parts(checkpoint: Checkpoint, kernels: Kernels) -> Parts:
     config = checkpoint.architecture.config
     layers = read_layers(checkpoint.layers, checkpoint.tensors)
     tensors, adapter = checkpoint.tensors, checkpoint.adapter
-    if checkpoint.class_features is None:
+    if checkpoint.answers:
         return GenerativeParts(config, layers, tensors, adapter, kernels)
     features = checkpoint.class_features
     return DualEncoderParts(config, layers, tensors, adapter, kernels, features)
@@ -41,7 +41,7 @@ def exported_card(checkpoint: Checkpoint) -> dict[str, object]:
         "preprocessing": config["preprocessing"],
         "words": config["words"],
     }
-    if checkpoint.class_features is None:
+    if checkpoint.answers:
         text = config["text"]
         content["image_code"] = config["image_code"]
         content["ends"] = config["ends"]
@@ -55,7 +55,7 @@ def write_further_files(checkpoint: Checkpoint, folder: Path) -> None:
     for name, content in checkpoint.architecture.files.items():
         (folder / name).write_bytes(content)
     context = learned_prompt(checkpoint)
-    if checkpoint.class_features is None and context is not None:
+    if checkpoint.answers and context is not None:
         np.save(folder / CONTEXT, context.float().numpy().astype(np.float16))
 
 

@@ -1,12 +1,12 @@
 """A configuration as ONNX models: a folder that ONNX Runtime loads, with the codes as measured.
 
 Of a dual encoder, `image.onnx` holds the image tower, a recovery's adapter and the features of the
-classes, and `text.onnx` the text tower, for captions of one's own. Of a generative model,
-`vision_encoder.onnx` holds the vision tower, the projector and an adapter, `embed_tokens.onnx` the
-embedding, and `decoder_model_merged.onnx` the decoder with its cache; `embedding.onnx` and
-`genai_config.json` let ONNX Runtime GenAI run them. They hold the tensors of the
-packed checkpoint as they are, and nodes that unpack them when the model is loaded. `card.json` says
-what it all is, `exported_model.py` runs it, and `example.py` shows how.
+classes if there are some, and `text.onnx` the text tower, for captions of one's own. Of a
+generative model, `vision_encoder.onnx` holds the vision tower, the projector and an adapter,
+`embed_tokens.onnx` the embedding, and `decoder_model_merged.onnx` the decoder with its cache;
+`embedding.onnx` and `genai_config.json` let ONNX Runtime GenAI run them. They hold the tensors of
+the packed checkpoint as they are, and nodes that unpack them when the model is loaded. `card.json`
+says what it all is, `exported_model.py` runs it, and `example.py` shows how.
 """
 
 import json
@@ -76,8 +76,7 @@ def write_onnx(
     checkpoint = read_checkpoint(evaluator, configuration)
     parts = model_parts(checkpoint, OnnxRuntimeKernels(accuracy_level))
     models = {f"{name}.onnx": model for name, model in parts.models().items()}
-    is_classifier = checkpoint.class_features is not None
-    if is_classifier:
+    if not checkpoint.answers:
         stored = tensors_nbytes(checkpoint.tensors)
         if stored > _LARGEST_NBYTES:
             raise InvalidModel(
@@ -105,7 +104,8 @@ def write_onnx(
         "changes": changes(parts.products, accuracy_level),
     }
     write_further_files(checkpoint, folder)
-    example = onnx_example(card) if is_classifier else exported_example(card)
+    has_classes = checkpoint.class_features is not None
+    example = onnx_example(card) if has_classes else exported_example(card)
     (folder / EXAMPLE).write_text(example, encoding="utf-8")
     write_card(card, folder)
     return card

@@ -2,8 +2,8 @@
 
 `model.safetensors` holds the codes, scales, zero points, input ranges, what stays in 16 bits, and
 a recovery's prompt and adapter: its tensors take exactly the configuration's `nbytes`.
-`classes.safetensors` holds the class features, which follow from them. `card.json` says what it
-all is; `packed_model.py` and `architecture.py` load it, and `example.py` shows how.
+`classes.safetensors` holds the features of classes, which follow from them. `card.json` says what
+it all is; `packed_model.py` and `architecture.py` load it, and `example.py` shows how.
 """
 
 from collections.abc import Mapping

@@ -50,18 +50,35 @@ class RetrievalScorer(PlanScorer):
         two directions, `p` and `q` being the softmax over the candidates in full precision and
         under the configuration; `loss_nats` is the mean cross-entropy of the two.
         """
-        task, plan = self._task, self._plan(configuration)
+        task = self._task
         images, captions = task.images(split), task.captions(split)
         full = _unit(self._towers.full(images)), _unit(self._towers.full(captions))
-        found = (
-            _unit(self._towers.under(images, plan, "vision")),
-            _unit(self._towers.under(captions, plan, "text")),
-        )
+        found = self.features(configuration, split)
         owners = task.split(split).owners
         wrong = {depth: misses(*found, owners, depth) for depth in DEPTHS.values()}
         errors = shares(*wrong[DEPTHS[task.measure]], owners)
         divergence = shares(*divergences(full, found, task.model.logit_scale), owners)
         return Score.of(errors, divergence, {**_recalls(wrong), **self._loss(found, owners)})
+
+    def features(
+        self, configuration: Configuration, split: SplitName
+    ) -> tuple[Float[Tensor, "images d"], Float[Tensor, "captions d"]]:
+        """The features of a split's images and captions under a configuration, of length 1."""
+        task, plan = self._task, self._plan(configuration)
+        return (
+            _unit(self._towers.under(task.images(split), plan, "vision")),
+            _unit(self._towers.under(task.captions(split), plan, "text")),
+        )
+
+    def errors(
+        self,
+        images: Float[Tensor, "images d"],
+        captions: Float[Tensor, "captions d"],
+        split: SplitName,
+    ) -> Float64[Tensor, " images"]:
+        """Each image's share, with its captions, in the error of a split, by its features."""
+        owners = self._task.split(split).owners
+        return shares(*misses(images, captions, owners, DEPTHS[self._task.measure]), owners)
 
     def _loss(
         self, found: tuple[Tensor, Tensor], owners: Int[Tensor, " captions"]

@@ -1,5 +1,6 @@
 """Verifying an artefact: it runs in a process of its own, and is held against what was measured."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from objectives.data.answers import parse
 from objectives.data.choices import ChoiceTask
 from objectives.data.classification import ClassificationTask
 from objectives.data.questions import QuestionTask
+from objectives.data.retrieval import RetrievalTask
 from objectives.data.split_name import SplitName
 from objectives.data.written import WrittenTask
 from objectives.evaluation.agreement_scorers import WrittenScorer
@@ -27,6 +29,7 @@ from objectives.evaluation.artefact_process import ArtefactProcess
 from objectives.evaluation.choice_scorer import ChoiceScorer
 from objectives.evaluation.classification_scorer import ClassificationScorer
 from objectives.evaluation.evaluator import Evaluator
+from objectives.evaluation.retrieval_scorer import RetrievalScorer
 from objectives.evaluation.speed import (
     TOKENS,
     Reference,
@@ -50,7 +53,8 @@ class Verification:
     """What an artefact was seen to do.
 
     Attributes:
-        largest_difference: Of the logits on the calibration samples, against the configuration.
+        largest_difference: Of the logits on the calibration samples, against the configuration;
+            of retrieval they are the scaled cosines of images with captions, both ways.
         mean_difference: Of the same.
         spread: The standard deviation of those logits.
         same_predictions: The share of them whose largest is at the same place.
@@ -65,6 +69,8 @@ class Verification:
         latency_s: Seconds of a forward by batch size, the median of `repeats`.
         text_cosine: The mean cosine of captions' features with those of the configuration's text
             tower; None for a model without one.
+        same_tokens: The share of the selection split's captions that have the measured tokens in
+            the folder's own tokenizer; None where no captions belong to the samples.
         token_s: Seconds of one more token at batch size 1, the median; None for a model that writes
             none. `latency_s` is then that of reading a prompt.
         references: The model at full precision in the same runtime, timed in turns with the
@@ -88,6 +94,7 @@ class Verification:
     resident_nbytes: int
     latency_s: dict[str, float]
     text_cosine: float | None = None
+    same_tokens: float | None = None
     token_s: float | None = None
     references: tuple[Reference, ...] = ()
     untimed: str | None = None
@@ -113,6 +120,11 @@ class Verification:
             raise FailedBuild(
                 f"the artefact's text features have a mean cosine of {self.text_cosine:.4f} with "
                 f"the measured ones, less than {_LEAST_COSINE}: it is not what was measured"
+            )
+        if self.same_tokens is not None and self.same_tokens < 1:
+            raise FailedBuild(
+                f"the artefact's tokenizer gives {1 - self.same_tokens:.2%} of the captions other "
+                "tokens than were measured: it would not find what was found"
             )
         if not self.error_low <= self.measured_error <= self.error_high:
             raise FailedBuild(
@@ -143,15 +155,15 @@ def verify(
     Raises:
         FailedBuild: It cannot be loaded or run.
     """
-    verifier = _verifier(evaluator)
+    verifier = _verifier(evaluator, configuration)
     differences, predictions, spreads = [], [], []
     with ArtefactProcess(folder, kind, reference_folder(folder)) as process:
-        for given, wanted in verifier.calibration(configuration):
-            found = process.run(given)
+        for found, wanted in verifier.compared(process):
             differences.append((found - wanted).abs().flatten())
             predictions.append((found.argmax(-1) == wanted.argmax(-1)).flatten())
             spreads.append(wanted.flatten())
         text_cosine = verifier.text_cosine(process)
+        same_tokens = verifier.same_tokens(process)
         errors = verifier.errors(process).double().numpy()
         sizes = _timed_batches(evaluator)
         speed = take_times(process, verifier, sizes, folder, kind, write_reference)
@@ -174,6 +186,7 @@ def verify(
         resident_nbytes=resident,
         latency_s=speed.latency_s,
         text_cosine=text_cosine,
+        same_tokens=same_tokens,
         token_s=speed.token_s,
         references=speed.references,
         untimed=speed.untimed,
@@ -197,39 +210,45 @@ def wilson(share: float, samples: float) -> tuple[float, float]:
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def _verifier(evaluator: Evaluator) -> "_Classes | _Answers":
+def _verifier(evaluator: Evaluator, wanted: Configuration) -> "_Classes | _Pairs | _Answers":
     task, scorer = evaluator.task, evaluator.scorer
     if isinstance(task, ClassificationTask):
         assert isinstance(scorer, ClassificationScorer)
-        return _Classes(task, scorer)
+        return _Classes(task, scorer, wanted)
+    if isinstance(task, RetrievalTask):
+        assert isinstance(scorer, RetrievalScorer)
+        return _Pairs(task, scorer, wanted)
     if isinstance(scorer, WrittenScorer):
         assert isinstance(task, WrittenTask)
-        return _Written(task, scorer)
+        return _Written(task, scorer, wanted)
     if isinstance(task, ChoiceTask):
         assert isinstance(scorer, ChoiceScorer)
-        return _Choices(task, scorer)
+        return _Choices(task, scorer, wanted)
     assert isinstance(task, QuestionTask)
     assert isinstance(scorer, AnswerScorer)
-    return _Answers(task, scorer)
+    return _Answers(task, scorer, wanted)
 
 
 class _Classes:
     """Samples of a classification task for an artefact."""
 
-    def __init__(self, task: ClassificationTask, scorer: ClassificationScorer) -> None:
+    def __init__(
+        self, task: ClassificationTask, scorer: ClassificationScorer, configuration: Configuration
+    ) -> None:
         self._task = task
         self._scorer = scorer
+        self._configuration = configuration
 
-    def calibration(
-        self, configuration: Configuration
-    ) -> Iterator[tuple[dict[str, Tensor], Float[Tensor, "n classes"]]]:
-        """Batches of samples with the logits that the configuration has for them."""
-        for pixels in self._batches(SplitName.CALIBRATION):
-            yield {"pixels": pixels}, self._scorer.logits(configuration, pixels).cpu()
+    def compared(self, process: ArtefactProcess) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits `(n, classes)` of the artefact and of the configuration, batch by batch."""
+        for pixels in _pixels(self._task, SplitName.CALIBRATION):
+            wanted = self._scorer.logits(self._configuration, pixels).cpu()
+            yield process.run({"pixels": pixels}), wanted
 
     def errors(self, process: ArtefactProcess) -> Float[Tensor, " n"]:
         """Each image's share in the error of the selection split."""
-        found = [process.run({"pixels": pixels}) for pixels in self._batches(SplitName.SELECTION)]
+        batches = _pixels(self._task, SplitName.SELECTION)
+        found = [process.run({"pixels": pixels}) for pixels in batches]
         logits = torch.cat(found).to(self._task.model.device)
         return self._scorer.errors(logits, SplitName.SELECTION).cpu()
 
@@ -241,35 +260,105 @@ class _Classes:
         found = process.run({"captions": captions})
         return float(torch.nn.functional.cosine_similarity(found, wanted, dim=-1).mean())
 
+    def same_tokens(self, process: ArtefactProcess) -> None:
+        """Always None, because what tells classes apart has the features of its captions."""
+        del process
+
     def sample(self, size: int) -> dict[str, Tensor]:
         """A batch of a size."""
-        pixels = next(self._batches(SplitName.CALIBRATION))
+        pixels = next(_pixels(self._task, SplitName.CALIBRATION))
         return {"pixels": _repeated(pixels, size)}
 
     def writing(self) -> None:
         """Always None, because such a model writes nothing."""
 
-    def _batches(self, name: SplitName) -> Iterator[Tensor]:
-        split, size = self._task.split(name), self._task.batch_size
-        for start in range(0, len(split), size):
-            yield split.read(start, min(start + size, len(split))).cpu()
+
+class _Pairs:
+    """Images with their captions for an artefact."""
+
+    def __init__(
+        self, task: RetrievalTask, scorer: RetrievalScorer, configuration: Configuration
+    ) -> None:
+        self._task = task
+        self._scorer = scorer
+        self._configuration = configuration
+
+    def compared(self, process: ArtefactProcess) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scaled cosines of the artefact and of the configuration, some queries at a time.
+
+        First those of images with all captions, then those of captions with all images.
+        """
+        found = self._found(process, SplitName.CALIBRATION)
+        wanted = [features.cpu() for features in self._wanted()]
+        scale, size = self._task.model.logit_scale, self._task.batch_size
+        for queries, candidates in ((0, 1), (1, 0)):
+            parts = (torch.split(features[queries], size) for features in (found, wanted))
+            for own, measured in zip(*parts, strict=True):
+                yield scale * own @ found[candidates].T, scale * measured @ wanted[candidates].T
+
+    def errors(self, process: ArtefactProcess) -> Float[Tensor, " n"]:
+        """Each image's share, with its captions, in the error of the selection split."""
+        device = self._task.model.device
+        images, captions = self._found(process, SplitName.SELECTION)
+        return self._scorer.errors(images.to(device), captions.to(device), SplitName.SELECTION)
+
+    def text_cosine(self, process: ArtefactProcess) -> float:
+        """How near captions' features are to those under the configuration."""
+        captions = self._task.split(SplitName.CALIBRATION).tokens[:_CAPTIONS].cpu()
+        _, wanted = self._wanted()
+        found = process.run({"captions": captions})
+        cosines = torch.nn.functional.cosine_similarity(found, wanted[:_CAPTIONS].cpu(), dim=-1)
+        return float(cosines.mean())
+
+    def same_tokens(self, process: ArtefactProcess) -> float:
+        """The share of the selection split's captions that get the measured tokens."""
+        split = self._task.split(SplitName.SELECTION)
+        captions = [caption for own in split.captions for caption in own]
+        content = json.dumps(captions).encode()
+        found = process.run({"texts": torch.frombuffer(bytearray(content), dtype=torch.uint8)})
+        wanted = split.tokens.cpu()
+        if found.shape != wanted.shape:
+            return 0.0
+        return float((found == wanted).all(dim=-1).double().mean())
+
+    def sample(self, size: int) -> dict[str, Tensor]:
+        """A batch of a size."""
+        pixels = next(_pixels(self._task, SplitName.CALIBRATION))
+        return {"pixels": _repeated(pixels, size)}
+
+    def writing(self) -> None:
+        """Always None, because such a model writes nothing."""
+
+    def _wanted(self) -> tuple[Float[Tensor, "images d"], Float[Tensor, "captions d"]]:
+        return self._scorer.features(self._configuration, SplitName.CALIBRATION)
+
+    def _found(
+        self, process: ArtefactProcess, name: SplitName
+    ) -> tuple[Float[Tensor, "images d"], Float[Tensor, "captions d"]]:
+        """The artefact's features of a split's images and captions, of length 1."""
+        images = [process.run({"pixels": pixels}) for pixels in _pixels(self._task, name)]
+        tokens = torch.split(self._task.split(name).tokens.cpu(), self._task.batch_size)
+        captions = [process.run({"captions": some}) for some in tokens]
+        return torch.cat(images), torch.cat(captions)
 
 
 class _Answers:
     """Samples of a question task for an artefact."""
 
-    def __init__(self, task: QuestionTask, scorer: AnswerScorer) -> None:
+    def __init__(
+        self, task: QuestionTask, scorer: AnswerScorer, configuration: Configuration
+    ) -> None:
         self._task = task
         self._scorer = scorer
+        self._configuration = configuration
 
-    def calibration(
-        self, configuration: Configuration
-    ) -> Iterator[tuple[dict[str, Tensor], Float[Tensor, "n answer vocabulary"]]]:
-        """Batches of samples with the logits that the configuration has for them."""
+    def compared(self, process: ArtefactProcess) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits `(n, answer, vocabulary)` of the artefact and of the configuration, by batches."""
         split = self._task.split(SplitName.CALIBRATION)
         for number in range(len(split.batches)):
             batch = split.read(number)
-            yield _taught(batch), self._scorer.logits(configuration, batch).float().cpu()
+            wanted = self._scorer.logits(self._configuration, batch).float().cpu()
+            yield process.run(_taught(batch)), wanted
 
     def errors(self, process: ArtefactProcess) -> Float[Tensor, " n"]:
         """Each question's share in the error of the selection split: 1 where it is wrong."""
@@ -290,6 +379,10 @@ class _Answers:
         """Always None, because such a model has no text tower of its own."""
         del process
 
+    def same_tokens(self, process: ArtefactProcess) -> None:
+        """Always None, because its samples are prompts."""
+        del process
+
     def sample(self, size: int) -> dict[str, Tensor]:
         """A batch of a size."""
         given = _given(self._task.split(SplitName.CALIBRATION).read(0))
@@ -307,8 +400,10 @@ class _Answers:
 class _Written(_Answers):
     """What the full model wrote, for an artefact."""
 
-    def __init__(self, task: WrittenTask, scorer: WrittenScorer) -> None:
-        super().__init__(task, scorer)
+    def __init__(
+        self, task: WrittenTask, scorer: WrittenScorer, configuration: Configuration
+    ) -> None:
+        super().__init__(task, scorer, configuration)
         self._written = scorer
 
     def errors(self, process: ArtefactProcess) -> Float[Tensor, " n"]:
@@ -322,8 +417,10 @@ class _Written(_Answers):
 class _Choices(_Answers):
     """Samples of multiple choice for an artefact."""
 
-    def __init__(self, task: ChoiceTask, scorer: ChoiceScorer) -> None:
-        super().__init__(task, scorer)
+    def __init__(
+        self, task: ChoiceTask, scorer: ChoiceScorer, configuration: Configuration
+    ) -> None:
+        super().__init__(task, scorer, configuration)
         self._choices = task
         self._options = scorer
 
@@ -337,6 +434,13 @@ class _Choices(_Answers):
         return self._options.wrong(
             self._options.by_option(torch.cat(log_p), split.name), split.name
         )
+
+
+def _pixels(task: ClassificationTask | RetrievalTask, name: SplitName) -> Iterator[Tensor]:
+    """The pixels of a split, batch by batch."""
+    split, size = task.split(name), task.batch_size
+    for start in range(0, len(split), size):
+        yield split.read(start, min(start + size, len(split))).cpu()
 
 
 def _taught(batch: QuestionBatch) -> dict[str, Tensor]:

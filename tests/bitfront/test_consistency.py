@@ -22,6 +22,7 @@ SAVED: dict[str, object] = {
     "data.source": "datasets",
 }
 CAPTIONS: dict[str, object] = {**FOLDER, "data.source": "captions"}
+OWN_TASK: dict[str, object] = {**BUNDLED, "data.source": "package", "data.task": "ranks"}
 CLIP: dict[str, object] = {**FOLDER, "model.source": "open_clip", "model.name": "ViT-B-32"}
 ADAPTIVE = {**BUNDLED, "profile.cells": "adaptive"}
 RECOVERY = "space.recovery"
@@ -197,6 +198,12 @@ def test_a_setting_without_effect_is_named(name: str) -> None:
     assert found[name].startswith(f"{name} has no effect: ")
 
 
+def test_a_target_is_for_retrieval_too() -> None:
+    for target in ("torch", "onnxruntime"):
+        assert told({**CAPTIONS, "target": target}) == {}
+    assert "gguf takes LLaVA of a CLIP" in told({**CAPTIONS, "target": "gguf"})["target"]
+
+
 def test_a_job_that_spells_out_every_default_is_right() -> None:
     spec = JobSpec.model_validate(nested(BUNDLED))
 
@@ -281,9 +288,9 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
             "on classes or on answers, and retrieval has neither: leave it out",
         ),
         (
-            {**CAPTIONS, "target": "onnxruntime"},
+            {**OWN_TASK, "target": "onnxruntime"},
             "target",
-            "models for retrieval are not built yet: leave it out",
+            "models for ranks are not built yet: leave it out",
         ),
         (
             {**BUNDLED, "data.measure": "exact_match"},

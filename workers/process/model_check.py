@@ -6,6 +6,7 @@ from bitfront.spec import JobSpec
 from bitfront.targets import DeploymentTarget
 from bitfront.vlm import load_model
 from objectives.data.inspection import Inspector
+from objectives.data.retrieval import RetrievalTask
 from objectives.evaluation.chance import refuse_like_classes
 from objectives.evaluation.families.registry import load_family
 from objectives.evaluation.limits import refuse_limits
@@ -27,6 +28,6 @@ def load_and_look(spec: JobSpec) -> tuple[Layer, ...]:
     family.check(spec)
     refuse_limits(spec, model)
     if spec.target is not DeploymentTarget.ANY:
-        describe(model)
+        describe(model, reads_captions=isinstance(family.task, RetrievalTask))
     refuse_like_classes(family.task)
     return model.layers

@@ -5,15 +5,16 @@ and in the same shapes; whether it computes the same is verified once the artefa
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 
 from bitfront.artefact.runtime import clip, llava
 from bitfront.errors import InvalidModel
+from bitfront.vlm.models.caption_tokenizer import CaptionTokenizer
 
 RUNTIME = Path(clip.__file__).parent
 
@@ -35,6 +36,15 @@ class Architecture:
     requires: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
     rename: Callable[[str], str] = str
+
+    def with_tokenizer(self, tokenizer: CaptionTokenizer) -> Self:
+        """The architecture of a dual encoder that makes tokens of captions itself."""
+        return replace(
+            self,
+            config={**self.config, "words": {"cleans": tokenizer.cleans}},
+            requires=(*self.requires, "tokenizers", *(["ftfy"] if tokenizer.cleans else [])),
+            files={**self.files, clip.TOKENIZER: tokenizer.json.encode()},
+        )
 
     def renamed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What no plan changes, under the names of the source."""

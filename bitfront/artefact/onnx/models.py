@@ -84,13 +84,13 @@ class Parts(ABC):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DualEncoderParts(Parts):
-    """Those of a dual encoder: its image tower with the classes, and its text tower.
+    """Those of a dual encoder: its image tower, with classes where it has some, and its text tower.
 
     Attributes:
-        class_features: `(classes, d)`, of length 1.
+        class_features: `(classes, d)`, of length 1; None for a model without classes.
     """
 
-    class_features: Tensor
+    class_features: Tensor | None
 
     @property
     def embedding(self) -> str:
@@ -102,15 +102,19 @@ class DualEncoderParts(Parts):
         return {IMAGE: self.image_model(), TEXT: self.text_model()}
 
     def image_model(self) -> onnx.ModelProto:
-        """`pixels` `(n, 3, h, w)` to `logits` `(n, classes)` and `features` `(n, d)`, length 1."""
+        """`pixels` `(n, 3, h, w)` to `features` `(n, d)` of length 1.
+
+        Where there are classes, their `logits` `(n, classes)` come first.
+        """
         graph, classes = Graph(), self.class_features
         pixels = graph.input("pixels", ("n", 3, *self.config["preprocessing"]["size"]))
         features = self.adapted(graph, self._towers(graph).image_features(pixels))
         unit = normalised(graph, features)
-        cosines = graph.add("MatMul", unit, graph.store("classes", classes.T))
-        scale = graph.add("Exp", graph.floats("logit_scale", self.tensors["logit_scale"]))
-        graph.output(graph.add("Mul", cosines, scale), "logits", ("n", len(classes)))
-        graph.output(unit, "features", ("n", classes.shape[1]))
+        if classes is not None:
+            cosines = graph.add("MatMul", unit, graph.store("classes", classes.T))
+            scale = graph.add("Exp", graph.floats("logit_scale", self.tensors["logit_scale"]))
+            graph.output(graph.add("Mul", cosines, scale), "logits", ("n", len(classes)))
+        graph.output(unit, "features", ("n", self.config["features"]))
         return graph.model({})
 
     def text_model(self) -> onnx.ModelProto:

@@ -4,6 +4,7 @@ This file travels with a packed checkpoint. Its modules are named as open_clip n
 every matrix belongs to a module that is called, so that its input can be rounded.
 """
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+TOKENIZER = "tokenizer.json"
 
 
 class QuickGELU(nn.Module):
@@ -200,10 +203,11 @@ class Architecture:
         module: What holds the weights.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], tokenizer: Any = None) -> None:  # noqa: ANN401  # of tokenizers
         self.module = Clip(config)
         self._preprocessing: dict[str, Any] = config["preprocessing"]
         self._words: dict[str, Any] | None = config["words"]
+        self._tokenizer = tokenizer
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """`(n, 3, h, w)` to `(n, d)`, not normalised."""
@@ -230,6 +234,9 @@ class Architecture:
                 "this model's captions have a tokenizer of their own, open_clip's or "
                 "transformers': encode its tokens with architecture.encode_texts(tokens)"
             )
+        if self._tokenizer is not None:
+            captions = [cleaned(text) for text in texts] if self._words["cleans"] else texts
+            return torch.tensor([row.ids for row in self._tokenizer.encode_batch(captions)])
         return tokenize_words(texts, self._words)
 
 
@@ -263,6 +270,14 @@ def _cover(picture: Any, height: int, width: int, mode: Any) -> Any:  # noqa: AN
     return picture.crop((left, top, left + width, top + height))
 
 
+def cleaned(text: str) -> str:
+    """A caption as open_clip's tokenizer takes it: mended, without entities, in small letters."""
+    import ftfy
+
+    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(mended.split()).lower()
+
+
 def tokenize_words(texts: list[str], words: dict[str, Any]) -> Tensor:
     """Word codes `(n, length)` between a start and an end, padded with 0."""
     codes = {word: code for code, word in enumerate(words["vocabulary"])}
@@ -281,5 +296,9 @@ def tokenize_words(texts: list[str], words: dict[str, Any]) -> Tensor:
 
 def build(config: dict[str, Any], folder: Path) -> Architecture:
     """The architecture of a card's configuration; its weights are still to come."""
-    del folder
-    return Architecture(json.loads(json.dumps(config)))
+    tokenizer = None
+    if (folder / TOKENIZER).is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    return Architecture(json.loads(json.dumps(config)), tokenizer)

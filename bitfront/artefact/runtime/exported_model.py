@@ -4,10 +4,15 @@ This file travels with the models. It needs NumPy, the runtime, and Pillow for p
 with a tokenizer of its own needs tokenizers. `card.json` says what is in the folder.
 
     model = load("model/")
-    model.classify(picture)          # or, for a generative model, model.answer(picture, question)
+    model.classify(picture)
+    # or, for a generative model
+    model.answer(picture, question)
+    # or, for a model that finds pictures by captions
+    model.similarity(model.image_features(pictures), model.text_features(captions))
 """
 
 import hashlib
+import html
 import json
 from collections.abc import Callable
 from functools import cache
@@ -28,8 +33,8 @@ class DamagedArtefact(ValueError):
     """A file of the folder is missing, or is not the one that was written."""
 
 
-def load(folder: str | Path, threads: int = 0, dtype: str = FLOAT) -> "Classifier | Answerer":
-    """The model in a folder.
+def load(folder: str | Path, threads: int = 0, dtype: str = FLOAT) -> "Encoder | Answerer":
+    """The model in a folder: a `Classifier`, another `Encoder`, or an `Answerer`.
 
     Args:
         folder: What `bitfront build` wrote.
@@ -45,8 +50,12 @@ def load(folder: str | Path, threads: int = 0, dtype: str = FLOAT) -> "Classifie
     except (OSError, ValueError) as error:
         raise DamagedArtefact(f"{folder} holds no readable {CARD}: {error}") from error
     check_files(folder, card)
-    kind = Classifier if card["task"] == "classification" else Answerer
-    return kind(folder, card, threads, dtype)
+    kinds: dict[str, type[Encoder | Answerer]] = {
+        "classification": Classifier,
+        "retrieval": Encoder,
+        "answering": Answerer,
+    }
+    return kinds[card["task"]](folder, card, threads, dtype)
 
 
 def check_files(folder: Path, card: dict[str, Any]) -> None:
@@ -158,23 +167,82 @@ def int8_saturates() -> bool:
     return not np.allclose(found, 255 * 127 * columns)
 
 
-class Classifier:
-    """A dual encoder that tells the classes of its card apart.
+class Encoder:
+    """A dual encoder, which compares pictures with captions.
 
     Attributes:
         card: What `card.json` says.
-        classes: The names of the classes.
     """
+
+    towers: tuple[str, ...] = ("image", "text")
+    """What is opened when the model is loaded; the rest is when it is needed."""
 
     def __init__(
         self, folder: Path, card: dict[str, Any], threads: int, dtype: str = FLOAT
     ) -> None:
         self.card = card
-        self.classes: list[str] = card["classes"]
         self._folder = folder
         self._threads = threads
         self._dtype = dtype
-        self._image = self._opened("image")
+        self._captions = Captions(folder, card["words"])
+        self._graphs = {name: self._opened(name) for name in self.towers}
+
+    def image_features(self, pictures: Any) -> Array:  # noqa: ANN401  # Pillow's
+        """The features `(n, d)`, float32 of length 1, of a Pillow picture or a list of them."""
+        several = pictures if isinstance(pictures, list | tuple) else [pictures]
+        pixels = [preprocess(picture, self.card["preprocessing"]) for picture in several]
+        return self.encode_images(np.stack(pixels))
+
+    def text_features(self, captions: str | list[str]) -> Array:
+        """The features `(n, d)`, float32 of length 1, of a caption or a list of them.
+
+        Raises:
+            ValueError: A word is not known, or a caption is too long.
+        """
+        several = [captions] if isinstance(captions, str) else captions
+        return self.encode_texts(self.tokenize(several))
+
+    def similarity(self, images: Array, texts: Array) -> Array:
+        """The cosines `(images, texts)` of features of length 1."""
+        found: Array = images @ texts.T
+        return found
+
+    def tokenize(self, captions: list[str]) -> Array:
+        """The tokens `(n, length)`, int64, of captions."""
+        return self._captions.tokens(captions)
+
+    def encode_images(self, pixels: Array) -> Array:
+        """The image features `(n, d)`, of length 1, of pixels `(n, 3, h, w)`."""
+        return self._graph("image")({"pixels": pixels})["features"]
+
+    def encode_texts(self, tokens: Array) -> Array:
+        """The text features `(n, d)`, of length 1, of tokens `(n, length)` int64."""
+        return self._graph("text")({"tokens": tokens})["features"]
+
+    def _graph(self, name: str) -> Graph:
+        if name not in self._graphs:
+            self._graphs[name] = self._opened(name)
+        return self._graphs[name]
+
+    def _opened(self, name: str) -> Graph:
+        group = self.card["activation_group"]
+        return open_graph(self._folder, name, self._threads, group, self._dtype)
+
+
+class Classifier(Encoder):
+    """A dual encoder that tells the classes of its card apart.
+
+    Attributes:
+        classes: The names of the classes.
+    """
+
+    towers = ("image",)
+
+    def __init__(
+        self, folder: Path, card: dict[str, Any], threads: int, dtype: str = FLOAT
+    ) -> None:
+        super().__init__(folder, card, threads, dtype)
+        self.classes: list[str] = card["classes"]
 
     def classify(self, picture: Any, top: int = 3) -> list[tuple[str, float]]:  # noqa: ANN401  # Pillow's
         """The `top` most likely classes of a Pillow picture with their shares, the best first."""
@@ -187,15 +255,7 @@ class Classifier:
 
     def logits(self, pixels: Array) -> Array:
         """The scaled cosines `(n, classes)` of pixels `(n, 3, h, w)` with every class."""
-        return self._image({"pixels": pixels})["logits"]
-
-    def encode_texts(self, tokens: Array) -> Array:
-        """The text features `(n, d)`, of length 1, of tokens `(n, length)` int64."""
-        return self._opened("text")({"tokens": tokens})["features"]
-
-    def _opened(self, name: str) -> Graph:
-        group = self.card["activation_group"]
-        return open_graph(self._folder, name, self._threads, group, self._dtype)
+        return self._graph("image")({"pixels": pixels})["logits"]
 
 
 class Decoder:
@@ -315,6 +375,58 @@ class Answerer:
             return embedded
         context = np.broadcast_to(self._context, (len(embedded), *self._context.shape))
         return np.concatenate([embedded[:, :1], context, embedded[:, 1:]], axis=1)
+
+
+class Captions:
+    """Captions to tokens, with the tokenizer of the folder or with the words of the card."""
+
+    def __init__(self, folder: Path, words: dict[str, Any] | None) -> None:
+        self._words = words
+        self._tokenizer: Any = None
+        if (folder / TOKENIZER).is_file():
+            from tokenizers import Tokenizer
+
+            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+
+    def tokens(self, captions: list[str]) -> Array:
+        """Rows of tokens `(n, length)`, int64.
+
+        Raises:
+            ValueError: A word is not known, a caption is too long, or the tokens of this model
+                are those of another library.
+        """
+        words = self._words
+        if words is None:
+            raise ValueError(
+                "this model's captions have a tokenizer of their own, open_clip's or "
+                "transformers': encode its tokens with encode_texts(tokens)"
+            )
+        if self._tokenizer is not None:
+            texts = [cleaned(caption) for caption in captions] if words["cleans"] else captions
+            rows = [row.ids for row in self._tokenizer.encode_batch(texts)]
+            return np.array(rows, np.int64)
+        return np.array([_word_codes(caption, words) for caption in captions], np.int64)
+
+
+def cleaned(caption: str) -> str:
+    """A caption as open_clip's tokenizer takes it: mended, without entities, in small letters."""
+    import ftfy
+
+    mended = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    return " ".join(mended.split()).lower()
+
+
+def _word_codes(caption: str, words: dict[str, Any]) -> list[int]:
+    """Word codes between a start and an end, filled up with 0."""
+    codes = {word: code for code, word in enumerate(words["vocabulary"])}
+    known = caption.lower().replace(".", " ").replace(",", " ").split()
+    unknown = [word for word in known if word not in codes]
+    if unknown:
+        raise ValueError(f"{caption!r} has words that the model does not know: {unknown}")
+    found = [words["start"], *(codes[word] for word in known), words["end"]]
+    if len(found) > words["length"]:
+        raise ValueError(f"{caption!r} has more than {words['length'] - 2} words")
+    return found + [0] * (words["length"] - len(found))
 
 
 class Words:

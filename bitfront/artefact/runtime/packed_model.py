@@ -4,7 +4,11 @@ This file travels with the checkpoint. It needs torch and safetensors, and Pillo
 `architecture.py` beside it builds the modules, and `card.json` says what is in the folder.
 
     model = load("model/")
-    model.classify(picture)          # or, for a generative model, model.answer(picture, question)
+    model.classify(picture)
+    # or, for a generative model
+    model.answer(picture, question)
+    # or, for a model that finds pictures by captions
+    model.similarity(model.image_features(pictures), model.text_features(captions))
 """
 
 import hashlib
@@ -29,10 +33,8 @@ class DamagedArtefact(ValueError):
     """A file of the folder is missing, or is not the one that was written."""
 
 
-def load(
-    folder: str | Path, device: str = "cpu", *, unpack: bool = False
-) -> "Classifier | Answerer":
-    """The model in a folder.
+def load(folder: str | Path, device: str = "cpu", *, unpack: bool = False) -> "Encoder | Answerer":
+    """The model in a folder: a `Classifier`, another `Encoder`, or an `Answerer`.
 
     Args:
         folder: What `bitfront build` wrote.
@@ -59,6 +61,8 @@ def load(
     if card["task"] == "classification":
         features = load_file(folder / CLASSES)["features"].to(device)
         return Classifier(card, architecture, features, adapter)
+    if card["task"] == "retrieval":
+        return Encoder(card, architecture, adapter)
     return Answerer(card, architecture, recovery.get("context"), adapter)
 
 
@@ -401,11 +405,71 @@ class Adapter:
         return functional.linear(inputs if rounding is None else rounding(inputs), packed(), bias)
 
 
-class Classifier:
-    """A dual encoder that tells the classes of its card apart.
+class Encoder:
+    """A dual encoder, which compares pictures with captions.
 
     Attributes:
         card: What `card.json` says.
+        architecture: The modules, with their preprocessing and their words.
+    """
+
+    def __init__(
+        self,
+        card: dict[str, Any],
+        architecture: Any,  # noqa: ANN401  # the module beside this one
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.card = card
+        self.architecture = architecture
+        self._adapter = adapter
+
+    def image_features(self, pictures: Any) -> Tensor:  # noqa: ANN401  # Pillow's
+        """The features `(n, d)`, float32 of length 1, of a Pillow picture or a list of them."""
+        several = pictures if isinstance(pictures, list | tuple) else [pictures]
+        pixels = torch.stack([self.preprocess(picture) for picture in several])
+        return functional.normalize(self.encode_images(pixels).float(), dim=-1)
+
+    def text_features(self, captions: str | list[str]) -> Tensor:
+        """The features `(n, d)`, float32 of length 1, of a caption or a list of them.
+
+        Raises:
+            ValueError: A word is not known, or a caption is too long.
+        """
+        several = [captions] if isinstance(captions, str) else captions
+        return functional.normalize(self.encode_texts(several).float(), dim=-1)
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """The cosines `(images, texts)` of features of length 1."""
+        return images @ texts.T
+
+    def preprocess(self, picture: Any) -> Tensor:  # noqa: ANN401  # Pillow's
+        """The picture `(c, h, w)` as the model takes it."""
+        pixels: Tensor = self.architecture.preprocess(picture)
+        return pixels
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """The image features `(n, d)` of pixels `(n, c, h, w)`, after any adapter."""
+        features: Tensor = self.architecture.encode_images(pixels.to(self._device))
+        return features if self._adapter is None else self._adapter(features.float())
+
+    @torch.no_grad()
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        """The text features `(n, d)` of captions, without a learned prompt."""
+        tokens = self.architecture.tokenize(texts).to(self._device)
+        features: Tensor = self.architecture.encode_texts(tokens)
+        return features
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.architecture.module.logit_scale.device
+        return device
+
+
+class Classifier(Encoder):
+    """A dual encoder that tells the classes of its card apart.
+
+    Attributes:
         classes: The names of the classes.
         class_features: `(classes, d)`, of length 1.
     """
@@ -417,11 +481,9 @@ class Classifier:
         class_features: Tensor,
         adapter: Adapter | None,
     ) -> None:
-        self.card = card
+        super().__init__(card, architecture, adapter)
         self.classes: list[str] = card["classes"]
         self.class_features = class_features
-        self.architecture = architecture
-        self._adapter = adapter
 
     @torch.no_grad()
     def classify(self, picture: Any, top: int = 3) -> list[tuple[str, float]]:  # noqa: ANN401  # Pillow's
@@ -430,24 +492,6 @@ class Classifier:
         best = shares.topk(min(top, len(self.classes)))
         found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(self.classes[place], share) for place, share in found]
-
-    def preprocess(self, picture: Any) -> Tensor:  # noqa: ANN401  # Pillow's
-        """The picture `(c, h, w)` as the model takes it."""
-        pixels: Tensor = self.architecture.preprocess(picture)
-        return pixels
-
-    @torch.no_grad()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """The image features `(n, d)` of pixels `(n, c, h, w)`, after any adapter."""
-        features: Tensor = self.architecture.encode_images(pixels.to(self.class_features.device))
-        return features if self._adapter is None else self._adapter(features.float())
-
-    @torch.no_grad()
-    def encode_texts(self, texts: list[str]) -> Tensor:
-        """The text features `(n, d)` of captions, without a learned prompt."""
-        tokens = self.architecture.tokenize(texts).to(self.class_features.device)
-        features: Tensor = self.architecture.encode_texts(tokens)
-        return features
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ says that the model is loaded. Samples with `repeats` are timed, and with `besid
 model at full precision, which has to lie in the folder REFERENCE then.
 """
 
+import json
 import os
 import sys
 import time
@@ -75,8 +76,16 @@ def filled_up(rows: list[list[int]]) -> list[list[int]]:
     return [row + [-1] * (longest - len(row)) for row in rows]
 
 
+def texts_of(given: dict[str, Any]) -> list[str]:
+    """The texts of a message: JSON, as bytes."""
+    texts: list[str] = json.loads(bytes(given["texts"].tolist()))
+    return texts
+
+
 def packed(folder: Path, dtype: str = "") -> Outputs:
-    """What a packed checkpoint makes of a message: logits, features, or with a `limit` tokens.
+    """What a packed checkpoint makes of a message: logits, features, or tokens.
+
+    Tokens are those of `texts`, or with a `limit` those of answers.
 
     Where it has a `dtype`, all weights are unpacked once and multiply in it, as plain modules of
     torch do.
@@ -86,15 +95,20 @@ def packed(folder: Path, dtype: str = "") -> Outputs:
     sys.path.insert(0, str(folder))
     model = import_module("packed_model").load(folder, unpack=bool(dtype))
     model.architecture.module.to(getattr(torch, dtype or model.card["dtype"]))
+    has_no_classes = model.card["task"] == "retrieval"
 
     def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # a tensor
         if "captions" in given:
             with torch.no_grad():
                 features = model.architecture.encode_texts(given["captions"])
             return torch.nn.functional.normalize(features, dim=-1)
+        if "texts" in given:
+            return model.architecture.tokenize(texts_of(given))
         pixels, sizes = given.get("pixels"), given.get("sizes")
         if dtype and pixels is not None:
             pixels = pixels.to(getattr(torch, dtype))
+        if has_no_classes:
+            return torch.nn.functional.normalize(model.encode_images(pixels).float(), dim=-1)
         if "tokens" not in given:
             return model.logits(pixels)
         if "limit" not in given:
@@ -111,10 +125,15 @@ def exported(folder: Path, module: str = "exported_model", **options: str) -> Ou
     arrays: Any = import_module("numpy")
     sys.path.insert(0, str(folder))
     model = import_module(module).load(folder, runtime_threads(), **options)
+    has_no_classes = model.card["task"] == "retrieval"
 
     def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # an array
         if "captions" in given:
             return model.encode_texts(given["captions"])
+        if "texts" in given:
+            return model.tokenize(texts_of(given))
+        if has_no_classes:
+            return model.encode_images(given["pixels"])
         if "tokens" not in given:
             return model.logits(given["pixels"])
         if "limit" not in given:
@@ -132,14 +151,19 @@ def transformed(folder: Path, dtype: str = "float32") -> Outputs:
 
     sys.path.insert(0, str(folder))
     model = import_module("transformers_model").load(folder)
+    has_no_classes = model.card["task"] == "retrieval"
     model.model.to(getattr(torch, dtype))
 
     def outputs(given: dict[str, Any]) -> Any:  # noqa: ANN401  # a tensor
         if "captions" in given:
             return model.encode_texts(given["captions"])
+        if "texts" in given:
+            return model.tokenize(texts_of(given))
         pixels = given.get("pixels")
         if pixels is not None:
             pixels = pixels.to(getattr(torch, dtype))
+        if has_no_classes:
+            return model.encode_images(pixels)
         if "tokens" not in given:
             return model.logits(pixels)
         if "limit" not in given:

@@ -1,10 +1,14 @@
-"""Runs a checkpoint of transformers: a CLIP or SigLIP that tells classes apart, or a LLaVA.
+"""Runs a checkpoint of transformers: a CLIP, or a LLaVA.
 
 This file travels with the checkpoint, and `exported_model.py` with it. They need transformers,
 compressed-tensors, torch and Pillow; a LLaVA with a tokenizer of its own needs tokenizers.
 
     model = load("model/")
-    model.classify(picture)          # or, for a generative model, model.answer(picture, question)
+    model.classify(picture)
+    # or, for a generative model
+    model.answer(picture, question)
+    # or, for a model that finds pictures by captions
+    model.similarity(model.image_features(pictures), model.text_features(captions))
 """
 
 import json
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor
 
 
-def load(folder: str | Path) -> "TransformersClassifier | TransformersAnswerer":
+def load(folder: str | Path) -> "TransformersEncoder | TransformersAnswerer":
     """The model in a folder.
 
     Raises:
@@ -27,9 +31,12 @@ def load(folder: str | Path) -> "TransformersClassifier | TransformersAnswerer":
     folder = Path(folder)
     card: dict[str, Any] = json.loads((folder / exported_model.CARD).read_text(encoding="utf-8"))
     exported_model.check_files(folder, card)
-    if card["task"] == "classification":
-        return TransformersClassifier(folder, card)
-    return TransformersAnswerer(folder, card)
+    kinds: dict[str, type[TransformersEncoder | TransformersAnswerer]] = {
+        "classification": TransformersClassifier,
+        "retrieval": TransformersEncoder,
+        "answering": TransformersAnswerer,
+    }
+    return kinds[card["task"]](folder, card)
 
 
 def multiply_in_float32(model: torch.nn.Module) -> None:
@@ -61,23 +68,19 @@ def _by_rows(forward: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     return forward(inputs[:, None])[:, 0] if inputs.ndim == 2 else forward(inputs)
 
 
-class TransformersClassifier:
-    """A CLIP or SigLIP of transformers that tells the classes of its card apart.
+class TransformersEncoder:
+    """A CLIP of transformers, which compares pictures with captions.
 
     Attributes:
         card: What `card.json` says.
         model: transformers' model.
-        classes: The names of the classes.
-        class_features: `(classes, d)`, of length 1.
     """
 
     def __init__(self, folder: Path, card: dict[str, Any]) -> None:
-        from safetensors.torch import load_file
         from transformers import AutoModel
 
         self.card = card
-        self.classes: list[str] = card["classes"]
-        self.class_features = load_file(folder / "classes.safetensors")["features"]
+        self._captions = exported_model.Captions(folder, card["words"])
         self.model: Any = AutoModel.from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32, local_files_only=True
         )
@@ -93,6 +96,58 @@ class TransformersClassifier:
         tokens = torch.zeros(1, text.max_position_embeddings, dtype=torch.int64)
         self.model(input_ids=tokens, pixel_values=pixels)
 
+    def image_features(self, pictures: Any) -> Tensor:  # noqa: ANN401  # Pillow's
+        """The features `(n, d)`, float32 of length 1, of a Pillow picture or a list of them."""
+        several = pictures if isinstance(pictures, list | tuple) else [pictures]
+        settings = self.card["preprocessing"]
+        pixels = [exported_model.preprocess(picture, settings) for picture in several]
+        return self.encode_images(torch.stack([torch.from_numpy(one) for one in pixels]))
+
+    def text_features(self, captions: str | list[str]) -> Tensor:
+        """The features `(n, d)`, float32 of length 1, of a caption or a list of them.
+
+        Raises:
+            ValueError: A word is not known, or a caption is too long.
+        """
+        several = [captions] if isinstance(captions, str) else captions
+        return self.encode_texts(self.tokenize(several))
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """The cosines `(images, texts)` of features of length 1."""
+        return images @ texts.T
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """The tokens `(n, length)`, int64, of captions."""
+        return torch.from_numpy(self._captions.tokens(captions))
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """The image features `(n, d)`, of length 1, of pixels `(n, 3, h, w)`."""
+        features = self.model.get_image_features(pixel_values=pixels).pooler_output
+        return torch.nn.functional.normalize(features.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_texts(self, tokens: Tensor) -> Tensor:
+        """The text features `(n, d)`, of length 1, of tokens `(n, length)`."""
+        features = self.model.get_text_features(input_ids=tokens).pooler_output
+        return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+class TransformersClassifier(TransformersEncoder):
+    """A CLIP of transformers that tells the classes of its card apart.
+
+    Attributes:
+        classes: The names of the classes.
+        class_features: `(classes, d)`, of length 1.
+    """
+
+    def __init__(self, folder: Path, card: dict[str, Any]) -> None:
+        from safetensors.torch import load_file
+
+        super().__init__(folder, card)
+        self.classes: list[str] = card["classes"]
+        self.class_features = load_file(folder / "classes.safetensors")["features"]
+
     def classify(self, picture: Any, top: int = 3) -> list[tuple[str, float]]:  # noqa: ANN401  # Pillow's
         """The `top` most likely classes of a Pillow picture with their shares, the best first."""
         pixels = exported_model.preprocess(picture, self.card["preprocessing"])
@@ -104,16 +159,8 @@ class TransformersClassifier:
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
         """The scaled cosines `(n, classes)` of pixels `(n, 3, h, w)` with every class."""
-        features = self.model.get_image_features(pixel_values=pixels).pooler_output
-        unit = torch.nn.functional.normalize(features.float(), dim=-1)
         scale = float(self.model.logit_scale.exp())
-        return scale * unit @ self.class_features.T
-
-    @torch.no_grad()
-    def encode_texts(self, tokens: Tensor) -> Tensor:
-        """The text features `(n, d)`, of length 1, of tokens `(n, length)`."""
-        features = self.model.get_text_features(input_ids=tokens).pooler_output
-        return torch.nn.functional.normalize(features, dim=-1)
+        return scale * self.encode_images(pixels) @ self.class_features.T
 
 
 class TransformersAnswerer:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
+from bitfront.vlm.loaders.caption_tokenizers import of_open_clip
 from bitfront.vlm.loaders.explained import explain, explained
 from bitfront.vlm.loaders.files import (
     SUFFIXES,
@@ -31,6 +32,7 @@ from bitfront.vlm.loaders.files import (
 )
 from bitfront.vlm.loaders.probe import check_dual_encoder, check_tokens
 from bitfront.vlm.loaders.settings import preprocess_settings, tokenizer_digest
+from bitfront.vlm.models.caption_tokenizer import CaptionTokenizer
 from bitfront.vlm.models.captions import Tokenize
 from bitfront.vlm.models.dual_encoder import DualEncoder, DualEncoderInterface
 from bitfront.vlm.models.prompted import CausalText, Packing
@@ -76,7 +78,11 @@ def load_open_clip(spec: ModelSpec, device: torch.device) -> DualEncoder:
     settings = ModelSettings(tokenizer_digest(tokenizer), preprocess_settings(config))
     with explained("open_clip", f"run {spec.name}"):
         encoder = open_clip_encoder(
-            model.to(device), preprocess=preprocess, tokenize=tokenize, settings=settings
+            model.to(device),
+            preprocess=preprocess,
+            tokenize=tokenize,
+            settings=settings,
+            caption_tokenizer=lambda: of_open_clip(tokenizer),
         )
         check_dual_encoder(spec.name, encoder)
     return encoder
@@ -235,6 +241,7 @@ def open_clip_encoder(
     preprocess: Callable[[Image], Tensor],
     tokenize: Tokenize,
     settings: ModelSettings | None = None,
+    caption_tokenizer: Callable[[], CaptionTokenizer | None] = lambda: None,
 ) -> DualEncoder:
     """The dual encoder of an open_clip model that is already built."""
     size = model.visual.image_size
@@ -252,6 +259,7 @@ def open_clip_encoder(
         context_length=model.context_length,
         causal_text=_causal_text(text),
         settings=settings,
+        caption_tokenizer=caption_tokenizer,
     )
     return DualEncoder(model, interface)
 

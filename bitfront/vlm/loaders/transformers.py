@@ -33,6 +33,7 @@ from transformers.models.auto.modeling_auto import (
 
 from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
+from bitfront.vlm.loaders.caption_tokenizers import of_transformers
 from bitfront.vlm.loaders.explained import explained
 from bitfront.vlm.loaders.files import (
     check_safetensors_folder,
@@ -56,6 +57,7 @@ from bitfront.vlm.loaders.probe import (
     refuse_empty,
 )
 from bitfront.vlm.loaders.settings import config_settings, processor_settings, tokenizer_digest
+from bitfront.vlm.models.caption_tokenizer import CaptionTokenizer
 from bitfront.vlm.models.captions import Tokenize
 from bitfront.vlm.models.dual_encoder import DualEncoder, DualEncoderInterface
 from bitfront.vlm.models.generative import GenerativeModel
@@ -191,6 +193,7 @@ def _load_dual_encoder(kind: str, place: str, spec: ModelSpec, device: torch.dev
             settings=settings,
             length=length,
             padding=_masked_padding(kind, tokenizer),
+            caption_tokenizer=lambda: of_transformers(tokenizer, length),
         )
         check_dual_encoder(name, encoder)
     return encoder
@@ -342,6 +345,7 @@ def transformers_encoder(
     settings: ModelSettings | None = None,
     length: int | None = None,
     padding: int | None = None,
+    caption_tokenizer: Callable[[], CaptionTokenizer | None] = lambda: None,
 ) -> DualEncoder:
     """The dual encoder of a transformers model that is already built.
 
@@ -355,6 +359,7 @@ def transformers_encoder(
         settings: What these depend on; None where that is fixed.
         length: Tokens in a row; None for as many as the text tower has positions.
         padding: The token that the text tower must not look at; None where it may.
+        caption_tokenizer: Gives what `tokenize` does as a file.
     """
     embeddings = model.vision_model.embeddings
     shape: tuple[int, ...]
@@ -375,6 +380,7 @@ def transformers_encoder(
         context_length=length or model.text_model.config.max_position_embeddings,
         causal_text=_causal_text(model) if isinstance(model, CLIPModel) else None,
         settings=settings,
+        caption_tokenizer=caption_tokenizer,
     )
     return DualEncoder(model, interface)
 

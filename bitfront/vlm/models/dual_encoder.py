@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bitfront.errors import SpecError
 from bitfront.layers import LayerKind, Tower
 from bitfront.plan import ClassPosition
+from bitfront.vlm.models.caption_tokenizer import CaptionTokenizer
 from bitfront.vlm.models.captions import CaptionLayout, ClassNames, Tokenize
 from bitfront.vlm.models.layered import LayeredModel
 from bitfront.vlm.models.prompted import CausalText, PromptRows, fill
@@ -32,6 +33,8 @@ class DualEncoderInterface:
         context_length: Tokens in a row.
         causal_text: How the text tower runs packed rows; None where whole rows matter.
         settings: What `preprocess` and `tokenize` depend on; None where that is fixed.
+        caption_tokenizer: Gives what `tokenize` does as a file; it gives None where that is fixed,
+            or where the package tokenizers cannot do the same.
     """
 
     encode_images: Callable[[Tensor], Tensor]
@@ -44,6 +47,7 @@ class DualEncoderInterface:
     context_length: int
     causal_text: CausalText | None = None
     settings: ModelSettings | None = None
+    caption_tokenizer: Callable[[], CaptionTokenizer | None] = lambda: None
 
 
 class DualEncoder(LayeredModel):
@@ -118,6 +122,10 @@ class DualEncoder(LayeredModel):
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "n length"]:
         """The captions as rows of tokens, filled up to the context length."""
         return self._interface.tokenize(texts)
+
+    def caption_tokenizer(self) -> CaptionTokenizer | None:
+        """What `tokenize` does, as a file; None without settings, or where no file does it."""
+        return self._interface.caption_tokenizer()
 
     def encode_images(self, pixels: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Image features, not normalised."""

@@ -38,7 +38,7 @@ def choose_runtime(
         spec: The job.
         model: Its model.
         switch: The model's switch.
-        classes: How many classes an image is compared with; 0 for a model that answers questions.
+        classes: How many classes an image is compared with; 0 for a task without classes.
 
     Raises:
         UnavailableDevice: The target is not installed, its threads are no number, or the model

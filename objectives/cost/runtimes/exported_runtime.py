@@ -68,7 +68,7 @@ class ExportedRuntime(ABC):
         model: The model; it is left as it is.
         switch: The model's switch.
         quantizer: How weights and inputs get their codes.
-        classes: How many classes an image is compared with; 0 for a model that answers questions.
+        classes: How many classes an image is compared with; 0 for a task without classes.
         threads: Of the runtime; 0 leaves it to the runtime, as an artefact does.
         timing: How often each is run.
     """
@@ -138,7 +138,9 @@ class ExportedRuntime(ABC):
         return product
 
     def whole(self, figure: Objective) -> Timed:
-        """An exported image model, which ends with a cosine for each class; or a stage of a LLaVA.
+        """An exported image model, which ends with a cosine for each class if there are some.
+
+        Of a LLaVA it is a stage.
 
         Those are the vision encoder with the decoder that reads a prompt, and a step that
         writes a token more.
@@ -157,7 +159,7 @@ class ExportedRuntime(ABC):
         """The image model of a plan, with features of no class in particular; and its layers."""
         model = self._model
         assert isinstance(model, DualEncoder)
-        classes = torch.zeros(self._classes, model.feature_width)
+        classes = torch.zeros(self._classes, model.feature_width) if self._classes else None
         parts = DualEncoderParts(*self._known(plan), None, self.kernels, classes)
         return parts.image_model(), parts.weights
 

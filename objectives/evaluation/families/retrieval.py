@@ -7,8 +7,8 @@ from bitfront.spec import DataSpec, JobSpec
 from bitfront.tasks import RETRIEVAL
 from bitfront.vlm import DualEncoder, PlanSwitch
 from objectives.cost.latency import LatencyMeter, LatencyTable
+from objectives.cost.runtimes.choose import choose_runtime
 from objectives.cost.runtimes.stages import image_stage
-from objectives.cost.runtimes.torch_runtime import TorchRuntime
 from objectives.data.inspection import Inspector
 from objectives.data.retrieval import RetrievalTask, load_retrieval
 from objectives.evaluation.families.family import Family
@@ -47,14 +47,22 @@ class RetrievalFamily(Family):
     def latency_meters(
         self, switch: PlanSwitch, spec: JobSpec, table: LatencyTable
     ) -> tuple[LatencyMeter, ...]:
-        """What times an image in torch: captions that are searched are encoded once."""
+        """What times an image: captions that are searched are encoded once.
+
+        Raises:
+            UnavailableDevice: The job's target is not installed.
+        """
         return (image_meter(self.task.model, switch, spec, table),)
 
 
 def image_meter(
     model: DualEncoder, switch: PlanSwitch, spec: JobSpec, table: LatencyTable
 ) -> LatencyMeter:
-    """What times an image in torch, in batches of the job's size."""
-    runtime = TorchRuntime(model, switch, spec.quantizer)
+    """What times an image in the job's target, or in torch, in batches of the job's size.
+
+    Raises:
+        UnavailableDevice: The target is not installed.
+    """
+    runtime = choose_runtime(spec, model, switch)
     stage = image_stage(model, runtime, spec.data.batch_size)
     return LatencyMeter(model, switch, stage, runtime, spec.quantizer, table)

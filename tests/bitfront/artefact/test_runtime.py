@@ -22,7 +22,7 @@ from bitfront.vlm.plan_switch import quantized_input
 WIDTHS = (2, 3, 4, 5, 6, 8)
 SOURCES = sorted(path for path in RUNTIME.glob("*.py") if path.name != "__init__.py")
 TRAVELS_WITH = {
-    *("torch", "safetensors", "PIL", "transformers", "tokenizers", "numpy"),
+    *("torch", "safetensors", "PIL", "transformers", "tokenizers", "ftfy", "numpy"),
     *("onnxruntime", "openvino", "xllamacpp", "gguf"),
     *(path.stem for path in SOURCES),
 }

@@ -73,6 +73,7 @@ def outputs(
         assert isinstance(kept.scorer, ClassificationScorer)
         pixels = split.read(0, len(split))
         return Outputs(kept.scorer.logits(configuration, pixels), model.logits(pixels))
+    assert isinstance(model, Answerer)
     assert isinstance(kept.scorer, AnswerScorer)
     batch = split.read(0)
     tokens = torch.cat([batch.prompts, batch.answers[:, :-1]], dim=1)

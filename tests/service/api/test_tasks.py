@@ -27,18 +27,37 @@ def database(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_cannot_be_built_or_recovered_is_refused_in_a_sentence(
-    database: Path, tmp_path: Path
-) -> None:
+def test_a_retrieval_study_can_go_to_every_target_of_a_dual_encoder(database: Path) -> None:
     with bf.open(database) as db:
         found = db.study("finds").trial(0)
 
+        names = [target.artefact for target in found.targets]
+        assert names == ["packed", "onnx", "openvino"]  # asymmetric, with static ranges
+        assert "torch (--to packed" in str(found)
+
+
+def test_a_task_of_ones_own_is_not_built(tmp_path: Path) -> None:
+    path = tmp_path / "own.db"
+    with open_store(f"sqlite:///{path}") as store:
+        store.create_study(job("ranks", data={"source": "package", "task": "ranks"}), {})
+        lease = store.acquire("ranks", "a driver", 60)
+        store.start_trial(lease, trial(0, "ranks"))
+        assert complete(store, lease, 0, {"error": 0.1, "nbytes": 1000.0})
+    with bf.open(path) as db:
+        found = db.study("ranks").trial(0)
+
         assert found.targets == []
-        with pytest.raises(bf.SpecError, match="models for retrieval are not built yet"):
+        with pytest.raises(bf.SpecError, match="models for ranks are not built yet"):
             found.build(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_recovery_for_retrieval_is_refused_in_a_sentence(database: Path, tmp_path: Path) -> None:
+    with bf.open(database) as db:
+        found = db.study("finds").trial(0)
+
         with pytest.raises(bf.SpecError, match=r"a recovery is trained .* retrieval has neither"):
             found.tune(tmp_path / "tuned")
-    assert not (tmp_path / "model").exists()
 
 
 def test_a_job_of_ones_own_is_not_tuned_either(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ SAMPLES = {"calibration": 16, "tuning": 16, "selection": 40, "test": 4}
 DATA = {"source": "reference", "samples": SAMPLES}
 PRECISIONS = {0: Precision(4, 8), 1: Precision(3, 16, 32)}
 CLIP, LLAVA, SYMMETRIC = "digit-clip", "digit-llava", "digit-llava-symmetric"
+FINDS = "digit-clip-retrieval"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,24 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             _fill(store, name, spec)
         _fill_symmetric(store)
+        _fill_retrieval(store)
     return path
+
+
+def _fill_retrieval(store: Store) -> None:
+    """A measured trial that finds scenes by captions."""
+    spec = job(
+        FINDS,
+        model={"source": "reference", "name": CLIP, "device": "cpu"},
+        data={**DATA, "task": "retrieval"},
+    )
+    store.create_study(spec, {})
+    lease = store.acquire(FINDS, "driver", 60)
+    evaluator = Evaluator.from_spec(spec)
+    layers = [layer.name for layer in evaluator.model.layers]
+    found = Configuration(Plan.uniform(layers, PRECISIONS[0]))
+    store.start_trial(lease, Trial(FINDS, 0, found, Origin.BASELINE, {}))
+    assert complete(store, lease, 0, evaluator.evaluate(found).values)
 
 
 def _fill_symmetric(store: Store) -> None:
@@ -206,6 +224,42 @@ def test_a_recovered_generative_model_answers_from_the_folder_alone(
 
     assert ran.stdout == said
     assert len((out / "example.py").read_text().splitlines()) <= 16
+
+
+@pytest.mark.parametrize("target", ["packed", "onnx"])
+def test_a_retrieval_study_is_built_and_puts_pictures_in_order(
+    target: str, database: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+
+    result = run(database, "build", FINDS, "--to", target, "--out", str(out))
+
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"error .* of 40 samples \(.* to .* %\), measured ", result.stdout)
+    assert result.stdout.endswith((out / "example.py").read_text() + "\n")
+    card = json.loads((out / "card.json").read_text())
+    assert card["task"] == "retrieval"
+    assert card["verification"]["same_tokens"] == 1
+    assert card["verification"]["tensors_nbytes"] == card["measured"]["nbytes"]
+    (found,) = listed(database, FINDS)[-1:]
+    assert (found["target"], found["state"]) == (target, "whole")
+    if target == "onnx":
+        return  # it needs NumPy, which a script alone has not here
+    photos = [tmp_path / f"{seed}.png" for seed in range(3)]
+    for seed, photo in enumerate(photos):
+        picture(draw_questions("test", 1, seed=seed, kinds=("place",)).images[0]).save(photo)
+    ran = run_alone(out / "example.py", "a picture of a three left of an eight", *map(str, photos))
+    assert sorted(line.split()[1] for line in ran.stdout.splitlines()) == list(map(str, photos))
+
+
+def test_llama_cpp_takes_no_retrieval_study(database: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+
+    result = run(database, "build", FINDS, "--to", "gguf", "--out", str(out))
+
+    assert result.exit_code == 2
+    assert "gguf is for transformers' LLaVA, and this is a CLIP" in result.stderr
+    assert not out.exists()
 
 
 @pytest.fixture(scope="module")
