@@ -5,6 +5,7 @@ and the test questions are answered with keys and values as they are read back; 
 stay in full precision.
 
     OMP_NUM_THREADS=1 python -m benchmarks.kv_cache --seeds 0,1,2,3,4
+    OMP_NUM_THREADS=1 python -m benchmarks.kv_cache --words 36
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from bitfront.vlm.kv_rounding import (
     show_cache,
 )
 from objectives.data.answers import parse
-from objectives.data.questions import QuestionTask, load_questions
+from objectives.data.questions import REFERENCE_PROMPT, QuestionTask, load_questions
 from objectives.data.split_name import SplitName
 from objectives.execution.similarity import divergence_nats
 
@@ -39,6 +40,8 @@ KINDS: Final = {
     "k-means, 4 % apart": (0.04, False),
 }
 CONTEXT_TOKENS: Final = 8000
+FILLER: Final = "four"
+"""Of the words that the model knows, the one that 36 of before the image confuse it least."""
 
 
 def form_of(kept: Kept, bits: int, kind: str, *, is_rotated: bool) -> KvFormat:
@@ -90,7 +93,8 @@ def held_nbytes(model: GenerativeModel, bits: int, kind: str) -> int:
 @click.command()
 @click.option("--seeds", default="0,1,2,3,4", show_default=True, help="Of the samples.")
 @click.option("--test", default=100, show_default=True, help="Questions that are answered.")
-def main(seeds: str, test: int) -> None:
+@click.option("--words", default=0, show_default=True, help="Words before the image, for length.")
+def main(seeds: str, test: int, words: int) -> None:
     """Prints a row for each setting: means over the seeds, and the deviation of one."""
     torch.set_num_threads(1)
     model = load_model(ModelSpec.model_validate({"source": "reference", "name": REFERENCE_LLAVA}))
@@ -101,7 +105,8 @@ def main(seeds: str, test: int) -> None:
     full: list[float] = []
     for seed in map(int, seeds.split(",")):
         samples = {"calibration": 64, "tuning": 1, "selection": 1, "test": test}
-        data = {"source": "reference", "samples": samples, "seed": seed}
+        prompt = " ".join([*[FILLER] * words, REFERENCE_PROMPT])
+        data = {"source": "reference", "samples": samples, "seed": seed, "prompt": prompt}
         task = load_questions(DataSpec.model_validate(data), model)
         split = task.split(SplitName.CALIBRATION)
         run = losses_of(model, [split.read(number) for number in range(len(split.batches))])

@@ -157,6 +157,11 @@ class Plan:
                 raise SpecError("a plan's layers must be sorted and named once: use Plan.of")
         if any(form.bits == KV_FULL.bits for _, form in self.cache):
             raise SpecError("a plan names the places of its cache that hold codes only")
+        if self.distil is not None and self.cache:
+            raise SpecError(
+                "plans that round the KV cache are not distilled, since training would not see its "
+                "codes: leave the distillation or the codes out"
+            )
         if any(form.is_rotated and not names_keys(name) for name, form in self.cache):
             raise SpecError("only keys pass a rotary embedding: values of a cache have no 'r'")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from bitfront.errors import SpecError
 from bitfront.units import size_text
 from bitfront.vlm import LayeredModel
-from bitfront.vlm.layers.rows import has_rows, multiplied_rows
+from bitfront.vlm.layers.rows import has_rows, multiplied_rows, rows_form
 from objectives.data.task import Task
 from objectives.profiling.calibration import watch_calibration
 
@@ -19,8 +19,9 @@ def measure_moments(task: Task, *, where_possible: bool = False) -> Mapping[str,
     """`X^T X / n` of every layer's inputs `X (n, columns)`, in float32, in one pass.
 
     The inputs are those of the model in full precision. Layers that share an input (q, k and v)
-    share a moment; a convolution's inputs are its patches. A layer that multiplies nothing (an
-    embedding) has none; a head that is tied to an embedding is judged by both uses.
+    share a moment; a convolution's inputs are its patches, and share one where these lie alike too.
+    A layer that multiplies nothing (an embedding) has none; a head that is tied to an embedding is
+    judged by both uses.
 
     Args:
         task: Its calibration split runs through its model, which is in full precision.
@@ -33,7 +34,7 @@ def measure_moments(task: Task, *, where_possible: bool = False) -> Mapping[str,
     """
     model = task.model
     sources = {
-        layer.name: layer.source
+        layer.name: (layer.source, rows_form(modules[0]))
         for layer in model.layers
         if (modules := model.multiplying(layer.name))
         and (has_rows(modules[0]) or not where_possible)
@@ -49,7 +50,7 @@ def measure_moments(task: Task, *, where_possible: bool = False) -> Mapping[str,
             f"the second moments of this model's inputs take {size_text(nbytes)}, and at most "
             f"{size_text(MAX_NBYTES)} are kept: set quantizer.rounding to nearest"
         )
-    first: dict[str, str] = {}
+    first: dict[tuple[str, tuple[object, ...]], str] = {}
     for layer, source in sources.items():
         first.setdefault(source, layer)
     watched = set(first.values())

@@ -23,7 +23,7 @@ from bitfront.quant.rounding.targets import REGRESSION_DAMPING, QuantizedInputs,
 from bitfront.quant.weights import QuantizedWeight, read_back
 from bitfront.spec import QuantizerSpec, Rounding, Target
 from bitfront.units import size_text
-from bitfront.vlm.layers.rows import multiplied_rows
+from bitfront.vlm.layers.rows import multiplied_rows, rows_form
 from bitfront.vlm.plan_switch import (
     CodedLayer,
     LayerForm,
@@ -267,9 +267,9 @@ class SequentialSwitch(PlanSwitch):
     ) -> QuantizedInputs:
         """What the layer gets; layers that share an input and its range share the result."""
         levels = None if quantize is None else quantize.levels
-        key = (self._sources[layer], levels)
+        module = self._model.multiplying(layer)[0]
+        key = (self._sources[layer], rows_form(module), levels)
         if self._shared is None or self._shared[0] != key:
-            module = self._model.multiplying(layer)[0]
             rows, full_rows = [], []
             for arrival in arrivals:
                 given = arrival.inputs

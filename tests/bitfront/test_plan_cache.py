@@ -1,13 +1,14 @@
 """Plans that round the KV cache: what they say, and that others stay what they were."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from bitfront.errors import SpecError
 from bitfront.kv_cache import KvFormat
 from bitfront.layers import Block, Layer, LayerKind, Tower
-from bitfront.plan import Configuration, Option, Plan
+from bitfront.plan import Configuration, Distillation, Option, Plan
 from bitfront.precision import Precision
 from service.http.bits import BitsCell, bits_tables
 from service.views.describe import layer_lines
@@ -81,3 +82,18 @@ def test_a_person_sees_the_cache_beside_the_layer_whose_output_it_keeps() -> Non
     assert [table.tower for table in tables] == ["language", "KV cache"]
     assert tables[1].singles == ((KEYS, BitsCell(4, "kv4")), (VALUES, BitsCell(2, "kv2")))
     assert [table.tower for table in bits_tables(LAYERS, WEIGHTS.to_dict())] == ["language"]
+
+
+def test_a_plan_that_rounds_the_cache_is_not_distilled() -> None:
+    plan, distil = WEIGHTS.with_cache({KEYS: KvFormat(4)}), Distillation(steps=4)
+    content = Configuration(plan).to_dict() | {"distil": distil.to_dict()}
+
+    for make in (
+        lambda: replace(plan, distil=distil),
+        lambda: replace(WEIGHTS, distil=distil).with_cache({KEYS: KvFormat(4)}),
+        lambda: Configuration.from_dict(content),
+    ):
+        with pytest.raises(SpecError, match="KV cache are not distilled"):
+            make()
+
+    assert replace(WEIGHTS, distil=distil).with_cache({KEYS: KvFormat(16)}).cache == ()

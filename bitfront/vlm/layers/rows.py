@@ -14,6 +14,16 @@ def has_rows(module: nn.Module) -> bool:
     return module.groups == 1 and module.padding != "same"
 
 
+def rows_form(module: nn.Module) -> tuple[object, ...]:
+    """What makes rows of an input: modules that share one and this have the same rows.
+
+    Empty for tokens; of a convolution how its patches lie.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return ()
+    return (module.kernel_size, module.dilation, module.padding, module.stride)
+
+
 def multiplied_rows(
     module: nn.Module, inputs: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "n columns"]:

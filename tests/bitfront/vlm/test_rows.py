@@ -1,8 +1,8 @@
 import pytest
-from torch import nn, randn
+from torch import equal, nn, randn
 
 from bitfront.errors import SpecError
-from bitfront.vlm.layers.rows import has_rows, multiplied_rows
+from bitfront.vlm.layers.rows import has_rows, multiplied_rows, rows_form
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,15 @@ def test_a_convolution_with_groups_has_none(module: nn.Conv2d) -> None:
 
     with pytest.raises(SpecError, match=r"set quantizer\.rounding to nearest"):
         multiplied_rows(module, randn(2, 4, 4, 4))
+
+
+def test_convolutions_of_one_input_have_equal_rows_only_where_their_patches_lie_alike() -> None:
+    inputs = randn(2, 3, 8, 8)
+    one, alike = (nn.Conv2d(3, out, 3, stride=2, padding=1) for out in (4, 6))
+    others = [nn.Conv2d(3, 4, 1, stride=2), nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, 2, 1, 2)]
+
+    assert rows_form(alike) == rows_form(one)
+    assert equal(multiplied_rows(alike, inputs), multiplied_rows(one, inputs))
+    for other in others:
+        assert rows_form(other) != rows_form(one)
+    assert rows_form(nn.Linear(3, 4)) == rows_form(nn.Linear(3, 5))

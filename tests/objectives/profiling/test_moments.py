@@ -1,18 +1,23 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.models import Settings, job, save_samples
 from bitfront.errors import SpecError
 from bitfront.layers import LayerKind
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import Precision
 from bitfront.spec import Rounding
-from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch
+from bitfront.vlm import DualEncoder, LayeredModel, PlanSwitch, load_model
+from objectives.data.classification import load_classification
 from objectives.data.task import Task
 from objectives.evaluation.evaluator import Evaluator
 from objectives.profiling import moments
 from objectives.profiling.calibration import watch_calibration
 from objectives.profiling.moments import measure_moments
+from tests.support.families import SMALL_MODELS
 from tests.support.scene_models import scene_spec, scene_task, untrained_encoder
 
 
@@ -117,3 +122,20 @@ def test_descent_at_two_bits_helps_a_model_whose_head_is_tied() -> None:
         errors[rounding] = found.values["error"]
 
     assert errors[Rounding.DESCENT] < errors[Rounding.NEAREST]
+
+
+def test_convolutions_of_one_input_have_moments_of_their_own_patches(tmp_path: Path) -> None:
+    small = next(small for small in SMALL_MODELS if "MobileCLIP" in small.name)
+    (tmp_path / "model").mkdir()
+    small.save(tmp_path / "model")
+    save_samples(tmp_path, 0)
+    model = load_model(small.spec(tmp_path / "model"))
+    spec = job(small, tmp_path, Settings(1, 0, "auto", 8))
+    assert isinstance(model, DualEncoder)
+
+    found = measure_moments(load_classification(spec.data, model), where_possible=True)
+
+    columns = {layer.name: layer.columns for layer in model.layers}
+    assert {name: len(moment) for name, moment in found.items()} == {
+        name: columns[name] for name in found
+    }
