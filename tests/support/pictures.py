@@ -299,3 +299,9 @@ def draw_picture(choices: Choices) -> Picture:
     """A small picture of any kind."""
     write: Callable[[Choices], Picture] = choices.draw(st.sampled_from(_WRITERS))
     return write(choices)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A grey picture of noise, the same in every run."""
+    values = np.random.default_rng(seed).normal(128, 80, (height, width)).clip(0, 255)
+    return Image.fromarray(values.astype(np.uint8))

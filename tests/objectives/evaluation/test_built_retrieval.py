@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bitfront.artefact.architectures import describe
@@ -36,6 +35,7 @@ from objectives.evaluation.verification import Verification, verify
 from tests.objectives.evaluation.test_packed import stored_nbytes
 from tests.support.artefacts import dual_encoder_folder, random_configuration
 from tests.support.clip_models import folder_spec, save_open_clip, save_transformers
+from tests.support.pictures import noise
 
 pytestmark = pytest.mark.runtime
 
@@ -202,7 +202,7 @@ def test_a_model_of_ones_own_reads_captions_with_the_tokenizer_of_the_folder(
     assert stored_nbytes(tmp_path / "packed/model.safetensors") == sum(
         kept.nbytes(configuration).values()
     )
-    pictures = [Image.effect_noise((61, 40), 80).convert("RGB") for _ in range(2)]
+    pictures = [noise(61, 40, seed).convert("RGB") for seed in range(2)]
     exported = exported_model.load(tmp_path / "onnx")
     assert isinstance(exported, exported_model.Encoder)
     captions = list(ODD)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from objectives.evaluation.evaluator import Evaluator
 from objectives.evaluation.packed import write_packed
 from tests.support.artefacts import dual_encoder_folder, evaluator, random_configuration
 from tests.support.clip_models import save_open_clip
+from tests.support.pictures import noise
 
 MODELS = (REFERENCE_CLIP, REFERENCE_LLAVA)
 
@@ -221,7 +221,7 @@ def test_a_generative_artefact_writes_the_measured_answers(tmp_path: Path) -> No
     write_packed(kept, configuration, tmp_path, {})
     model = load(tmp_path)
     assert isinstance(model, Answerer)
-    picture = Image.effect_noise((40, 40), 80)
+    picture = noise(40, 40)
 
     for question in ("how many threes are there?", "is there an eight above a two?"):
         wanted = kept.scorer.answer(configuration, question, picture)
@@ -235,7 +235,7 @@ def test_a_classifier_says_what_bitfront_says_of_a_picture(tmp_path: Path) -> No
     write_packed(kept, configuration, tmp_path, {})
     model = load(tmp_path)
     assert isinstance(model, Classifier)
-    picture = Image.effect_noise((40, 30), 80)
+    picture = noise(40, 30)
 
     found = model.classify(picture, top=5)
 
@@ -276,7 +276,7 @@ def test_a_model_of_ones_own_loads_with_torch_alone_and_reads_pictures_alike(
     model = load(folder)
     assert isinstance(model, Classifier)
     for size in ((40, 30), (30, 40), (24, 24), (61, 300)):
-        picture = Image.effect_noise(size, 80).convert("RGB")
+        picture = noise(*size).convert("RGB")
         wanted = kept.model.preprocess(picture)  # type: ignore[attr-defined]  # a dual encoder
         found = model.preprocess(picture)
         # transformers resizes with torchvision, which rounds to other greys than Pillow does.
@@ -386,7 +386,7 @@ def test_a_damaged_artefact_is_refused_in_a_sentence(
 def test_the_example_runs_from_the_folder_alone(written: Path, tmp_path: Path) -> None:
     folder = copied(written, tmp_path)
     picture = tmp_path / "picture.png"
-    Image.effect_noise((40, 40), 80).save(picture)
+    noise(40, 40).save(picture)
 
     script = (folder / EXAMPLE).read_text()
     ran = subprocess.run(
