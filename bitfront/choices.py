@@ -30,8 +30,7 @@ def layer_precisions(layer: Layer, space: SpaceSpec, quantizer: QuantizerSpec) -
 
     A weight in 16 bits has no group, an input in 16 bits no clip, an embedding no input, and a
     convolution none that some quantizers round; a group of the whole row or more is one scale a
-    row. Clips are not chosen here: every
-    precision has the widest.
+    row. Clips are not chosen here: every precision has the widest.
     """
     kept = kept_width(layer, space)
     found: dict[Precision, None] = {}

@@ -162,6 +162,11 @@ class Plan:
                 "plans that round the KV cache are not distilled, since training would not see its "
                 "codes: leave the distillation or the codes out"
             )
+        if self.distil is not None and any(one.format for _, one in self.assignments):
+            raise SpecError(
+                "plans with weight formats other than integers are not distilled, since training "
+                "moves the zero points of integers: leave the distillation or the formats out"
+            )
         if any(form.is_rotated and not names_keys(name) for name, form in self.cache):
             raise SpecError("only keys pass a rotary embedding: values of a cache have no 'r'")
 

@@ -97,7 +97,8 @@ class Precision:
     def _check_format(self) -> None:
         form = FORMATS.get(self.format)
         if form is None:
-            raise SpecError(f"{self.format!r} is no format of weights: {', '.join(FORMATS)} are")
+            known = ", ".join(FORMATS)
+            raise SpecError(f"{self.format!r} is not a weight format: it must be one of {known}")
         if self.weight_bits != form.bits:
             raise SpecError(f"{form.name} has {form.bits} bits a weight, not {self.weight_bits}")
         if form.block and self.group != form.block:
@@ -120,7 +121,7 @@ def weight_precision(text: str) -> Precision:
     match = _STORED.fullmatch(_SHORT.get(name, name) + dash + group)
     if match is None:
         raise SpecError(
-            f"{text[:40]!r} is no format of weights: write int2 to int8, with -g128 behind it for "
+            f"{text[:40]!r} is not a weight format: write int2 to int8, followed by -g128 for "
             f"groups of 128 columns, float16, or {', '.join(FORMATS)}"
         )
     bits, full, form, columns = match.groups()

@@ -74,6 +74,16 @@ KvBits = Annotated[int, BeforeValidator(_kv_bits), WithJsonSchema(_KV_SCHEMA, "v
 Percentile = Annotated[float, Field(gt=0.5, le=1.0)]
 
 
+def check_repeated(name: str, values: tuple[object, ...]) -> None:
+    """Refuses a setting that names a value twice.
+
+    Raises:
+        ValueError: It does.
+    """
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} names a value twice: {list(values)}")
+
+
 class Section(BaseModel):
     """A part of the specification: unknown keys and wrong types are refused."""
 

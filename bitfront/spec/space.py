@@ -16,6 +16,7 @@ from bitfront.spec.section import (
     Section,
     WeightBits,
     WeightFormatName,
+    check_repeated,
 )
 
 
@@ -119,26 +120,24 @@ class KvCacheSpace(Section):
             values = getattr(self, name)
             if not values:
                 raise ValueError(f"kv_cache.{name} has no value to choose from")
-            if len(set(values)) != len(values):
-                raise ValueError(f"kv_cache.{name} names a value twice: {list(values)}")
+            check_repeated(f"kv_cache.{name}", values)
         return self
 
 
 class SpaceSpec(Section):
-    """What the search may choose: the precisions of every layer, the KV cache, the recovery.
+    """What the search may choose: each layer's precision, the KV cache and the recovery.
 
     `keep` maps patterns of layer names (shell wildcards, with or without the `weight` at a name's
     end) to a fixed weight width: those layers are not variable, and nothing measured breaks it.
     Each pattern must match a layer, and no layer may have two widths.
 
-    `formats` is the long form of `weight_bits` and `groups`, in their place: each entry is a number
-    format of weights with its groups, such as `int4-g128`, `nvfp4` or `fp8`; see
-    `bitfront.formats`.
+    `formats` replaces `weight_bits` and `groups`: each entry is a weight format, with its group
+    size where it has one to choose, such as `int4-g128`, `nvfp4` or `fp8`; see `bitfront.formats`.
 
     `clips` are the percentiles that static input ranges may be cut at; several are no further
     options, but searched for each option (see `profile.clip_search`).
 
-    Without `kv_cache` keys and values of earlier tokens stay in 16 bits.
+    Without `kv_cache`, the keys and values of earlier tokens stay in 16 bits.
     """
 
     weight_bits: tuple[WeightBits, ...] = (2, 3, 4, 6, 8)
@@ -212,6 +211,5 @@ class SpaceSpec(Section):
             values = getattr(self, name)
             if not values and name != "formats":
                 raise ValueError(f"space.{name} is empty: there is nothing to search")
-            if len(set(values)) != len(values):
-                raise ValueError(f"space.{name} names a value twice: {list(values)}")
+            check_repeated(f"space.{name}", values)
         return self

@@ -1,5 +1,6 @@
 """A space of number formats: what layers may take, and the baselines that are measured first."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bitfront.errors import SpecError
 from bitfront.formats import FORMATS
 from bitfront.job import load_job
 from bitfront.layers import Layer, LayerKind, Tower
+from bitfront.plan import Distillation, Plan
 from bitfront.precision import ACTIVATION_BITS, WEIGHT_BITS, Precision, weight_precision
 from bitfront.spec import JobSpec, QuantizerSpec, SpaceSpec
 from search.seeds import uniform_plans
@@ -81,7 +83,7 @@ def test_the_short_form_of_a_precision_reads_back_equal(
     ("settings", "said"),
     [
         ("formats: [int7]", "weight bits must be one of"),
-        ("formats: [fp9]", "'fp9' is no format of weights: write int2 to int8"),
+        ("formats: [fp9]", "'fp9' is not a weight format: write int2 to int8, followed by -g128"),
         ("formats: [nvfp4-g32]", "nvfp4 has no groups to choose: leave -g32"),
         ("formats: [fp8, fp8_e4m3]", "space.formats names a value twice"),
         ("formats: [nvfp4], groups: [32]", "stands in the place of space.groups"),
@@ -99,6 +101,13 @@ def test_what_is_no_format_is_refused_in_a_sentence(
 
     with pytest.raises(SpecError, match=said):
         load_job(path)
+
+
+def test_a_plan_with_number_formats_is_not_distilled() -> None:
+    plan = Plan.uniform(["fc"], weight_precision("nvfp4"))
+
+    with pytest.raises(SpecError, match="weight formats other than integers are not distilled"):
+        replace(plan, distil=Distillation())
 
 
 def test_a_format_is_stored_under_its_full_name() -> None:
