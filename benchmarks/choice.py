@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks import shapes
 from benchmarks.in_process import profile
 from benchmarks.made_up_trials import OBJECTIVES, complete
 from benchmarks.p4q import interval
+from benchmarks.three_models import MODELS, prepare, sections
 from bitfront.plan import Configuration
 from bitfront.samples import SampleResults
 from bitfront.spec import JobSpec, Sampler
@@ -38,7 +38,6 @@ from service.study.proxy_search import ProxySearch
 from workers.process import model_cache
 from workers.scheduling.worker_config import WorkerConfig
 
-MODELS: Final = ("digit-clip", "shapes-clip", "digit-llava")
 BUDGETS: Final = (2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 3.75, 4.0)
 SELECTION: Final = 512
 POOL: Final = {"digit-clip": 2560, "shapes-clip": 3584, "digit-llava": 2048}
@@ -95,18 +94,11 @@ class Row:
 def job(model: str, seed: int, folder: Path) -> JobSpec:
     """The job of a model with fresh samples."""
     samples = {"calibration": 64, "tuning": 4, "selection": POOL[model], "test": 4}
-    data: dict[str, object] = {"source": "reference", "samples": samples, "seed": seed}
-    source: dict[str, object] = {"source": "reference", "name": model, "device": "cpu"}
-    if model == "shapes-clip":
-        source = {"source": "transformers", "name": str(folder / "model"), "device": "cpu"}
-        data |= {"source": "image_folder", "path": str(folder / "pictures")}
-        data["templates"] = ["a {}"]
     low, high = BUDGETS[0], BUDGETS[-1]
     return JobSpec.model_validate(
         {
             "study": f"{model}-{seed}",
-            "model": source,
-            "data": data,
+            **sections(model, folder, samples, seed),
             "quantizer": {"scheme": "symmetric", "rounding": "nearest"},
             "partition": {"granularity": "layer"},
             "space": {"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [16]},
@@ -316,13 +308,11 @@ def main(calibrations: int, draws: int, trials: int, models: str, steps: int, ou
     known = json.loads(out.read_text()) if out.exists() else {}
     folder = out.parent / "shapes"
     named = models.split(",")
-    if calibrations and "shapes-clip" in named and not (folder / "pictures").exists():
-        shapes.train(folder / "model", 0, steps)
-        shapes.save_pictures(folder / "pictures", 80, 0)
     for seed in range(100, 100 + calibrations):
         for model in named:
             name = f"{model}-{seed}"
             if name not in known:
+                prepare(model, folder, 80, steps=steps)
                 started_s = time.process_time()
                 known[name] = [t.to_dict() for t in study(job(model, seed, folder), trials)]
                 out.write_text(json.dumps(known))

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import shapes
 from benchmarks.p4q import interval
+from benchmarks.three_models import MODELS, prepare, sections
 from bitfront.plan import Configuration, Plan
 from bitfront.precision import weight_precision
 from bitfront.spec import JobSpec
@@ -50,7 +51,6 @@ FORMATS: Final = (
 )
 METHODS: Final = {"nearest": "nearest", "calibrated": "auto"}
 SCHEMES: Final = ("symmetric", "asymmetric")
-MODELS: Final = ("digit-clip", "shapes-clip", "digit-llava")
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,10 @@ class Figures:
 def job(model: str, scheme: str, rounding: str, seed: int, test: int, folder: Path) -> JobSpec:
     """The job of a model with fresh samples, and every format in its space."""
     samples = {"calibration": 128, "tuning": 4, "selection": 64, "test": test}
-    data: dict[str, object] = {"source": "reference", "samples": samples, "seed": seed}
-    source: dict[str, object] = {"source": "reference", "name": model, "device": "cpu"}
-    if model == "shapes-clip":
-        source = {"source": "transformers", "name": str(folder / "model"), "device": "cpu"}
-        data |= {"source": "image_folder", "path": str(folder / "pictures")}
-        data["templates"] = ["a {}"]
     return JobSpec.model_validate(
         {
             "study": "formats",
-            "model": source,
-            "data": data,
+            **sections(model, folder, samples, seed),
             "quantizer": {"scheme": scheme, "rounding": rounding},
             "space": {"formats": list(FORMATS), "activation_bits": [16]},
         }
@@ -131,9 +124,7 @@ def main(model: str, seeds: str, test: int) -> None:
     runs: dict[tuple[str, str], dict[str, list[Figures]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if model == "shapes-clip":
-            shapes.train(folder / "model", seed=0, steps=1500)
-            shapes.save_pictures(folder / "pictures", each=-(-(test + 200) // 48), seed=1)
+        prepare(model, folder, -(-(test + 200) // len(shapes.CLASSES)), seed=1, steps=1500)
         for seed in map(int, seeds.split(",")):
             for scheme in SCHEMES:
                 for method, rounding in METHODS.items():

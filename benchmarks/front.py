@@ -1,11 +1,12 @@
 """The program's front with nearest codes and with the default rounding, on held-out samples.
 
-OMP_NUM_THREADS=1 python -m benchmarks.front --seeds 10,11,12,13,14
+OMP_NUM_THREADS=1 python -m benchmarks.front --model digit-clip --seeds 10,11,12,13,14
 """
 
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 
 from benchmarks.in_process import profile
 from benchmarks.p4q import interval
+from benchmarks.rounding import PICTURES
+from benchmarks.three_models import MODELS, prepare, sections
 from benchmarks.trial_time import WAYS
 from bitfront.plan import Configuration, Plan
 from bitfront.profile import Profile, Resource
@@ -28,13 +31,12 @@ from workers.process import model_cache
 BITS = (2.25, 2.5, 3.0, 4.0)
 
 
-def job(rounding: str, seed: int, test: int) -> JobSpec:
-    """A job with fresh scenes, whose blocks are single layers."""
+def job(model: str, rounding: str, seed: int, test: int, folder: Path) -> JobSpec:
+    """A job with fresh samples, whose blocks are single layers."""
     return JobSpec.model_validate(
         {
             "study": "front",
-            "model": {"source": "reference"},
-            "data": {"source": "reference", "seed": seed, "samples": {"test": test}},
+            **sections(model, folder, {"test": test}, seed),
             "quantizer": {"rounding": rounding},
             "space": {"weight_bits": [2, 3, 4, 6, 8], "activation_bits": [8]},
             "partition": {"granularity": "layer"},
@@ -87,19 +89,23 @@ def table(found: Mapping[str, Sequence[tuple[dict[float, float], float]]]) -> st
 
 
 @click.command()
+@click.option("--model", type=click.Choice(MODELS), default="digit-clip")
 @click.option("--seeds", default="10,11,12,13,14")
 @click.option("--test", default=4000)
 @click.option("--out", type=click.Path(path_type=Path))
-def main(seeds: str, test: int, out: Path | None) -> None:
-    """Prints accuracies in per cent, mean and 95 % interval over seeds; digit-clip."""
+def main(model: str, seeds: str, test: int, out: Path | None) -> None:
+    """Prints accuracies in per cent, mean and 95 % interval over seeds."""
     torch.set_num_threads(1)
     found: dict[str, list[tuple[dict[float, float], float]]] = {way: [] for way in WAYS}
-    for seed in seeds.split(","):
-        for way, runs in found.items():
-            runs.append(measure(job(way, int(seed), test)))
-            click.echo(f"seed {seed}, {way}: {runs[-1]}", err=True)
-        if out is not None:
-            out.write_text(table(found) + "\n")
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepare(model, folder, PICTURES)
+        for seed in seeds.split(","):
+            for way, runs in found.items():
+                runs.append(measure(job(model, way, int(seed), test, folder)))
+                click.echo(f"seed {seed}, {way}: {runs[-1]}", err=True)
+            if out is not None:
+                out.write_text(table(found) + "\n")
     click.echo(table(found))
 
 

@@ -18,9 +18,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.choice import BUDGETS, MODELS, SELECTION, PoolTrial
+from benchmarks.choice import BUDGETS, SELECTION, PoolTrial
 from benchmarks.made_up_trials import OBJECTIVES
 from benchmarks.p4q import interval
+from benchmarks.three_models import MODELS
 from bitfront.samples import RACE_SHARES, SampleResults
 from bitfront.trial import Measured, Origin
 from search.choice import choose

@@ -22,10 +22,10 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import shapes
-from benchmarks.choice import MODELS, SELECTION, job
+from benchmarks.choice import SELECTION, job
 from benchmarks.in_process import profile
 from benchmarks.p4q import interval
+from benchmarks.three_models import MODELS, prepare
 from bitfront.plan import Configuration
 from bitfront.profile import Profile
 from bitfront.samples import RACE_SHARES, SampleResults
@@ -177,15 +177,13 @@ def main(seeds: str, models: str, widths: str, further: int, steps: int, out: Pa
     known: dict[str, dict[str, Run]] = json.loads(out.read_text()) if out.exists() else {}
     folder = out.parent / "shapes"
     named = models.split(",")
-    if "shapes-clip" in named and not (folder / "pictures").exists():
-        shapes.train(folder / "model", 0, steps)
-        shapes.save_pictures(folder / "pictures", 80, 0)
     for seed in seeds.split(","):
         for model in named:
             name = f"{model}-{seed}"
             rows = known.setdefault(name, {})
             missing = [bits for bits in map(float, widths.split(",")) if f"{bits:g}" not in rows]
             if missing:
+                prepare(model, folder, 80, steps=steps)
                 spec = with_splits(job(model, int(seed), folder))
                 measured, _ = profile(spec)
                 evaluator = model_cache.evaluator(WorkerConfig(spec))

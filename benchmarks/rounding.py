@@ -1,7 +1,7 @@
 """Uniform precisions at equal bytes: each rounding method against the nearest codes, and distilled.
 
-python -m benchmarks.rounding --model clip
-python -m benchmarks.rounding --model clip --methods "descent;distil" --precisions w2a8,w4a4
+python -m benchmarks.rounding --model digit-clip
+python -m benchmarks.rounding --model digit-clip --methods "descent;distil" --precisions w2a8,w4a4
 """
 
 import gc
@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
+from tempfile import TemporaryDirectory
 
 import click
 import torch
 from scipy.stats import t
 
+from benchmarks.three_models import MODELS, prepare, sections
 from bitfront.plan import Configuration, Distillation, Plan
 from bitfront.precision import Precision
 from bitfront.spec import JobSpec
@@ -22,7 +24,6 @@ from objectives.data.split_name import SplitName
 from objectives.evaluation.evaluator import Evaluator
 
 PRECISIONS = ("w2a8", "w2a8g32", "w2a8g64", "w3a8", "w4a4", "w4a8")
-NAMES = {"clip": "digit-clip", "llava": "digit-llava"}
 METHODS: dict[str, dict[str, str]] = {
     "nearest": {"rounding": "nearest"},
     "nearest, searched ranges": {"rounding": "nearest", "ranges": "searched"},
@@ -41,14 +42,19 @@ DISTILLED = {
 """Trained on top of the default rounding."""
 
 
-def job(model: str, method: str, seed: int, test: int, calibration: int = 128) -> JobSpec:
-    """A job with fresh scenes or questions: the seed says which."""
+PICTURES = 110
+"""Of each class of the third model, for all splits together."""
+
+
+def job(
+    model: str, method: str, seed: int, test: int, folder: Path, calibration: int = 128
+) -> JobSpec:
+    """A job with fresh scenes or questions, or another split of the pictures, by the seed."""
     samples = {"calibration": calibration, "test": test}
     return JobSpec.model_validate(
         {
             "study": "rounding",
-            "model": {"source": "reference", "name": NAMES[model]},
-            "data": {"source": "reference", "seed": seed, "samples": samples},
+            **sections(model, folder, samples, seed),
             "quantizer": METHODS.get(method, {}),
         }
     )
@@ -76,7 +82,7 @@ def accuracies(
 
 
 @click.command()
-@click.option("--model", type=click.Choice([*NAMES]), default="clip")
+@click.option("--model", type=click.Choice(MODELS), default="digit-clip")
 @click.option("--seeds", default="10,11,12,13,14")
 @click.option("--test", default=4000)
 @click.option("--calibration", default=128, help="Calibration samples.")
@@ -98,13 +104,16 @@ def main(
     torch.set_num_threads(1)
     chosen, wanted = methods.split(";"), precisions.split(",")
     measured: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in chosen}
-    for seed in seeds.split(","):
-        for name in chosen:
-            spec = job(model, name, int(seed), test, calibration)
-            measured[name].append(accuracies(spec, wanted, DISTILLED.get(name)))
-            click.echo(f"seed {seed}, {name}: {measured[name][-1]}", err=True)
-        if out is not None:
-            out.write_text(_table(measured, wanted) + "\n")
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        prepare(model, folder, PICTURES)
+        for seed in seeds.split(","):
+            for name in chosen:
+                spec = job(model, name, int(seed), test, folder, calibration)
+                measured[name].append(accuracies(spec, wanted, DISTILLED.get(name)))
+                click.echo(f"seed {seed}, {name}: {measured[name][-1]}", err=True)
+            if out is not None:
+                out.write_text(_table(measured, wanted) + "\n")
     click.echo(_table(measured, wanted))
 
 

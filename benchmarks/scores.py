@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks import shapes
-from benchmarks.choice import MODELS, job
+from benchmarks.choice import job
 from benchmarks.in_process import profile
 from benchmarks.p4q import interval
+from benchmarks.three_models import MODELS, prepare
 from bitfront.plan import Configuration, Option, Plan
 from bitfront.profile import Profile, Resource
 from bitfront.spec import JobSpec
@@ -173,13 +173,11 @@ def main(seeds: str, models: str, ways: str, samples: int, steps: int, out: Path
     folder = out.parent / "shapes"
     named = models.split(",")
     named_ways = [name for name in ways.split(",") if name]
-    if "shapes-clip" in named and not (folder / "pictures").exists():
-        shapes.train(folder / "model", 0, steps)
-        shapes.save_pictures(folder / "pictures", 80, 0)
     for seed in seeds.split(","):
         for model in named:
             name = f"{model}-{seed}"
             if name not in known:
+                prepare(model, folder, 80, steps=steps)
                 known[name] = run(held_out(job(model, int(seed), folder), samples), named_ways)
                 out.write_text(json.dumps(known))
                 click.echo(f"{name} is done", err=True)
