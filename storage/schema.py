@@ -46,6 +46,7 @@ REVISIONS = (
     "0033",
     "0034",
     "0035",
+    "0036",
 )
 """Every revision of the schema, oldest first. Kept here so that opening needs no Alembic."""
 

@@ -216,6 +216,7 @@ DECISIONS: Final = MappingProxyType(
         "stop.trials": _END,
         "stop.time_s": _END,
         "stop.patience": _END,
+        "resources.memory": _irrelevant("says what is in memory at a time, not what comes out"),
         "tracking.mlflow": _irrelevant("says where results are copied to"),
         # Of the bytes of the KV cache, which every evaluation of a job with a context has.
         "context_tokens": _enters(Key.EVALUATION),

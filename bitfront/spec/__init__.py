@@ -18,6 +18,7 @@ from bitfront.spec.profile import (
     VisionSpec,
 )
 from bitfront.spec.quantizer import QuantizerSpec, RangeKind, Rounding, Target
+from bitfront.spec.resources import ResourcesSpec
 from bitfront.spec.search import (
     MOST_WORKERS,
     AllocatorKind,
@@ -67,6 +68,7 @@ __all__ = [
     "QuantizerSpec",
     "RangeKind",
     "RecoverySpace",
+    "ResourcesSpec",
     "Rounding",
     "Sampler",
     "Samples",

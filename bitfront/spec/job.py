@@ -10,6 +10,7 @@ from bitfront.spec.data import DataSource, DataSpec
 from bitfront.spec.model import ModelSource, ModelSpec
 from bitfront.spec.profile import PartitionSpec, ProfileSpec
 from bitfront.spec.quantizer import QuantizerSpec
+from bitfront.spec.resources import ResourcesSpec
 from bitfront.spec.search import ConstraintSpec, SearchSpec, StopSpec
 from bitfront.spec.section import Section
 from bitfront.spec.space import SpaceSpec
@@ -42,6 +43,7 @@ class JobSpec(Section):
     search: SearchSpec = SearchSpec()
     stop: StopSpec = StopSpec()
     tracking: TrackingSpec = TrackingSpec()
+    resources: ResourcesSpec = ResourcesSpec()
     target: DeploymentTarget = DeploymentTarget.ANY
     context_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
 

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -121,6 +122,7 @@ class PlanSwitch:
         quantizer: How weights and inputs get their codes.
         ranges: Layer name and clip to the static range of the layer's input.
         cache_nbytes: How much quantized weight to keep; the least recently used goes first.
+            Of a model that is read block by block none is kept.
         bounds: What static ranges are scaled by, by layer and activation bits.
         moments: Layer name to the second moment of its inputs, `X^T X / n`, which `gptq` and
             `descent` need; under `auto` a layer without one has its nearest codes.
@@ -158,7 +160,7 @@ class PlanSwitch:
         self._moments = moments
         self.ranges = ranges
         self._searched = searched
-        self._cache_nbytes = cache_nbytes
+        self._cache_nbytes = cache_nbytes if model.residency is None else 0
         self._cached_nbytes = 0
         self._weights: OrderedDict[tuple[str, int, int, str], Tensor] = OrderedDict()
         self._trained: TrainedPlan | None = None
@@ -304,7 +306,7 @@ class PlanSwitch:
         return self.to(Plan(()))
 
     def _set(self, layer: str, form: LayerForm | None) -> None:
-        self._model.put_weight(layer, None if form is None else self._weight(layer, form))
+        self._model.put_weight(layer, None if form is None else partial(self._weight, layer, form))
         for hook in self._hooks.pop(layer, []):
             hook.remove()
         if form is None:

@@ -189,7 +189,7 @@ class Evaluator:
         Raises:
             BitfrontError: The model or the data cannot be loaded.
         """
-        model = load_model(spec.model)
+        model = load_model(spec.model, spec.resources.memory)
         family = load_family(spec.data, model, inspector)
         clips = sorted({1.0, *spec.space.clips})
         refuse_limits(spec, model)

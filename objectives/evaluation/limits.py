@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from bitfront.errors import SpecError
+from bitfront.objective import Objective
 from bitfront.quant.inputs import InputRange
-from bitfront.spec import ErrorMeasure, JobSpec, KeySide
+from bitfront.spec import CellSelection, ErrorMeasure, JobSpec, KeySide, Rounding
 from bitfront.vlm import GenerativeModel, LayeredModel
 from bitfront.vlm.kv_rounding import cache_places, refuse_rotated
 from bitfront.vlm.models.layered import LeftReason
@@ -21,6 +22,8 @@ def refuse_limits(spec: JobSpec, model: LayeredModel) -> None:
     Raises:
         SpecError: It does.
     """
+    if model.residency is not None:
+        refuse_blockwise(spec)
     if isinstance(model, GenerativeModel) and not model.has_features:
         if spec.space.p4q is not None:
             raise SpecError(f"space.p4q {NO_PARTS}")
@@ -43,6 +46,37 @@ def refuse_limits(spec: JobSpec, model: LayeredModel) -> None:
         raise SpecError(
             "space.clips: clips are chosen by what layers give, and in a mixture of experts tokens "
             "go to others under a plan: write one clip"
+        )
+
+
+def refuse_blockwise(spec: JobSpec) -> None:
+    """Refuses what needs more of a model than a transformer block at a time.
+
+    Raises:
+        SpecError: The job asks for it.
+    """
+    profile, scored = spec.profile, (ErrorMeasure.OUTPUT_KL, ErrorMeasure.GAUSS_NEWTON)
+    is_scored = profile.cells is CellSelection.ADAPTIVE
+    asked = {
+        "quantizer.rounding: write nearest": spec.quantizer.rounding is not Rounding.NEAREST,
+        "space.recovery: leave it out": spec.space.recovery is not None,
+        "space.clips: write one clip": len(spec.space.clips) > 1,
+        "space.kv_cache: leave it out": spec.space.kv_cache is not None,
+        "profile.vision: leave it out": profile.vision is not None,
+        "profile.measure: write output_kl or gauss_newton": profile.measure not in scored,
+        "profile.score: write gauss_newton": (
+            is_scored and profile.score is not ErrorMeasure.GAUSS_NEWTON
+        ),
+        "objectives and constraints: leave times and activation_nbytes out": (
+            spec.is_timed or spec.needs(Objective.ACTIVATION_NBYTES)
+        ),
+    }
+    found = [setting for setting, is_asked in asked.items() if is_asked]
+    if found:
+        raise SpecError(
+            "the weights take more than half of resources.memory, so they are read a transformer "
+            f"block at a time, which is not enough for {'; '.join(found)}; or raise "
+            "resources.memory"
         )
 
 

@@ -5,6 +5,8 @@ on the layers up to it only. So the activations between blocks are kept by the p
 to there, and a run starts after the last block whose part it shares with an earlier one.
 """
 
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -15,15 +17,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bitfront.errors import SpecError
 from bitfront.layers import Tower
 from bitfront.plan import Plan
 from bitfront.quant.inputs import InputQuantizer
 from bitfront.vlm import LayeredModel, PlanSwitch
 from objectives.execution.lockstep import Arrival, Lockstep
+from objectives.execution.mapped import mapped
+from objectives.execution.section import Section
 from objectives.execution.streams import Stream
 from objectives.execution.tensor_cache import TensorCache
 
 _PROBED_SAMPLES = 2
+_NEAR = 1e-4  # rounding errors: products' last bits may depend on where in memory a tensor is
+FULL_PLAN = Plan(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,8 @@ class StreamRunner:
     Args:
         model: The model.
         switch: Its switch.
-        cache_nbytes: How much of the activations between blocks to keep; 0 keeps none.
+        cache_nbytes: How much of the activations between blocks to keep; 0 keeps none. Of a model
+            that is read block by block they are kept on disk, as much as a quarter of what is free.
     """
 
     def __init__(
@@ -93,6 +101,9 @@ class StreamRunner:
         self._switch = switch
         self._joints: dict[frozenset[Tower], list[_Joint]] = {}
         self._calls: dict[frozenset[Tower], Mapping[str, int]] = {}
+        self._is_blockwise = model.residency is not None
+        if self._is_blockwise:
+            cache_nbytes = shutil.disk_usage(tempfile.gettempdir()).free // 4
         self.cache = TensorCache(cache_nbytes)
 
     def run(
@@ -122,6 +133,11 @@ class StreamRunner:
         kept: dict[int, list[Tensor]] = {}
         if keep:
             kept = {depth: [] for depth in self._admitted(keys, joints, start, sum(given.sizes))}
+        if self._is_blockwise:
+            features = self._by_blocks(given, start, begun, kept)
+            for depth, outputs in kept.items():
+                self.cache.put(keys[depth], outputs)
+            return torch.cat(features)
         features = []
         for batch in range(len(given.sizes)):
             with ExitStack() as stack:
@@ -138,6 +154,69 @@ class StreamRunner:
         for depth, outputs in kept.items():
             self.cache.put(keys[depth], outputs)
         return torch.cat(features)
+
+    def _by_blocks(
+        self,
+        given: Stream,
+        start: int,
+        begun: Sequence[Tensor] | None,
+        kept: dict[int, list[Tensor]],
+    ) -> list[Tensor]:
+        """The output of each batch, all batches passing a transformer block while it is there.
+
+        Args:
+            given: The samples.
+            start: The depth of the joint that is begun after; -1 for the beginning.
+            begun: What leaves that joint for each batch.
+            kept: Filled with what leaves each of its depths.
+        """
+        passing: Sequence[Tensor | None] = begun or [None] * len(given.sizes)
+        outputs: list[Tensor] = []
+        for depth, section in enumerate(self.sections(given)[start + 1 :], start + 1):
+            with self.resident(section), torch.no_grad():
+                outputs = [section.run(given, batch, entry) for batch, entry in enumerate(passing)]
+            if section.end is not None:
+                outputs = [mapped(output) for output in outputs]
+            if depth in kept:
+                kept[depth] += outputs
+            passing = outputs
+        return outputs
+
+    def sections(self, given: Stream) -> list[Section]:
+        """What the samples run through, cut so that each part is in memory alone.
+
+        One part, where all of the model is in memory.
+        """
+        if not self._is_blockwise:
+            layers = frozenset(x.name for x in self._model.layers if x.tower in given.towers)
+            return [Section(layers, (), None, None, ())]
+        return self._sections(self._joints_of(given), given.towers)
+
+    def resident(self, section: Section) -> AbstractContextManager[None]:
+        """Within it the transformer blocks of a section are in memory."""
+        residency = self._model.residency
+        return nullcontext() if residency is None else residency.held(section.blocks)
+
+    def entries(self, given: Stream, number: int) -> Sequence[Tensor | None]:
+        """What enters the section of that number in full precision, batch by batch.
+
+        None at the beginning. What is not kept runs.
+        """
+        if number == 0:
+            return [None] * len(given.sizes)
+        joint = self._joints_of(given)[number - 1]
+        key = (given.key, number - 1, FULL_PLAN.part(joint.layers))
+        kept = self.cache.get(key)
+        if kept is None:
+            self.run(given, FULL_PLAN)
+            kept = self.cache.get(key)
+        if kept is None:
+            raise SpecError(
+                "what the calibration samples give between transformer blocks takes more than a "
+                "quarter of the free disk: set data.samples.calibration lower, or TMPDIR to a "
+                "larger disk"
+            )
+        return kept
 
     def observe(self, given: Stream, plan: Plan, layers: Sequence[str]) -> dict[str, list[Tensor]]:
         """What some layers give under a plan, call by call; nothing after them runs.
@@ -276,6 +355,8 @@ class StreamRunner:
         raises nothing.
         """
         candidates = self._candidates(given.towers)
+        if self._is_blockwise:
+            return self._checked(given, candidates)
         seen: dict[nn.Module, list[Tensor]] = {joint.modules[-1]: [] for joint in candidates}
         with ExitStack() as stack:
             for module, outputs in seen.items():
@@ -297,6 +378,55 @@ class StreamRunner:
                 joints.append(replace(joint, sample_nbytes=outputs[0].nbytes // samples))
         return joints
 
+    def _sections(self, joints: Sequence[_Joint], towers: frozenset[Tower]) -> list[Section]:
+        """What lies before, between and after some places.
+
+        A layer that is tied to an embedding is in each, for it may run in several.
+        """
+        layers = [layer.name for layer in self._model.layers if layer.tower in towers]
+        tied = frozenset(filter(self._model.acts_from_the_start, layers))
+        ends = [joint.modules[-1] for joint in joints]
+        found: list[Section] = []
+        known: frozenset[str] = frozenset()
+        skipping = None
+        for depth, joint in enumerate(joints):
+            inside = (joint.layers - known) | tied
+            found.append(Section(inside, (ends[depth],), skipping, ends[depth], ends[depth + 1 :]))
+            known, skipping = joint.layers, joint.skipped
+        return [*found, Section((frozenset(layers) - known) | tied, (), skipping, None, ())]
+
+    def _checked(self, given: Stream, candidates: list[_Joint]) -> list[_Joint]:
+        """All places, each seen to give on a sample what a whole run gives at the next one.
+
+        A whole run and the sections' are all that it takes, where every block is read from disk.
+
+        Raises:
+            SpecError: One gives something else.
+        """
+        probed = slice(1)
+        outputs: dict[nn.Module, list[Tensor]] = {joint.modules[-1]: [] for joint in candidates}
+        with ExitStack() as stack:
+            for module, own in outputs.items():
+                watch = partial(_note_mapped, own)
+                stack.callback(module.register_forward_hook(watch).remove)
+            whole = given.run(0, rows=probed)
+        expected = [own[0] if len(own) == 1 else None for own in outputs.values()] + [whole]
+        entry: Tensor | None = None
+        sections = self._sections(candidates, given.towers)
+        for section, wanted in zip(sections, expected, strict=True):
+            found = section.run(given, 0, entry, probed)
+            if wanted is None or not torch.allclose(found, wanted, _NEAR, _NEAR):
+                raise SpecError(
+                    "the transformer blocks of this model pass on more than one tensor, so it "
+                    "cannot be read block by block: leave resources.memory out"
+                )
+            entry = wanted
+        sizes = [own[0].nbytes for own in outputs.values()]
+        return [
+            replace(joint, sample_nbytes=size)
+            for joint, size in zip(candidates, sizes, strict=True)
+        ]
+
     def _candidates(self, towers: frozenset[Tower]) -> list[_Joint]:
         """The places after the towers' transformer blocks, their sizes not known yet."""
         modules = dict(self._model.module.named_modules())
@@ -314,6 +444,12 @@ class StreamRunner:
             # What a projector gives has another shape than what it takes, so it always runs.
             before += () if tower is Tower.PROJECTOR else own
         return found
+
+
+def _note_mapped(outputs: list[Tensor], _module: nn.Module, _args: object, output: object) -> None:
+    """As `_note`, on disk."""
+    if isinstance(output, Tensor):
+        outputs.append(mapped(output))
 
 
 def _note(outputs: list[Tensor], _module: nn.Module, _args: object, output: object) -> None:

@@ -14,7 +14,8 @@ from bitfront.vlm import DualEncoder, GenerativeModel, QuestionBatch
 Rows = slice | Tensor
 """Some samples of a batch: a slice, or their places."""
 
-_ALL: Final = slice(None)
+ALL: Final = slice(None)
+"""All samples of a batch."""
 
 
 class Stream(ABC):
@@ -37,7 +38,7 @@ class Stream(ABC):
 
     @abstractmethod
     def run(
-        self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False
+        self, batch: int, *, rows: Rows = ALL, stand_in: bool = False
     ) -> Float[Tensor, "rows d"]:
         """What the model gives for a batch; gradients flow where they are enabled.
 
@@ -70,7 +71,7 @@ class ImageStream(Stream):
         self.are_independent = are_independent
         self.sizes = self.rows = tuple(sizes)
 
-    def run(self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False) -> Tensor:
+    def run(self, batch: int, *, rows: Rows = ALL, stand_in: bool = False) -> Tensor:
         """The image features, not normalised."""
         if not stand_in:
             return self._model.encode_images(self._read(batch)[rows])
@@ -96,7 +97,7 @@ class CaptionStream(Stream):
         self,
         batch: int,
         *,
-        rows: Rows = _ALL,
+        rows: Rows = ALL,
         stand_in: bool = False,  # noqa: ARG002 - the positions of tokens always count
     ) -> Tensor:
         """The text features, not normalised."""
@@ -122,7 +123,7 @@ class QuestionStream(Stream):
         self.sizes = tuple(size for size, _ in shapes)
         self.rows = tuple(size * length for size, length in shapes)
 
-    def run(self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False) -> Tensor:
+    def run(self, batch: int, *, rows: Rows = ALL, stand_in: bool = False) -> Tensor:
         """The logits `(questions * answer tokens, vocabulary)` at the answers' tokens."""
         questions = self._questions(batch, rows, stand_in=stand_in)
         return self._model.answer_logits(questions).flatten(0, 1)
@@ -145,7 +146,7 @@ class StreamPart(Stream):
         self.sizes = tuple(whole.sizes[batch] for batch in self.batches)
         self.rows = tuple(whole.rows[batch] for batch in self.batches)
 
-    def run(self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False) -> Tensor:
+    def run(self, batch: int, *, rows: Rows = ALL, stand_in: bool = False) -> Tensor:
         """As of the whole stream."""
         return self._whole.run(self.batches[batch], rows=rows, stand_in=stand_in)
 
@@ -153,7 +154,7 @@ class StreamPart(Stream):
 class OptionStream(QuestionStream):
     """Questions with options as their answers, for the likelihood of each token."""
 
-    def run(self, batch: int, *, rows: Rows = _ALL, stand_in: bool = False) -> Tensor:
+    def run(self, batch: int, *, rows: Rows = ALL, stand_in: bool = False) -> Tensor:
         """The log-probabilities `(questions * answer tokens, 1)` of the answers' tokens."""
         questions = self._questions(batch, rows, stand_in=stand_in)
         return token_log_p(self._model.answer_logits(questions), questions.answers)

@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitfront.layers import Tower
-from bitfront.plan import Plan
 from bitfront.vlm import PlanSwitch
 from objectives.data.split_name import SplitName
 from objectives.data.task import Task
-from objectives.execution.runner import StreamRunner
+from objectives.execution.runner import FULL_PLAN, StreamRunner
 from objectives.execution.streams import Stream
 
-FULL_PLAN = Plan(())
+__all__ = ["DRAWS", "FULL_PLAN", "FullPrecisionReference"]
+
 DRAWS = 4
 
 

@@ -1,6 +1,6 @@
 """The error of a plan by the Gauss-Newton matrix of the model's output, from one backward pass."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from bitfront.precision import Precision
 from bitfront.quant.inputs import InputQuantizer
 from bitfront.spec import SpaceSpec
 from bitfront.vlm.plan_switch import quantized_input
+from objectives.execution.section import Section
 from objectives.execution.streams import Stream
 from objectives.profiling.full_precision import FullPrecisionReference
 
@@ -25,6 +26,7 @@ SAMPLE_DRAWS = 1
 CAPTION_DRAWS = 16
 
 _Choice = tuple[str, Precision]
+_Rounding = tuple[Callable[[], Tensor], InputQuantizer | None]
 
 
 class GaussNewtonError:
@@ -76,38 +78,56 @@ class GaussNewtonError:
         }
         if asked[1] not in wanted[asked[0]]:
             wanted[asked[0]].append(asked[1])
-        products = [
-            _Products(module, dict(self._rounded(layer, module, precisions)))
-            for layer, precisions in wanted.items()
-            for module in reference.model.modules(layer)
-        ]
         reference.switch.clear()
-        gradients = list(reference.output_gradients(stream, _draws(stream)))
-        by_batch = zip(*(torch.split(whole, list(stream.rows)) for whole in gradients), strict=True)
-        has_samples = stream.are_independent and self._has_samples_first(stream, wanted)
-        batches = [
-            _batch_changes(
-                stream, batch, parts, products, stream.sizes[batch] if has_samples else 1
-            )
-            for batch, parts in enumerate(by_batch)
-        ]
+        output_gradients = list(reference.output_gradients(stream, _draws(stream)))
+        by_batch = zip(
+            *(torch.split(whole, list(stream.rows)) for whole in output_gradients), strict=True
+        )
+        gradients: list[Sequence[Tensor | None]] = list(by_batch)
+        # Only LLaVAs are read block by block, and all their layers have samples first.
+        has_samples = stream.are_independent and (
+            reference.model.residency is not None or self._has_samples_first(stream, wanted)
+        )
+        batches: list[dict[_Choice, Tensor]] = [{} for _ in stream.sizes]
+        sections = list(enumerate(reference.runner.sections(stream)))
+        for number, section in reversed(sections):
+            entries = reference.runner.entries(stream, number)
+            with reference.runner.resident(section):
+                products = [
+                    _Products(module, dict(self._rounded(layer, module, precisions)))
+                    for layer, precisions in wanted.items()
+                    if layer in section.layers
+                    for module in reference.model.modules(layer)
+                ]
+                for batch, (entry, arriving) in enumerate(zip(entries, gradients, strict=True)):
+                    units = stream.sizes[batch] if has_samples else 1
+                    part = _Part(stream, batch, section, entry)
+                    changes, gradients[batch] = _batch_changes(part, arriving, products, units)
+                    for choice, own in changes.items():  # a tied layer is in several sections
+                        before = batches[batch].get(choice)
+                        batches[batch][choice] = own if before is None else before + own
         found = {}
         for choice in batches[0]:
-            changes = torch.cat([batch[choice] for batch in batches])
+            whole = torch.cat([batch[choice] for batch in batches])
             # All captions together have one gradient, whatever batches they are in.
-            found[choice] = (changes if stream.are_independent else changes.sum(dim=0)).flatten()
+            found[choice] = (whole if stream.are_independent else whole.sum(dim=0)).flatten()
         return found
 
     def _rounded(
         self, layer: str, module: nn.Module, precisions: Iterable[Precision]
-    ) -> Iterator[tuple[_Choice, tuple[Tensor, InputQuantizer | None]]]:
-        """The weight and the input quantizer of each precision, as a module takes them."""
+    ) -> Iterator[tuple[_Choice, _Rounding]]:
+        """What gives each precision's weight, as a module takes it, and its input quantizer.
+
+        Weights are rounded once where all of the model is in memory, and else at every call.
+        """
         switch, own = self._reference.switch, module.get_parameter("weight")
         for precision in precisions:
-            weight = switch.fake_quantized_weight(layer, precision).view_as(own)
+            make = partial(switch.fake_quantized_weight, layer, precision)
+            if self._reference.model.residency is None:
+                make = partial(Tensor.detach, make())
             multiplies = not isinstance(module, nn.Embedding)
             quantize = switch.input_quantizer(layer, precision) if multiplies else None
-            yield (layer, precision), (weight, quantize)
+            yield (layer, precision), (partial(_shaped, make, own.shape), quantize)
 
     def _has_samples_first(self, stream: Stream, layers: Iterable[str]) -> bool:
         """Whether the outputs of all layers hold one sample after the other.
@@ -121,6 +141,10 @@ class GaussNewtonError:
             2 * few[0] == many[0] and few[1:] == many[1:]
             for few, many in zip(one, two, strict=True)
         )
+
+
+def _shaped(make: Callable[[], Tensor], shape: torch.Size) -> Tensor:
+    return make().view(shape)
 
 
 def _draws(stream: Stream) -> int:
@@ -155,9 +179,9 @@ class _Call:
         """What the module gives under each choice, less what it gave."""
         module, (inputs, *others) = self.products.module, self.args
         with torch.no_grad():
-            for choice, (weight, quantize) in self.products.choices.items():
+            for choice, (make, quantize) in self.products.choices.items():
                 given = inputs if quantize is None else quantized_input(quantize, module, inputs)
-                changed = functional_call(module, {"weight": weight}, (given, *others))
+                changed = functional_call(module, {"weight": make()}, (given, *others))
                 yield choice, changed - self.output
 
 
@@ -166,7 +190,7 @@ class _Products:
     """A module, and the weight and input quantizer of each choice of its layer."""
 
     module: nn.Module
-    choices: Mapping[_Choice, tuple[Tensor, InputQuantizer | None]]
+    choices: Mapping[_Choice, _Rounding]
 
     def watch(
         self, calls: list[_Call], _module: nn.Module, args: tuple[Tensor, ...], output: Tensor
@@ -177,36 +201,60 @@ class _Products:
         return own
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A batch of a stream in one section, and what enters it there."""
+
+    stream: Stream
+    batch: int
+    section: Section
+    entry: Tensor | None
+
+    def run(self, entry: Tensor | None) -> Tensor:
+        """What leaves the section; gradients flow back to `entry`."""
+        with torch.enable_grad():
+            return self.section.run(self.stream, self.batch, entry)
+
+
 def _batch_changes(
-    stream: Stream,
-    batch: int,
-    gradients: Sequence[Float[Tensor, "rows d"]],
+    part: _Part,
+    gradients: Sequence[Tensor | None],
     products: Sequence[_Products],
     units: int,
-) -> dict[_Choice, Float[Tensor, "units draws"]]:
+) -> tuple[dict[_Choice, Float[Tensor, "units draws"]], list[Tensor | None]]:
     """`<g, y' - y>` of every choice in a batch: 0 where its layer is not called.
 
     Args:
-        stream: What runs.
-        batch: The batch's number.
-        gradients: At the batch's output, one for each draw.
+        part: What runs.
+        gradients: At what leaves the part, one for each draw; None where none arrives.
         products: The modules that are watched.
         units: The samples to tell apart; they count as one where a layer sees other ones, as a
             vision tower does where some questions have no image.
+
+    Returns:
+        The sums, and the gradients at what enters the part.
     """
     calls: list[_Call] = []
+    entry = None if part.entry is None else part.entry.detach().clone().requires_grad_()
     with ExitStack() as stack:
         for each in products:
             watch = partial(each.watch, calls)
             stack.callback(each.module.register_forward_hook(watch).remove)
-        with torch.enable_grad():
-            output = stream.run(batch)
+        output = part.run(entry)
+    ends = [call.output for call in calls] + ([] if entry is None else [entry])
+    nowhere: tuple[Tensor | None, ...] = (None,) * len(ends)
     arrived = [
-        torch.autograd.grad(
-            output, [call.output for call in calls], part, retain_graph=True, allow_unused=True
-        )
-        for part in gradients
+        nowhere
+        if gradient is None or not output.requires_grad
+        else torch.autograd.grad(output, ends, gradient, retain_graph=True, allow_unused=True)
+        for gradient in gradients
     ]
+    entering: list[Tensor | None] = [None] * len(gradients)
+    if entry is not None:
+        # What does not pass the section's end passes on what arrives there.
+        passed = gradients if output.numel() == 0 else [own[-1] for own in arrived]
+        entering = list(passed)
+        arrived = [own[:-1] for own in arrived]
     if any(len(call.output) % units for call in calls):
         units = 1
     found = {
@@ -222,4 +270,4 @@ def _batch_changes(
         for choice, change in call.changes():
             sums = torch.bmm(change.reshape(units, 1, -1), factors)
             found[choice][:, reached] += sums.squeeze(1).double().cpu()
-    return found
+    return found, entering

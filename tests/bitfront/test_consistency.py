@@ -153,6 +153,7 @@ INDEPENDENT = {
         "stop.time_s",
         "stop.patience",
         "tracking.mlflow",
+        "resources.memory",
     ),
 }
 

@@ -122,7 +122,7 @@ def find_sites(
     paths = {module: path for path, module in model.named_modules()}
     return [
         Site(
-            _layer(name, seen, _scope(paths[next(iter(seen.modules))])),
+            _layer(name, seen, transformer_block(paths[next(iter(seen.modules))])),
             (*seen.modules,),
             residual.streams.get(name),
         )
@@ -144,7 +144,7 @@ def _layer(name: str, seen: _Seen, scope: str | None) -> Layer:
     return Layer(name, tower, kind, rows, columns, positions, seen.source, scope or tower.value)
 
 
-def _scope(path: str) -> str | None:
+def transformer_block(path: str) -> str | None:
     """The innermost numbered module around the one at `path`: its transformer block."""
     parts = path.split(".")
     beside = next((place for place, part in enumerate(parts) if part in _SIDE_BY_SIDE), len(parts))

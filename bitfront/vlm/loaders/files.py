@@ -74,11 +74,16 @@ def check_safetensors_folder(folder: Path) -> None:
         MissingModel: There are no weights as safetensors, or one of their files is missing.
         InvalidModel: A file is damaged, or only stands for the real one.
     """
-    for path in _safetensors_files(folder):
+    for path in safetensors_files(folder):
         check_weights_file(path)
 
 
-def _safetensors_files(folder: Path) -> Iterator[Path]:
+def safetensors_files(folder: Path) -> Iterator[Path]:
+    """The files that hold a folder's weights.
+
+    Raises:
+        MissingModel: There are none, or one is missing.
+    """
     whole, index = folder / "model.safetensors", folder / _INDEX
     if whole.exists() or whole.is_symlink():
         yield whole

@@ -30,6 +30,7 @@ from bitfront.vlm.loaders.settings import (
 )
 from bitfront.vlm.models.generative import IMAGE_TOKEN, GenerativeInterface, GenerativeModel, Prompt
 from bitfront.vlm.models.settings import ModelSettings
+from bitfront.vlm.models.stored_weights import StoredWeights
 
 Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 Inner = LlavaModel | LlavaNextModel
@@ -185,9 +186,12 @@ def check_prompt(name: str, model: Llava, loaded: GenerativeModel) -> None:
 
 
 def llava_model(
-    model: Llava, processor_texts: TextProcessor, ends: frozenset[int]
+    model: Llava,
+    processor_texts: TextProcessor,
+    ends: frozenset[int],
+    stored: StoredWeights | None = None,
 ) -> GenerativeModel:
-    """The generative model of a LLaVA that is already built.
+    """The generative model of a LLaVA that is already built; `stored` as for `LayeredModel`.
 
     What its features never pass is dropped: the vision tower's last layers after
     `vision_feature_layer`, and SigLIP's pooling head.
@@ -255,7 +259,7 @@ def llava_model(
         settings=processor_texts.settings,
         tokenizer_json=processor_texts.tokenizer_json,
     )
-    return GenerativeModel(model, interface)
+    return GenerativeModel(model, interface, stored)
 
 
 def _tile_tokens(inner: Inner) -> int:

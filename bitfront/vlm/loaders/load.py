@@ -10,10 +10,16 @@ from bitfront.vlm.loaders.transformers import load_transformers
 from bitfront.vlm.models.layered import LayeredModel
 
 
-def load_model(spec: ModelSpec) -> LayeredModel:
+def load_model(spec: ModelSpec, memory_nbytes: int | None = None) -> LayeredModel:
     """The model that the specification names, on its device.
 
+    Args:
+        spec: The model.
+        memory_nbytes: What a process may take of the device's memory: a LLaVA whose weights take
+            more than half of it is read block by block. None loads any model whole.
+
     Raises:
+        SpecError: The model takes more, and is not of a kind that is read block by block.
         MissingModel: The model or its weights cannot be found.
         InvalidModel: The weights do not fit, are not finite, or it is of a kind
             that is not known.
@@ -27,7 +33,7 @@ def load_model(spec: ModelSpec) -> LayeredModel:
         case ModelSource.OPEN_CLIP:
             return load_open_clip(spec, device)
         case ModelSource.TRANSFORMERS:
-            return load_transformers(spec, device)
+            return load_transformers(spec, device, memory_nbytes)
 
 
 def choose_device(name: str) -> torch.device:

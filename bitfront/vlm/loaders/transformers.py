@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]  # it has none
 from PIL.Image import Image
 from torch import Tensor
 from transformers import (
@@ -20,6 +21,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     CLIPModel,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -33,6 +35,7 @@ from transformers.models.auto.modeling_auto import (
 
 from bitfront.errors import InvalidModel, MissingModel
 from bitfront.spec import ModelSpec
+from bitfront.vlm.loaders.blockwise import fits, llava_weights, refuse_other_kinds
 from bitfront.vlm.loaders.caption_tokenizers import of_transformers
 from bitfront.vlm.loaders.explained import explained
 from bitfront.vlm.loaders.files import (
@@ -82,10 +85,13 @@ class _LoadingInfo(TypedDict):
     mismatched_keys: set[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 
-def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | GenerativeModel:
+def load_transformers(
+    spec: ModelSpec, device: torch.device, memory_nbytes: int | None = None
+) -> DualEncoder | GenerativeModel:
     """The dual encoder, or the model that writes text about pictures, that a job names.
 
     Raises:
+        SpecError: It does not fit into the memory given, and is no LLaVA.
         MissingModel: There is no such folder or hub name, or it has no safetensors weights.
         InvalidModel: It is another kind of model, or its weights are incomplete.
     """
@@ -113,6 +119,11 @@ def load_transformers(spec: ModelSpec, device: torch.device) -> DualEncoder | Ge
     if folder.is_dir():
         check_safetensors_folder(folder)
         check_tokenizer_files(folder)
+    if memory_nbytes is not None and not fits(
+        folder, _dtype(spec, device, writes=writes), memory_nbytes
+    ):
+        refuse_other_kinds(spec.name, config.model_type, memory_nbytes)
+        return _load_blockwise(config, folder, spec, device)
     if writes:
         return _load_generative(config.model_type, place, spec, device)
     return _load_dual_encoder(config.model_type, place, spec, device)
@@ -273,9 +284,7 @@ def _load_generative(
         InvalidModel: Its weights cannot be read, are incomplete or do not fit, or it names no
             token that ends an answer.
     """
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    if spec.dtype != "auto":
-        dtype = getattr(torch, spec.dtype)
+    dtype = _dtype(spec, device, writes=True)
     with _explained(spec.name):
         loaded_with_info = AutoModelForImageTextToText.from_pretrained(
             place,
@@ -288,25 +297,71 @@ def _load_generative(
         )
     model, loading = cast("tuple[Generating, _LoadingInfo]", loaded_with_info)
     _check_loading(spec.name, loading)
-    end = model.generation_config.eos_token_id
-    if end is None:
-        raise InvalidModel(
-            f"{spec.name} names no token that ends an answer: "
-            "set eos_token_id in its generation_config.json"
-        )
-    ends = frozenset(end if isinstance(end, list | tuple) else [end])
-    rows = len(model.get_input_embeddings().get_parameter("weight"))
-    if not ends or not all(type(one) is int and 0 <= one < rows for one in ends):
-        raise InvalidModel(
-            f"{spec.name} ends answers with {end!r}, which is not one of its tokens (0 "
-            f"to {rows - 1}): correct eos_token_id in its generation_config.json"
-        )
+    ends = _ends(spec.name, model)
     if kind not in LLAVA_KINDS:
         return image_text_model(spec.name, place, model, ends)
     llava = cast("Llava", model)
     processor_texts = load_text_processor(place, ends, llava)
     with explained("transformers", f"run {spec.name}"):
         loaded = llava_model(llava, processor_texts, ends)
+        check_prompt(spec.name, llava, loaded)
+    return loaded
+
+
+def _dtype(spec: ModelSpec, device: torch.device, *, writes: bool) -> torch.dtype:
+    """What a model's weights are loaded in."""
+    if not writes:
+        return torch.float32
+    if spec.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        return dtype
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _ends(name: str, model: Generating) -> frozenset[int]:
+    """The tokens that end an answer.
+
+    Raises:
+        InvalidModel: The model names none, or one that it does not know.
+    """
+    end = model.generation_config.eos_token_id
+    if end is None:
+        raise InvalidModel(
+            f"{name} names no token that ends an answer: "
+            "set eos_token_id in its generation_config.json"
+        )
+    ends = frozenset(end if isinstance(end, list | tuple) else [end])
+    rows = len(model.get_input_embeddings().get_parameter("weight"))
+    if not ends or not all(type(one) is int and 0 <= one < rows for one in ends):
+        raise InvalidModel(
+            f"{name} ends answers with {end!r}, which is not one of its tokens (0 "
+            f"to {rows - 1}): correct eos_token_id in its generation_config.json"
+        )
+    return ends
+
+
+def _load_blockwise(
+    config: PreTrainedConfig, folder: Path, spec: ModelSpec, device: torch.device
+) -> GenerativeModel:
+    """A LLaVA whose transformer blocks are read from their files when they run.
+
+    Raises:
+        InvalidModel: As for one that is loaded.
+    """
+    dtype = _dtype(spec, device, writes=True)
+    with _explained(spec.name), init_empty_weights(include_buffers=False):
+        model = AutoModelForImageTextToText.from_config(  # type: ignore[no-untyped-call]  # theirs
+            config, dtype=dtype
+        )
+    model.tie_weights()  # which a model without values forgets
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    llava = cast("Llava", model)
+    stored = llava_weights(spec.name, llava, folder, dtype, device)
+    ends = _ends(spec.name, cast("Generating", model))
+    processor_texts = load_text_processor(str(folder), ends, llava)
+    with explained("transformers", f"run {spec.name}"):
+        loaded = llava_model(llava, processor_texts, ends, stored)
         check_prompt(spec.name, llava, loaded)
     return loaded
 

@@ -12,6 +12,7 @@ from bitfront.errors import SpecError
 from bitfront.layers import Tower
 from bitfront.vlm.models.layered import LayeredModel
 from bitfront.vlm.models.settings import ModelSettings
+from bitfront.vlm.models.stored_weights import StoredWeights
 
 IMAGE_TOKEN = "<image>"
 
@@ -151,14 +152,21 @@ class GenerativeModel(LayeredModel):
 
     has_features = True
 
-    def __init__(self, model: nn.Module, interface: GenerativeInterface) -> None:
-        """Takes the model over.
+    def __init__(
+        self,
+        model: nn.Module,
+        interface: GenerativeInterface,
+        stored: StoredWeights | None = None,
+    ) -> None:
+        """Takes the model over; `stored` as for `LayeredModel`.
 
         Raises:
             InvalidModel: A weight is not finite, or the model cannot be rewritten.
         """
         self._interface = interface
-        super().__init__(model, interface.token_embedding, interface.runs, interface.settings)
+        super().__init__(
+            model, interface.token_embedding, interface.runs, interface.settings, stored=stored
+        )
 
     @property
     def image_token(self) -> str:

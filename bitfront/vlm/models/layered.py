@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -18,7 +18,9 @@ from bitfront.vlm.layers.effect import without_effect
 from bitfront.vlm.layers.experts import has_called_experts
 from bitfront.vlm.layers.rewrite import call_every_weight
 from bitfront.vlm.layers.trace import Site, find_sites
+from bitfront.vlm.models.residency import MakeWeight, Residency
 from bitfront.vlm.models.settings import ModelSettings
+from bitfront.vlm.models.stored_weights import StoredWeights
 from bitfront.vlm.models.weights_digest import model_identity
 
 
@@ -67,9 +69,12 @@ class LayeredModel(ABC):
             part of the code.
         identity: Hash of the weights' identity and the input settings.
         switch: The `PlanSwitch` whose plan is on the model; None before the first.
+        residency: What brings transformer blocks into memory, for a model that is larger; None
+            where all of it is there.
     """
 
     switch: object | None = None
+    residency: Residency | None = None
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class LayeredModel(ABC):
         settings: ModelSettings | None = None,
         parts: Mapping[nn.Module, Tower] = MappingProxyType({}),
         results: Sequence[Callable[[], Tensor]] = (),
+        stored: StoredWeights | None = None,
     ) -> None:
         """Takes the model over.
 
@@ -89,19 +95,20 @@ class LayeredModel(ABC):
             settings: What makes token ids and pixels.
             parts: As for `find_sites`.
             results: What the model gives for one sample, where layers may run for nothing.
+            stored: Where the weights are, of a model whose parameters are on the meta device.
 
         Raises:
             InvalidModel: A weight is not finite, or the model cannot be rewritten.
         """
-        _refuse_non_finite(model)
         model.eval().requires_grad_(requires_grad=False)
         parameters = dict(model.named_parameters())
         sizes = {name: parameter.numel() for name, parameter in parameters.items()}
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        identities = {id(parameter): name for name, parameter in parameters.items()}
         self.module = model
-        self.device = next(model.parameters()).device
-        self.weights_identity = model_identity(model)
+        self.device = next(model.parameters()).device if stored is None else stored.device
+        self.weights_identity = model_identity(model, _finite_tensors(model, stored))
         self.settings = settings
         self.identity = (
             self.weights_identity
@@ -120,7 +127,8 @@ class LayeredModel(ABC):
             for module, name in names.items()
             if not isinstance(module, nn.Embedding) or module is token_embedding
         }
-        sites = find_sites(model, wanted, runs, parts)
+        with nullcontext() if stored is None else _buffers_on_meta(model):
+            sites = find_sites(model, wanted, runs, parts)
         unused = without_effect({site.layer.name: site.modules for site in sites}, results)
         sites = [site for site in sites if site.layer.name not in unused]
         self._sites: dict[str, Site] = {site.layer.name: site for site in sites}
@@ -140,6 +148,8 @@ class LayeredModel(ABC):
             for name, count in self.kept.items()
             if sum(size > 1 for size in shapes[name]) > 1
         )
+        if stored is not None:
+            self.residency = Residency(model, identities, stored)
         # Aliases of the original storage: whatever `put_weight` does, these stay as they are.
         self._originals = {
             site.layer.name: site.modules[0].get_parameter("weight").detach() for site in sites
@@ -232,12 +242,28 @@ class LayeredModel(ABC):
     def weight(self, layer: str) -> Float[Tensor, "rows columns"]:
         """The layer's full-precision weight, whatever plan is on the model."""
         self.modules(layer)
+        if self.residency is not None and layer in self.residency.stored:
+            return self.residency.stored.read(layer).flatten(1)
         return self._originals[layer].flatten(1)
 
-    def put_weight(self, layer: str, weight: Float[Tensor, "rows columns"] | None) -> None:
-        """Gives the layer another weight; None gives it its own back, bit for bit."""
+    def put_weight(
+        self, layer: str, given: Float[Tensor, "rows columns"] | MakeWeight | None
+    ) -> None:
+        """Gives the layer another weight; None gives it its own back, bit for bit.
+
+        What makes a weight is called at once, or, where only some blocks are in memory, whenever
+        the layer's comes there.
+        """
         modules = self.modules(layer)
+        if self.residency is not None:
+            make = (lambda: given) if isinstance(given, Tensor) else given
+            for parameter in {
+                id(p): p for m in modules for p in [m.get_parameter("weight")]
+            }.values():
+                self.residency.put(parameter, make)
+            return
         original = self._originals[layer]
+        weight = given() if callable(given) and not isinstance(given, Tensor) else given
         for module in modules:
             parameter = module.get_parameter("weight")
             parameter.data = original if weight is None else weight.view_as(original)
@@ -261,7 +287,31 @@ class LayeredModel(ABC):
         parameter.data = original if values is None else values.to(original)
 
 
-def _refuse_non_finite(model: nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
+def _finite_tensors(model: nn.Module, stored: StoredWeights | None) -> Iterator[tuple[str, Tensor]]:
+    """The state dict in order of the names, each tensor looked at once.
+
+    Raises:
+        InvalidModel: A value is not finite.
+    """
+    for name, tensor in sorted(model.state_dict().items()):
+        read = tensor if stored is None or name not in stored else stored.read(name)
+        if read.is_floating_point() and not read.is_meta and not read.isfinite().all():
             raise InvalidModel(f"{name} has values that are NaN or infinite")
+        yield name, read
+
+
+@contextmanager
+def _buffers_on_meta(model: nn.Module) -> Iterator[None]:
+    """Within it the buffers have no values either, so that a run needs only shapes."""
+    owners = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for module, name, buffer in owners:
+        setattr(module, name, buffer.to("meta"))
+    try:
+        yield
+    finally:
+        for module, name, buffer in owners:
+            setattr(module, name, buffer)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,19 @@ from torch import Tensor, nn
 _PROVENANCE = frozenset({"name_or_path", "training", "grad_checkpointing", "warnings_issued"})
 
 
-def model_identity(model: nn.Module) -> str:
+def model_identity(model: nn.Module, tensors: Iterable[tuple[str, Tensor]] | None = None) -> str:
     """The SHA-256 of the model's modules with their settings, and of its state dict.
+
+    Args:
+        model: The model.
+        tensors: Its state dict in order of the names, where the model does not have it.
 
     Every tensor enters with name, dtype, shape and bytes (a meta tensor has no bytes), so
     changed weights under the same name have another identity.
     """
     sha = hashlib.sha256()
     sha.update(json.dumps(list(_settings(model))).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()) if tensors is None else tensors:
         sha.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         if not tensor.is_meta:
             sha.update(_content(tensor))

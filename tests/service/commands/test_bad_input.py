@@ -18,7 +18,7 @@ data:
 
 TOP_KEYS = (
     "study, model, data, quantizer, space, partition, profile, objectives, constraints, "
-    "search, stop, tracking, target, context_tokens"
+    "search, stop, tracking, resources, target, context_tokens"
 )
 
 # What is written below a whole job (so its first line is line 6), and what is said of it.
