@@ -2,7 +2,6 @@
 
     OMP_NUM_THREADS=2 python -m benchmarks.large make --shape 7b FOLDER
     OMP_NUM_THREADS=2 python -m benchmarks.large make --shape 1b FOLDER
-    OMP_NUM_THREADS=2 python -m benchmarks.large time FOLDER --memory 6GB
     OMP_NUM_THREADS=2 python -m benchmarks.large study FOLDER --memory 4GB
 
 Weights are random, drawn tensor by tensor from a seed and written in shards of bfloat16, so that
