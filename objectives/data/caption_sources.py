@@ -1,13 +1,15 @@
 """Where a person's own captions come from: JSON Lines, a file as COCO has it, a table, shards."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from bitfront.errors import InvalidSample
 from bitfront.spec import DataSource, DataSpec
+from objectives.data.json_members import members
 from objectives.data.listing import CaptionedImages, Listing, problem
 from objectives.data.sample import Sample
 from objectives.data.shards import ShardCaptions
@@ -15,6 +17,7 @@ from objectives.data.splits import Source
 from objectives.data.tables import TableCaptions
 
 _EXAMPLE = '{"image": "cat.jpg", "captions": ["a cat on a mat", "..."]}'
+_COCO_OR_LINES = f"JSON Lines such as {_EXAMPLE} are read too"
 
 
 class CaptionSource(Source, Protocol):
@@ -75,12 +78,10 @@ class _CocoAnnotation:
     caption: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Coco:
-    """A file as COCO has captions; further keys are not read."""
-
-    images: list[_CocoImage]
-    annotations: list[_CocoAnnotation]
+_COCO_ELEMENTS: Final[Mapping[str, TypeAdapter[_CocoImage] | TypeAdapter[_CocoAnnotation]]] = {
+    "images": TypeAdapter(_CocoImage),
+    "annotations": TypeAdapter(_CocoAnnotation),
+}
 
 
 class ListedCaptions(CaptionedImages):
@@ -111,25 +112,51 @@ def _lines(listing: Listing) -> dict[str, list[str]]:
 
 
 def _coco(listing: Listing) -> dict[str, list[str]]:
-    try:
-        content = TypeAdapter(_Coco).validate_json(listing.read())
-    except ValidationError as error:
-        raise InvalidSample(
-            f"{listing.path} has no captions as COCO has them: "
-            f"{problem(error, 'the file')}; JSON Lines such as {_EXAMPLE} are read too"
-        ) from error
-    files = {image.id: image.file_name for image in content.images}
+    files: dict[int | str, str] = {}
+    captions: dict[int | str, list[str]] = {}
+    for element in _coco_elements(listing):
+        if isinstance(element, _CocoImage):
+            files[element.id] = element.file_name
+        elif element.caption.strip():
+            captions.setdefault(element.image_id, []).append(element.caption.strip())
+    if not captions:
+        raise InvalidSample(f"{listing.path} has no annotations with a caption: {_COCO_OR_LINES}")
     found: dict[str, list[str]] = {}
-    for annotation in content.annotations:
-        if annotation.image_id not in files:
+    for image, own in captions.items():
+        if image not in files:
             raise InvalidSample(
-                f"{listing.path} has a caption of the image {annotation.image_id}, which "
+                f"{listing.path} has a caption of the image {image}, which "
                 "is not among its images: add it, or remove the caption"
             )
-        if annotation.caption.strip():
-            name = files[annotation.image_id]
-            found.setdefault(name, []).append(annotation.caption.strip())
+        found.setdefault(files[image], []).extend(own)
     return found
+
+
+def _coco_elements(listing: Listing) -> Iterator[_CocoImage | _CocoAnnotation]:
+    """Images and captions, in the order of the file.
+
+    Raises:
+        InvalidSample: There is something else among them.
+    """
+    counts = Counter[str]()
+    name = ""
+    try:
+        with listing.opened() as file:
+            for name, content in members(file, _COCO_ELEMENTS):
+                if name in _COCO_ELEMENTS:
+                    yield _COCO_ELEMENTS[name].validate_python(content)
+                    counts[name] += 1
+    except ValidationError as error:
+        reason = f"{name}.{counts[name]}.{problem(error, 'it')}"
+        raise _no_coco(listing, reason) from error
+    except ValueError as error:
+        raise _no_coco(listing, str(error)) from error
+
+
+def _no_coco(listing: Listing, reason: str) -> InvalidSample:
+    return InvalidSample(
+        f"{listing.path} has no captions as COCO has them: {reason}; {_COCO_OR_LINES}"
+    )
 
 
 def open_caption_source(spec: DataSpec) -> CaptionSource:

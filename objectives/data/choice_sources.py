@@ -1,6 +1,7 @@
 """Where a person's own questions with options come from: a JSON Lines file."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Protocol, Self
 
@@ -23,6 +24,7 @@ class ChoiceSource(QuestionSource, Protocol):
         """The place of the right one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Line(QuestionLine):
     """A question with options, of which one is right."""
 

@@ -2,16 +2,17 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from bitfront.errors import InvalidSample, MissingData
 from bitfront.spec import DataSpec
 from objectives.data.sample import Sample
 
-Line = TypeVar("Line", bound=BaseModel)
+Line = TypeVar("Line")
 
 
 class Listing:
@@ -45,14 +46,16 @@ class Listing:
         self.folder = folder.resolve()
         self._resolved: dict[str, str] = {}  # many images lie in one folder
 
-    def read(self) -> str:
-        """The file's text.
+    @contextmanager
+    def opened(self) -> Iterator[TextIO]:
+        """The file's text, to be read part by part.
 
         Raises:
             InvalidSample: It is no text.
         """
         try:
-            return self.path.read_text(encoding="utf-8-sig")
+            with self.path.open(encoding="utf-8-sig") as file:
+                yield file
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidSample(
                 f"{self.path} cannot be read ({error}): it must be a text file in UTF-8"
@@ -62,22 +65,24 @@ class Listing:
         """Each line that is not empty with its number.
 
         Args:
-            kind: What a line is.
+            kind: What a line is: a model of pydantic, or a dataclass.
             example: A line as it may be, for messages.
 
         Raises:
             InvalidSample: A line is something else.
         """
-        for number, text in enumerate(self.read().split("\n"), 1):
-            if not text.strip():
-                continue
-            try:
-                yield number, kind.model_validate_json(text)
-            except ValidationError as error:
-                raise InvalidSample(
-                    f"line {number} of {self.path} is not a {self._what}: "
-                    f"{problem(error, 'the line')}; write {example}"
-                ) from error
+        adapter = TypeAdapter(kind)
+        with self.opened() as file:
+            for number, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                try:
+                    yield number, adapter.validate_json(text)
+                except ValidationError as error:
+                    raise InvalidSample(
+                        f"line {number} of {self.path} is not a {self._what}: "
+                        f"{problem(error, 'the line')}; write {example}"
+                    ) from error
 
     def image(self, name: str, where: str) -> Sample:
         """The image of a name, which must lie in the folder.

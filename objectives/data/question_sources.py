@@ -1,10 +1,10 @@
 """Where a person's own questions come from: a JSON Lines file, or a saved dataset."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 
 from bitfront.errors import SpecError
 from bitfront.spec import DataSource, DataSpec
@@ -40,15 +40,15 @@ class QuestionSource(Source, Protocol):
         """The encoded image; nothing for a question without one."""
 
 
-class QuestionLine(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionLine:
     """One line of a question file; further keys are welcome and not read."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     question: str
     image: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Line(QuestionLine):
     """A question with its right answers."""
 

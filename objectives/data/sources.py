@@ -219,5 +219,6 @@ def undecoded_images(
         raise SpecError(
             f"the column {column!r} of {title} has no images: cast it to datasets.Image"
         )
-    cells = dataset.cast_column(column, datasets.Image(decode=False))
+    # Of a row that is asked for, all columns are read.
+    cells = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     return lambda index: cast("EncodedImage | None", cells[index][column])
