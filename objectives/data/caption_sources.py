@@ -18,6 +18,8 @@ from objectives.data.tables import TableCaptions
 
 _EXAMPLE = '{"image": "cat.jpg", "captions": ["a cat on a mat", "..."]}'
 _COCO_OR_LINES = f"JSON Lines such as {_EXAMPLE} are read too"
+_ANNOTATIONS: Final = b'"annotations"'
+_PART: Final = 1 << 16  # bytes of a line that are looked at at once
 
 
 class CaptionSource(Source, Protocol):
@@ -99,9 +101,16 @@ class ListedCaptions(CaptionedImages):
 
 def _is_coco(listing: Listing) -> bool:
     """Whether it is one object, on one line or on many: a line of its own is whole."""
+    before = last = b""
     with listing.path.open("rb") as file:
-        first = file.readline().strip()
-    return b'"annotations"' in first or not first.endswith(b"}")
+        while part := file.readline(_PART):
+            seen = before + part
+            if _ANNOTATIONS in seen:
+                return True
+            before, last = seen[1 - len(_ANNOTATIONS) :], part.rstrip()[-1:] or last
+            if part.endswith(b"\n"):
+                break
+    return last != b"}"
 
 
 def _lines(listing: Listing) -> dict[str, list[str]]:

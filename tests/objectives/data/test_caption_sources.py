@@ -1,6 +1,7 @@
 """Captions of a person's own: JSON Lines, COCO's files, and what is wrong with them."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from PIL import Image
 from bitfront.errors import BitfrontError, InvalidSample, MissingData
 from bitfront.spec import DataSpec, Samples
 from bitfront.vlm import DualEncoder
+from objectives.data import caption_sources
 from objectives.data.caption_sources import ListedCaptions
 from objectives.data.inspection import Inspector
+from objectives.data.listing import Listing
 from objectives.data.preview import preview_data
 from objectives.data.retrieval import RetrievalTask, load_retrieval
 from objectives.data.split_name import SplitName
@@ -116,6 +119,53 @@ def test_a_line_that_is_no_caption_is_named(
 ) -> None:
     with pytest.raises(InvalidSample, match=message):
         ListedCaptions(spec_of(write_lines(tmp_path, lines)))
+
+
+def kind_of(path: Path) -> str:
+    """What a file is read as, by the name in its refusal."""
+    with pytest.raises(InvalidSample) as refusal:
+        ListedCaptions(spec_of(path))
+    return "lines" if "is not a caption" in str(refusal.value) else "COCO"
+
+
+@pytest.mark.parametrize("part", [1, 2, 12, 13, 14, 1 << 16])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ('{"x": 1}\n', "lines"),
+        ('{"x": 1}  \t \n{', "lines"),
+        ('{"x": 1}' + " " * 40, "lines"),
+        ('{"annot ations": 1}\n', "lines"),
+        ('{"annotations": 1}\n', "COCO"),
+        ('{"info": "' + "x" * 30 + '", "annotations": 1}', "COCO"),
+        ('{\n"x": 1}', "COCO"),
+        ('{"x": [1', "COCO"),
+        ('\n{"x": 1}', "COCO"),
+    ],
+)
+def test_a_file_is_known_by_its_first_line_in_parts_of_any_length(
+    tmp_path: Path, content: str, kind: str, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "captions.json"
+    path.write_text(content)
+    monkeypatch.setattr(caption_sources, "_PART", part)
+
+    assert kind_of(path) == kind
+
+
+def test_a_line_that_is_the_whole_file_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "captions.json"
+    images = [{"id": n, "file_name": f"{n}.jpg", "coco_url": "x" * 200} for n in range(20_000)]
+    path.write_text(json.dumps({"images": images, "annotations": []}))
+    assert path.stat().st_size > 4 << 20
+
+    tracemalloc.start()
+    is_coco = caption_sources._is_coco(Listing(spec_of(path), "caption"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert is_coco
+    assert most < 1 << 20
 
 
 def test_a_coco_file_with_a_caption_of_no_image_is_refused(tmp_path: Path) -> None:
