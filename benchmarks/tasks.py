@@ -6,17 +6,21 @@ channel, a block a layer.
 
     OMP_NUM_THREADS=1 python -m benchmarks.tasks --task retrieval --seeds 0,1,2
     OMP_NUM_THREADS=1 python -m benchmarks.tasks --task choice --measure letter --seeds 0,1,2
+    OMP_NUM_THREADS=1 python -m benchmarks.tasks --task retrieval --seeds 10,11,12,13,14 --distil
+
+With `--distil` it compares uniform precisions with the same distilled, and with no others.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import click
 import numpy as np
 
 from benchmarks.in_process import profile
-from bitfront.plan import Configuration, Plan
+from bitfront.plan import Configuration, Distillation, Plan
 from bitfront.precision import Precision
 from bitfront.spec import REFERENCE_CLIP, REFERENCE_LLAVA, JobSpec
 from bitfront.tasks import TASKS
@@ -28,6 +32,8 @@ from workers.scheduling.worker_config import WorkerConfig
 
 BUDGETS: Final = (2.25, 2.5, 2.75, 3.0, 3.5, 4.0)
 UNIFORM: Final = (2, 3, 4, 8)
+DISTILLED: Final = ("w2a16", "w2a8", "w3a8", "w4a4")
+TUNING: Final = 512
 COLUMNS: Final = {
     **{
         f"{kind}, recall at 1, 5, 10 in %": [f"{kind}_retrieval_recall_at_{k}" for k in (1, 5, 10)]
@@ -38,10 +44,10 @@ COLUMNS: Final = {
 }
 
 
-def job(task: str, measure: str | None, rounding: str, seed: int) -> JobSpec:
+def job(task: str, measure: str | None, rounding: str, seed: int, tuning: int = 4) -> JobSpec:
     """The job of a task with samples of a seed."""
     asks = next(kind.asks for kind in TASKS if kind.name == task)
-    samples = {"calibration": 96, "tuning": 4, "selection": 200, "test": 500}
+    samples = {"calibration": 96, "tuning": tuning, "selection": 200, "test": 500}
     return JobSpec.model_validate(
         {
             "study": f"{task}-{seed}",
@@ -81,21 +87,32 @@ def plans(spec: JobSpec) -> Iterator[tuple[str, Configuration]]:
         yield f"program {place}", seed.configuration
 
 
+def distilled(spec: JobSpec) -> Iterator[tuple[str, Configuration]]:
+    """Full precision, and uniform precisions as they are rounded and distilled."""
+    layers = [layer.name for layer in model_cache.evaluator(WorkerConfig(spec)).model.layers]
+    yield "full precision", Configuration(Plan(()))
+    for text in DISTILLED:
+        plan = Plan.uniform(layers, Precision.parse(text))
+        yield f"uniform {text}", Configuration(plan)
+        yield f"uniform {text}, distilled", Configuration(replace(plan, distil=Distillation()))
+
+
 @click.command()
-@click.option("--task", type=click.Choice([kind.name for kind in TASKS[:-1]]), required=True)
+@click.option("--task", type=click.Choice([str(kind.name) for kind in TASKS[:-1]]), required=True)
 @click.option("--measure", help="What the error is of.")
 @click.option("--rounding", default="nearest", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Of the samples, with commas.")
-def main(task: str, measure: str | None, rounding: str, seeds: str) -> None:
+@click.option("--distil", is_flag=True, help="Uniform precisions, and the same distilled.")
+def main(task: str, measure: str | None, rounding: str, seeds: str, *, distil: bool) -> None:
     """Prints a row for each plan: means over the seeds, and the deviation of one."""
     rows: dict[str, list[Mapping[str, float]]] = defaultdict(list)
     for seed in map(int, seeds.split(",")):
-        spec = job(task, measure, rounding, seed)
-        for name, configuration in plans(spec):
+        spec = job(task, measure, rounding, seed, TUNING if distil else 4)
+        for name, configuration in (distilled if distil else plans)(spec):
             evaluator = model_cache.evaluator(WorkerConfig(spec))
             rows[name].append(evaluator.evaluate(configuration, SplitName.TEST).metrics)
     columns = {
-        title: names for title, names in COLUMNS.items() if names[0] in rows["uniform w2"][0]
+        title: names for title, names in COLUMNS.items() if names[0] in rows["full precision"][0]
     }
     header = ["", "error in %", "size", *columns, "divergence"]
     click.echo(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")

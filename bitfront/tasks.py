@@ -42,7 +42,7 @@ class TaskKind:
             where a job names none.
         measures: What the error may be of; the first is the usual one. None where that is the
             task's own matter.
-        recovers: Whether P4Q and distillation have a loss for it.
+        recovers: Whether P4Q has a loss for it. Plans of every task can be distilled.
         is_built: Whether `bitfront build` writes models for it.
     """
 
@@ -55,8 +55,8 @@ class TaskKind:
 
     @property
     def without_recovery(self) -> str:
-        """Why the task has no recovery, where it has none."""
-        return f"a recovery is trained on classes or on answers, and {self.name} has neither"
+        """Why P4Q is not trained for the task, where it is not."""
+        return f"P4Q is trained on classes or on answers, and {self.name} has neither"
 
     @property
     def without_artefact(self) -> str:

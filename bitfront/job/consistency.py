@@ -422,10 +422,11 @@ def _of_another_task(spec: JobSpec) -> Iterator[tuple[Place, str]]:
             "data.classes: images without labels are told apart by what they may show: give a list "
             "of it, or a file with one",
         )
-    if spec.space.recovery is not None and tasks and not any(task.recovers for task in tasks):
+    if spec.space.p4q is not None and tasks and not any(task.recovers for task in tasks):
         yield (
             ("space", "recovery"),
-            f"space.recovery: {tasks[0].without_recovery}: leave it out",
+            f"space.recovery: {tasks[0].without_recovery}: write recovery: {{distil: {{}}}}, "
+            "or leave it out",
         )
 
 

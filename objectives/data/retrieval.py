@@ -80,6 +80,11 @@ class RetrievalTask(Task):
         """Zero: there are captions, and no classes."""
         return 0
 
+    @property
+    def compares_samples(self) -> bool:
+        """True: of images with captions, and of captions with images."""
+        return True
+
     def split(self, name: SplitName) -> RetrievalSplit:
         """The split of that name."""
         return self.splits[name]

@@ -28,6 +28,14 @@ class Task(ABC):
     def class_count(self) -> int:
         """The classes that may each have a prompt of their own; 0 where there are none."""
 
+    @property
+    def compares_samples(self) -> bool:
+        """Whether a prediction is about all samples of a split together, in both directions.
+
+        Then the rows of `scores` are those of the first stream, and after them those of the second.
+        """
+        return False
+
     @abstractmethod
     def streams(self, name: SplitName) -> tuple[Stream, ...]:
         """What runs through the model for a split; each tower is in one stream."""

@@ -196,7 +196,7 @@ class Scorer(ABC):
 
 
 class PlanScorer(Scorer):
-    """Measures plans alone: no recovery has a loss for the task.
+    """Measures plans alone: P4Q has no loss for the task.
 
     Args:
         kind: The task.
@@ -232,12 +232,15 @@ class PlanScorer(Scorer):
 
 
 def refuse_recovery(kind: TaskKind) -> NoReturn:
-    """Refuses the recoveries of a task that has none.
+    """Refuses P4Q for a task that it has no loss for.
 
     Raises:
         SpecError: Always.
     """
-    raise SpecError(f"space.recovery: {kind.without_recovery}: leave it out")
+    raise SpecError(
+        f"space.recovery: {kind.without_recovery}: write recovery: {{distil: {{}}}}, or leave it "
+        "out"
+    )
 
 
 class Recoveries(Generic[Finished]):

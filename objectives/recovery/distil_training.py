@@ -2,7 +2,8 @@
 
 Scales, zero points, input ranges, norms and biases, and where asked the codes, are trained on the
 divergence of the model's outputs from those of full precision, on the tuning samples. Labels are
-no targets; a model that answers questions reads the right answers up to each token.
+no targets; a model that answers questions reads the right answers up to each token. Where images
+and captions look for each other, a step compares some images with all captions, both ways.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bitfront.errors import InvalidModel
+from bitfront.errors import InvalidModel, SpecError
 from bitfront.plan import Plan
 from bitfront.quant.trained import TrainedRange, TrainedVector, TrainedWeight
 from bitfront.vlm.plan_switch import (
@@ -72,17 +73,16 @@ class DistilTraining:
         self.steps = 0
         self._task, self._model, self._switch = task, task.model, switch
         streams = task.streams(SplitName.TUNING)
-        (self._own,) = (stream for stream in streams if stream.are_independent)
-        self._shared = tuple(stream for stream in streams if not stream.are_independent)
+        self._own = next((s for s in streams if s.are_independent), streams[0])
+        self._shared = tuple(stream for stream in streams if stream is not self._own)
         self._samples = sum(self._own.sizes)
         self._generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode(mode=False), torch.no_grad():
             self._bare = _Bare(task.model.module)
             self._paths = {m: path for path, m in task.model.module.named_modules()}
             switch.clear()
-            self._teacher = self._task.scores(
-                {stream.key: self._whole(stream, _run) for stream in streams}
-            ).float()
+            self._full = {stream.key: self._whole(stream, _run) for stream in streams}
+            self._teacher = self._task.scores(self._full).float()
             self._start = switch.coded(plan.rounded)
             shown = switch.shown(plan.rounded)
             self._fixed = {layer: own.weight.clone() for layer, own in shown.items()}
@@ -123,7 +123,8 @@ class DistilTraining:
         with torch.inference_mode(mode=False), torch.no_grad(), self._student() as run:
             outputs = {s.key: self._whole(s, run) for s in (self._own, *self._shared)}
             scores = self._task.scores(outputs)
-        return float(divergences_nats(self._teacher, scores).mean())
+        nats = self._directions(divergences_nats(self._teacher, scores), sum(self._own.rows))
+        return float(torch.stack([part.mean() for part in nats]).mean())
 
     def trained(self) -> TrainedPlan:
         """What the plan puts onto the model as it is trained now.
@@ -255,17 +256,40 @@ class DistilTraining:
             yield run
 
     def _loss(self, samples: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """The cross-entropy of some samples' outputs under those of full precision, in nats."""
+        """The cross-entropy of some samples' outputs under those of full precision, in nats.
+
+        Raises:
+            SpecError: A person's own task lets no gradients through.
+        """
         with self._student() as run:
             outputs = {stream.key: self._some(stream, run) for stream in self._shared}
             outputs[self._own.key] = self._picked(samples, run)
-        return self._divergence_of(outputs, samples)
+        loss = self._divergence_of(outputs, samples)
+        if not loss.requires_grad:
+            raise SpecError(
+                "space.recovery: the logits of the task carry no gradients, and a distillation "
+                "follows them: compute them without torch.no_grad, or leave it out"
+            )
+        return loss
 
     def _divergence_of(
         self, outputs: Mapping[str, Tensor], samples: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        teacher = self._teacher[self._rows_of(samples).to(self._teacher.device)]
-        return teacher_cross_entropy(self._task.scores(outputs).float(), teacher)
+        rows = self._rows_of(samples).to(self._teacher.device)
+        scores, teacher = self._task.scores(outputs).float(), self._teacher
+        if self._task.compares_samples:  # the candidates are those of the step
+            teacher = self._task.scores(
+                {**self._full, self._own.key: self._full[self._own.key][rows]}
+            ).float()
+        else:
+            teacher = teacher[rows]
+        both = (self._directions(found, len(rows)) for found in (scores, teacher))
+        losses = [teacher_cross_entropy(*parts) for parts in zip(*both, strict=True)]
+        return torch.stack(losses).mean()
+
+    def _directions(self, rows: Tensor, own: int) -> tuple[Tensor, ...]:
+        """The rows of each direction: those of the own samples, and what looks for them."""
+        return (rows[:own], rows[own:]) if self._task.compares_samples else (rows,)
 
     def _whole(self, stream: Stream, run: _Run) -> Tensor:
         return torch.cat([run(stream, batch, _ALL) for batch in range(len(stream.sizes))])

@@ -286,7 +286,7 @@ def test_a_job_that_spells_out_every_default_is_right() -> None:
         (
             {**BUNDLED, "data.task": "retrieval", "space.recovery.steps": [5]},
             "space.recovery",
-            "on classes or on answers, and retrieval has neither: leave it out",
+            "on classes or on answers, and retrieval has neither: write recovery: {distil: {}}",
         ),
         (
             {**OWN_TASK, "target": "onnxruntime"},

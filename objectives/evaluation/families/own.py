@@ -34,12 +34,12 @@ class OwnFamily(Family):
         return OwnScorer(self.task, context)
 
     def check(self, spec: JobSpec) -> None:
-        """Refuses a recovery.
+        """Refuses P4Q, which has no loss here.
 
         Raises:
-            SpecError: The job asks for one.
+            SpecError: The job asks for it.
         """
-        if spec.space.recovery is not None:
+        if spec.space.p4q is not None:
             refuse_recovery(own_task(self.task.package.name))
 
     def latency_meters(

@@ -36,12 +36,12 @@ class RetrievalFamily(Family):
         return RetrievalScorer(self.task, context)
 
     def check(self, spec: JobSpec) -> None:
-        """Refuses a recovery.
+        """Refuses P4Q, which has no loss here.
 
         Raises:
-            SpecError: The job asks for one.
+            SpecError: The job asks for it.
         """
-        if spec.space.recovery is not None:
+        if spec.space.p4q is not None:
             refuse_recovery(RETRIEVAL)
 
     def latency_meters(

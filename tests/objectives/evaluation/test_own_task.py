@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from bitfront.installed_tasks import InstalledTask, installed_task
 from bitfront.job import load_job
 from bitfront.layers import Block
 from bitfront.own_task import OwnTask
-from bitfront.plan import Configuration, Option, Plan, Recovery
+from bitfront.plan import Configuration, Distillation, Option, Plan, Recovery
 from bitfront.precision import Precision
 from bitfront.reference.scenes import CLASSES, MEAN, STD, draw_scenes
 from bitfront.spec import DataSpec, JobSpec
@@ -232,7 +233,7 @@ def test_recovery_and_measure_are_refused(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as refused:
         load_job(file)
     assert "data.measure: accuracy is not for caption_pairs: leave it out" in str(refused.value)
-    assert "space.recovery: a recovery is trained" in str(refused.value)
+    assert "space.recovery: P4Q is trained" in str(refused.value)
     with pytest.raises(SpecError, match=r"space\.recovery"):
         Evaluator.from_spec(job(pairs)).evaluate(Configuration(Plan(()), Recovery()))
 
@@ -327,6 +328,38 @@ def test_a_sample_may_have_several_rows(pairs: Path, monkeypatch: pytest.MonkeyP
     assert score.figures["divergence"] == pytest.approx(float(sum(by_sample) / 5), rel=1e-3)
     wrong = [float((found[n].argmax(dim=-1) == 0).double().mean()) for n in range(5)]
     assert score.figures["error"] == pytest.approx(sum(wrong) / 5)
+
+
+def test_a_plan_is_distilled_by_the_divergence_of_the_tasks_logits(pairs: Path) -> None:
+    content = job(pairs).model_dump(mode="json", exclude_defaults=True)
+    content["space"]["recovery"] = {"distil": {"steps": [12]}}
+    measured = Evaluator.from_spec(JobSpec.model_validate(content))
+    plan = Plan.uniform([layer.name for layer in measured.model.layers], Precision(3, 8))
+    distilled = replace(plan, distil=Distillation(steps=12))
+
+    before = measured.scorer.figures(Configuration(plan), SplitName.TUNING)
+    after = measured.scorer.figures(Configuration(distilled), SplitName.TUNING)
+
+    assert after["divergence"] < 0.9 * before["divergence"]
+
+
+class Closed(Rows):
+    """A task that lets no gradients through."""
+
+    def logits(self, split: str, places: Sequence[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return super().logits(split, places)
+
+
+def test_a_task_without_gradients_is_not_distilled(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InstalledTask, "load", lambda _: Closed)
+    measured = Evaluator.from_spec(job(pairs, batch_size=2))
+    plan = Plan.uniform([layer.name for layer in measured.model.layers], Precision(3, 8))
+
+    with pytest.raises(SpecError, match="carry no gradients, and a distillation follows them"):
+        measured.switch.to(replace(plan, distil=Distillation(steps=2)))
 
 
 def test_a_study_runs_from_the_job_to_the_front(

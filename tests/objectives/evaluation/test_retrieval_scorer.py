@@ -254,7 +254,7 @@ def test_a_recovery_is_refused(loaded: Evaluator) -> None:
         lambda: loaded.scorer.keep(Configuration(Plan(()), recovery), {}),
         lambda: loaded.scorer.stored(Configuration(Plan(()), recovery)),
     ):
-        with pytest.raises(SpecError, match=r"a recovery is trained .* and retrieval has neither"):
+        with pytest.raises(SpecError, match=r"P4Q is trained .* and retrieval has neither"):
             call()
 
 

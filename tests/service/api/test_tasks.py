@@ -56,7 +56,7 @@ def test_a_recovery_for_retrieval_is_refused_in_a_sentence(database: Path, tmp_p
     with bf.open(database) as db:
         found = db.study("finds").trial(0)
 
-        with pytest.raises(bf.SpecError, match=r"a recovery is trained .* retrieval has neither"):
+        with pytest.raises(bf.SpecError, match=r"P4Q is trained .* retrieval has neither"):
             found.tune(tmp_path / "tuned")
 
 
@@ -73,7 +73,7 @@ def test_a_job_of_ones_own_is_not_tuned_either(tmp_path: Path) -> None:
     )
 
     assert result.exit_code != 0
-    assert "a recovery is trained on classes or on answers" in result.output
+    assert "P4Q is trained on classes or on answers" in result.output
 
 
 def test_all_shares_of_what_was_found_are_shown(database: Path) -> None:
