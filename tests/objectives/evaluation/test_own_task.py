@@ -331,10 +331,11 @@ def test_a_sample_may_have_several_rows(pairs: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_plan_is_distilled_by_the_divergence_of_the_tasks_logits(pairs: Path) -> None:
-    content = job(pairs).model_dump(mode="json", exclude_defaults=True)
+    samples = {"calibration": 12, "tuning": 32, "selection": 10, "test": 10}
+    content = job(pairs, samples=samples).model_dump(mode="json", exclude_defaults=True)
     content["space"]["recovery"] = {"distil": {"steps": [12]}}
     measured = Evaluator.from_spec(JobSpec.model_validate(content))
-    plan = Plan.uniform([layer.name for layer in measured.model.layers], Precision(3, 8))
+    plan = Plan.uniform([layer.name for layer in measured.model.layers], Precision(2, 8))
     distilled = replace(plan, distil=Distillation(steps=12))
 
     before = measured.scorer.figures(Configuration(plan), SplitName.TUNING)
