@@ -21,21 +21,16 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]  # it has none
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import (
-    CLIPImageProcessor,
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
 )
 
+from benchmarks.large_llava import WORDS, processor
 from bitfront.plan import Configuration, Plan
 from bitfront.profile import Cell, Resource
 from bitfront.spec import JobSpec
@@ -45,7 +40,6 @@ from search.options import block_options
 from search.partition import partition
 from search.program import Program
 
-WORDS: Final = ("<pad>", "<s>", "<unk>", "</s>", "<image>", "what", "is", "there", "?")
 SHARD_NBYTES: Final = 1 << 30
 SHAPES: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     # LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels and Vicuna 7B.
@@ -110,7 +104,8 @@ def make(folder: Path, shape: str, pictures: int, seed: int) -> int:
     ends.save_pretrained(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     _write_shards(folder, _drawn(shapes, seed))
-    _processor(vision, text["vocab_size"]).save_pretrained(folder)
+    own = processor(vision["image_size"], vision["patch_size"], text["vocab_size"])
+    own.save_pretrained(folder)
     (folder / "pictures").mkdir(exist_ok=True)
     draw, side = np.random.default_rng(seed), vision["image_size"]
     with (folder / "questions.jsonl").open("w", encoding="utf-8") as file:
@@ -154,29 +149,6 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     write()
     index = {"metadata": {}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def _processor(vision: dict[str, Any], vocabulary: int) -> LlavaProcessor:
-    codes = {word: code for code, word in enumerate(WORDS)}
-    codes |= {f"word{code}": code for code in range(len(WORDS), vocabulary)}
-    known = Tokenizer(WordLevel(codes, unk_token="<unk>"))
-    known.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # theirs
-        tokenizer_object=known,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-    side = vision["image_size"]
-    return LlavaProcessor(  # type: ignore[no-untyped-call]  # theirs
-        CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}),
-        tokenizer,
-        patch_size=vision["patch_size"],
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
 
 
 @click.group()

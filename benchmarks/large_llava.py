@@ -119,7 +119,7 @@ def save(folder: Path, seed: int) -> int:
     decoder = (model.model.language_model, model.lm_head)
     count: int = sum(p.numel() for part in decoder for p in part.parameters())
     model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]  # transformers hides torch's
-    _processor().save_pretrained(folder)
+    processor(SIDE, PATCH, VOCABULARY).save_pretrained(folder)
     (folder / "pictures").mkdir()
     draw = np.random.default_rng(seed)
     with (folder / "questions.jsonl").open("w", encoding="utf-8") as file:
@@ -131,9 +131,10 @@ def save(folder: Path, seed: int) -> int:
     return count
 
 
-def _processor() -> LlavaProcessor:
+def processor(side: int, patch: int, vocabulary: int) -> LlavaProcessor:
+    """What belongs to a LLaVA whose words are `WORDS` and made-up ones."""
     codes = {word: code for code, word in enumerate(WORDS)}
-    codes |= {f"word{code}": code for code in range(len(WORDS), VOCABULARY)}
+    codes |= {f"word{code}": code for code in range(len(WORDS), vocabulary)}
     known = Tokenizer(WordLevel(codes, unk_token="<unk>"))
     known.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # theirs
@@ -144,11 +145,11 @@ def _processor() -> LlavaProcessor:
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
     )
-    crop = {"height": SIDE, "width": SIDE}
+    crop = {"height": side, "width": side}
     return LlavaProcessor(  # type: ignore[no-untyped-call]  # theirs
-        CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=crop),
+        CLIPImageProcessor(size={"shortest_edge": side}, crop_size=crop),
         tokenizer,
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )

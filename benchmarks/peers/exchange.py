@@ -21,7 +21,7 @@ MODELS: Final = ("shapes-clip", "digit-llava")
 
 
 def linear_layers(model: LayeredModel) -> dict[str, str]:
-    """Layer names by the names of their modules: every `nn.Linear` that is no tied head."""
+    """The layer name of each `nn.Linear` by its module's name, except for a tied head."""
     names = {id(module): name for name, module in model.module.named_modules()}
     found = {}
     for layer in model.layers:

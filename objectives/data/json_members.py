@@ -3,9 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
-from typing import Final, TextIO, TypeVar
-
-Value = TypeVar("Value")
+from typing import Final, TextIO
 
 _PART: Final = 1 << 16
 """Characters that are read at once."""
@@ -67,7 +65,7 @@ class _Text:
         return bool(part)
 
     def next_one(self) -> str:
-        """The next character that is no space; nothing at the end."""
+        """The next character that is not whitespace, or an empty string at the end."""
         while True:
             found = _SPACE.match(self._held, self._start)
             assert found is not None
@@ -78,7 +76,7 @@ class _Text:
                 return ""
 
     def starts_with(self, character: str) -> bool:
-        """Whether this one comes next."""
+        """Whether the next character that is not whitespace is this one."""
         return self.next_one() == character
 
     def take(self, character: str) -> None:

@@ -207,7 +207,7 @@ class DistilTraining:
             outputs = {s.key: self._whole(s, run) for s in self._shared}
             outputs[self._own.key] = self._picked(samples, run)
             gradients = torch.autograd.grad(
-                self._divergence_of(outputs, samples), flat, materialize_grads=True
+                self._followed(outputs, samples), flat, materialize_grads=True
             )
         squares = iter([float(gradient.square().sum()) for gradient in gradients])
         sensitivity = {name: sum(next(squares) for _ in own) for name, own in parameters.items()}
@@ -256,14 +256,20 @@ class DistilTraining:
             yield run
 
     def _loss(self, samples: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """The cross-entropy of some samples' outputs under those of full precision, in nats.
-
-        Raises:
-            SpecError: A person's own task lets no gradients through.
-        """
+        """The cross-entropy of some samples' outputs under those of full precision, in nats."""
         with self._student() as run:
             outputs = {stream.key: self._some(stream, run) for stream in self._shared}
             outputs[self._own.key] = self._picked(samples, run)
+        return self._followed(outputs, samples)
+
+    def _followed(
+        self, outputs: Mapping[str, Tensor], samples: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        """A divergence that gradients flow from.
+
+        Raises:
+            SpecError: A person's own task lets none through.
+        """
         loss = self._divergence_of(outputs, samples)
         if not loss.requires_grad:
             raise SpecError(

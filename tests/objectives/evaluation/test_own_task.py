@@ -352,15 +352,16 @@ class Closed(Rows):
             return super().logits(split, places)
 
 
+@pytest.mark.parametrize("share", [0.5, 1])
 def test_a_task_without_gradients_is_not_distilled(
-    pairs: Path, monkeypatch: pytest.MonkeyPatch
+    share: float, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(InstalledTask, "load", lambda _: Closed)
     measured = Evaluator.from_spec(job(pairs, batch_size=2))
     plan = Plan.uniform([layer.name for layer in measured.model.layers], Precision(3, 8))
 
     with pytest.raises(SpecError, match="carry no gradients, and a distillation follows them"):
-        measured.switch.to(replace(plan, distil=Distillation(steps=2)))
+        measured.switch.to(replace(plan, distil=Distillation(steps=2, share=share)))
 
 
 def test_a_study_runs_from_the_job_to_the_front(
