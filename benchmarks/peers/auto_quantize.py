@@ -1,6 +1,6 @@
 """Plans by ModelOpt's `auto_quantize`; runs in its environment, without bitfront.
 
-    python auto_quantize.py FOLDER METHOD BITS,BITS,... BUDGET,BUDGET,...
+    python -m benchmarks.peers.auto_quantize FOLDER METHOD BITS,BITS,... BUDGET,BUDGET,...
 
 FOLDER is what `exchange` wrote; METHOD is gradient or kl_div. `METHOD.json` in the folder gets the
 plan at each budget (effective bits of the layers' weights), the scores with their groups, how many
@@ -18,36 +18,25 @@ import modelopt.torch.quantization as mtq
 import torch
 from modelopt.torch.quantization.algorithms import QuantRecipe
 from modelopt.torch.quantization.model_quant import auto_quantize
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoConfig, CLIPModel, LlavaForConditionalGeneration
+
+from benchmarks.peers.reading import Batch, Model, read_exchange
 
 BATCH = 16
-Batch = dict[str, Tensor]
-Model = Any  # a module of transformers; torch types the attributes of one loosely
 State = Any  # what auto_quantize returns of its search
 
 
 def read(folder: Path) -> tuple[Model, list[Batch]]:
     """The model, and its samples in batches of at most `BATCH`, with their answers."""
-    config = AutoConfig.from_pretrained(folder / "model", trust_remote_code=False)
-    kind: Any = LlavaForConditionalGeneration if config.model_type == "llava" else CLIPModel
-    model = kind.from_pretrained(
-        folder / "model", trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-    )
-    whole: dict[str, Batch] = {}
-    with safe_open(folder / "calibration.safetensors", "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            number, name = key.split(".")
-            whole.setdefault(number, {})[name] = file.get_tensor(key)
+    model, whole = read_exchange(folder)
     parts = []
-    for batch in whole.values():
+    for batch in whole:
         size = len(batch["answers"])
         for start in range(0, size, BATCH):
             rows = slice(start, start + BATCH)
             parts.append({n: t[rows] if len(t) == size else t for n, t in batch.items()})
-    return model.eval(), parts
+    return model, parts
 
 
 def logits(model: Model, batch: Batch) -> Tensor:

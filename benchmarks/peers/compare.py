@@ -12,8 +12,6 @@ already holds is not run again.
 """
 
 import json
-import os
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from benchmarks.p4q import interval
-from benchmarks.peers import quantize
+from benchmarks.peers.calling import call_peer
 from benchmarks.peers.exchange import MODELS, linear_layers, write_exchange
 from benchmarks.rounding import PICTURES
 from benchmarks.three_models import prepare, sections
@@ -151,11 +149,8 @@ def own(spec: JobSpec, bits: int) -> Figures:
 
 def call(folder: Path, environment: Path, wanted: Sequence[tuple[str, int]]) -> None:
     """Lets peers of one environment quantize the model of an exchange folder."""
-    command = [str(environment / "bin" / "python"), quantize.__file__, str(folder), str(GROUP)]
-    command += [f"{name}:{bits}:{PEERS[name].scheme}" for name, bits in wanted]
-    variables = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-    # A fixed list of arguments, and no shell.
-    subprocess.run(command, capture_output=True, env=variables, check=True)
+    jobs = [f"{name}:{bits}:{PEERS[name].scheme}" for name, bits in wanted]
+    call_peer(environment, "quantize", folder, [str(GROUP), *jobs])
 
 
 def theirs(spec: JobSpec, name: str, bits: int, folder: Path) -> Figures | str:

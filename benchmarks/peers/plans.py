@@ -10,8 +10,6 @@ samples. What `--out` already holds is not run again.
 
 import gc
 import json
-import os
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from benchmarks.in_process import profile
 from benchmarks.p4q import interval
-from benchmarks.peers import exchange
+from benchmarks.peers.calling import call_peer
 from benchmarks.peers.exchange import MODELS, linear_layers, write_exchange
 from benchmarks.rounding import PICTURES
 from benchmarks.three_models import prepare, sections
@@ -147,14 +145,10 @@ def run(model: str, seed: int, test: int, shapes: Path, environment: Path, folde
     write_exchange(load_family(plain.data, loaded).task, model, shapes, folder)
     found: Run = {}
     widths, budgets = (",".join(map(str, values)) for values in (BITS, BUDGETS))
-    script = Path(exchange.__file__).with_name("auto_quantize.py")
-    python = str(environment / "bin" / "python")
     evaluator = Evaluator.from_spec(plain)
     passes = 0
     for method in THEIRS:
-        command = [python, str(script), str(folder), method, widths, budgets]
-        variables = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
-        subprocess.run(command, capture_output=True, env=variables, check=True)
+        call_peer(environment, "auto_quantize", folder, [method, widths, budgets])
         said = json.loads((folder / f"{method}.json").read_text())
         passes = round(said["samples"] / CALIBRATION)
         costs = {"passes": passes, "seconds": said["seconds"]}

@@ -1,6 +1,6 @@
 """Weights as a peer quantizes them; runs in the peer's environment, without bitfront.
 
-    python quantize.py FOLDER GROUP METHOD:BITS:SCHEME ...
+    python -m benchmarks.peers.quantize FOLDER GROUP METHOD:BITS:SCHEME ...
 
 FOLDER is what `exchange` wrote; GROUP 0 is one scale a row; SCHEME is symmetric or asymmetric.
 `METHOD-BITS.safetensors` in the folder gets the values that the codes stand for, by the names of
@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, CLIPModel, LlavaForConditionalGeneration
+
+from benchmarks.peers.reading import Batch, Model, read_exchange
 
 Weights = dict[str, Tensor]
-Batch = dict[str, Tensor]
-Model = Any  # a module of transformers; torch types the attributes of one loosely
 
 
 @dataclass(frozen=True)
@@ -62,23 +60,14 @@ class Asked:
 
 
 def read(folder: Path, bits: int, group: int, scheme: str) -> Asked:
-    """The exchange folder, as a peer sees it."""
-    config = AutoConfig.from_pretrained(folder / "model", trust_remote_code=False)
-    kind: Any = LlavaForConditionalGeneration if config.model_type == "llava" else CLIPModel
-    model = kind.from_pretrained(
-        folder / "model", trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-    )
-    batches: dict[str, Batch] = {}
-    with safe_open(folder / "calibration.safetensors", "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            number, name = key.split(".")
-            if name != "answers":
-                batches.setdefault(number, {})[name] = file.get_tensor(key)
+    """The exchange folder, as a peer sees it: without the right answers."""
+    model, samples = read_exchange(folder)
+    batches = [
+        {name: tensor for name, tensor in batch.items() if name != "answers"} for batch in samples
+    ]
     layers = json.loads((folder / "layers.json").read_text())
     before = {name: model.get_submodule(name).weight.detach().clone() for name in layers}
-    return Asked(
-        model.eval(), list(batches.values()), layers, bits, group, scheme == "symmetric", before
-    )
+    return Asked(model, batches, layers, bits, group, scheme == "symmetric", before)
 
 
 def hqq(asked: Asked) -> Weights:
